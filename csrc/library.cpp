@@ -1,0 +1,35 @@
+// Every operator schema of genimg_fast, in one place.  Implementations register themselves per device in cpu/ and cuda/.
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/version.h>
+
+#include "build_info.h"
+
+// Version of the torch that was compiled against, then the C++ compiler.
+GENIMG_FAST_EXPORT const char* genimg_fast_build_info() {
+  return TORCH_VERSION ";"
+#if defined(__clang__)
+      __VERSION__;
+#else
+      "GCC " __VERSION__;
+#endif
+}
+
+STABLE_TORCH_LIBRARY(genimg_fast, m) {
+  // Batch norm with batch statistics, + residual, then activation (0 identity, 1 relu, 2 leaky_relu).
+  // mean and invstd (one value per channel, float32 or float64) are what backward needs; running statistics are updated in place.
+  m.def(
+      "batch_norm_act_train(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, "
+      "int activation, float negative_slope) -> (Tensor output, Tensor mean, Tensor invstd)");
+  // The same with running statistics.
+  m.def(
+      "batch_norm_act_eval(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor running_mean, Tensor running_var, float eps, int activation, float negative_slope) -> Tensor");
+  // Gradients of both; `training` says whether mean and invstd depend on input.
+  // A gradient that is not needed comes back as an empty tensor; grad_weight and grad_bias are always computed.
+  m.def(
+      "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor mean, Tensor invstd, bool training, int activation, float negative_slope, "
+      "bool need_input, bool need_residual) "
+      "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+}

@@ -1,0 +1,51 @@
+"""Fused C++/CUDA kernels for training image-generation models in PyTorch, as drop-in layers.
+
+``import genimg_fast.nn as nn`` replaces ``import torch.nn as nn``; ``genimg_fast.ops`` holds the operators,
+``genimg_fast.models``, ``losses``, ``data`` and ``training`` what is built on them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+from genimg_fast import nn, ops
+from genimg_fast._fuse import fuse, unfuse
+from genimg_fast._info import Info, info
+from genimg_fast._native import NativeUnavailableWarning, backend, get_backend, set_backend
+
+if TYPE_CHECKING:
+    from genimg_fast import data, losses, models, training
+
+_LAZY = ("data", "losses", "models", "training")
+
+__all__ = [
+    "Info",
+    "NativeUnavailableWarning",
+    "__version__",
+    "backend",
+    "data",
+    "fuse",
+    "get_backend",
+    "info",
+    "losses",
+    "models",
+    "nn",
+    "ops",
+    "set_backend",
+    "training",
+    "unfuse",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Models and recipes are not needed to use a kernel: they load at first use.
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,92 @@
+"""What is installed and which path is live."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+
+import torch
+
+from genimg_fast import _native
+from genimg_fast.ops.batch_norm_act import paths as batch_norm_act_paths
+
+# Operator name -> function that returns device -> (path, reason).
+_OPERATORS = {"batch_norm_act": batch_norm_act_paths}
+
+
+@dataclass(frozen=True)
+class Info:
+    """Facts about this installation; ``print`` it.
+
+    Attributes:
+        versions: Of the package, Python, torch and CUDA, by name.
+        build: Compilers, torch version and CUDA architectures of the compiled library; empty without one.
+        load_error: Why the compiled library is not in use, or None.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        simd: Instruction set of the CPU kernels in use, or None.
+        gpus: Names of the visible GPUs.
+        operators: Operator, then device, then (path, reason).
+    """
+
+    versions: dict[str, str]
+    build: dict[str, str]
+    load_error: str | None
+    backend: str
+    simd: str | None
+    gpus: list[str]
+    operators: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+
+    @property
+    def native(self) -> bool:
+        """Whether the compiled library is loaded."""
+        return self.load_error is None
+
+    def __str__(self) -> str:
+        rows = list(self.versions.items())
+        rows.append(
+            ("library", self.load_error or f"loaded, {', '.join(f'{k} {v}' for k, v in self.build.items())}")
+        )
+        rows.append(("backend", self.backend))
+        rows.append(("CPU SIMD", self.simd or "-"))
+        rows.append(("GPUs", ", ".join(self.gpus) or "none visible"))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        for operator, devices in self.operators.items():
+            lines += ["", operator]
+            lines += [f"  {device:<5} {path:<9} {reason}" for device, (path, reason) in devices.items()]
+        return "\n".join(lines)
+
+
+def info() -> Info:
+    """Return versions, build facts, visible GPUs and the live path of each operator on each device.
+
+    Returns:
+        An :class:`Info`; its ``str`` is what ``python -m genimg_fast info`` prints.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.info().backend
+        'auto'
+    """
+    from genimg_fast import __version__
+
+    backend = _native.get_backend()
+    operators = {}
+    for name, paths in _OPERATORS.items():
+        operators[name] = paths()
+        if backend == "reference":
+            operators[name] = dict.fromkeys(operators[name], ("reference", "backend is 'reference'"))
+    return Info(
+        versions={
+            "genimg_fast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "CUDA": torch.version.cuda or "none (CPU build of torch)",
+        },
+        build=_native.build_facts(),
+        load_error=_native.load_error,
+        backend=backend,
+        simd=_native.simd_level(),
+        gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        operators=operators,
+    )

@@ -1,0 +1,153 @@
+"""The compiled library: loading it, its build facts, and the choice between it and plain PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+Backend = Literal["auto", "native", "reference"]
+BACKENDS: tuple[str, ...] = get_args(Backend)
+LIBRARY = Path(__file__).with_name("_C.so")
+OLDEST_TORCH = "2.11"
+
+
+class NativeUnavailableWarning(UserWarning):
+    """The compiled kernels could not be loaded; plain PyTorch runs instead."""
+
+
+def _load() -> str | None:
+    """Load the library; return why it cannot be used, or None."""
+    if not LIBRARY.exists():
+        return (
+            f"{LIBRARY.name} is missing from the package: it was installed without a C++ compiler, or not "
+            "built. Install a C++ compiler and reinstall genimg_fast"
+        )
+    try:
+        torch.ops.load_library(str(LIBRARY))
+    except (OSError, RuntimeError) as error:
+        # Some versions of torch wrap the loader's error in one that only names the file.
+        reason = str(error.__cause__ or error).splitlines()[0]
+        return (
+            f"{LIBRARY.name} did not load into torch {torch.__version__} (it needs torch >= {OLDEST_TORCH}; "
+            f"reinstall genimg_fast if it is newer): {reason}"
+        )
+    return None
+
+
+load_error: str | None = _load()
+_backend: str = "auto"
+
+
+def set_backend(name: Backend) -> None:
+    """Choose what every operator runs on, for the whole process.
+
+    Args:
+        name: ``"auto"`` uses a compiled kernel wherever it is available and faster than PyTorch's own;
+            ``"native"`` insists on the compiled kernels and raises where there is none; ``"reference"``
+            runs plain PyTorch.
+
+    Raises:
+        ValueError: The name is none of these.
+        RuntimeError: ``"native"`` was asked for and the compiled library is not usable.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.set_backend("reference")
+        >>> gf.set_backend("auto")
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}; choose one of {', '.join(map(repr, BACKENDS))}")
+    if name == "native" and load_error is not None:
+        raise RuntimeError(f"backend 'native' is not available: {load_error}")
+    _backend = name
+
+
+def get_backend() -> str:
+    """Return the backend in force: ``"auto"``, ``"native"`` or ``"reference"``."""
+    return _backend
+
+
+@contextlib.contextmanager
+def backend(name: Backend) -> Iterator[None]:
+    """Choose the backend within a ``with`` block; see :func:`set_backend`.
+
+    Args:
+        name: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> with gf.backend("reference"):
+        ...     gf.get_backend()
+        'reference'
+    """
+    before = _backend
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)  # type: ignore[arg-type]
+
+
+def _c_string(symbol: str) -> str | None:
+    """Call a ``const char* symbol()`` of the library; None if it is not in this build."""
+    if load_error is not None:
+        return None
+    function = getattr(ctypes.CDLL(str(LIBRARY)), symbol, None)
+    if function is None:
+        return None
+    function.restype = ctypes.c_char_p
+    return function().decode()
+
+
+def simd_level() -> str | None:
+    """Instruction set the CPU kernels use here: avx512, avx2, sse2 or portable."""
+    return _c_string("genimg_fast_simd_level")
+
+
+def set_simd_level(level: str) -> None:
+    """Make the CPU kernels use another instruction set of this machine (for tests and benchmarks)."""
+    if load_error is not None or ctypes.CDLL(str(LIBRARY)).genimg_fast_set_simd_level(level.encode()):
+        raise ValueError(f"this machine or build does not have SIMD level {level!r}")
+
+
+def build_facts() -> dict[str, str]:
+    """Return the compilers and versions that the library was built with; empty if there is none."""
+    facts: dict[str, str] = {}
+    if (build := _c_string("genimg_fast_build_info")) is not None:
+        facts["torch"], facts["compiler"] = build.split(";")
+    if (cuda := _c_string("genimg_fast_cuda_build_info")) is not None:
+        facts["nvcc"], architectures = cuda.split(";")
+        facts["architectures"] = ", ".join(f"sm_{int(a) // 10}" for a in architectures.split(","))
+    return facts
+
+
+def has_kernel(operator: str, device_type: str) -> bool:
+    """Whether the library implements an operator for a device type."""
+    return load_error is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"genimg_fast::{operator}", device_type.upper()
+    )
+
+
+def _start() -> None:
+    requested = os.environ.get("GENIMG_FAST_BACKEND", "auto")
+    try:
+        set_backend(requested)  # type: ignore[arg-type]
+    except (ValueError, RuntimeError) as error:
+        raise type(error)(f"GENIMG_FAST_BACKEND={requested}: {error}") from None
+    if load_error is not None and requested != "reference":
+        warnings.warn(
+            f"genimg_fast runs on plain PyTorch: {load_error}. GENIMG_FAST_BACKEND=reference silences this.",
+            NativeUnavailableWarning,
+            stacklevel=3,
+        )
+
+
+_start()

@@ -1,0 +1,182 @@
+"""Batch norm layers on the fused operator, alone and with an activation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act
+
+
+def forward_batch_norm(
+    module: nn.modules.batchnorm._BatchNorm,
+    input: Tensor,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Do what torch's batch norm layers do in ``forward``, and the activation with it.
+
+    Args:
+        module: Supplies parameters, running statistics and mode.
+        input: (N, C, *).
+        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        negative_slope: Slope of ``"leaky_relu"`` below zero.
+        residual: Shape of ``input``; added before the activation.
+
+    Returns:
+        Shape of ``input``.
+    """
+    module._check_input_dim(input)
+    running_mean, running_var = module.running_mean, module.running_var
+    training = module.training or (running_mean is None and running_var is None)
+    momentum = 0.0 if module.momentum is None else module.momentum
+    counter = module.num_batches_tracked
+    averages: tuple[Tensor, Tensor] | None = None
+    if module.training:
+        if not module.track_running_stats:
+            running_mean = running_var = None
+        elif counter is not None:
+            counter.add_(1)
+            if module.momentum is None and running_mean is not None and running_var is not None:
+                # A cumulative average needs the number of batches, which lives on the device. Taking this batch's
+                # statistics alone (momentum 1) and averaging there keeps it from being read back at every step.
+                averages = running_mean, running_var
+                running_mean, running_var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+                momentum = 1.0
+    output = batch_norm_act(
+        input,
+        running_mean,
+        running_var,
+        module.weight,
+        module.bias,
+        training,
+        momentum,
+        module.eps,
+        activation=activation,
+        negative_slope=negative_slope,
+        residual=residual,
+    )
+    if averages is not None and counter is not None and running_mean is not None and running_var is not None:
+        share = counter.to(running_mean.dtype).reciprocal()
+        with torch.no_grad():
+            averages[0].lerp_(running_mean, share)
+            averages[1].lerp_(running_var, share)
+    return output
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` on the fused operator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (N, C) or (N, C, L)."""
+        return forward_batch_norm(self, input)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` on the fused operator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (N, C, H, W)."""
+        return forward_batch_norm(self, input)
+
+
+class BatchNorm3d(nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d` on the fused operator."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (N, C, D, H, W)."""
+        return forward_batch_norm(self, input)
+
+
+class _RefusesSyncConversion:
+    """Stops ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` before it drops an activation.
+
+    That function replaces every batch norm layer, ours included, by one without activation. Looking up
+    ``qconfig`` is the only thing it does to a layer that can stop it; for everyone else the attribute is missing,
+    or whatever was assigned to the instance.
+    """
+
+    def __get__(self, layer: _BatchNormAct | None, owner: type) -> Any:
+        converting = sys._getframe(1).f_code.co_name == "convert_sync_batchnorm"
+        if converting and layer is not None and layer.activation != "identity":
+            raise RuntimeError(
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of "
+                f"{owner.__name__}; use a BatchNorm layer followed by the activation in "
+                "genimg_fast.nn.Sequential instead: it is fused just the same and converts"
+            )
+        raise AttributeError("qconfig")
+
+
+class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
+    """What the three layers share; see :class:`BatchNormAct2d`."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        activation: str = "leaky_relu",
+        negative_slope: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalise ``input``, add ``residual`` if given, apply the activation."""
+        return forward_batch_norm(self, input, self.activation, self.negative_slope, residual)
+
+    def extra_repr(self) -> str:
+        """Describe the layer: torch's text, then the activation."""
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation}{slope}"
+
+    qconfig = _RefusesSyncConversion()
+
+
+class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
+    """Batch norm and activation over (N, C) or (N, C, L); see :class:`BatchNormAct2d`."""
+
+
+class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
+    """Batch norm and activation over (N, C, H, W), as one operator.
+
+    A :class:`torch.nn.BatchNorm2d` in every respect, its ``state_dict`` included, whose output has gone through
+    the activation.
+
+    Args:
+        num_features: Channels C.
+        eps: Added to the variance.
+        momentum: Share of a batch in the running statistics; None for a cumulative average.
+        affine: Learn a weight and a bias per channel.
+        track_running_stats: Keep running statistics for evaluation.
+        device: Of parameters and statistics.
+        dtype: Likewise.
+        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        negative_slope: Slope of ``"leaky_relu"`` below zero.
+        **kwargs: Whatever else this version's :class:`torch.nn.BatchNorm2d` takes.
+
+    Raises:
+        ValueError: The activation is unknown, or the input has the wrong number of dimensions.
+
+    Example:
+        >>> layer = BatchNormAct2d(64, activation="leaky_relu", negative_slope=0.2)
+        >>> layer(torch.randn(8, 64, 16, 16)).shape
+        torch.Size([8, 64, 16, 16])
+    """
+
+
+class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
+    """Batch norm and activation over (N, C, D, H, W); see :class:`BatchNormAct2d`."""

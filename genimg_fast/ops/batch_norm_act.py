@@ -1,0 +1,443 @@
+"""Batch norm, an optional residual and an activation as one operator.
+
+Batch norm: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
+
+from genimg_fast import _native
+
+ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
+
+# Inputs with fewer elements than this run on PyTorch's own kernels unless the backend is "native": calling a
+# custom operator from Python costs a few microseconds more than calling a built-in one.
+SMALLEST_NATIVE_NUMEL = {"cpu": 4096, "cuda": 0}
+
+_STATISTICS_DTYPE = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+def batch_norm_act_reference(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Compute :func:`batch_norm_act` with PyTorch's own operators: the definition of what is right."""
+    output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual is not None:
+        output = output + residual
+    if activation == "relu":
+        return F.relu(output)
+    if activation == "leaky_relu":
+        return F.leaky_relu(output, negative_slope)
+    return output
+
+
+def batch_norm_act(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Normalise each channel over the batch, add a residual, apply an activation, in one pass.
+
+    Equals ``activation(F.batch_norm(input, ...) + residual)``: same numbers, running statistics, gradients of
+    first and second order and errors. Backward needs only the input and two values per channel.
+
+    Args:
+        input: (N, C, *), float32, float64, bfloat16 or float16, in any memory layout.
+        running_mean: (C,), updated in place in training; required in evaluation.
+        running_var: (C,), likewise; receives the unbiased variance.
+        weight: (C,), scale; None stands for ones.
+        bias: (C,), shift; None stands for zeros.
+        training: Normalise with the statistics of this batch (True) or the running ones (False).
+        momentum: Share of this batch's statistics in the running ones.
+        eps: Added to the variance.
+        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        negative_slope: Slope of ``"leaky_relu"`` below zero.
+        residual: Shape of ``input``; added before the activation.
+
+    Returns:
+        Shape, dtype and memory format of ``input``.
+
+    Raises:
+        ValueError: The activation is unknown, or training has one value per channel.
+        RuntimeError: Shapes, dtypes or devices do not fit, as :func:`torch.nn.functional.batch_norm` says; or
+            the backend is ``"native"`` and no compiled kernel takes these arguments.
+
+    Example:
+        >>> x = torch.randn(8, 64, 16, 16)
+        >>> batch_norm_act(x, training=True, activation="leaky_relu", negative_slope=0.2).shape
+        torch.Size([8, 64, 16, 16])
+    """
+    code = ACTIVATIONS.get(activation)
+    if code is None:
+        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    backend = _native._backend
+    if backend != "reference":
+        reason = _why_not_native(input, running_mean, running_var, weight, bias, training, eps, residual)
+        if reason is None and (backend == "native" or input.numel() >= SMALLEST_NATIVE_NUMEL[input.device.type]):
+            return _native_forward(
+                input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code,
+                negative_slope,
+            )  # fmt: skip
+        if backend == "native" and reason not in _LEFT_TO_TORCH:
+            raise RuntimeError(f"batch_norm_act: backend 'native' was asked for, but {reason}")
+    return batch_norm_act_reference(
+        input, running_mean, running_var, weight, bias, training, momentum, eps,
+        activation=activation, negative_slope=negative_slope, residual=residual,
+    )  # fmt: skip
+
+
+_BAD_INPUT = "the arguments are not valid"
+_TRANSFORMED = "the call is being transformed or exported"
+_EMPTY = "the input is empty"
+# Even with backend "native" these go to PyTorch, which raises the error users know or has nothing to compute.
+_LEFT_TO_TORCH = (_BAD_INPUT, _TRANSFORMED, _EMPTY)
+
+
+def _why_not_native(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+    residual: Tensor | None,
+) -> str | None:
+    """Return None if the compiled kernel takes these arguments, else the reason why it does not.
+
+    Whatever PyTorch itself would refuse is left to PyTorch, so that its own error is what the user sees.
+    """
+    if not isinstance(input, Tensor) or input.dim() < 2:
+        return _BAD_INPUT
+    device = input.device
+    if (unavailable := _unavailable(device.type)) is not None:
+        return unavailable
+    dtype = input.dtype
+    statistics_dtype = _STATISTICS_DTYPE.get(dtype)
+    if statistics_dtype is None:
+        return f"it has no kernel for {dtype} input"
+    shape = input.shape
+    channels = shape[1]
+    numel = input.numel()
+    if numel == 0:
+        return _EMPTY
+    if (training and numel == channels) or eps <= 0:
+        return _BAD_INPUT
+    if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
+        return _BAD_INPUT
+    for tensor in (weight, bias, running_mean, running_var):
+        if tensor is None:
+            continue
+        if tensor.shape != (channels,) or tensor.device != device:
+            return _BAD_INPUT
+        if tensor.dtype != statistics_dtype:
+            return f"parameters and statistics must be {statistics_dtype} for {dtype} input, got {tensor.dtype}"
+        if not tensor.is_contiguous():
+            return "parameters and statistics must be contiguous"
+    if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):  # type: ignore[union-attr]
+        return "running statistics require a gradient"
+    if residual is not None and (residual.shape != shape or residual.dtype != dtype or residual.device != device):
+        return "residual must have the input's shape, dtype and device"
+    if torch.compiler.is_compiling():
+        return _TRANSFORMED if torch.compiler.is_exporting() else None
+    if (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or has_torch_function((input, weight, bias, residual))
+    ):
+        return _TRANSFORMED
+    return None
+
+
+def _unavailable(device_type: str) -> str | None:
+    """Return why no compiled kernel runs on a device type, or None."""
+    if _native.load_error is not None:
+        return _native.load_error
+    if device_type not in _HAS_KERNEL:
+        return f"there are no compiled kernels for device {device_type!r}"
+    if not _HAS_KERNEL[device_type]:
+        return f"the library was built without {device_type.upper()} kernels"
+    return None
+
+
+def _native_forward(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    if torch.is_grad_enabled() and (
+        input.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    ):
+        output = _BatchNormAct.apply(
+            input, residual, weight, bias, running_mean, running_var, training, momentum, eps, activation,
+            negative_slope,
+        )  # fmt: skip
+    elif training:
+        output = torch.ops.genimg_fast.batch_norm_act_train.default(
+            input,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            momentum,
+            eps,
+            activation,
+            negative_slope,
+        )[0]
+    else:
+        output = torch.ops.genimg_fast.batch_norm_act_eval.default(
+            input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
+        )
+    if training and running_mean is not None and running_var is not None and not torch.compiler.is_compiling():
+        # The kernel wrote behind autograd's back: an evaluation forward that saved these must be able to notice.
+        torch.autograd.graph.increment_version((running_mean, running_var))
+    return output
+
+
+class _BatchNormAct(torch.autograd.Function):
+    """Autograd of the compiled operators.
+
+    A Function around the operators costs less per call than a formula registered with the dispatcher, and
+    works under torch.compile all the same.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> Tensor:
+        if training:
+            output, mean, spread = torch.ops.genimg_fast.batch_norm_act_train.default(
+                input,
+                residual,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                momentum,
+                eps,
+                activation,
+                negative_slope,
+            )
+        else:
+            output = torch.ops.genimg_fast.batch_norm_act_eval.default(
+                input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
+            )
+            mean, spread = running_mean, running_var
+        # The residual decides the activation's branch, so backward needs it unless there is no activation.
+        # `spread` is the batch's inverse standard deviation in training, the running variance in evaluation.
+        kept = None if activation == ACTIVATIONS["identity"] else residual
+        ctx.save_for_backward(input, kept, weight, bias, mean, spread)
+        ctx.training, ctx.eps = training, eps
+        ctx.activation, ctx.negative_slope = activation, negative_slope
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
+        input, residual, weight, bias, mean, spread = ctx.saved_tensors
+        linear = ctx.activation == ACTIVATIONS["identity"]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            gradients = _differentiable_backward(ctx, grad_output)
+        else:
+            invstd = spread if ctx.training else torch.rsqrt(spread + ctx.eps)
+            gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(
+                grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
+                ctx.negative_slope, need_input, need_residual and not linear,
+            )  # fmt: skip
+        grad_input, grad_residual, grad_weight, grad_bias = gradients
+        return (
+            grad_input if need_input else None,
+            (grad_output if linear else grad_residual) if need_residual else None,
+            grad_weight if need_weight else None,
+            grad_bias if need_bias else None,
+            None, None, None, None, None, None, None,
+        )  # fmt: skip
+
+
+def _differentiable_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
+    """Gradients as PyTorch operations on the saved tensors, for ``create_graph=True``.
+
+    The forward pass is recomputed with the reference, so its graph reaches the input through the batch statistics
+    and PyTorch's own double backward does the rest.
+    """
+    input, residual, weight, bias, mean, spread = ctx.saved_tensors
+    running_mean, running_var = (None, None) if ctx.training else (mean, spread)
+    activation = next(name for name, code in ACTIVATIONS.items() if code == ctx.activation)
+    output = batch_norm_act_reference(
+        input, running_mean, running_var, weight, bias, ctx.training, 0.0, ctx.eps,
+        activation=activation, negative_slope=ctx.negative_slope, residual=residual,
+    )  # fmt: skip
+    tensors = (input, residual, weight, bias)
+    wanted = [i for i, tensor in enumerate(tensors) if tensor is not None and ctx.needs_input_grad[i]]
+    gradients: list[Tensor | None] = [None] * len(tensors)
+    if wanted:
+        found = torch.autograd.grad(output, [tensors[i] for i in wanted], grad_output, create_graph=True)
+        for i, gradient in zip(wanted, found, strict=True):
+            gradients[i] = gradient
+    return gradients
+
+
+def paths() -> dict[str, tuple[str, str]]:
+    """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
+    described = {}
+    for device in ("cpu", "cuda"):
+        reason = _unavailable(device)
+        if reason is not None:
+            described[device] = ("torch", reason)
+        else:
+            limit = SMALLEST_NATIVE_NUMEL[device]
+            note = f"; below {limit} elements torch's own kernels, which start faster" if limit else ""
+            described[device] = ("native", f"fused kernel{note}; parameters of another dtype run on torch")
+    return described
+
+
+def _dense_like(input: Tensor) -> Tensor:
+    """An empty tensor with the dtype, shape and strides the kernels give their outputs."""
+    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
+
+
+_HAS_KERNEL: dict[str, bool] = {}
+
+if _native.load_error is None:
+    for _device in ("cpu", "cuda"):
+        _HAS_KERNEL[_device] = _native.has_kernel("batch_norm_act_train", _device)
+
+    @torch.library.register_fake("genimg_fast::batch_norm_act_train")
+    def _(
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        _check(input, (residual,), (weight, bias, running_mean, running_var))
+        statistics = input.new_empty(input.shape[1], dtype=_STATISTICS_DTYPE[input.dtype])
+        return _dense_like(input), statistics, torch.empty_like(statistics)
+
+    @torch.library.register_fake("genimg_fast::batch_norm_act_eval")
+    def _(
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> Tensor:
+        _check(input, (residual,), (weight, bias, running_mean, running_var))
+        return _dense_like(input)
+
+    @torch.library.register_fake("genimg_fast::batch_norm_act_backward")
+    def _(
+        grad_output: Tensor,
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        training: bool,
+        activation: int,
+        negative_slope: float,
+        need_input: bool,
+        need_residual: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _check(input, (grad_output, residual), (weight, bias, mean, invstd))
+        dense, nothing = _dense_like(input), input.new_empty(0)
+        return (
+            dense if need_input else nothing,
+            torch.empty_like(dense) if need_residual else torch.empty_like(nothing),
+            torch.empty_like(mean),
+            torch.empty_like(mean),
+        )
+
+
+def _check(input: Tensor, like_input: tuple[Tensor | None, ...], per_channel: tuple[Tensor | None, ...]) -> None:
+    """The checks of csrc/batch_norm_act.h, so that tracing refuses what the kernels would refuse."""
+    torch._check(input.dim() >= 2, lambda: f"batch_norm_act: input must be (N, C, ...), got {input.dim()}-d")
+    torch._check(
+        input.dtype in _STATISTICS_DTYPE,
+        lambda: f"batch_norm_act: input must be float32, float64, bfloat16 or float16, got {input.dtype}",
+    )
+    for tensor in like_input:
+        torch._check(
+            tensor is None
+            or (tensor.shape == input.shape and tensor.dtype == input.dtype and tensor.device == input.device),
+            lambda: "batch_norm_act: residual and grad_output must have the input's shape, dtype and device",
+        )
+    for tensor in per_channel:
+        torch._check(
+            tensor is None
+            or (
+                tensor.shape == (input.shape[1],)
+                and tensor.dtype == _STATISTICS_DTYPE[input.dtype]
+                and tensor.device == input.device
+            ),
+            lambda: (
+                "batch_norm_act: parameters and statistics must have one value per channel of the input, "
+                "float64 for float64 input and float32 otherwise, on its device"
+            ),
+        )

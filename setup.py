@@ -1,0 +1,115 @@
+"""Builds genimg_fast/_C.so: one library on LibTorch's stable ABI, without the Python C API.
+
+GENIMG_FAST_SKIP_CUDA=1 leaves the CUDA kernels out, GENIMG_FAST_FORCE_CUDA=1 insists on them;
+TORCH_CUDA_ARCH_LIST, CXX and MAX_JOBS are honoured.  Everything else is in pyproject.toml.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from glob import glob
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000ULL")]  # LibTorch's stable ABI as of 2.11
+CXX_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+# fmad is nvcc's default; -Xptxas -v goes to the build log, where CI looks for spills.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v"]
+
+
+def flag(name):
+    return os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}
+
+
+def say(line):
+    print(f"genimg_fast: {line}", file=sys.stderr, flush=True)
+
+
+def find_compiler():
+    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    beside = Path(home, "bin", "nvcc")
+    found = shutil.which("nvcc")
+    return str(beside) if beside.exists() else found
+
+
+def wants_cuda(torch):
+    if flag("GENIMG_FAST_SKIP_CUDA"):
+        return False
+    nvcc = find_nvcc()
+    if flag("GENIMG_FAST_FORCE_CUDA"):
+        if nvcc is None:
+            raise SystemExit("genimg_fast: GENIMG_FAST_FORCE_CUDA=1, but nvcc was not found; set CUDA_HOME")
+        return True
+    if torch.version.cuda is None:
+        say("torch is a CPU build: building the CPU kernels only (GENIMG_FAST_FORCE_CUDA=1 builds both)")
+        return False
+    if nvcc is None:
+        say("nvcc not found: building the CPU kernels only (set CUDA_HOME to build both)")
+        return False
+    return True
+
+
+def cuda_extension(torch, cpp_extension, sources):
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    home = str(Path(find_nvcc()).resolve().parents[1])
+    if torch.version.cuda is None:
+        # The .cu files include no torch header, so a CPU build of torch can compile them as well; cpp_extension
+        # only has to believe that the versions match.
+        report = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+        torch.version.cuda = re.search(r"release ([0-9.]+)", report)[1]
+    cpp_extension.CUDA_HOME = home
+    extension = cpp_extension.CUDAExtension(
+        "genimg_fast._C",
+        sources + sorted(glob("csrc/cuda/*.cpp")) + sorted(glob("csrc/cuda/*.cu")),
+        include_dirs=[str(Path("csrc").resolve())],
+        define_macros=DEFINES,
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
+    )
+    # A reference to libtorch_cuda would keep the library from loading into CPU builds of torch.
+    unwanted = {"cudart", "c10_cuda", "torch_cuda", "c10_hip", "torch_hip"}
+    extension.libraries = [name for name in extension.libraries if name not in unwanted]
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    return extension
+
+
+def extensions():
+    if find_compiler() is None:
+        say("no C++ compiler found: installing without compiled kernels, everything runs on plain PyTorch")
+        return [], {}
+    import torch
+    from torch.utils import cpp_extension
+
+    sources = ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+    if wants_cuda(torch):
+        extension = cuda_extension(torch, cpp_extension, sources)
+    else:
+        extension = cpp_extension.CppExtension(
+            "genimg_fast._C",
+            sources,
+            include_dirs=[str(Path("csrc").resolve())],
+            define_macros=DEFINES,
+            extra_compile_args={"cxx": CXX_FLAGS},
+            py_limited_api=True,
+        )
+    return [extension], {"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)}
+
+
+class WheelForEveryPython(bdist_wheel):
+    """The library does not touch Python's C API: one wheel serves every Python 3 on this platform."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+ext_modules, commands = extensions()
+setup(ext_modules=ext_modules, cmdclass={**commands, "bdist_wheel": WheelForEveryPython})

@@ -1,0 +1,429 @@
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import genimg_fast as gf
+from genimg_fast import _native
+from genimg_fast.ops import batch_norm_act, batch_norm_act_reference
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+ACTIVATIONS = ["identity", "relu", "leaky_relu"]
+SHAPES = [(16, 7), (5, 3, 33), (4, 5, 7, 9), (8, 64, 8, 8), (2, 3, 4, 5, 6), (3, 1, 17, 1), (64, 24, 4, 4)]
+OPERATORS = torch.ops.genimg_fast
+
+
+@pytest.fixture(autouse=True)
+def _native_backend():
+    with gf.backend("native"):
+        yield
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def lay_out(x: Tensor, layout: str) -> Tensor:
+    """The same values in another memory layout."""
+    if layout == "channels_last":
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return x.contiguous(memory_format=formats.get(x.dim(), torch.contiguous_format))
+    if layout == "strided":  # a slice of a larger tensor: no dimension's stride is what the shape suggests
+        larger = torch.full([2 * n + 1 for n in x.shape], float("nan"), dtype=x.dtype, device=x.device)
+        view = larger[tuple(slice(1, 2 * n + 1, 2) for n in x.shape)]
+        return view.copy_(x)
+    if layout == "expanded":
+        return x[:1].expand_as(x)
+    return x
+
+
+def make(
+    shape, dtype=torch.float32, *, device="cpu", layout="contiguous", offset=0.0, affine=True, residual=False
+):
+    """Arguments of one call: input, weight, bias, residual."""
+    x = torch.randn(shape, device=device) * 2 + offset
+    parameters = {"dtype": statistics_dtype(dtype), "device": device}
+    weight = torch.rand(shape[1], **parameters) + 0.5 if affine else None
+    bias = torch.randn(shape[1], **parameters) if affine else None
+    added = torch.randn(shape, device=device).to(dtype) if residual else None
+    return [lay_out(x.to(dtype), layout), weight, bias, added]
+
+
+def run(function, tensors, grad_output, *, training, activation, dtype=None, **options):
+    """Forward and backward; returns every result by name. `dtype` computes in that dtype instead."""
+    tensors = [None if t is None else t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
+    x, weight, bias, residual = tensors
+    kind = {"dtype": statistics_dtype(x.dtype), "device": x.device}
+    channels = x.shape[1]
+    running_mean = torch.linspace(-1, 1, channels, **kind)
+    running_var = torch.linspace(0.5, 2, channels, **kind)
+    output = function(
+        x, running_mean, running_var, weight, bias, training, 0.3, 1e-5,
+        activation=activation, negative_slope=0.2, residual=residual, **options,
+    )  # fmt: skip
+    output.backward(grad_output.to(output.dtype))
+    named = dict(zip(("input", "weight", "bias", "residual"), tensors, strict=True))
+    gradients = {f"grad_{name}": t.grad for name, t in named.items() if t is not None}
+    return {"output": output, "running_mean": running_mean, "running_var": running_var, **gradients}
+
+
+def check(tensors, *, training=True, activation="leaky_relu", grad_output=None):
+    grad_output = torch.randn_like(tensors[0]) if grad_output is None else grad_output
+    options = {"training": training, "activation": activation}
+    ours = run(batch_norm_act, tensors, grad_output, **options)
+    torchs = run(batch_norm_act_reference, tensors, grad_output, **options)
+    exact = run(batch_norm_act_reference, tensors, grad_output, dtype=torch.float64, **options)
+    for name, value in ours.items():
+        times = GRADIENT if name.startswith("grad") else FORWARD
+        assert_as_accurate_as_torch(value, torchs[name], exact[name], times=times, name=name)
+    assert type(ours["output"].grad_fn).__name__ == "_BatchNormActBackward"
+    return ours, torchs
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_dtypes_and_ranks(shape, dtype, training, device):
+    check(make(shape, dtype, device=device), training=training)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_options(activation, affine, residual, training, device):
+    tensors = make((6, 5, 7, 9), device=device, affine=affine, residual=residual)
+    check(tensors, training=training, activation=activation)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3, 33), (4, 12, 7, 9), (8, 64, 8, 8), (2, 3, 4, 5, 6)], ids=str)
+def test_layouts(layout, dtype, shape, device):
+    tensors = make(shape, dtype, device=device, layout=layout, residual=True)
+    ours, torchs = check(tensors)
+    assert ours["output"].stride() == torchs["output"].stride()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
+def test_grad_output_of_another_layout(layout, device):
+    tensors = make((4, 12, 7, 9), device=device)
+    check(tensors, grad_output=lay_out(torch.randn_like(tensors[0]), layout))
+    channels_last = make((4, 12, 7, 9), device=device, layout="channels_last")
+    check(channels_last, grad_output=torch.randn((4, 12, 7, 9), device=device))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_mean_far_from_zero(layout, dtype, device):
+    check(make((16, 8, 16, 16), dtype, device=device, layout=layout, offset=2000.0))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large(layout, device):
+    check(make((32, 48, 28, 28), device=device, layout=layout, residual=True))
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.5, 1.5])
+def test_any_slope(slope, device):
+    x, weight, bias, _ = make((6, 5, 7, 9), torch.float64, device=device)
+    ours = batch_norm_act(x, None, None, weight, bias, True, negative_slope=slope)
+    torchs = batch_norm_act_reference(x, None, None, weight, bias, True, negative_slope=slope)
+    torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_every_simd_level(level, dtype, layout):
+    before = _native.simd_level()
+    try:
+        _native.set_simd_level(level)
+    except ValueError:
+        pytest.skip(f"this processor has no {level}")
+    try:
+        for shape in [(6, 37, 5, 7), (8, 16, 16, 16), (3, 2, 40, 41), (24, 40, 2, 2)]:
+            check(make(shape, dtype, layout=layout, residual=True))
+    finally:
+        _native.set_simd_level(before)
+
+
+def test_nan_and_infinity_spread_as_in_torch(device):
+    x = torch.tensor([[1.0, -1.0], [float("nan"), float("-inf")], [2.0, 3.0]], device=device).repeat(1, 8)
+    zeros, ones = torch.zeros(16, device=device), torch.ones(16, device=device)
+    for activation in ACTIVATIONS:
+        for training in (True, False):
+            arguments = (x, zeros.clone(), ones.clone(), ones, zeros, training)
+            ours = batch_norm_act(*arguments, activation=activation)
+            torchs = batch_norm_act_reference(*arguments, activation=activation)
+            torch.testing.assert_close(ours, torchs, equal_nan=True)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_bit_identical_from_run_to_run_and_across_threads(layout, device):
+    tensors = make((32, 24, 14, 14), device=device, layout=layout)
+    grad_output = torch.randn_like(tensors[0])
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 2):
+            torch.set_num_threads(count)
+            results.append(run(batch_norm_act, tensors, grad_output, training=True, activation="relu"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_of_first_and_second_order(training, activation, device):
+    tensors = make((4, 3, 3, 2), torch.float64, device=device, residual=True)
+    running = (
+        torch.zeros(3, dtype=torch.float64, device=device),
+        torch.ones(3, dtype=torch.float64, device=device),
+    )
+    inputs = [t.requires_grad_() for t in tensors]
+
+    def function(x, weight, bias, residual):
+        statistics = tuple(r.clone() for r in running)
+        return batch_norm_act(x, *statistics, weight, bias, training, activation=activation, residual=residual)
+
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
+def test_gradient_penalty_equals_torch(device):
+    x, weight, bias, _ = make((16, 8, 5, 5), torch.float64, device=device)
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        leaf, scale = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        score = function(leaf, None, None, scale, bias, True).square().sum(dim=(1, 2, 3))
+        (slope,) = torch.autograd.grad(score.sum(), leaf, create_graph=True)
+        penalty = (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        penalty.backward()
+        results.append((penalty, leaf.grad, scale.grad))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4))[1:], ids=str)
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+def test_only_the_gradients_that_are_needed(needed, activation, device):
+    tensors = make((6, 5, 7, 9), device=device, residual=True)
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        leaves = [t.clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+        x, weight, bias, residual = leaves
+        function(
+            x, None, None, weight, bias, True, activation=activation, residual=residual
+        ).square().sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_saves_the_input_and_two_values_per_channel(device):
+    x, weight, bias, _ = make((8, 16, 8, 8), device=device)
+    x.requires_grad_()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        batch_norm_act(x, torch.zeros_like(bias), torch.ones_like(bias), weight, bias, True)
+    assert sorted(t.numel() for t in saved) == [16, 16, 16, 16, x.numel()]
+    assert any(t.data_ptr() == x.data_ptr() for t in saved)
+
+
+def test_two_forwards_before_one_backward(device):
+    x, weight, bias, _ = make((8, 16, 8, 8), device=device)
+    x.requires_grad_()
+    mean, var = torch.zeros(16, device=device), torch.ones(16, device=device)
+    first = batch_norm_act(x, mean, var, weight, bias, True)
+    second = batch_norm_act(x * 2, mean, var, weight, bias, True)
+    (first + second).sum().backward()
+    assert x.grad is not None
+
+
+def test_evaluation_notices_that_its_statistics_changed(device):
+    x, weight, bias, _ = make((8, 16, 8, 8), device=device)
+    x.requires_grad_()
+    mean, var = torch.zeros(16, device=device), torch.ones(16, device=device)
+    evaluated = batch_norm_act(x, mean, var, weight, bias, False)
+    batch_norm_act(x, mean, var, weight, bias, True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        evaluated.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_as_in_torch(dtype, device):
+    x, weight, bias, _ = make((4, 6, 5, 5), device=device)
+    for data in (x, x.to(dtype)):
+        with torch.autocast(device, dtype):
+            ours = batch_norm_act(data, None, None, weight, bias, True)
+            torchs = batch_norm_act_reference(data, None, None, weight, bias, True)
+        assert ours.dtype == torchs.dtype
+        torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph(training, layout, backend, device):
+    tensors = make((4, 6, 5, 5), device=device, layout=layout, residual=True)
+    grad_output = torch.randn_like(tensors[0])
+    torch._dynamo.reset()
+    compiled = torch.compile(batch_norm_act, fullgraph=True, backend=backend)
+    for _ in range(2):
+        options = {"training": training, "activation": "leaky_relu"}
+        ours = run(compiled, tensors, grad_output, **options)
+        eager = run(batch_norm_act, tensors, grad_output, **options)
+        for name, value in ours.items():
+            torch.testing.assert_close(value, eager[name], msg=name)
+    assert ours["output"].stride() == eager["output"].stride()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_opcheck(layout, dtype, device):
+    x, weight, bias, residual = make((4, 6, 5, 7), dtype, device=device, layout=layout, residual=True)
+    mean, var = torch.zeros_like(weight), torch.ones_like(weight)
+    for r, w, b in [(residual, weight, bias), (None, None, None)]:
+        for statistics in [(mean.clone(), var.clone()), (None, None)]:
+            train = (x, r, w, b, *statistics, 0.1, 1e-5, 2, 0.2)
+            torch.library.opcheck(OPERATORS.batch_norm_act_train.default, train)
+        evaluate = (x, r, w, b, mean, var, 1e-5, 1, 0.0)
+        torch.library.opcheck(OPERATORS.batch_norm_act_eval.default, evaluate)
+        for needed in itertools.product([True, False], repeat=2):
+            backward = (torch.randn_like(x), x, r, w, b, mean, var, True, 2, 0.2, *needed)
+            torch.library.opcheck(OPERATORS.batch_norm_act_backward.default, backward)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
+def test_empty_input_as_in_torch(shape, training, device):
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        x = torch.empty(shape, device=device, requires_grad=True)
+        mean, var = torch.zeros(3, device=device), torch.ones(3, device=device)
+        output = function(x, mean, var, training=training)
+        output.sum().backward()
+        results.append((output, x.grad, mean, var))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (1, 3, 1, 1)], ids=str)
+def test_raw_operators_survive_tiny_input(shape, device):
+    x, c = torch.randn(shape, device=device), torch.ones(3, device=device)
+    output = OPERATORS.batch_norm_act_train(x, None, None, None, c.clone(), c.clone(), 0.1, 1e-5, 2, 0.2)[0]
+    assert output.shape == x.shape
+    gradients = OPERATORS.batch_norm_act_backward(x, x, None, None, None, c, c, True, 2, 0.2, True, True)
+    assert [g.shape for g in gradients] == [x.shape, x.shape, (3,), (3,)]
+
+
+BAD_INPUT = {
+    "one value per channel": lambda x, c: ((x[:1, :, :1, :1], c, c), {"training": True}),
+    "running_mean too long": lambda x, c: ((x, torch.ones(7), c), {}),
+    "weight too short": lambda x, c: ((x, c, c, torch.ones(2)), {"training": True}),
+    "bias of another dtype": lambda x, c: ((x, c, c, c.double(), c), {}),
+    "no statistics in evaluation": lambda x, c: ((x,), {"training": False}),
+    "1-d input": lambda x, c: ((x[0, 0, 0], c, c), {}),
+    "integer input": lambda x, c: ((x.long(), c, c), {}),
+    "float64 input, float32 statistics": lambda x, c: ((x.double(), c, c), {}),
+    "residual of another shape": lambda x, c: ((x, c, c), {"residual": torch.ones(4, 5, 2, 2)}),
+    "eps zero": lambda x, c: ((x, c, c), {"eps": 0.0, "training": True}),
+    "not a tensor": lambda x, c: (([1.0], c, c), {}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_gets_torchs_own_error(case):
+    arguments, options = BAD_INPUT[case](torch.randn(4, 6, 5, 5), torch.ones(6))
+    outcomes: list[Tensor | str] = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        try:
+            with gf.backend("auto"):
+                outcomes.append(function(*arguments, **options))
+        except Exception as error:
+            outcomes.append(f"{type(error).__name__}: {error}")
+    # What one version of torch refuses another may take: either way we do the same.
+    assert isinstance(outcomes[0], Tensor) or outcomes[0] == outcomes[1]
+    torch.testing.assert_close(*outcomes) if isinstance(outcomes[1], Tensor) else None
+
+
+def test_unknown_activation_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r"'gelu'.*identity, relu, leaky_relu"):
+        batch_norm_act(torch.randn(4, 6), training=True, activation="gelu")
+
+
+RAW_BAD_INPUT = {
+    "residual must have the input's shape": {"residual": torch.ones(2, 6)},
+    "residual must have the input's dtype": {"residual": torch.ones(4, 6, dtype=torch.float64)},
+    "weight must have shape": {"weight": torch.ones(5)},
+    "bias must be float64 for float64": {"bias": torch.ones(6, dtype=torch.float64)},
+    "running_mean must be contiguous": {"running_mean": torch.ones(12)[::2]},
+    "activation must be 0": {"activation": 3},
+    "input must": {"input": torch.ones(6)},
+    "input must be float32": {"input": torch.ones(4, 6, dtype=torch.int64)},
+}
+
+
+@pytest.mark.parametrize("message", RAW_BAD_INPUT)
+def test_raw_operators_refuse_bad_input(message):
+    arguments = dict.fromkeys(["residual", "weight", "bias", "running_mean", "running_var"])
+    arguments |= {"input": torch.randn(4, 6), "momentum": 0.1, "eps": 1e-5}
+    arguments |= {"activation": 2, "negative_slope": 0.2}
+    with pytest.raises(RuntimeError, match=message):
+        OPERATORS.batch_norm_act_train(**(arguments | RAW_BAD_INPUT[message]))
+
+
+def test_native_backend_says_what_it_cannot_do():
+    x, c = torch.randn(8, 4), torch.ones(4, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"'native'.*must be torch.float32 for torch.bfloat16 input"):
+        batch_norm_act(x.bfloat16(), None, None, c, c, True)
+
+
+def test_auto_leaves_to_torch_what_is_faster_there(device):
+    small = torch.randn(2, 3, device=device, requires_grad=True)
+    bf16_parameters = torch.ones(64, dtype=torch.bfloat16, device=device)
+    large = torch.randn(64, 64, 4, 4, device=device, requires_grad=True)
+    with gf.backend("auto"):
+        if device == "cpu":
+            assert "LeakyRelu" in type(batch_norm_act(small, training=True).grad_fn).__name__
+        assert type(batch_norm_act(large, training=True).grad_fn).__name__ == "_BatchNormActBackward"
+        y = batch_norm_act(large.bfloat16(), None, None, bf16_parameters, bf16_parameters, True)
+        assert "LeakyRelu" in type(y.grad_fn).__name__
+
+
+def test_transforms_run_on_torch():
+    x, tangent = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        gradient = torch.func.grad(lambda t, f=function: f(t, training=True).square().sum())(x)
+        _, derivative = torch.func.jvp(lambda t, f=function: f(t, training=True), (x,), (tangent,))
+        results.append((gradient, derivative))
+    torch.testing.assert_close(*results)
+
+
+def test_checkpointing(device):
+    from torch.utils.checkpoint import checkpoint
+
+    x, weight, bias, _ = make((8, 16, 8, 8), device=device)
+    gradients = []
+    for wrap in (lambda f, t: f(t), lambda f, t: checkpoint(f, t, use_reentrant=False)):
+        leaf = x.clone().requires_grad_()
+        wrap(lambda t: batch_norm_act(t, None, None, weight, bias, True), leaf).square().sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+def test_reference_is_plain_torch():
+    x, weight, bias, residual = make((6, 5, 7, 9), residual=True)
+    expected = F.leaky_relu(F.batch_norm(x, None, None, weight, bias, True) + residual, 0.2)
+    with gf.backend("reference"):
+        ours = batch_norm_act(x, None, None, weight, bias, True, negative_slope=0.2, residual=residual)
+    assert torch.equal(ours, expected)
