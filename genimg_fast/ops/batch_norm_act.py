@@ -340,6 +340,8 @@ def paths() -> dict[str, tuple[str, str]]:
         reason = _unavailable(device)
         if reason is not None:
             described[device] = ("torch", reason)
+        elif device == "cuda" and not torch.cuda.is_available():
+            described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
         else:
             limit = SMALLEST_NATIVE_NUMEL[device]
             note = f"; below {limit} elements torch's own kernels, which start faster" if limit else ""

@@ -118,9 +118,8 @@ def test_grad_output_of_another_layout(layout, device):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_mean_far_from_zero(layout, dtype, device):
-    check(make((16, 8, 16, 16), dtype, device=device, layout=layout, offset=2000.0))
+def test_mean_far_from_zero(layout, device):
+    check(make((16, 8, 16, 16), device=device, layout=layout, offset=2000.0))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -1,0 +1,24 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
+def test_benchmark_prints_its_table_and_writes_its_figures(tmp_path):
+    target = tmp_path / "result.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "--benchmark-quiet", "--json", target]
+    result = subprocess.run(
+        [*command, "-k", "8x3x33x65 and float32 and NCHW and backward"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert result.returncode == 0, result.stdout
+    assert "8x3x33x65 float32 NCHW" in result.stdout
+    assert "x eager" in result.stdout
+    (row,) = json.loads(target.read_text())["rows"]
+    assert set(row["seconds"]) == {"genimg_fast", "eager", "inplace"}
+    assert row["must_move"] == 3 * 4 * 8 * 3 * 33 * 65
+    assert all(value > 0 for value in [*row["seconds"].values(), *row["peak_bytes"].values()])
