@@ -1,0 +1,117 @@
+"""An image data set that lives in memory as one tensor, and reproducible batches from it."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Images and labels in memory, kept as bytes and handed out in [-1, 1], the range of Tanh.
+
+    It works with ``torch.utils.data.DataLoader``, but indexing with a whole batch of indices, as :func:`batches`
+    does, is many times faster for small images.
+
+    Args:
+        images: Bytes (uint8) of shape (n, channels, height, width), 0 to 255.
+        labels: Class of each image, int64 of shape (n,); all zero by default.
+        class_names: Names of the classes; their numbers by default.
+
+    Raises:
+        ValueError: If dtype or shape is another, there are no images, or a label has no class.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> data = gf.data.ImageDataset(torch.randint(0, 256, (10, 3, 32, 32), dtype=torch.uint8))
+        >>> images, labels = data[torch.tensor([4, 2])]
+        >>> images.shape, images.dtype, labels
+        (torch.Size([2, 3, 32, 32]), torch.float32, tensor([0, 0]))
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor | None = None, *, class_names: Sequence[str] | None = None
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+            raise ValueError(
+                "images must be uint8 of shape (n, channels, height, width) with n > 0, "
+                f"got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if labels is None:
+            labels = torch.zeros(len(images), dtype=torch.int64)
+        if labels.dtype != torch.int64 or labels.shape != (len(images),):
+            raise ValueError(
+                f"labels must be int64 of shape ({len(images)},), "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+        if class_names is None:
+            class_names = [str(label) for label in range(int(labels.max()) + 1)]
+        if labels.min() < 0 or labels.max() >= len(class_names):
+            raise ValueError(f"labels must lie in 0..{len(class_names) - 1}, got {labels.min()}..{labels.max()}")
+        self.images = images
+        self.labels = labels
+        self.class_names = list(class_names)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Get images and labels.
+
+        Args:
+            index: One index, a slice, or a tensor of indices on the data's device.
+
+        Returns:
+            float32 images in [-1, 1] and int64 labels; without the first dimension for a single index.
+        """
+        return self.images[index].float().div_(127.5).sub_(1), self.labels[index]
+
+    def to(self, device: torch.device | str) -> "ImageDataset":
+        """Get the same data on another device."""
+        return ImageDataset(self.images.to(device), self.labels.to(device), class_names=self.class_names)
+
+
+def batches(
+    dataset: ImageDataset, batch_size: int, *, seed: int = 0, start: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Iterate over shuffled batches, epoch after epoch, without end.
+
+    The order depends on ``seed`` and the number of the batch alone: a run that stopped after ``start`` batches
+    continues exactly where it was. An incomplete batch at the end of an epoch is left out, because the
+    statistics of batch norm would be taken over fewer images.
+
+    Args:
+        dataset: The images.
+        batch_size: Images in a batch.
+        seed: Decides the order.
+        start: Number of batches to skip.
+
+    Yields:
+        Images in [-1, 1] of shape (batch_size, channels, height, width) and labels of shape (batch_size,).
+
+    Raises:
+        ValueError: If a batch is larger than the data set.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> images, labels = next(gf.data.batches(gf.data.load_dataset("digits", image_size=16), 64, seed=1))
+        >>> images.shape
+        torch.Size([64, 1, 16, 16])
+    """
+    if not 1 <= batch_size <= len(dataset):
+        raise ValueError(f"batch_size must lie in 1..{len(dataset)}, the number of images, got {batch_size}")
+    return _batches(dataset, batch_size, torch.Generator().manual_seed(seed), start)
+
+
+def _batches(
+    dataset: ImageDataset, batch_size: int, generator: torch.Generator, start: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    per_epoch = len(dataset) // batch_size
+    for _ in range(start // per_epoch):
+        torch.randperm(len(dataset), generator=generator)
+    first = start % per_epoch
+    while True:
+        order = torch.randperm(len(dataset), generator=generator).to(dataset.images.device)
+        for batch in range(first, per_epoch):
+            yield dataset[order[batch * batch_size : (batch + 1) * batch_size]]
+        first = 0

@@ -1,0 +1,83 @@
+"""Models by name, for the command line, for checkpoints and for tests that cover every model."""
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from genimg_fast import nn
+
+_Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
+_builders: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_model(name: str) -> Callable[[_Builder], _Builder]:
+    """Register a model class, or a function that builds a model, under a name.
+
+    Args:
+        name: The name that :func:`create_model` will know, lower case with hyphens.
+
+    Returns:
+        A decorator that registers its argument and returns it unchanged.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> @gf.models.register_model("one-layer")
+        ... class OneLayer(gf.nn.Module):
+        ...     pass
+        >>> gf.models.list_models("one*")
+        ['one-layer']
+    """
+
+    def register(builder: _Builder) -> _Builder:
+        if name in _builders:
+            raise ValueError(f"a model named {name!r} is already registered: {_builders[name]!r}")
+        _builders[name] = builder
+        return builder
+
+    return register
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """List the registered models.
+
+    Args:
+        pattern: A shell-style pattern (``*``, ``?``, ``[abc]``) that the names have to match.
+
+    Returns:
+        The matching names, sorted.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.models.list_models("dc*")
+        ['dcgan']
+    """
+    return sorted(name for name in _builders if fnmatchcase(name, pattern))
+
+
+def create_model(name: str, **kwargs: Any) -> nn.Module:
+    """Build a registered model.
+
+    Args:
+        name: One of :func:`list_models`.
+        **kwargs: Arguments of the model's constructor.
+
+    Returns:
+        The model, freshly initialised, on the CPU.
+
+    Raises:
+        ValueError: If no model has this name; the message lists similar names.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.models.create_model("dcgan", c_dim=1, n_blocks=2).image_size
+        16
+    """
+    if name not in _builders:
+        close = difflib.get_close_matches(name, _builders)
+        hint = f"did you mean {', '.join(close)}?" if close else f"known models: {', '.join(list_models())}"
+        raise ValueError(f"unknown model {name!r}; {hint}")
+    return _builders[name](**kwargs)

@@ -1,0 +1,205 @@
+"""The training loop."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from genimg_fast.data import ImageDataset, batches
+from genimg_fast.data.optional import optional_import
+from genimg_fast.training.run import RunFolder
+
+
+class Trainer(Protocol):
+    """What :func:`fit` needs to train something: a model, its optimisers and one step of training."""
+
+    model: Any
+    device: torch.device
+    steps_done: int
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Train on one batch; return scalars to log; those named ``loss...`` are plotted."""
+
+    def samples(self) -> Tensor:
+        """Generate images, from the same noise every time."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Get all that training changes."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss, or a weight, became NaN or infinite."""
+
+
+def fit(
+    trainer: Trainer,
+    dataset: ImageDataset,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    run: RunFolder | None = None,
+    log_every: int = 20,
+    sample_every: int = 500,
+    checkpoint_every: int = 500,
+    progress: bool = False,
+    on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
+
+    With a run folder, it writes statistics, sample grids, a plot of the losses and checkpoints there. Ctrl-C stops
+    after the current step and saves a checkpoint; a second Ctrl-C stops at once.
+
+    Args:
+        trainer: What to train.
+        dataset: Real images, of the size and channels that the model takes.
+        steps: Number of the last step.
+        batch_size: Images in a batch.
+        seed: Decides the order of the images.
+        run: Where to write; by default nothing is written.
+        log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
+            the processor wait for the accelerator.
+        sample_every: Steps between two sample grids; 0 for the last step only.
+        checkpoint_every: Steps between two checkpoints; 0 for the last step only.
+        progress: Whether to show a progress bar.
+        on_step: Called after every step with its number, from 1, and what it returned.
+
+    Returns:
+        The rows of statistics: number of a step, means since the row before, and images per second.
+
+    Raises:
+        ValueError: If a number is out of range.
+        NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
+            and the last good checkpoint, which stays.
+        KeyboardInterrupt: After Ctrl-C, when everything is saved; the message says where.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> data = gf.data.load_dataset("digits", image_size=16)
+        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(c_dim=1, channels=16, n_blocks=2))
+        >>> history = gf.training.fit(trainer, data, steps=4, batch_size=32, log_every=2)
+        >>> [row["step"] for row in history]
+        [2, 4]
+    """
+    if log_every < 1 or sample_every < 0 or checkpoint_every < 0:
+        raise ValueError(
+            "log_every must be at least 1, sample_every and checkpoint_every at least 0, "
+            f"got {log_every}, {sample_every} and {checkpoint_every}"
+        )
+    dataset = dataset.to(trainer.device)
+    stream = batches(dataset, batch_size, seed=seed, start=trainer.steps_done)
+    if run is not None:
+        run.save_grid("real.png", dataset[torch.linspace(0, len(dataset) - 1, 64).long()][0])
+
+    history: list[dict[str, float]] = []
+    pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
+    trainer.model.train()
+    done = trainer.steps_done >= steps
+    with _deferred_interrupt() as interrupted, _progress_bar(progress, trainer.steps_done, steps) as bar:
+        clock = time.perf_counter()
+        while not done:
+            pending.append(trainer.step(*next(stream)))
+            step = trainer.steps_done
+            if on_step is not None:
+                on_step(step, pending[-1])
+
+            done = step >= steps or interrupted.is_set()
+            sample_due = done or _due(step, sample_every)
+            checkpoint_due = done or _due(step, checkpoint_every)
+            if not (sample_due or checkpoint_due or _due(step, log_every)):
+                continue
+
+            row = _summarise(pending, step, run)
+            row["images_per_s"] = len(pending) * batch_size / (time.perf_counter() - clock)
+            history.append(row)
+            if bar is not None:
+                bar.set_postfix_str(_describe(row), refresh=False)
+                bar.update(len(pending))
+            pending.clear()
+            if run is not None:
+                run.log(row)
+                if checkpoint_due:
+                    # The losses are those before the last update: it may have spoilt the weights all the same.
+                    if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+                        raise _not_finite(f"a weight is not finite after step {step}", run)
+                    run.save_checkpoint({**trainer.state_dict(), "rng": _rng_state(), "config": run.config})
+                if sample_due:
+                    run.save_grid(f"samples-{step:06d}.png", trainer.samples())
+                    run.plot_losses(history)
+            clock = time.perf_counter()  # the time for the files is not that of the steps
+    if trainer.steps_done < steps:
+        where = "nothing was saved" if run is None else f"checkpoint saved to {run.checkpoint}"
+        raise KeyboardInterrupt(f"stopped after step {trainer.steps_done}; {where}")
+    return history
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _summarise(pending: list[dict[str, Tensor]], step: int, run: RunFolder | None) -> dict[str, float]:
+    """Average what the last steps returned, and raise if any of it is not finite."""
+    names = list(pending[0])
+    # One transfer from the accelerator for all steps.
+    values = torch.stack([torch.stack([row[name] for name in names]) for row in pending]).double().cpu()
+    bad = (~values.isfinite()).nonzero()
+    if len(bad) > 0:
+        row, column = bad[0].tolist()
+        what = f"{names[column]} is {values[row, column].item()} at step {step - len(pending) + 1 + row}"
+        raise _not_finite(what, run)
+    return {"step": step, **dict(zip(names, values.mean(0).tolist(), strict=True))}
+
+
+def _not_finite(what: str, run: RunFolder | None) -> NonFiniteLossError:
+    if run is not None and run.checkpoint.exists():
+        return NonFiniteLossError(f"{what}; the last good checkpoint is {run.checkpoint}")
+    return NonFiniteLossError(f"{what}; no checkpoint was written before")
+
+
+def _describe(row: dict[str, float]) -> str:
+    losses = [f"{name}={value:.3f}" for name, value in row.items() if name.startswith("loss")]
+    return ", ".join([*losses, f"{row['images_per_s']:.0f} images/s"])
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManager[Any]:
+    if not show:
+        return nullcontext()
+    # In a log file every update is a new line, so there are few.
+    interval = 0.2 if sys.stderr.isatty() else 10
+    return optional_import("tqdm").tqdm(
+        initial=initial, total=total, unit="step", mininterval=interval, maxinterval=interval
+    )
+
+
+@contextmanager
+def _deferred_interrupt() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag, so that checkpoints are taken between two steps and never within one."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
+        yield interrupted
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(signum: int, frame: Any) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, previous)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)

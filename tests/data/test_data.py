@@ -1,0 +1,157 @@
+import struct
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import genimg_fast as gf
+
+
+def test_digits() -> None:
+    data = gf.data.load_dataset("digits", image_size=32)
+    images, labels = data[:]
+    assert images.shape == (1797, 1, 32, 32)
+    assert images.dtype == torch.float32
+    assert (images.min(), images.max()) == (-1, 1)
+    assert labels.tolist() == load_digits().target.tolist()
+    assert data.class_names == list("0123456789")
+
+
+def test_digits_in_their_own_size_are_the_original_values() -> None:
+    images, _ = gf.data.load_dataset("digits", image_size=8)[:]
+    torch.testing.assert_close(
+        images[:, 0], torch.from_numpy(load_digits().images).float() / 8 - 1, atol=1.01 / 255, rtol=0
+    )
+
+
+def test_channels_are_repeated_or_weighted(tmp_path: Path) -> None:
+    grey, _ = gf.data.load_dataset("digits", image_size=16)[:5]
+    colour, _ = gf.data.load_dataset("digits", image_size=16, channels=3)[:5]
+    assert torch.equal(colour, grey.expand(-1, 3, -1, -1))
+
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    red = gf.data.load_dataset(tmp_path, image_size=8, channels=1)
+    assert red.images.unique().tolist() == [76]  # 0.299 * 255
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    for index, size in enumerate([(20, 10), (16, 16), (9, 30)]):
+        Image.new("RGB", size, (index, 100, 200)).save(tmp_path / f"{index}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    data = gf.data.load_dataset(str(tmp_path), image_size=16)
+    assert data.images.shape == (3, 3, 16, 16)
+    assert data.images[:, :, 0, 0].tolist() == [[0, 100, 200], [1, 100, 200], [2, 100, 200]]
+    assert data.labels.tolist() == [0, 0, 0]
+
+
+def test_folder_with_a_subfolder_per_class(tmp_path: Path) -> None:
+    for name, grey in [("dog", 10), ("cat", 20), ("cat", 30)]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.new("L", (8, 8), grey).save(tmp_path / name / f"{grey}.png")
+    data = gf.data.load_dataset(tmp_path, image_size=8, channels=1)
+    assert data.class_names == ["cat", "dog"]
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.images[:, 0, 0, 0].tolist() == [20, 30, 10]
+
+
+def test_broken_and_missing_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images in folder"):
+        gf.data.load_dataset(tmp_path, image_size=8)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"cannot read image .*broken\.png"):
+        gf.data.load_dataset(tmp_path, image_size=8)
+
+
+def test_mnist_from_files(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    for name in ("train", "t10k"):
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 6, 28, 28) + pixels.tobytes())
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, 6) + bytes([5, 0, 4, 1, 9, 2]))
+    data = gf.data.load_dataset("mnist", image_size=28, root=tmp_path)
+    assert torch.equal(data.images[:, 0], torch.from_numpy(pixels))
+    assert data.labels.tolist() == [5, 0, 4, 1, 9, 2]
+    assert gf.data.load_dataset("mnist", image_size=32, channels=3, root=tmp_path).images.shape == (6, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+def test_nothing_is_downloaded_unasked(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="download is off"):
+        gf.data.load_dataset(name, image_size=32, root=tmp_path)
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="'nowhere' is neither a folder nor one of digits, mnist"):
+        gf.data.load_dataset("nowhere", image_size=32)
+    with pytest.raises(ValueError, match="channels must be 1 or 3, got 2"):
+        gf.data.load_dataset("digits", image_size=32, channels=2)
+    with pytest.raises(ValueError, match="image_size must be at least 1"):
+        gf.data.load_dataset("digits", image_size=0)
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(ImportError, match=r'sklearn is needed .* pip install "genimg_fast\[train\]"'):
+        gf.data.load_dataset("digits", image_size=32)
+
+
+def numbered(n: int) -> gf.data.ImageDataset:
+    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
+    return gf.data.ImageDataset(images, torch.arange(n))
+
+
+def test_dataset_range_and_indexing() -> None:
+    data = gf.data.ImageDataset(torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1))
+    assert data[:][0].flatten().tolist() == pytest.approx([-1, -0.6, 1])
+    image, label = data[2]
+    assert image.shape == (1, 1, 1)
+    assert label == 0
+    assert next(iter(torch.utils.data.DataLoader(data, batch_size=3)))[0].shape == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(2, 1, 4, 4), None, "images must be uint8"),
+        (torch.zeros(2, 4, 4, dtype=torch.uint8), None, "images must be uint8"),
+        (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), None, "n > 0"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64), r"labels .* shape \(2,\)"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), "labels must lie in 0..1, got 0..2"),
+    ],
+)
+def test_bad_dataset(images: torch.Tensor, labels: torch.Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gf.data.ImageDataset(images, labels, class_names=["a", "b"])
+
+
+def order(seed: int, start: int, n: int) -> list[list[int]]:
+    stream = gf.data.batches(numbered(10), 4, seed=seed, start=start)
+    return [labels.tolist() for _, labels in islice(stream, n)]
+
+
+def test_batches_are_reproducible_and_can_start_anywhere() -> None:
+    epochs = order(seed=3, start=0, n=7)
+    assert order(seed=3, start=0, n=7) == epochs
+    assert order(seed=4, start=0, n=7) != epochs
+    for start in range(7):
+        assert order(seed=3, start=start, n=7 - start) == epochs[start:]
+    for first, second in zip(epochs[::2], epochs[1::2], strict=False):
+        assert len({*first, *second}) == 8  # no image twice in an epoch
+    assert epochs[:2] != epochs[2:4]
+
+
+def test_images_keep_their_labels() -> None:
+    images, labels = next(gf.data.batches(numbered(10), 10))
+    torch.testing.assert_close((images.flatten() + 1) * 127.5, labels.float())
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_batch_size_out_of_range(batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must lie in 1..10, the number of images, got {batch_size}"):
+        gf.data.batches(numbered(10), batch_size)

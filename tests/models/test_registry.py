@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+import genimg_fast as gf
+from genimg_fast.models import registry
+
+# How to run each registered model so that its output depends on all of its parameters. A new model needs a line.
+SMALL_MODELS = {"dcgan": {"z_dim": 8, "c_dim": 2, "channels": 4, "n_blocks": 2}}
+RUN = {"dcgan": lambda model, device: model.discriminator(model(torch.randn(4, 8, device=device)))}
+
+
+@pytest.mark.parametrize("name", gf.models.list_models())
+def test_every_parameter_gets_a_gradient(name: str, device: str) -> None:
+    model = gf.models.create_model(name, **SMALL_MODELS[name]).to(device)
+    RUN[name](model, device).square().sum().backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+def test_create_and_list() -> None:
+    assert "dcgan" in gf.models.list_models()
+    assert gf.models.list_models("dc*") == ["dcgan"]
+    assert gf.models.list_models("nothing*") == []
+    assert isinstance(gf.models.create_model("dcgan", **SMALL_MODELS["dcgan"]), gf.models.DCGAN)
+
+
+def test_unknown_name_lists_close_ones() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'dcgn'; did you mean dcgan\?"):
+        gf.models.create_model("dcgn")
+    with pytest.raises(ValueError, match=r"known models: .*dcgan"):
+        gf.models.create_model("zzz")
+
+
+def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_builders", {})
+
+    @gf.models.register_model("mine")
+    def build(width: int) -> torch.nn.Module:
+        return torch.nn.Linear(width, width)
+
+    assert gf.models.create_model("mine", width=3).in_features == 3
+    with pytest.raises(ValueError, match="'mine' is already registered"):
+        gf.models.register_model("mine")(build)
