@@ -1,0 +1,146 @@
+// The emulator's self-test kernels in Python.
+#include "binding.h"
+#include "selftest.h"
+
+namespace py = pybind11;
+using simt::Array;
+using simt::check;
+
+namespace {
+
+int size(const py::array& array) { return static_cast<int>(array.size()); }
+
+void require(bool condition, const char* message) {
+  if (!condition) throw py::value_error(message);
+}
+
+Array<int> indices(int gx, int gy, int gz, int bx, int by, int bz) {
+  Array<int> out(static_cast<py::ssize_t>(gx) * gy * gz * bx * by * bz);
+  std::fill_n(out.mutable_data(), out.size(), 0);
+  check(selftest::indices(out.mutable_data(), gx, gy, gz, bx, by, bz));
+  return out;
+}
+
+float split_sum(const Array<float>& x, int blocks, const std::string& bug) {
+  using selftest::Bug;
+  Bug planted = Bug::none;
+  if (bug == "missing_barrier") planted = Bug::missing_barrier;
+  if (bug == "missing_fence") planted = Bug::missing_fence;
+  if (bug == "shared_overrun") planted = Bug::shared_overrun;
+  if (bug == "global_overrun") planted = Bug::global_overrun;
+  Array<float> partials(blocks);
+  unsigned finished = 0;
+  float total = 0;
+  check(selftest::split_sum(planted, x.data(), partials.mutable_data(), &finished, &total, size(x), blocks));
+  return total;
+}
+
+Array<int> collectives(const Array<int>& in, int width) {
+  require(in.size() <= 32, "at most 32 lanes");
+  Array<int> out({8, 32});
+  std::fill_n(out.mutable_data(), out.size(), 0);
+  check(selftest::collectives(in.data(), out.mutable_data(), size(in), width));
+  return out;
+}
+
+Array<int> barrier_votes(const Array<int>& in) {
+  Array<int> out(in.size());
+  check(selftest::barrier_votes(in.data(), out.mutable_data(), size(in)));
+  return out;
+}
+
+void atomics(Array<unsigned> cells, int blocks, int threads) {
+  require(cells.size() == 13, "13 cells");
+  check(selftest::atomics(cells.mutable_data(), blocks, threads));
+}
+
+unsigned spin_lock(int blocks) {
+  unsigned lock = 0, counter = 0;
+  check(selftest::spin_lock(&lock, &counter, blocks));
+  return counter;
+}
+
+Array<int> grid_barrier(int blocks, bool cooperative) {
+  unsigned arrived = 0;
+  Array<int> out({2, blocks});
+  check(selftest::grid_barrier(cooperative, &arrived, out.mutable_data(), blocks));
+  return out;
+}
+
+Array<float> dynamic_reverse(const Array<float>& in, bool raise_limit) {
+  Array<float> out(in.size());
+  check(selftest::dynamic_reverse(in.data(), out.mutable_data(), size(in), raise_limit));
+  return out;
+}
+
+void copy_128(const Array<float>& in, Array<float> out) {
+  require(in.size() == out.size() && in.size() % 4 == 0, "equal sizes, multiples of 4");
+  check(selftest::copy_128(in.data(), out.mutable_data(), size(in) / 4));
+}
+
+// Wraps a launcher that fills `elements` values of an array.
+template <class T, class Launcher>
+auto returning_array(py::ssize_t elements, Launcher launcher) {
+  return [=] {
+    Array<T> out(elements);
+    std::fill_n(out.mutable_data(), elements, T{0});
+    check(launcher(out.mutable_data()));
+    return out;
+  };
+}
+
+template <class To, class From>
+auto converting(int (*launcher)(const From*, To*, int)) {
+  return [=](const Array<From>& in) {
+    Array<To> out(in.size());
+    check(launcher(in.data(), out.mutable_data(), size(in)));
+    return out;
+  };
+}
+
+}  // namespace
+
+void bind_selftest(py::module_& m) {
+  const auto in = py::arg("in_").noconvert();
+
+  m.def("indices", &indices);
+  m.def("split_sum", &split_sum, py::arg("x").noconvert(), py::arg("blocks"), py::arg("bug") = "");
+  m.def("collectives", &collectives, in, py::arg("width") = 32);
+  m.def("barrier_votes", &barrier_votes, in);
+  m.def("atomics", &atomics, py::arg("cells").noconvert(), py::arg("blocks"), py::arg("threads"));
+  m.def("spin_lock", &spin_lock, py::arg("blocks"));
+  m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
+  m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
+  m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
+  m.def(
+      "clear", [](Array<float> x) { check(selftest::clear(x.mutable_data(), x.nbytes())); }, py::arg("x").noconvert());
+  m.def("float_to_half", converting(&selftest::float_to_half), in);
+  m.def("half_to_float", converting(&selftest::half_to_float), in);
+  m.def("float_to_bfloat16", converting(&selftest::float_to_bfloat16), in);
+  m.def("bfloat16_to_float", converting(&selftest::bfloat16_to_float), in);
+
+  m.def("shared_reuse", [](bool second_barrier) {
+    return returning_array<float>(128, [=](float* out) { return selftest::shared_reuse(second_barrier, out); })();
+  });
+  m.def("warp_reverse", [](bool synchronise) {
+    return returning_array<float>(32, [=](float* out) { return selftest::warp_reverse(synchronise, out); })();
+  });
+  m.def("divergent_barrier", returning_array<int>(64, &selftest::divergent_barrier));
+  m.def("deadlock", returning_array<float>(32, &selftest::deadlock));
+  m.def("exited_lane", returning_array<float>(32, &selftest::exited_lane));
+  m.def("mixed_collectives", returning_array<float>(32, &selftest::mixed_collectives));
+  m.def("lane_outside_mask", returning_array<float>(32, &selftest::lane_outside_mask));
+  m.def("uninitialised_shared", returning_array<float>(64, &selftest::uninitialised_shared));
+  m.def("misaligned_load", [](const Array<float>& x) {
+    float out = 0;
+    check(selftest::misaligned_load(x.data(), &out));
+    return out;
+  });
+  m.def("trap", [] { check(selftest::trap()); });
+  m.def("large_block", [](int threads) { check(selftest::large_block(threads)); });
+  m.def("gpu_properties", [] {
+    int multiprocessors = 0, cooperative_blocks = 0;
+    check(selftest::gpu_properties(&multiprocessors, &cooperative_blocks));
+    return py::make_tuple(multiprocessors, cooperative_blocks);
+  });
+}

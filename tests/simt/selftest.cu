@@ -1,0 +1,308 @@
+// Kernels that test the emulator itself.  They use everything of gpu.cuh, so that one nvcc run over this file checks
+// the other half of it.  Some are wrong on purpose; a comment "planted: ..." marks the line that a checker has to name.
+#include "gpu.cuh"
+#include "selftest.h"
+
+namespace selftest {
+namespace {
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kFullWarp, value, offset);
+  return value;
+}
+
+__global__ void indices_kernel(int* out) {
+  const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const int threads = blockDim.x * blockDim.y * blockDim.z;
+  const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  out[block * threads + thread] += 1 + block * 1024 + thread;
+}
+
+// The usual split reduction: every block stores a partial sum, and the block that finishes last adds them up.
+template <Bug kBug>
+__global__ void __launch_bounds__(kSumThreads)
+    split_sum_kernel(const float* __restrict__ x, float* partials, unsigned* finished, float* total, int n) {
+  SHARED(float, warp_sums, [kSumThreads / 32]);
+  float* sums = warp_sums;  // as a pointer, whose bounds UBSan does not know
+  SHARED(bool, is_last, );
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int end = kBug == Bug::global_overrun ? n + 1 : n;
+  float sum = 0;
+  for (int i = blockIdx.x * kSumThreads + threadIdx.x; i < end; i += gridDim.x * kSumThreads) {
+    sum += x[i];  // planted: global overrun
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) {
+    const int slot = kBug == Bug::shared_overrun ? warp + 1 : warp;
+    sums[slot] = sum;  // planted: shared overrun
+  }
+  if (kBug != Bug::missing_barrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    float block_sum = 0;
+    for (int i = 0; i < kSumThreads / 32; ++i) {
+      block_sum += sums[i];  // planted: race without the barrier
+    }
+    partials[blockIdx.x] = block_sum;
+    if (kBug != Bug::missing_fence) __threadfence();
+    is_last = atomicAdd(finished, 1u) + 1 == gridDim.x;
+    __threadfence();
+  }
+  __syncthreads();
+  if (is_last && threadIdx.x == 0) {
+    float grid_sum = 0;
+    for (unsigned i = 0; i < gridDim.x; ++i) {
+      grid_sum += gpu::ld_cg(partials + i);  // planted: race without the fence
+    }
+    *total = grid_sum;
+  }
+}
+
+// Four rounds over one buffer.  Without the second barrier a fast thread overwrites what a slow one has yet to read.
+__global__ void shared_reuse_kernel(bool second_barrier, float* out) {
+  SHARED(float, values, [128]);
+  float sum = 0;
+  for (int round = 0; round < 4; ++round) {
+    values[threadIdx.x] = round;
+    __syncthreads();
+    sum += values[(threadIdx.x + 64) % 128];
+    if (second_barrier) __syncthreads();
+  }
+  out[threadIdx.x] = sum;
+}
+
+__global__ void warp_reverse_kernel(bool synchronise, float* out) {
+  SHARED(float, values, [32]);
+  values[threadIdx.x] = threadIdx.x;
+  if (synchronise) __syncwarp();
+  out[threadIdx.x] = values[31 - threadIdx.x];
+}
+
+__global__ void collectives_kernel(const int* in, int* out, int width) {
+  const int lane = threadIdx.x, value = in[lane];
+  int row = 0;
+  const auto store = [&](int result) { out[row++ * 32 + lane] = result; };
+  store(__shfl_sync(kFullWarp, value, 3, width));
+  store(__shfl_up_sync(kFullWarp, value, 3, width));
+  store(__shfl_down_sync(kFullWarp, value, 3, width));
+  store(__shfl_xor_sync(kFullWarp, value, 1, width));
+  store(static_cast<int>(__ballot_sync(kFullWarp, value % 2)));
+  store(__any_sync(kFullWarp, value == in[0]));
+  store(__all_sync(kFullWarp, value == in[0]));
+  store(static_cast<int>(__match_any_sync(kFullWarp, value)));
+}
+
+__global__ void barrier_votes_kernel(const int* in, int* out) {
+  const int predicate = in[threadIdx.x];
+  const int count = __syncthreads_count(predicate);
+  const int all = __syncthreads_and(predicate);
+  const int any = __syncthreads_or(predicate);
+  out[threadIdx.x] = count * 4 + (all != 0) * 2 + (any != 0);
+}
+
+__global__ void atomics_kernel(unsigned* cells) {
+  const unsigned id = blockIdx.x * blockDim.x + threadIdx.x;
+  atomicAdd(&cells[0], 2);
+  atomicSub(&cells[1], 1);
+  atomicMax(&cells[2], id);
+  atomicMin(&cells[3], id);
+  atomicOr(&cells[4], 1u << (id % 32));
+  atomicAnd(&cells[5], ~(1u << (id % 16)));
+  atomicXor(&cells[6], id);
+  atomicInc(&cells[7], 9);
+  atomicDec(&cells[8], 9);
+  atomicAdd(&cells[9], atomicExch(&cells[10], id));
+  for (unsigned assumed = 0, old = 1; assumed != old;) {
+    assumed = old;
+    old = atomicCAS(&cells[11], assumed, assumed + 3);
+  }
+  atomicAdd(reinterpret_cast<float*>(&cells[12]), 0.5f);
+}
+
+// A plain counter behind a lock: the atomics alone order nothing, the fences do.
+__global__ void spin_lock_kernel(unsigned* lock, unsigned* counter) {
+  if (threadIdx.x != 0) return;
+  while (atomicCAS(lock, 0u, 1u) != 0u) __nanosleep(10);
+  __threadfence();
+  *counter += 1;
+  __threadfence();
+  atomicExch(lock, 0u);
+}
+
+__global__ void grid_barrier_kernel(unsigned* arrived, int* out) {
+  if (threadIdx.x == 0) {
+    out[blockIdx.x] = blockIdx.x;
+    gpu::red_release_add(arrived, 1);
+    while (gpu::ld_acquire(arrived) < gridDim.x) {
+    }
+    out[gridDim.x + blockIdx.x] = gpu::ld_cg(out + (blockIdx.x + 1) % gridDim.x);
+  }
+  __syncthreads();
+}
+
+__global__ void dynamic_reverse_kernel(const float* in, float* out, int n) {
+  DYN_SHARED(float, values);
+  for (int i = threadIdx.x; i < n; i += blockDim.x) values[i] = __ldg(in + i);
+  __syncthreads();
+  for (int i = threadIdx.x; i < n; i += blockDim.x) out[i] = values[n - 1 - i];
+}
+
+__global__ void copy_128_kernel(const uint4* in, uint4* out, int vectors) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < vectors) gpu::store_128(out + i, gpu::load_128(in + i));
+}
+
+template <class To, class From>
+__global__ void convert_kernel(const From* in, To* out, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = gpu::convert<To>(in[i]);
+}
+
+__global__ void divergent_barrier_kernel(int* out) {
+  if (threadIdx.x < 40) {
+    __syncthreads();  // planted: divergent barrier
+  } else {
+    out[threadIdx.x] = 1;
+    __syncthreads();
+  }
+}
+
+__global__ void deadlock_kernel(float* out) {
+  if (threadIdx.x < 16) {
+    out[threadIdx.x] = __shfl_xor_sync(kFullWarp, 1.0f, 1);
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void exited_lane_kernel(float* out) {
+  if (threadIdx.x >= 16) return;
+  out[threadIdx.x] = __shfl_down_sync(kFullWarp, 1.0f, 8);
+}
+
+__global__ void mixed_collectives_kernel(float* out) {
+  if (threadIdx.x < 16) {
+    out[threadIdx.x] = __shfl_down_sync(kFullWarp, 1.0f, 8);
+  } else {
+    out[threadIdx.x] = __shfl_up_sync(kFullWarp, 1.0f, 8);
+  }
+}
+
+__global__ void lane_outside_mask_kernel(float* out) {
+  if (threadIdx.x >= 16) return;
+  out[threadIdx.x] = __shfl_down_sync(0xffffu, static_cast<float>(threadIdx.x), 8);
+}
+
+__global__ void uninitialised_shared_kernel(float* out) {
+  SHARED(float, values, [64]);
+  if (threadIdx.x < 32) values[threadIdx.x] = 1;
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x];
+}
+
+__global__ void misaligned_load_kernel(const float* in, float* out) {
+  const float4 v = *reinterpret_cast<const float4*>(in + 1);  // planted: misaligned
+  out[0] = v.x;
+}
+
+__global__ void trap_kernel() { __trap(); }
+
+__global__ void empty_kernel() {}
+
+int blocks_for(int n, int threads) { return (n + threads - 1) / threads; }
+
+template <class To, class From>
+int convert_all(const From* in, To* out, int n) {
+  return gpu::launch(convert_kernel<To, From>, blocks_for(n, 256), 256, 0, nullptr, in, out, n);
+}
+
+}  // namespace
+
+int indices(int* out, int gx, int gy, int gz, int bx, int by, int bz) {
+  return gpu::launch(indices_kernel, dim3(gx, gy, gz), dim3(bx, by, bz), 0, nullptr, out);
+}
+
+int split_sum(Bug bug, const float* x, float* partials, unsigned* finished, float* total, int n, int blocks) {
+  auto* kernel = split_sum_kernel<Bug::none>;
+  if (bug == Bug::missing_barrier) kernel = split_sum_kernel<Bug::missing_barrier>;
+  if (bug == Bug::missing_fence) kernel = split_sum_kernel<Bug::missing_fence>;
+  if (bug == Bug::shared_overrun) kernel = split_sum_kernel<Bug::shared_overrun>;
+  if (bug == Bug::global_overrun) kernel = split_sum_kernel<Bug::global_overrun>;
+  return gpu::launch(kernel, blocks, kSumThreads, 0, nullptr, x, partials, finished, total, n);
+}
+
+int shared_reuse(bool second_barrier, float* out) {
+  return gpu::launch(shared_reuse_kernel, 1, 128, 0, nullptr, second_barrier, out);
+}
+
+int warp_reverse(bool synchronise, float* out) {
+  return gpu::launch(warp_reverse_kernel, 1, 32, 0, nullptr, synchronise, out);
+}
+
+int collectives(const int* in, int* out, int lanes, int width) {
+  return gpu::launch(collectives_kernel, 1, lanes, 0, nullptr, in, out, width);
+}
+
+int barrier_votes(const int* in, int* out, int threads) {
+  return gpu::launch(barrier_votes_kernel, 1, threads, 0, nullptr, in, out);
+}
+
+int atomics(unsigned* cells, int blocks, int threads) {
+  return gpu::launch(atomics_kernel, blocks, threads, 0, nullptr, cells);
+}
+
+int spin_lock(unsigned* lock, unsigned* counter, int blocks) {
+  return gpu::launch(spin_lock_kernel, blocks, 32, 0, nullptr, lock, counter);
+}
+
+int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {
+  if (cooperative) return gpu::launch_coop(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
+  return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
+}
+
+int dynamic_reverse(const float* in, float* out, int n, bool raise_limit) {
+  const size_t bytes = static_cast<size_t>(n) * sizeof(float);
+  if (raise_limit) {
+    if (const int code = gpu::set_max_dynamic_smem(dynamic_reverse_kernel, bytes)) return code;
+  }
+  return gpu::launch(dynamic_reverse_kernel, 1, 256, bytes, nullptr, in, out, n);
+}
+
+int copy_128(const void* in, void* out, int vectors) {
+  return gpu::launch(copy_128_kernel, blocks_for(vectors, 64), 64, 0, nullptr, static_cast<const uint4*>(in),
+                     static_cast<uint4*>(out), vectors);
+}
+
+int clear(void* p, int64_t bytes) { return gpu::memset_async(p, 0, static_cast<size_t>(bytes), nullptr); }
+
+int float_to_half(const float* in, uint16_t* out, int n) { return convert_all(in, reinterpret_cast<__half*>(out), n); }
+int half_to_float(const uint16_t* in, float* out, int n) {
+  return convert_all(reinterpret_cast<const __half*>(in), out, n);
+}
+int float_to_bfloat16(const float* in, uint16_t* out, int n) {
+  return convert_all(in, reinterpret_cast<__nv_bfloat16*>(out), n);
+}
+int bfloat16_to_float(const uint16_t* in, float* out, int n) {
+  return convert_all(reinterpret_cast<const __nv_bfloat16*>(in), out, n);
+}
+
+int divergent_barrier(int* out) { return gpu::launch(divergent_barrier_kernel, 1, 64, 0, nullptr, out); }
+int deadlock(float* out) { return gpu::launch(deadlock_kernel, 1, 32, 0, nullptr, out); }
+int exited_lane(float* out) { return gpu::launch(exited_lane_kernel, 1, 32, 0, nullptr, out); }
+int mixed_collectives(float* out) { return gpu::launch(mixed_collectives_kernel, 1, 32, 0, nullptr, out); }
+int lane_outside_mask(float* out) { return gpu::launch(lane_outside_mask_kernel, 1, 32, 0, nullptr, out); }
+int uninitialised_shared(float* out) { return gpu::launch(uninitialised_shared_kernel, 1, 64, 0, nullptr, out); }
+int misaligned_load(const float* in, float* out) {
+  return gpu::launch(misaligned_load_kernel, 1, 1, 0, nullptr, in, out);
+}
+int trap() { return gpu::launch(trap_kernel, 1, 1, 0, nullptr); }
+int large_block(int threads) { return gpu::launch(empty_kernel, 1, threads, 0, nullptr); }
+
+int gpu_properties(int* multiprocessors, int* cooperative_blocks) {
+  if (const int code = gpu::multiprocessor_count(multiprocessors)) return code;
+  return gpu::max_cooperative_blocks(grid_barrier_kernel, 32, 0, cooperative_blocks);
+}
+
+}  // namespace selftest

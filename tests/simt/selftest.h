@@ -1,0 +1,41 @@
+#pragma once
+// Host side of the emulator's self-test kernels.  Every function returns a launch's error code.
+#include <cstdint>
+
+namespace selftest {
+
+enum class Bug : int { none, missing_barrier, missing_fence, shared_overrun, global_overrun };
+
+constexpr int kSumThreads = 128;
+
+int indices(int* out, int gx, int gy, int gz, int bx, int by, int bz);
+int split_sum(Bug bug, const float* x, float* partials, unsigned* finished, float* total, int n, int blocks);
+int shared_reuse(bool second_barrier, float* out);
+int warp_reverse(bool synchronise, float* out);
+int collectives(const int* in, int* out, int lanes, int width);
+int barrier_votes(const int* in, int* out, int threads);
+int atomics(unsigned* cells, int blocks, int threads);
+int spin_lock(unsigned* lock, unsigned* counter, int blocks);
+int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
+int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
+int copy_128(const void* in, void* out, int vectors);
+int clear(void* p, int64_t bytes);
+
+int float_to_half(const float* in, uint16_t* out, int n);
+int half_to_float(const uint16_t* in, float* out, int n);
+int float_to_bfloat16(const float* in, uint16_t* out, int n);
+int bfloat16_to_float(const uint16_t* in, float* out, int n);
+
+int divergent_barrier(int* out);
+int deadlock(float* out);
+int exited_lane(float* out);
+int mixed_collectives(float* out);
+int lane_outside_mask(float* out);
+int uninitialised_shared(float* out);
+int misaligned_load(const float* in, float* out);
+int trap();
+int large_block(int threads);
+
+int gpu_properties(int* multiprocessors, int* cooperative_blocks);
+
+}  // namespace selftest

@@ -1,0 +1,506 @@
+#pragma once
+// Test-only SIMT emulator: what CUDA kernels use of the CUDA language and of csrc/cuda/gpu.cuh, for a plain C++20
+// compiler.  Every CUDA thread runs as a fiber on the one host thread that launches; simt.cpp is the run time.
+//
+// What it shows: wrong results under any schedule, missing or divergent barriers, deadlock, livelock, uninitialised
+// shared memory (reads NaN), lanes that are not there; under a sanitizer also out-of-bounds and misaligned accesses
+// (ASan, UBSan) and data races, missing __threadfence() included (TSan).
+// What it does not show: speed, registers, occupancy; reordering by the hardware; anything written in raw PTX.
+// What it leaves out: what the oldest GPU of a default build (sm_75) does not have, such as __reduce_add_sync.
+// A launch is synchronous and the emulator is not thread-safe: one launch at a time in a process.
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+// ---- Language -------------------------------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __host__
+#define __constant__ static const
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __align__(n) __attribute__((aligned(n)))
+#define warpSize 32
+
+// ---- Vector types, with the alignment CUDA gives them ---------------------------------------------------------------
+
+#define SIMT_VECTOR_2(T, Name)         \
+  struct alignas(2 * sizeof(T)) Name { \
+    T x, y;                            \
+  };                                   \
+  inline Name make_##Name(T x, T y) { return {x, y}; }
+#define SIMT_VECTOR_3(T, Name) \
+  struct Name {                \
+    T x, y, z;                 \
+  };                           \
+  inline Name make_##Name(T x, T y, T z) { return {x, y, z}; }
+#define SIMT_VECTOR_4(T, Name)         \
+  struct alignas(4 * sizeof(T)) Name { \
+    T x, y, z, w;                      \
+  };                                   \
+  inline Name make_##Name(T x, T y, T z, T w) { return {x, y, z, w}; }
+SIMT_VECTOR_2(signed char, char2)
+SIMT_VECTOR_4(signed char, char4)
+SIMT_VECTOR_2(unsigned char, uchar2)
+SIMT_VECTOR_4(unsigned char, uchar4)
+SIMT_VECTOR_2(short, short2)
+SIMT_VECTOR_4(short, short4)
+SIMT_VECTOR_2(unsigned short, ushort2)
+SIMT_VECTOR_4(unsigned short, ushort4)
+SIMT_VECTOR_2(int, int2)
+SIMT_VECTOR_3(int, int3)
+SIMT_VECTOR_4(int, int4)
+SIMT_VECTOR_2(unsigned, uint2)
+SIMT_VECTOR_3(unsigned, uint3)
+SIMT_VECTOR_4(unsigned, uint4)
+SIMT_VECTOR_2(long long, longlong2)
+SIMT_VECTOR_2(unsigned long long, ulonglong2)
+SIMT_VECTOR_2(float, float2)
+SIMT_VECTOR_3(float, float3)
+SIMT_VECTOR_4(float, float4)
+SIMT_VECTOR_2(double, double2)
+#undef SIMT_VECTOR_2
+#undef SIMT_VECTOR_3
+#undef SIMT_VECTOR_4
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+// ---- Run time (simt.cpp) --------------------------------------------------------------------------------------------
+
+namespace simt {
+
+// What a CUDA thread sees of itself.
+struct ThreadView {
+  uint3 thread_index, block_index;
+  dim3 block_size, grid_size;
+};
+
+// The running thread's view; changes with every fiber switch.
+extern const ThreadView* current;
+
+enum class BarrierKind { plain, count, all, any };
+int barrier(BarrierKind kind, bool predicate, const char* file, int line);
+
+enum class WarpOp { shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all, sync, match };
+uint64_t warp_collective(WarpOp op, unsigned mask, uint64_t value, int source, int width);
+unsigned active_mask();
+
+// Other threads may run now.  A thread that waits for another one must pass through spin() in its loop: it always gives
+// way, and it is counted, so that a loop whose condition nobody will ever fulfil ends as a "livelock" error.
+// preemption_point() gives way now and then, in random schedules only; progress() says that memory has changed.
+void spin();
+void preemption_point();
+void progress();
+
+// For TSan: a fence orders nothing by itself, but together with a relaxed atomic it does what a release or an acquire
+// would.  (Real memory is sequentially consistent here anyway.)  before_atomic() is also a preemption point.
+void fence();
+void before_atomic(void* address);
+
+// The block's copy of the shared variable that `key` identifies, filled with 0xff when first seen: NaN in every
+// floating-point format, -1 as an integer.  Real shared memory holds leftovers, so a kernel must not rely on zeros.
+void* shared_memory(const void* key, size_t bytes, size_t alignment);
+void* dynamic_shared_memory();
+
+// Ends the launch with an error that names the running thread.
+[[noreturn]] void fail(const char* why);
+
+// cudaError_t values.
+enum Error : int {
+  success = 0,
+  invalid_value = 1,
+  invalid_configuration = 9,
+  launch_failure = 719,
+  cooperative_launch_too_large = 720,
+};
+using KernelPointer = void (*)();
+int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, bool cooperative, void (*run)(void*),
+           void* job);
+int set_max_dynamic_smem(KernelPointer kernel, size_t bytes);
+int max_cooperative_blocks(uint64_t threads);
+const char* error_string(int code);
+
+// Settings and counters, for the tests.
+void set_seed(uint64_t seed);         // 0: first in, first out.  Others: a random schedule each, always the same one.
+void set_resident_blocks(int count);  // how many blocks of an ordinary launch run at the same time
+int resident_blocks();
+void set_multiprocessors(int count);  // of the emulated GPU: limits cooperative launches, steers launch policies
+int multiprocessors();
+void reset_settings();
+const char* last_error();  // message of the latest launch; empty if it succeeded
+uint64_t switches();       // fiber switches so far
+
+template <class T>
+T exchange(WarpOp op, unsigned mask, T value, int source, int width) {
+  static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  bits = warp_collective(op, mask, bits, source, width);
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// CUDA's atomics are relaxed.  So are these: without __threadfence() around them TSan sees no order between what one
+// thread wrote before its atomic and another reads after its own.
+template <class T, class Update>
+T read_modify_write(T* p, Update update) {
+  before_atomic(p);
+  std::atomic_ref<T> reference(*p);
+  T old = reference.load(std::memory_order_relaxed);
+  T updated = update(old);
+  while (!reference.compare_exchange_weak(old, updated, std::memory_order_relaxed)) updated = update(old);
+  // An atomic that changes nothing may be one turn of a waiting loop (a lock, a counter polled with atomicAdd(p, 0)).
+  if (std::memcmp(&old, &updated, sizeof(T)) == 0) {
+    spin();
+  } else {
+    progress();
+  }
+  return old;
+}
+
+// As a parameter type: takes no part in template argument deduction, so that atomicAdd(&an_unsigned, 1) compiles.
+template <class T>
+using NotDeduced = std::type_identity_t<T>;
+
+}  // namespace simt
+
+#define threadIdx (::simt::current->thread_index)
+#define blockIdx (::simt::current->block_index)
+#define blockDim (::simt::current->block_size)
+#define gridDim (::simt::current->grid_size)
+
+// ---- Shared memory, barriers, fences --------------------------------------------------------------------------------
+
+// The address of a static variable in a lambda is the key: one for each place and each template instantiation, which is
+// also how CUDA tells __shared__ variables apart.
+#define SHARED(T, name, ...)                                                          \
+  using name##_shared_type = T __VA_ARGS__;                                           \
+  static_assert(std::is_trivially_default_constructible_v<name##_shared_type>);       \
+  name##_shared_type& name = *static_cast<name##_shared_type*>(::simt::shared_memory( \
+      [] {                                                                            \
+        static char key;                                                              \
+        return &key;                                                                  \
+      }(),                                                                            \
+      sizeof(name##_shared_type), alignof(name##_shared_type)))
+#define DYN_SHARED(T, name) T* name = reinterpret_cast<T*>(::simt::dynamic_shared_memory())
+
+#define __syncthreads() ((void)::simt::barrier(::simt::BarrierKind::plain, false, __FILE__, __LINE__))
+#define __syncthreads_count(p) ::simt::barrier(::simt::BarrierKind::count, (p) != 0, __FILE__, __LINE__)
+#define __syncthreads_and(p) ::simt::barrier(::simt::BarrierKind::all, (p) != 0, __FILE__, __LINE__)
+#define __syncthreads_or(p) ::simt::barrier(::simt::BarrierKind::any, (p) != 0, __FILE__, __LINE__)
+#define __trap() ::simt::fail("__trap()")
+
+inline void __threadfence() { simt::fence(); }
+inline void __threadfence_block() { simt::fence(); }
+inline void __threadfence_system() { simt::fence(); }
+inline void __nanosleep(unsigned) { simt::spin(); }
+
+// ---- Warp collectives -----------------------------------------------------------------------------------------------
+
+inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::warp_collective(simt::WarpOp::sync, mask, 0, 0, 32); }
+inline unsigned __activemask() { return simt::active_mask(); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane, int width = 32) {
+  return simt::exchange(simt::WarpOp::shuffle, mask, value, lane, width);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  return simt::exchange(simt::WarpOp::shuffle_up, mask, value, static_cast<int>(delta), width);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  return simt::exchange(simt::WarpOp::shuffle_down, mask, value, static_cast<int>(delta), width);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
+  return simt::exchange(simt::WarpOp::shuffle_xor, mask, value, lane_mask, width);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return static_cast<unsigned>(simt::warp_collective(simt::WarpOp::ballot, mask, predicate != 0, 0, 32));
+}
+inline int __any_sync(unsigned mask, int predicate) {
+  return static_cast<int>(simt::warp_collective(simt::WarpOp::any, mask, predicate != 0, 0, 32));
+}
+inline int __all_sync(unsigned mask, int predicate) {
+  return static_cast<int>(simt::warp_collective(simt::WarpOp::all, mask, predicate != 0, 0, 32));
+}
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return static_cast<unsigned>(simt::warp_collective(simt::WarpOp::match, mask, bits, 0, 32));
+}
+
+// ---- Loads with a cache hint, atomics -------------------------------------------------------------------------------
+
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcs(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcs(T* p, simt::NotDeduced<T> value) {
+  *p = value;
+}
+template <class T>
+void __stcg(T* p, simt::NotDeduced<T> value) {
+  *p = value;
+}
+
+template <class T>
+T atomicAdd(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return static_cast<T>(old + value); });
+}
+template <class T>
+T atomicSub(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return static_cast<T>(old - value); });
+}
+template <class T>
+T atomicMax(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return old > value ? old : value; });
+}
+template <class T>
+T atomicMin(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return old < value ? old : value; });
+}
+template <class T>
+T atomicExch(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T) { return value; });
+}
+template <class T>
+T atomicOr(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return static_cast<T>(old | value); });
+}
+template <class T>
+T atomicAnd(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return static_cast<T>(old & value); });
+}
+template <class T>
+T atomicXor(T* p, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return static_cast<T>(old ^ value); });
+}
+template <class T>
+T atomicCAS(T* p, simt::NotDeduced<T> expected, simt::NotDeduced<T> value) {
+  return simt::read_modify_write(p, [=](T old) { return old == expected ? value : old; });
+}
+inline unsigned atomicInc(unsigned* p, unsigned limit) {
+  return simt::read_modify_write(p, [=](unsigned old) { return old >= limit ? 0u : old + 1; });
+}
+inline unsigned atomicDec(unsigned* p, unsigned limit) {
+  return simt::read_modify_write(p, [=](unsigned old) { return old == 0 || old > limit ? limit : old - 1; });
+}
+
+// ---- Arithmetic -----------------------------------------------------------------------------------------------------
+
+using std::max;
+using std::min;
+
+inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline float __expf(float x) { return expf(x); }
+inline float __logf(float x) { return logf(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+inline float __frcp_rn(float x) { return 1.0f / x; }
+inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline double __fma_rn(double x, double y, double z) { return std::fma(x, y, z); }
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; }  // NaN gives 0, as on the GPU
+inline void sincospif(float x, float* sine, float* cosine) {
+  *sine = static_cast<float>(std::sin(M_PI * x));
+  *cosine = static_cast<float>(std::cos(M_PI * x));
+}
+inline unsigned __umulhi(unsigned x, unsigned y) { return static_cast<unsigned>((static_cast<uint64_t>(x) * y) >> 32); }
+inline int __popc(unsigned x) { return std::popcount(x); }
+inline int __popcll(unsigned long long x) { return std::popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
+inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
+inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+
+// ---- 16-bit floating point ------------------------------------------------------------------------------------------
+
+namespace simt {
+
+inline float half_bits_to_float(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+  const uint32_t exponent = (half >> 10) & 0x1fu;
+  const uint32_t mantissa = half & 0x3ffu;
+  if (exponent == 0) {  // zero and subnormals: a multiple of 2^-24
+    const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
+    return sign ? -magnitude : magnitude;
+  }
+  const uint32_t float_exponent = exponent == 0x1f ? 0xff : exponent + (127 - 15);
+  return std::bit_cast<float>(sign | float_exponent << 23 | mantissa << 13);
+}
+
+// Round to nearest even, done on integers, because compilers before GCC 12 have no 16-bit floating-point type.
+inline uint16_t float_to_half_bits(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return 0x7fff;                                 // NaN
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and above round to infinity
+  uint32_t kept, dropped, halfway;
+  if (magnitude >= 0x38800000u) {  // normal: 2^-14 and above
+    kept = (magnitude - ((127 - 15) << 23)) >> 13;
+    dropped = magnitude & 0x1fffu;
+    halfway = 0x1000u;
+  } else {  // subnormal: shift the mantissa, with its hidden bit, to multiples of 2^-24
+    const uint32_t exponent = magnitude >> 23;
+    if (exponent < 127 - 25) return static_cast<uint16_t>(sign);  // below half of the smallest subnormal
+    const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
+    const uint32_t shift = (127 - 1) - exponent;
+    kept = mantissa >> shift;
+    dropped = mantissa & ((1u << shift) - 1);
+    halfway = 1u << (shift - 1);
+  }
+  const bool round_up = dropped > halfway || (dropped == halfway && (kept & 1));
+  return static_cast<uint16_t>(sign | (kept + round_up));  // a carry into the exponent is the right result
+}
+
+inline uint16_t float_to_bfloat16_bits(float value) {
+  if (value != value) return 0x7fff;
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t round = 0x7fffu + ((bits >> 16) & 1);  // nearest even
+  return static_cast<uint16_t>((bits + round) >> 16);
+}
+
+}  // namespace simt
+
+// The conversions are explicit, narrower than CUDA's, because torch's nvcc flags take the implicit ones away.
+struct __half {
+  uint16_t bits;
+  __half() = default;
+  explicit __half(float value) : bits(simt::float_to_half_bits(value)) {}
+  explicit operator float() const { return simt::half_bits_to_float(bits); }
+};
+
+struct __nv_bfloat16 {
+  uint16_t bits;
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float value) : bits(simt::float_to_bfloat16_bits(value)) {}
+  explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+};
+
+struct alignas(4) __half2 {
+  __half x, y;
+};
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+using half = __half;
+using half2 = __half2;
+using nv_bfloat16 = __nv_bfloat16;
+using nv_bfloat162 = __nv_bfloat162;
+
+inline float __half2float(__half x) { return static_cast<float>(x); }
+inline __half __float2half(float x) { return __half(x); }
+inline __half __float2half_rn(float x) { return __half(x); }
+inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
+inline __half2 __float22half2_rn(float2 v) { return {__half(v.x), __half(v.y)}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }
+
+inline float __bfloat162float(__nv_bfloat16 x) { return static_cast<float>(x); }
+inline __nv_bfloat16 __float2bfloat16(float x) { return __nv_bfloat16(x); }
+inline __nv_bfloat16 __float2bfloat16_rn(float x) { return __nv_bfloat16(x); }
+inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.x), __bfloat162float(v.y)}; }
+inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {__nv_bfloat16(v.x), __nv_bfloat16(v.y)}; }
+inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
+
+// ---- The functions of gpu.cuh ---------------------------------------------------------------------------------------
+
+namespace gpu {
+
+using stream_t = void*;
+
+template <class... Parameters, class... Arguments>
+int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem,
+                    Arguments&&... arguments) {
+  struct Job {
+    void (*kernel)(Parameters...);
+    std::tuple<std::decay_t<Parameters>...> arguments;
+  };
+  Job job{kernel, {std::forward<Arguments>(arguments)...}};
+  const auto run = [](void* p) {
+    const Job& job = *static_cast<Job*>(p);
+    std::apply(job.kernel, job.arguments);
+  };
+  return simt::launch(reinterpret_cast<simt::KernelPointer>(kernel), grid, block, dynamic_smem, cooperative, run, &job);
+}
+
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
+           Arguments&&... arguments) {
+  return launch_emulated(false, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
+}
+template <class... Parameters, class... Arguments>
+int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
+                Arguments&&... arguments) {
+  return launch_emulated(true, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
+}
+
+template <class... Parameters>
+int set_max_dynamic_smem(void (*kernel)(Parameters...), size_t bytes) {
+  return simt::set_max_dynamic_smem(reinterpret_cast<simt::KernelPointer>(kernel), bytes);
+}
+
+inline int multiprocessor_count(int* count) {
+  *count = simt::multiprocessors();
+  return simt::success;
+}
+
+template <class... Parameters>
+int max_cooperative_blocks(void (*)(Parameters...), int threads, size_t, int* blocks) {
+  *blocks = simt::max_cooperative_blocks(static_cast<uint64_t>(threads));
+  return simt::success;
+}
+
+inline int memset_async(void* pointer, int value, size_t bytes, stream_t) {
+  std::memset(pointer, value, bytes);
+  return simt::success;
+}
+
+inline const char* error_string(int code) { return simt::error_string(code); }
+
+inline unsigned ld_acquire(const unsigned* p) {
+  simt::spin();
+  return std::atomic_ref<unsigned>(*const_cast<unsigned*>(p)).load(std::memory_order_acquire);
+}
+
+inline void red_release_add(unsigned* p, unsigned value) {
+  simt::preemption_point();
+  std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_release);
+  simt::progress();
+}
+
+template <class T>
+T ld_cg(const T* p) {
+  return *p;
+}
+
+}  // namespace gpu
