@@ -41,6 +41,7 @@ class Sequential(nn.Sequential):
     one, so that the hooks see what they always saw.
 
     Example:
+        >>> import torch
         >>> from genimg_fast import nn
         >>> block = nn.Sequential(nn.Conv2d(3, 64, 4), nn.BatchNorm2d(64), nn.LeakyReLU(0.2))
         >>> block(torch.randn(2, 3, 16, 16)).shape

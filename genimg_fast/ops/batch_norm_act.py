@@ -19,7 +19,7 @@ ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
 
 # Inputs with fewer elements than this run on PyTorch's own kernels unless the backend is "native": calling a
 # custom operator from Python costs a few microseconds more than calling a built-in one.
-SMALLEST_NATIVE_NUMEL = {"cpu": 4096, "cuda": 0}
+SMALLEST_NATIVE_NUMEL = {"cpu": 24576, "cuda": 0}
 
 _STATISTICS_DTYPE = {
     torch.float32: torch.float32,
@@ -295,7 +295,7 @@ class _BatchNormAct(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             gradients = _differentiable_backward(ctx, grad_output)
         else:
-            invstd = spread if ctx.training else torch.rsqrt(spread + ctx.eps)
+            invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
             gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(
                 grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
                 ctx.negative_slope, need_input, need_residual and not linear,

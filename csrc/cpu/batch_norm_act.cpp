@@ -1,0 +1,409 @@
+// batch_norm_act on the CPU.
+//
+// Procedure overview.  The data is seen as a matrix of rows x columns, in one of two views:
+//  - planes (large `inner`): a column is a channel, its rows are pieces of its planes, each a run of elements;
+//  - columns (small `inner`, channels_last, (N, C)): the tensor is a flat array in which the channels repeat with a
+//    period of channels * inner elements.  A row is `fold` periods, long enough for whole vectors; each element of it
+//    is a column with sums of its own, and the columns of one channel are put together at the end.  The last row may be
+//    shorter.
+// Columns form groups, rows form segments; one group over one segment is an item of work.  Passes: sums per item (in
+// double, `partial`), a finish per channel in a fixed order, then the elementwise pass per item.  Where groups are
+// whole channels and divide well among the threads, a thread takes all passes of a group in a row, so that the second
+// read of the data comes from its cache; else each pass is spread over all items.  The partition depends on the shape
+// only, so the number of threads changes no bit of the result.
+#include "../batch_norm_act.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+
+#include "huge_pages.h"
+#include "simd.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace genimg_fast {
+namespace {
+
+using c10::BFloat16;
+using c10::Half;
+
+// Type of arithmetic, parameters and statistics.
+template <class T>
+using Acc = std::conditional_t<std::is_same<T, double>::value, double, float>;
+
+constexpr int max_block = 256;                          // columns of a group, at most
+constexpr int64_t tile_rows = 32;                       // tile of max_block columns: 32 KiB of floats
+constexpr int64_t tile_elements = 2048;                 // tile of a channel's pieces
+constexpr int64_t plane_elements = 128;                 // smaller planes are seen as columns
+constexpr int64_t padding = 16;                         // per-column arrays may be read by whole vectors
+constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
+constexpr int64_t thread_elements = 16384;              // a thread is not worth waking for less
+
+struct Plan {
+  Geometry shape;
+  bool columns;
+  int64_t width, fold, repeat;  // columns; width = fold * channels * repeat
+  int64_t rows, rest;           // columns view: whole rows, and the elements of the shorter one after them
+  int64_t piece, pieces;        // planes view: elements of a piece, pieces of a plane
+  int64_t length;               // rows or pieces
+  int64_t tile, segment;        // rows or pieces
+  int64_t block, groups, segments;
+  bool whole_channels;  // a group consists of whole channels, and no channel is in two groups
+
+  explicit Plan(const Geometry& s) : shape(s), columns(s.inner < plane_elements) {
+    if (columns) {
+      const int64_t period = s.channels * s.inner;
+      fold = 1;
+      if (period < max_block) {
+        int64_t vectors = 1;  // periods until the channels begin at a vector again
+        while (vectors * period % padding != 0) vectors *= 2;
+        fold = std::min(s.outer, vectors * ((max_block + vectors * period - 1) / (vectors * period)));
+      }
+      repeat = s.inner;
+      width = fold * period;
+      rows = s.numel() / width;
+      rest = s.numel() % width;
+      piece = pieces = 0;
+      length = rows + (rest > 0);
+      tile = tile_rows;
+      whole_channels = fold == 1;
+      block = whole_channels ? max_block / repeat * repeat : max_block;
+    } else {
+      fold = repeat = 1;
+      width = s.channels;
+      rows = rest = 0;
+      pieces = (s.inner + tile_elements - 1) / tile_elements;
+      piece = ((s.inner + pieces - 1) / pieces + 63) / 64 * 64;
+      length = s.outer * pieces;
+      tile = pieces > 1 ? 1 : tile_elements / s.inner;
+      whole_channels = true;
+      block = 1;
+    }
+    groups = (width + block - 1) / block;
+    const int64_t row_elements = columns ? block : std::min(piece, s.inner);
+    const int64_t wanted = std::min<int64_t>(s.numel() / 64, 1 << 18);
+    segment = std::max<int64_t>(2, wanted / (row_elements * tile)) * tile;
+    segments = (length + segment - 1) / segment;
+  }
+
+  int64_t piece_start(int64_t channel, int64_t k) const {
+    return (k / pieces * shape.channels + channel) * shape.inner + k % pieces * piece;
+  }
+  int64_t piece_size(int64_t k) const { return std::min(piece, shape.inner - k % pieces * piece); }
+  int64_t elements_before(int64_t k) const {
+    return k / pieces * shape.inner + std::min(shape.inner, k % pieces * piece);
+  }
+  // Elements of column j in a segment.
+  int64_t count(int64_t s, int64_t j) const {
+    const int64_t first = s * segment, last = std::min(first + segment, length);
+    if (!columns) return elements_before(last) - elements_before(first);
+    return std::min(last, rows) - first + (last > rows && j < rest);
+  }
+};
+
+// Whether to write an output past the caches: none of a large one would still be there when it is read.  Needs every
+// run of a group to begin at a cache line and to end with one.
+template <class T>
+bool streams(const Plan& plan, const T* output) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const int64_t run = plan.columns ? plan.width : plan.shape.inner, block = plan.columns ? plan.block : line;
+  return output == nullptr || (plan.shape.numel() * int64_t(sizeof(T)) >= streaming_bytes && run % line == 0 &&
+                               block % line == 0 && reinterpret_cast<uintptr_t>(output) % 64 == 0);
+}
+
+template <class T>
+struct Job {
+  using A = Acc<T>;
+  const Plan& plan;
+  const T* x;
+  const T* residual;  // or null
+  const T* g;         // gradient of the output
+  T* y;               // output, or gradient of the input (or null)
+  T* dr;              // gradient of the residual, or null
+  bool relu;
+  bool streaming;                                // outputs go past the caches
+  A slope;                                       // of the negative side; 1 for the identity
+  double* partial[2];                            // [segment][column]
+  A *mean, *scale, *bias;                        // per column
+  A *by_centred = nullptr, *constant = nullptr;  // per column: see backward_step
+};
+
+// What training computes per channel, and from what.
+template <class A>
+struct Statistics {
+  const A *weight, *bias;         // or null
+  A *mean, *invstd;               // results
+  A *running_mean, *running_var;  // updated, or null
+  double momentum, eps;
+};
+
+// What backward computes per channel.
+template <class A>
+struct Gradients {
+  const A* invstd;
+  A *weight, *bias;  // results
+  bool training;
+};
+
+#define SIMD_BODY "batch_norm_act_kernels.h"
+#include "for_each_simd_level.h"
+
+template <class F>
+void dispatch(ScalarType t, const F& f) {
+  if (t == ScalarType::Float) f(float());
+  if (t == ScalarType::Double) f(double());
+  if (t == ScalarType::BFloat16) f(BFloat16());
+  if (t == ScalarType::Half) f(Half());
+}
+
+// Calls f(begin, end) on parts of [0, n), which together stand for `elements` elements of data.
+template <class F>
+void parallel(int64_t n, int64_t elements, const F& f) {
+  const int64_t threads = std::max<int64_t>(1, elements / thread_elements);
+  torch::stable::parallel_for(0, n, (n + threads - 1) / threads, f);
+}
+
+// Calls f(first channel, channels) on chunks of at most max_block columns a fold.
+template <class F>
+void for_channel_chunks(const Plan& plan, int64_t elements, const F& f) {
+  const int64_t chunk = max_block / plan.repeat, channels = plan.shape.channels;
+  parallel((channels + chunk - 1) / chunk, elements, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) f(k * chunk, std::min(chunk, channels - k * chunk));
+  });
+}
+
+// The passes: sums(group, segment), finish(first channel, channels), elementwise(group, segment).  The elementwise pass
+// goes backwards: what was read last is still in the cache.
+template <class Sums, class Finish, class Elementwise>
+void run(const Plan& plan, const Sums& sums, const Finish& finish, const Elementwise& elementwise) {
+  const int64_t numel = plan.shape.numel(), channels = plan.shape.channels;
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(1, numel / thread_elements));
+  if (plan.whole_channels && (plan.groups % threads == 0 || plan.groups >= 8 * threads)) {
+    const int64_t group_channels = plan.columns ? plan.block / plan.repeat : 1;
+    parallel(plan.groups, numel, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) {
+        for (int64_t s = 0; s < plan.segments; ++s) sums(g, s);
+        finish(g * group_channels, std::min(group_channels, channels - g * group_channels));
+        for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise(g, s);
+      }
+    });
+    return;
+  }
+  const int64_t items = plan.groups * plan.segments;
+  parallel(items, numel, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) sums(i % plan.groups, i / plan.groups);
+  });
+  for_channel_chunks(plan, plan.segments * plan.width, finish);
+  parallel(items, numel, [&](int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin; --i) elementwise(i % plan.groups, i / plan.groups);
+  });
+}
+
+// The job's arrays, aligned to cache lines.
+class Buffers {
+ public:
+  template <class T>
+  Buffers(Job<T>& job, bool need_partial, bool backward) {
+    using A = Acc<T>;
+    const Plan& plan = job.plan;
+    const int64_t size = round_up(plan.segments * plan.width), stride = round_up(plan.width + padding);
+    const int64_t doubles = need_partial ? 2 * size : 0, arrays = backward ? 5 : 3;
+    memory_.reset(new char[doubles * sizeof(double) + arrays * stride * sizeof(A) + 64]);
+    double* partial = reinterpret_cast<double*>(round_up(reinterpret_cast<uintptr_t>(memory_.get())));
+    A* column = reinterpret_cast<A*>(partial + doubles);
+    if (need_partial) {
+      job.partial[0] = partial;
+      job.partial[1] = partial + size;
+    }
+    A** const targets[] = {&job.mean, &job.scale, &job.bias, &job.by_centred, &job.constant};
+    for (int64_t k = 0; k < arrays; ++k, column += stride) {
+      *targets[k] = column;
+      std::fill(column + plan.width, column + stride, A(0));
+    }
+  }
+
+ private:
+  template <class I>
+  static I round_up(I n) {
+    return (n + 63) / 64 * 64;
+  }
+  std::unique_ptr<char[]> memory_;
+};
+
+// Input and residual, dense in the input's memory format.
+struct Operands {
+  MemoryFormat format;
+  Tensor x;
+  OptionalTensor residual;
+  Activation activation;
+
+  Operands(const Tensor& input, const OptionalTensor& residual_, const OptionalTensor& weight,
+           const OptionalTensor& bias, int64_t activation_)
+      : activation(check_activation(activation_)) {
+    check_input(input);
+    check_per_channel(weight, input, "weight");
+    check_per_channel(bias, input, "bias");
+    format = memory_format(input);
+    x = as_dense(input, format);
+    if (residual_) {
+      check_like_input(*residual_, input, "residual");
+      residual = as_dense(*residual_, format);
+    }
+  }
+
+  template <class T>
+  Job<T> job(const Plan& plan, const T* g, T* y, T* dr, double slope) const {
+    Job<T> job{plan,
+               static_cast<const T*>(x.const_data_ptr()),
+               data_or_null<T>(residual),
+               g,
+               y,
+               dr,
+               activation == Activation::relu,
+               streams(plan, y) && streams(plan, dr),
+               Acc<T>(activation == Activation::leaky_relu ? slope : 1),
+               {},
+               nullptr,
+               nullptr,
+               nullptr};
+    return job;
+  }
+
+  Tensor output() const {
+    const int64_t size = x.scalar_type() == ScalarType::Double ? 8 : x.scalar_type() == ScalarType::Float ? 4 : 2;
+    return empty_like_huge_pages(x, x.numel() * size);
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor> train(Tensor input, OptionalTensor residual, OptionalTensor weight,
+                                         OptionalTensor bias, OptionalTensor running_mean, OptionalTensor running_var,
+                                         double momentum, double eps, int64_t activation, double negative_slope) {
+  const Operands in(input, residual, weight, bias, activation);
+  check_per_channel(running_mean, input, "running_mean");
+  check_per_channel(running_var, input, "running_var");
+  const Geometry shape = geometry(in.x, in.format);
+  const ScalarType type = statistics_type(input.scalar_type());
+  Tensor y = in.output();
+  Tensor mean = torch::stable::new_empty(input, {shape.channels}, type);
+  Tensor invstd = torch::stable::new_empty(input, {shape.channels}, type);
+  if (shape.numel() == 0) {
+    torch::stable::zero_(mean);
+    torch::stable::zero_(invstd);
+    return {y, mean, invstd};
+  }
+  dispatch(input.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = Acc<T>;
+    const Plan plan(shape);
+    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope);
+    const Buffers buffers(job, true, false);
+    const Statistics<A> out{data_or_null<A>(weight),
+                            data_or_null<A>(bias),
+                            static_cast<A*>(mean.mutable_data_ptr()),
+                            static_cast<A*>(invstd.mutable_data_ptr()),
+                            running_mean ? static_cast<A*>(running_mean->mutable_data_ptr()) : nullptr,
+                            running_var ? static_cast<A*>(running_var->mutable_data_ptr()) : nullptr,
+                            momentum,
+                            eps};
+    run(
+        plan, [&](int64_t g, int64_t s) { SIMD_DISPATCH(statistics(job, g, s)); },
+        [&](int64_t first, int channels) { SIMD_DISPATCH(finish_statistics(job, out, first, channels)); },
+        [&](int64_t g, int64_t s) { SIMD_DISPATCH(elementwise<false>(job, g, s)); });
+  });
+  return {y, mean, invstd};
+}
+
+Tensor eval(Tensor input, OptionalTensor residual, OptionalTensor weight, OptionalTensor bias, Tensor running_mean,
+            Tensor running_var, double eps, int64_t activation, double negative_slope) {
+  const Operands in(input, residual, weight, bias, activation);
+  check_per_channel(running_mean, input, "running_mean");
+  check_per_channel(running_var, input, "running_var");
+  const Geometry shape = geometry(in.x, in.format);
+  Tensor y = in.output();
+  if (shape.numel() == 0) return y;
+  dispatch(input.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = Acc<T>;
+    const Plan plan(shape);
+    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope);
+    const Buffers buffers(job, false, false);
+    const A* means = static_cast<const A*>(running_mean.const_data_ptr());
+    const A* vars = static_cast<const A*>(running_var.const_data_ptr());
+    const A *weights = data_or_null<A>(weight), *biases = data_or_null<A>(bias);
+    run(
+        plan, [](int64_t, int64_t) {},
+        [&](int64_t first, int channels) {
+          A invstd[max_block];
+          for (int c = 0; c < channels; ++c) invstd[c] = A(1 / std::sqrt(double(vars[first + c]) + eps));
+          SIMD_DISPATCH(set_normalisation(job, first, channels, means + first, invstd, weights, biases));
+        },
+        [&](int64_t g, int64_t s) { SIMD_DISPATCH(elementwise<false>(job, g, s)); });
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor input, OptionalTensor residual,
+                                                    OptionalTensor weight, OptionalTensor bias, Tensor mean,
+                                                    Tensor invstd, bool training, int64_t activation,
+                                                    double negative_slope, bool need_input, bool need_residual) {
+  const Operands in(input, residual, weight, bias, activation);
+  check_like_input(grad_output, input, "grad_output");
+  check_per_channel(mean, input, "mean");
+  check_per_channel(invstd, input, "invstd");
+  const Tensor g = as_dense(grad_output, in.format);
+  const Geometry shape = geometry(in.x, in.format);
+  const ScalarType type = statistics_type(input.scalar_type());
+  Tensor dx = need_input ? in.output() : torch::stable::new_empty(input, {0});
+  Tensor dr = need_residual ? in.output() : torch::stable::new_empty(input, {0});
+  Tensor dweight = torch::stable::new_empty(input, {shape.channels}, type);
+  Tensor dbias = torch::stable::new_empty(input, {shape.channels}, type);
+  if (shape.numel() == 0) {
+    torch::stable::zero_(dweight);
+    torch::stable::zero_(dbias);
+    return {dx, dr, dweight, dbias};
+  }
+  dispatch(input.scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    using A = Acc<T>;
+    const Plan plan(shape);
+    Job<T> job = in.job<T>(plan, static_cast<const T*>(g.const_data_ptr()),
+                           need_input ? static_cast<T*>(dx.mutable_data_ptr()) : nullptr,
+                           need_residual ? static_cast<T*>(dr.mutable_data_ptr()) : nullptr, negative_slope);
+    const Buffers buffers(job, true, true);
+    const A* means = static_cast<const A*>(mean.const_data_ptr());
+    const A* invstds = static_cast<const A*>(invstd.const_data_ptr());
+    const A *weights = data_or_null<A>(weight), *biases = data_or_null<A>(bias);
+    const Gradients<A> out{invstds, static_cast<A*>(dweight.mutable_data_ptr()),
+                           static_cast<A*>(dbias.mutable_data_ptr()), training};
+    for_channel_chunks(plan, plan.width, [&](int64_t first, int channels) {
+      SIMD_DISPATCH(set_normalisation(job, first, channels, means + first, invstds + first, weights, biases));
+    });
+    run(
+        plan, [&](int64_t g, int64_t s) { SIMD_DISPATCH(gradient_sums(job, g, s)); },
+        [&](int64_t first, int channels) { SIMD_DISPATCH(finish_gradients(job, out, first, channels)); },
+        [&](int64_t g, int64_t s) {
+          if (need_input || need_residual) SIMD_DISPATCH(elementwise<true>(job, g, s));
+        });
+  });
+  return {dx, dr, dweight, dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CPU, m) {
+  m.impl("batch_norm_act_train", TORCH_BOX(&train));
+  m.impl("batch_norm_act_eval", TORCH_BOX(&eval));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace genimg_fast

@@ -1,0 +1,57 @@
+// Compiles the body header named by SIMD_BODY, with vec.h before it, once per SIMD level.  Include at namespace scope,
+// after every header the body needs: nothing else may be included while a target is pushed.
+// No include guard: once per SIMD_BODY.
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#define SIMD_BYTES 32
+#define SIMD_AVX2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+namespace simd_avx2 {
+#include "vec.h"
+#include SIMD_BODY
+}  // namespace simd_avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef SIMD_AVX2
+#undef SIMD_BYTES
+
+#define SIMD_BYTES 64
+#define SIMD_AVX512
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+#endif
+namespace simd_avx512 {
+#include "vec.h"
+#include SIMD_BODY
+}  // namespace simd_avx512
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef SIMD_AVX512
+#undef SIMD_BYTES
+
+#endif
+
+#define SIMD_BYTES 16
+namespace simd_base {
+#include "vec.h"
+#include SIMD_BODY
+}  // namespace simd_base
+#undef SIMD_BYTES
+
+#undef SIMD_BODY

@@ -1,0 +1,30 @@
+#pragma once
+// SIMD level of the CPU kernels: which ones the machine has, which one is in use.
+//
+// Kernels are written once, on vec.h, in a body header that for_each_simd_level.h compiles for every level into a
+// namespace of its own: simd_base, simd_avx2, simd_avx512.  Host code picks one with SIMD_DISPATCH.
+
+namespace genimg_fast {
+
+enum class SimdLevel : int { base = 0, avx2 = 1, avx512 = 2 };
+
+// The best level of this machine unless genimg_fast_set_simd_level chose another.
+SimdLevel simd_level();
+
+}  // namespace genimg_fast
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SIMD_DISPATCH(call)                \
+  switch (::genimg_fast::simd_level()) {   \
+    case ::genimg_fast::SimdLevel::avx512: \
+      simd_avx512::call;                   \
+      break;                               \
+    case ::genimg_fast::SimdLevel::avx2:   \
+      simd_avx2::call;                     \
+      break;                               \
+    default:                               \
+      simd_base::call;                     \
+  }
+#else
+#define SIMD_DISPATCH(call) simd_base::call
+#endif

@@ -1,0 +1,234 @@
+// Vectors of one SIMD level, on GCC's vector extensions: arithmetic, comparisons and `mask ? a : b` are the compiler's,
+// loads, stores and conversions are below.  float data computes in float, double in double, 16-bit floats in float.
+// Included by for_each_simd_level.h only; no include guard.
+
+#define SIMD_INLINE inline __attribute__((always_inline))
+
+template <class A>
+struct VecType;
+template <>
+struct VecType<float> {
+  typedef float type __attribute__((vector_size(SIMD_BYTES)));
+  typedef uint32_t bits __attribute__((vector_size(SIMD_BYTES)));
+  typedef int32_t index __attribute__((vector_size(SIMD_BYTES)));
+};
+template <>
+struct VecType<double> {
+  typedef double type __attribute__((vector_size(SIMD_BYTES)));
+  typedef uint64_t bits __attribute__((vector_size(SIMD_BYTES)));
+  typedef int64_t index __attribute__((vector_size(SIMD_BYTES)));
+};
+template <class A>
+using Vec = typename VecType<A>::type;
+template <class A>
+constexpr int lanes = SIMD_BYTES / sizeof(A);
+
+#if defined(SIMD_AVX512)
+// The zero-masked intrinsics with every lane on: GCC 12 warns about an uninitialised variable in the plain ones.
+constexpr __mmask16 all_lanes = 0xffff;
+#endif
+
+template <class A>
+SIMD_INLINE Vec<A> splat(A a) {
+  return a - Vec<A>{};  // a - 0 keeps the sign of a zero, a + 0 would not
+}
+
+SIMD_INLINE Vec<float> load(const float* p) {
+  Vec<float> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+SIMD_INLINE Vec<double> load(const double* p) {
+  Vec<double> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+SIMD_INLINE void store(float* p, Vec<float> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+SIMD_INLINE void store(double* p, Vec<double> v) { __builtin_memcpy(p, &v, sizeof(v)); }
+
+// Past the caches, to memory aligned to the bytes written; end with stream_fence().
+SIMD_INLINE void stream(float* p, Vec<float> v) {
+#if defined(SIMD_AVX512)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(SIMD_AVX2)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+SIMD_INLINE void stream(double* p, Vec<double> v) {
+#if defined(SIMD_AVX512)
+  _mm512_stream_pd(p, (__m512d)v);
+#elif defined(SIMD_AVX2)
+  _mm256_stream_pd(p, (__m256d)v);
+#else
+  store(p, v);
+#endif
+}
+SIMD_INLINE void stream_fence() {
+#if defined(SIMD_AVX512) || defined(SIMD_AVX2)
+  _mm_sfence();
+#endif
+}
+
+// 16-bit floats pass through vectors of half the size.
+#if defined(SIMD_AVX512)
+typedef __m256i Narrow;
+SIMD_INLINE Narrow load_narrow(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+SIMD_INLINE void store_narrow(void* p, Narrow v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
+SIMD_INLINE void stream_narrow(void* p, Narrow v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
+#elif defined(SIMD_AVX2)
+typedef __m128i Narrow;
+SIMD_INLINE Narrow load_narrow(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+SIMD_INLINE void store_narrow(void* p, Narrow v) { _mm_storeu_si128(static_cast<__m128i*>(p), v); }
+SIMD_INLINE void stream_narrow(void* p, Narrow v) { _mm_stream_si128(static_cast<__m128i*>(p), v); }
+#else
+typedef uint16_t Narrow __attribute__((vector_size(SIMD_BYTES / 2)));
+SIMD_INLINE Narrow load_narrow(const void* p) {
+  Narrow v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+SIMD_INLINE void store_narrow(void* p, Narrow v) { __builtin_memcpy(p, &v, sizeof(v)); }
+SIMD_INLINE void stream_narrow(void* p, Narrow v) { store_narrow(p, v); }
+#endif
+
+// bfloat16 is the upper half of a float; rounded to nearest even, NaN stays NaN.
+SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
+#if defined(SIMD_AVX512)
+  return (Vec<float>)((VecType<float>::bits)_mm512_maskz_cvtepu16_epi32(all_lanes, v) << 16);
+#elif defined(SIMD_AVX2)
+  return (Vec<float>)((VecType<float>::bits)_mm256_cvtepu16_epi32(v) << 16);
+#else
+  VecType<float>::bits wide;
+  for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<uint32_t>(v[i]) << 16;
+  return (Vec<float>)wide;
+#endif
+}
+SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
+  typedef VecType<float>::bits Bits;
+  const Bits b = (Bits)v;
+  const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+  const Bits r = v == v ? rounded : Bits{} + 0x7fc0;
+#if defined(SIMD_AVX512)
+  return _mm512_maskz_cvtepi32_epi16(all_lanes, (__m512i)r);
+#elif defined(SIMD_AVX2)
+  const __m256i packed = _mm256_packus_epi32((__m256i)r, (__m256i)r);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
+#else
+  Narrow out;
+  for (int i = 0; i < lanes<float>; ++i) out[i] = static_cast<uint16_t>(r[i]);
+  return out;
+#endif
+}
+
+SIMD_INLINE Vec<float> widen(Narrow v, Half) {
+#if defined(SIMD_AVX512)
+  return (Vec<float>)_mm512_maskz_cvtph_ps(all_lanes, v);
+#elif defined(SIMD_AVX2)
+  return (Vec<float>)_mm256_cvtph_ps(v);
+#else
+  Vec<float> wide;
+  for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<float>(Half(v[i], Half::from_bits()));
+  return wide;
+#endif
+}
+SIMD_INLINE Narrow narrow(Vec<float> v, Half) {
+#if defined(SIMD_AVX512)
+  return _mm512_maskz_cvtps_ph(all_lanes, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(SIMD_AVX2)
+  return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  Narrow out;
+  for (int i = 0; i < lanes<float>; ++i) out[i] = Half(static_cast<float>(v[i])).x;
+  return out;
+#endif
+}
+
+template <class T>
+SIMD_INLINE Vec<float> load(const T* p) {
+  return widen(load_narrow(p), T());
+}
+template <class T>
+SIMD_INLINE void store(T* p, Vec<float> v) {
+  store_narrow(p, narrow(v, T()));
+}
+template <class T>
+SIMD_INLINE void stream(T* p, Vec<float> v) {
+  stream_narrow(p, narrow(v, T()));
+}
+
+// The first n < lanes elements; the other lanes read as zero and are not written.
+#if defined(SIMD_AVX512)
+SIMD_INLINE Vec<float> load_first(const float* p, int n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+}
+SIMD_INLINE Vec<double> load_first(const double* p, int n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p);
+}
+SIMD_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+}
+SIMD_INLINE void store_first(double* p, Vec<double> v, int n) {
+  _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), (__m512d)v);
+}
+template <class T>
+SIMD_INLINE Vec<float> load_first(const T* p, int n) {
+  return widen(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p), T());
+}
+template <class T>
+SIMD_INLINE void store_first(T* p, Vec<float> v, int n) {
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), narrow(v, T()));
+}
+#else
+template <class T>
+SIMD_INLINE auto load_first(const T* p, int n) {
+  T padded[SIMD_BYTES / 2] = {};
+  for (int i = 0; i < n; ++i) padded[i] = p[i];
+  return load(padded);
+}
+template <class T, class V>
+SIMD_INLINE void store_first(T* p, V v, int n) {
+  T padded[SIMD_BYTES / 2];
+  store(padded, v);
+  for (int i = 0; i < n; ++i) p[i] = padded[i];
+}
+#endif
+
+// Lanes from n on become zero.
+template <class A>
+SIMD_INLINE Vec<A> keep_first(typename VecType<A>::type v, int n) {
+  typename VecType<A>::index lane;
+  for (int i = 0; i < lanes<A>; ++i) lane[i] = i;
+  return lane < n ? v : Vec<A>{};
+}
+
+// a * b + c, in one rounding where the level has it.
+SIMD_INLINE Vec<float> mul_add(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(SIMD_AVX512)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(SIMD_AVX2)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+SIMD_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(SIMD_AVX512)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(SIMD_AVX2)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Sum of all lanes, by halves.
+template <class A>
+SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
+  A lane[lanes<A>];
+  store(lane, v);
+  for (int half = lanes<A> / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
