@@ -73,6 +73,10 @@ def main() -> int:
     if arguments.only in (None, "tests"):
         result = step("tests on CUDA tensors", [*pytest, "-m", "not install and not sanitizer"])
         failed += ["tests"] * (result.returncode != 0)
+        for method in ("split", "block", "group"):
+            command = [*pytest, "tests/ops/test_batch_norm_act.py", "-k", "cuda and not compile"]
+            result = step(f"tests, method {method}", command, GENIMG_FAST_BATCH_NORM_METHOD=method)
+            failed += [method] * (result.returncode != 0)
     if arguments.only in (None, "sanitizer"):
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         for tool in ("memcheck", "racecheck"):

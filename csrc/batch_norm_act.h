@@ -87,7 +87,8 @@ inline Activation check_activation(int64_t activation) {
 }
 
 inline void check_input(const Tensor& input) {
-  STD_TORCH_CHECK(input.dim() >= 2, "batch_norm_act: input must have at least 2 dimensions (N, C, ...), got ", input.dim());
+  STD_TORCH_CHECK(input.dim() >= 2, "batch_norm_act: input must have at least 2 dimensions (N, C, ...), got ",
+                  input.dim());
   STD_TORCH_CHECK(is_supported(input.scalar_type()),
                   "batch_norm_act: input must be float32, float64, bfloat16 or float16");
 }

@@ -1,4 +1,5 @@
-// Every operator schema of genimg_fast, in one place.  Implementations register themselves per device in cpu/ and cuda/.
+// Every operator schema of genimg_fast, in one place.  Implementations register themselves per device in cpu/ and
+// cuda/.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
@@ -16,7 +17,8 @@ GENIMG_FAST_EXPORT const char* genimg_fast_build_info() {
 
 STABLE_TORCH_LIBRARY(genimg_fast, m) {
   // Batch norm with batch statistics, + residual, then activation (0 identity, 1 relu, 2 leaky_relu).
-  // mean and invstd (one value per channel, float32 or float64) are what backward needs; running statistics are updated in place.
+  // mean and invstd (one value per channel, float32 or float64) are what backward needs; running statistics are updated
+  // in place.
   m.def(
       "batch_norm_act_train(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, "

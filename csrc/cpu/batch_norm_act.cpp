@@ -280,8 +280,10 @@ struct Operands {
   }
 
   Tensor output() const {
-    const int64_t size = x.scalar_type() == ScalarType::Double ? 8 : x.scalar_type() == ScalarType::Float ? 4 : 2;
-    return empty_like_huge_pages(x, x.numel() * size);
+    const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
+    // In the planes view, the planes of channels that different threads work on lie in the same pages.
+    const bool planes = geometry(x, format).inner >= plane_elements;
+    return empty_like_huge_pages(x, bytes, planes && bytes >= streaming_bytes);
   }
 };
 

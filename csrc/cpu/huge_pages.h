@@ -1,31 +1,45 @@
 #pragma once
-// Fresh large outputs cost more than the arithmetic that fills them: the kernel hands them out, zeroed, 4 KiB at a
-// time.
+// Outputs of CPU kernels in memory that is cheap to touch.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #if defined(__linux__)
 #include <sys/mman.h>
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older kernels refuse it, and pages come with the first write as ever
 #endif
-
-#include <cstdint>
+#endif
 
 namespace genimg_fast {
 
-// torch::empty_like for a dense tensor; large ones ask for huge pages (advice only: nothing depends on it).
-inline torch::stable::Tensor empty_like_huge_pages(const torch::stable::Tensor& like, int64_t bytes) {
-  torch::stable::Tensor t = torch::stable::empty_like(like);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 4096, worthwhile = uintptr_t(4) << 20;
-  if (static_cast<uintptr_t>(bytes) >= worthwhile) {
-    const uintptr_t data = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-    const uintptr_t first = (data + page - 1) / page * page, last = (data + bytes) / page * page;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+// An uninitialised tensor of `bytes` bytes like t.  Large ones are fresh from the operating system, and their page
+// faults would cost more than the kernel's arithmetic: huge pages make them few.
+//
+// `interleaved` says that several threads will write to each page.  They would reach it at the same time, each would
+// clear 2 MB, and only one copy would be kept; so the pages are taken here, each by one thread.  Where a page has one
+// writer, its first write does that better: the cleared page is still in the cache then.
+inline torch::stable::Tensor empty_like_huge_pages(const torch::stable::Tensor& t, int64_t bytes,
+                                                   bool interleaved = false) {
+  torch::stable::Tensor result = torch::stable::empty_like(t);
+#if defined(__linux__)
+  constexpr int64_t huge = int64_t(2) << 20, page = 4096;
+  if (bytes >= 2 * huge) {
+    const int64_t address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(result.mutable_data_ptr()));
+    const int64_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+    const auto advise = [](int64_t from, int64_t to, int advice) {
+      madvise(reinterpret_cast<void*>(static_cast<uintptr_t>(from)), static_cast<size_t>(to - from), advice);
+    };
+    advise(begin, end, MADV_HUGEPAGE);
+    if (!interleaved) return result;
+    torch::stable::parallel_for(begin / huge, (end + huge - 1) / huge, 1, [&](int64_t first, int64_t last) {
+      advise(std::max(begin, first * huge), std::min(end, last * huge), MADV_POPULATE_WRITE);
+    });
   }
-#else
-  (void)bytes;
 #endif
-  return t;
+  return result;
 }
 
 }  // namespace genimg_fast

@@ -373,9 +373,7 @@ def test_asan_and_ubsan_name_it(run_sanitized: RunSanitized, call: str, report: 
         (1, "missing_fence", "race without the fence"),  # between blocks that do not meet in the emulator
     ],
 )
-def test_tsan_names_the_line_of_a_race(
-    run_sanitized: RunSanitized, resident: int, bug: str, marker: str
-) -> None:
+def test_tsan_names_the_line_of_a_race(run_sanitized: RunSanitized, resident: int, bug: str, marker: str) -> None:
     call = f"emulator.resident_blocks({resident})\nselftest.split_sum(x, 3, bug='{bug}')"
     done = run_sanitized("tsan", PRELUDE + call)
     assert done.returncode == 66, done.stderr

@@ -1,0 +1,217 @@
+// CUDA implementation of the batch_norm_act operators, torch side: checks, memory and the call of the launchers.
+// Its name differs from batch_norm_act.cu's because both become an object file of that name.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <string_view>
+#include <tuple>
+
+#include "../batch_norm_act.h"
+#include "cuda/batch_norm_act.h"
+#include "stream.h"
+
+namespace genimg_fast {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+void check_cuda(int error, const char* what) {
+  STD_TORCH_CHECK(error == 0, "batch_norm_act: ", what, " failed: ", cuda::error_string(error), " (CUDA error ", error,
+                  ")");
+}
+
+cuda::DType dtype_of(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return cuda::DType::float64;
+    case ScalarType::BFloat16:
+      return cuda::DType::bfloat16;
+    case ScalarType::Half:
+      return cuda::DType::float16;
+    default:
+      return cuda::DType::float32;
+  }
+}
+
+cuda::BatchNormActShape shape_of(const Tensor& t, MemoryFormat format) {
+  const Geometry g = geometry(t, format);
+  return {dtype_of(t), g.outer, g.channels, g.inner};
+}
+
+cuda::DeviceFacts facts_of(const Tensor& t) {
+  cuda::DeviceFacts facts;
+  check_cuda(cuda::device_facts(t.get_device_index(), &facts), "asking for device properties");
+  return facts;
+}
+
+Tensor empty_data(const Tensor& like, MemoryFormat format) {
+  return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+}
+
+Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
+  return torch::stable::empty({size}, dtype, std::nullopt, like.device());
+}
+
+Tensor empty_per_channel(const Tensor& input) {
+  return empty_vector(input, input.size(1), statistics_type(input.scalar_type()));
+}
+
+OptionalTensor dense_residual(const OptionalTensor& residual, const Tensor& input, MemoryFormat format) {
+  if (!residual) return std::nullopt;
+  check_like_input(*residual, input, "residual");
+  return as_dense(*residual, format);
+}
+
+// For benchmarks and bisection: GENIMG_FAST_BATCH_NORM_METHOD = split, block or group overrules the policy where it
+// can.
+cuda::Method method() {
+  static const cuda::Method chosen = [] {
+    const char* const name = std::getenv("GENIMG_FAST_BATCH_NORM_METHOD");
+    const std::string_view wanted = name ? name : "";
+    return wanted == "split"   ? cuda::Method::split
+           : wanted == "block" ? cuda::Method::block
+           : wanted == "group" ? cuda::Method::group
+                               : cuda::Method::automatic;
+  }();
+  return chosen;
+}
+
+void* mutable_or_null(const OptionalTensor& t) { return t ? t->mutable_data_ptr() : nullptr; }
+
+std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTensor& residual,
+                                         const OptionalTensor& weight, const OptionalTensor& bias,
+                                         const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                                         double momentum, double eps, int64_t activation, double negative_slope) {
+  check_input(input);
+  check_activation(activation);
+  check_per_channel(weight, input, "weight");
+  check_per_channel(bias, input, "bias");
+  check_per_channel(running_mean, input, "running_mean");
+  check_per_channel(running_var, input, "running_var");
+  const DeviceGuard guard(input.get_device_index());
+  const MemoryFormat format = memory_format(input);
+  const OptionalTensor dense = dense_residual(residual, input, format);
+  const Tensor x = as_dense(input, format);
+  Tensor output = empty_data(x, format), mean = empty_per_channel(x), invstd = empty_per_channel(x);
+  if (x.numel() == 0) {
+    torch::stable::zero_(mean);
+    torch::stable::zero_(invstd);
+    return {output, mean, invstd};
+  }
+
+  const cuda::BatchNormActShape shape = shape_of(x, format);
+  const cuda::DeviceFacts facts = facts_of(x);
+  const cuda::BatchNormActForward call{x.const_data_ptr(),
+                                       data_or_null<void>(dense),
+                                       data_or_null<void>(weight),
+                                       data_or_null<void>(bias),
+                                       output.mutable_data_ptr(),
+                                       mean.mutable_data_ptr(),
+                                       invstd.mutable_data_ptr(),
+                                       mutable_or_null(running_mean),
+                                       mutable_or_null(running_var),
+                                       momentum,
+                                       eps,
+                                       static_cast<int>(activation),
+                                       negative_slope};
+  const size_t bytes = cuda::batch_norm_act_train_workspace(shape, call, facts, method());
+  const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+  void* const stream = current_cuda_stream(x.get_device_index());
+  check_cuda(cuda::batch_norm_act_train(shape, call, facts, method(), workspace.mutable_data_ptr(), stream),
+             "launching the training forward");
+  return {output, mean, invstd};
+}
+
+Tensor eval(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,
+            const OptionalTensor& bias, const Tensor& running_mean, const Tensor& running_var, double eps,
+            int64_t activation, double negative_slope) {
+  check_input(input);
+  check_activation(activation);
+  check_per_channel(weight, input, "weight");
+  check_per_channel(bias, input, "bias");
+  check_per_channel(running_mean, input, "running_mean");
+  check_per_channel(running_var, input, "running_var");
+  const DeviceGuard guard(input.get_device_index());
+  const MemoryFormat format = memory_format(input);
+  const OptionalTensor dense = dense_residual(residual, input, format);
+  const Tensor x = as_dense(input, format);
+  Tensor output = empty_data(x, format);
+  if (x.numel() == 0) return output;
+
+  // The launcher only reads the running statistics; its struct serves training too, hence the casts.
+  const cuda::BatchNormActForward call{x.const_data_ptr(),
+                                       data_or_null<void>(dense),
+                                       data_or_null<void>(weight),
+                                       data_or_null<void>(bias),
+                                       output.mutable_data_ptr(),
+                                       nullptr,
+                                       nullptr,
+                                       const_cast<void*>(running_mean.const_data_ptr()),
+                                       const_cast<void*>(running_var.const_data_ptr()),
+                                       0,
+                                       eps,
+                                       static_cast<int>(activation),
+                                       negative_slope};
+  void* const stream = current_cuda_stream(x.get_device_index());
+  check_cuda(cuda::batch_norm_act_eval(shape_of(x, format), call, stream), "launching the evaluation forward");
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
+                                                    const OptionalTensor& residual, const OptionalTensor& weight,
+                                                    const OptionalTensor& bias, const Tensor& mean,
+                                                    const Tensor& invstd, bool training, int64_t activation,
+                                                    double negative_slope, bool need_input, bool need_residual) {
+  check_input(input);
+  check_activation(activation);
+  check_like_input(grad_output, input, "grad_output");
+  check_per_channel(weight, input, "weight");
+  check_per_channel(bias, input, "bias");
+  check_per_channel(mean, input, "mean");
+  check_per_channel(invstd, input, "invstd");
+  const DeviceGuard guard(input.get_device_index());
+  const MemoryFormat format = memory_format(input);
+  const OptionalTensor dense = dense_residual(residual, input, format);
+  const Tensor x = as_dense(input, format), grad = as_dense(grad_output, format);
+  const auto wanted = [&](bool needed) { return needed ? empty_data(x, format) : empty_vector(x, 0, x.scalar_type()); };
+  Tensor grad_input = wanted(need_input), grad_residual = wanted(need_residual);
+  Tensor grad_weight = empty_per_channel(x), grad_bias = empty_per_channel(x);
+  if (x.numel() == 0) {
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+    return {grad_input, grad_residual, grad_weight, grad_bias};
+  }
+
+  const cuda::BatchNormActShape shape = shape_of(x, format);
+  const cuda::DeviceFacts facts = facts_of(x);
+  const cuda::BatchNormActBackward call{grad.const_data_ptr(),
+                                        x.const_data_ptr(),
+                                        data_or_null<void>(dense),
+                                        data_or_null<void>(weight),
+                                        data_or_null<void>(bias),
+                                        mean.const_data_ptr(),
+                                        invstd.const_data_ptr(),
+                                        need_input ? grad_input.mutable_data_ptr() : nullptr,
+                                        need_residual ? grad_residual.mutable_data_ptr() : nullptr,
+                                        grad_weight.mutable_data_ptr(),
+                                        grad_bias.mutable_data_ptr(),
+                                        training,
+                                        static_cast<int>(activation),
+                                        negative_slope};
+  const size_t bytes = cuda::batch_norm_act_backward_workspace(shape, call, facts, method());
+  const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+  void* const stream = current_cuda_stream(x.get_device_index());
+  check_cuda(cuda::batch_norm_act_backward(shape, call, facts, method(), workspace.mutable_data_ptr(), stream),
+             "launching the backward");
+  return {grad_input, grad_residual, grad_weight, grad_bias};
+}
+
+}  // namespace
+}  // namespace genimg_fast
+
+STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CUDA, m) {
+  m.impl("batch_norm_act_train", TORCH_BOX(&genimg_fast::train));
+  m.impl("batch_norm_act_eval", TORCH_BOX(&genimg_fast::eval));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&genimg_fast::backward));
+}

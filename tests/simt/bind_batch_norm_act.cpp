@@ -1,0 +1,171 @@
+// The batch_norm_act launchers in Python, on numpy arrays.  Arrays of data have the shape (outer, channels, inner) of
+// cuda::BatchNormActShape in C order; bfloat16 travels as uint16.
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "binding.h"
+#include "cuda/batch_norm_act.h"
+
+namespace py = pybind11;
+using namespace genimg_fast::cuda;
+using simt::check;
+
+namespace {
+
+struct Problem {
+  BatchNormActShape shape;
+  DeviceFacts facts;
+  Method method;
+};
+
+const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},
+                                              {"float64", DType::float64},
+                                              {"bfloat16", DType::bfloat16},
+                                              {"float16", DType::float16}};
+const std::map<std::string, Method> kMethods = {
+    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"group", Method::group}};
+
+std::string name_of(Method method) {
+  for (const auto& [name, value] : kMethods) {
+    if (value == method) return name;
+  }
+  return "";
+}
+
+Problem problem(const std::string& dtype, std::array<int64_t, 3> shape, const std::string& method, int multiprocessors,
+                int shared_bytes) {
+  return {
+      {kDTypes.at(dtype), shape[0], shape[1], shape[2]}, {multiprocessors, shared_bytes, true}, kMethods.at(method)};
+}
+
+int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
+// The array's memory, which must hold exactly `bytes`; null for None.
+void* pointer(const py::dict& arrays, const char* name, int64_t bytes) {
+  if (!arrays.contains(name) || arrays[name].is_none()) return nullptr;
+  const py::array array = py::reinterpret_borrow<py::array>(arrays[name]);
+  if (!py::isinstance<py::array>(arrays[name]) || !(array.flags() & py::array::c_style) || array.nbytes() != bytes) {
+    throw py::value_error(std::string(name) + ": expected a C-contiguous array of " + std::to_string(bytes) + " bytes");
+  }
+  return const_cast<void*>(array.data());
+}
+
+struct Pointers {
+  const py::dict& arrays;
+  int64_t data_bytes, channel_bytes;
+
+  Pointers(const Problem& p, const py::dict& arrays)
+      : arrays(arrays),
+        data_bytes(p.shape.outer * p.shape.channels * p.shape.inner * size_of(p.shape.dtype)),
+        channel_bytes(p.shape.channels * (p.shape.dtype == DType::float64 ? 8 : 4)) {}
+  void* data(const char* name) const { return pointer(arrays, name, data_bytes); }
+  void* channel(const char* name) const { return pointer(arrays, name, channel_bytes); }
+};
+
+// Exactly as large as asked for, so that ASan sees an overrun, and full of rubbish.
+std::unique_ptr<unsigned char[]> workspace(size_t bytes) {
+  auto memory = std::make_unique<unsigned char[]>(bytes);
+  std::memset(memory.get(), 0xab, bytes);
+  return memory;
+}
+
+BatchNormActForward forward_call(const Problem& p, const py::dict& arrays, double momentum, double eps, int activation,
+                                 double slope) {
+  const Pointers at(p, arrays);
+  return {at.data("input"),
+          at.data("residual"),
+          at.channel("weight"),
+          at.channel("bias"),
+          at.data("output"),
+          at.channel("mean"),
+          at.channel("invstd"),
+          at.channel("running_mean"),
+          at.channel("running_var"),
+          momentum,
+          eps,
+          activation,
+          slope};
+}
+
+std::string train(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, double momentum,
+                  double eps, int activation, double slope, const std::string& method, int multiprocessors,
+                  int shared_bytes) {
+  const Problem p = problem(dtype, shape, method, multiprocessors, shared_bytes);
+  const BatchNormActForward call = forward_call(p, arrays, momentum, eps, activation, slope);
+  const auto memory = workspace(batch_norm_act_train_workspace(p.shape, call, p.facts, p.method));
+  check(batch_norm_act_train(p.shape, call, p.facts, p.method, memory.get(), nullptr));
+  return name_of(batch_norm_act_train_method(p.shape, call, p.facts, p.method));
+}
+
+void eval(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, double eps, int activation,
+          double slope) {
+  const Problem p = problem(dtype, shape, "automatic", 1, 0);
+  check(batch_norm_act_eval(p.shape, forward_call(p, arrays, 0, eps, activation, slope), nullptr));
+}
+
+std::string backward(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, bool training,
+                     int activation, double slope, const std::string& method, int multiprocessors, int shared_bytes) {
+  const Problem p = problem(dtype, shape, method, multiprocessors, shared_bytes);
+  const Pointers at(p, arrays);
+  const BatchNormActBackward call{at.data("grad_output"),
+                                  at.data("input"),
+                                  at.data("residual"),
+                                  at.channel("weight"),
+                                  at.channel("bias"),
+                                  at.channel("mean"),
+                                  at.channel("invstd"),
+                                  at.data("grad_input"),
+                                  at.data("grad_residual"),
+                                  at.channel("grad_weight"),
+                                  at.channel("grad_bias"),
+                                  training,
+                                  activation,
+                                  slope};
+  const auto memory = workspace(batch_norm_act_backward_workspace(p.shape, call, p.facts, p.method));
+  check(batch_norm_act_backward(p.shape, call, p.facts, p.method, memory.get(), nullptr));
+  return name_of(batch_norm_act_backward_method(p.shape, call, p.facts, p.method));
+}
+
+// What the policy would choose; `held` is 1 for forward, 2 for backward.
+std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int held, int multiprocessors,
+                   int shared_bytes) {
+  const Problem p = problem(dtype, shape, "automatic", multiprocessors, shared_bytes);
+  BatchNormActBackward call{};
+  call.training = true;
+  call.grad_input = reinterpret_cast<void*>(uintptr_t{16});
+  return name_of(held == 1 ? batch_norm_act_train_method(p.shape, {}, p.facts, p.method)
+                           : batch_norm_act_backward_method(p.shape, call, p.facts, p.method));
+}
+
+// The accesses of one block; `kernel` is a method or "elementwise".
+py::dict visits(const std::string& dtype, std::array<int64_t, 3> shape, bool aligned, const std::string& kernel,
+                int multiprocessors, int64_t tile, int slice, int limit) {
+  const bool elementwise = kernel == "elementwise";
+  const Problem p = problem(dtype, shape, elementwise ? "split" : kernel, multiprocessors, 227 << 10);
+  const BatchNormActVisits v =
+      batch_norm_act_visits(p.shape, aligned, elementwise, 1, p.facts, p.method, tile, slice, limit);
+  const auto array = [](const std::vector<int64_t>& values) {
+    return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  using namespace py::literals;
+  return py::dict("tiles"_a = v.tiles, "slices"_a = v.slices, "vector"_a = v.vector, "lanes"_a = v.lanes,
+                  "slice_elements"_a = v.slice_elements, "channels"_a = array(v.channels),
+                  "offsets"_a = array(v.offsets));
+}
+
+}  // namespace
+
+void bind_batch_norm_act(py::module_& m) {
+  m.def("train", &train);
+  m.def("eval", &eval);
+  m.def("backward", &backward);
+  m.def("chosen", &chosen);
+  m.def("visits", &visits);
+}

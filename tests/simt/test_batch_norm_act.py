@@ -1,0 +1,446 @@
+"""The batch_norm_act kernels, executed by the SIMT emulator, against PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from torch import Tensor
+
+Shape = tuple[int, int, int]  # outer, channels, inner; inner == 1 is channels-last
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+METHODS = ["split", "block", "group"]
+ACTIVATIONS = {"identity": (0, 1.0), "relu": (1, 0.0), "leaky_relu": (2, 0.2), "leaky_relu, odd slope": (2, -1.5)}
+SHAPES: list[Shape] = [
+    (5, 1, 1),  # one channel
+    (70, 3, 1),  # channels-last, odd
+    (33, 17, 1),
+    (150, 64, 1),  # 16-byte accesses along channels, the last tile of float16 with eight of them not full
+    (41, 40, 1),
+    (9, 3, 3),  # short runs, several channels to a row of threads
+    (6, 17, 12),  # 16-byte accesses for float32, not for 16-bit
+    (3, 64, 8),
+    (4, 3, 5 * 7),  # odd runs
+    (2, 1, 33 * 65),
+    (2, 3, 33 * 64),  # runs longer than a block is wide
+]
+H200 = {"multiprocessors": 132, "shared_bytes": 227 << 10}
+MOMENTUM, EPS = 0.3, 1e-5
+
+
+def array(t: Tensor | None) -> np.ndarray | None:
+    """The tensor's memory as an array; numpy has no bfloat16."""
+    if t is None:
+        return None
+    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy()
+
+
+@dataclass
+class Problem:
+    """Tensors of one call, filled from a seed."""
+
+    shape: Shape
+    dtype: torch.dtype
+    activation: str = "leaky_relu"
+    residual: bool = True
+    affine: bool = True
+    misaligned: bool = False
+    multiprocessors: int = 8
+    shared_bytes: int = 227 << 10
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        statistics = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1, shift: float = 0) -> Tensor:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
+            return self.place(values.to(dtype))
+
+        channels = (self.shape[1],)
+        self.input = random(self.shape, self.dtype, 2, 3)
+        self.grad_output = random(self.shape, self.dtype)
+        self.residual_input = random(self.shape, self.dtype) if self.residual else None
+        self.weight = random(channels, statistics, 0.3, 1) if self.affine else None
+        self.bias = random(channels, statistics, 0.3) if self.affine else None
+        self.running_mean = random(channels, statistics, 1, 3)
+        self.running_var = random(channels, statistics).abs() + 1
+        self.statistics = statistics
+
+    def place(self, values: Tensor) -> Tensor:
+        """Copies to memory that is aligned to 16 bytes, or to one element only."""
+        padding = 16 // values.element_size()
+        memory = torch.full((values.numel() + 2 * padding,), torch.nan, dtype=values.dtype)
+        start = -memory.data_ptr() // values.element_size() % padding + self.misaligned
+        return memory[start : start + values.numel()].view(values.shape).copy_(values)
+
+    def empty(self) -> Tensor:
+        return self.place(torch.full(self.shape, torch.nan, dtype=self.dtype))
+
+    def per_channel(self) -> Tensor:
+        return torch.full(self.shape[1:2], torch.nan, dtype=self.statistics)
+
+    @property
+    def name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def arrays(self, **more: Tensor | None) -> dict[str, np.ndarray | None]:
+        tensors = {"input": self.input, "residual": self.residual_input, "weight": self.weight, "bias": self.bias}
+        return {name: array(t) for name, t in {**tensors, **more}.items()}
+
+    def train(self, emulator: ModuleType, method: str = "automatic") -> tuple[dict[str, Tensor], str]:
+        out = {
+            "output": self.empty(),
+            "mean": self.per_channel(),
+            "invstd": self.per_channel(),
+            "running_mean": self.running_mean.clone(),
+            "running_var": self.running_var.clone(),
+        }
+        used = emulator.batch_norm_act.train(
+            self.name,
+            self.shape,
+            self.arrays(**out),
+            MOMENTUM,
+            EPS,
+            *ACTIVATIONS[self.activation],
+            method,
+            self.multiprocessors,
+            self.shared_bytes,
+        )
+        return out, used
+
+    def eval(self, emulator: ModuleType) -> Tensor:
+        out = self.empty()
+        arrays = self.arrays(output=out, running_mean=self.running_mean, running_var=self.running_var)
+        emulator.batch_norm_act.eval(self.name, self.shape, arrays, EPS, *ACTIVATIONS[self.activation])
+        return out
+
+    def backward(
+        self,
+        emulator: ModuleType,
+        mean: Tensor,
+        invstd: Tensor,
+        *,
+        training: bool = True,
+        method: str = "automatic",
+        need_input: bool = True,
+    ) -> tuple[dict[str, Tensor | None], str]:
+        out = {
+            "grad_input": self.empty() if need_input else None,
+            "grad_residual": self.empty() if self.residual else None,
+            "grad_weight": self.per_channel(),
+            "grad_bias": self.per_channel(),
+        }
+        used = emulator.batch_norm_act.backward(
+            self.name,
+            self.shape,
+            self.arrays(grad_output=self.grad_output, mean=mean, invstd=invstd, **out),
+            training,
+            *ACTIVATIONS[self.activation],
+            method,
+            self.multiprocessors,
+            self.shared_bytes,
+        )
+        return out, used
+
+    def torch(self, *, training: bool, exact: bool) -> dict[str, Tensor]:
+        """What PyTorch makes of it, in float64 if ``exact``; grad_* as well."""
+
+        def own(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(torch.float64 if exact else t.dtype, copy=True)
+
+        x, residual, weight, bias = map(own, (self.input, self.residual_input, self.weight, self.bias))
+        mean, var = own(self.running_mean), own(self.running_var)
+        if weight is None or bias is None:
+            weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
+        leaves = [t.requires_grad_() for t in (x, weight, bias, residual) if t is not None]
+        y, saved_mean, saved_invstd = torch.native_batch_norm(x, weight, bias, mean, var, training, MOMENTUM, EPS)
+        if residual is not None:
+            y = y + residual
+        kind, slope = ACTIVATIONS[self.activation]
+        y = y if kind == 0 else y.relu() if kind == 1 else torch.nn.functional.leaky_relu(y, slope)
+        grads = torch.autograd.grad(y, leaves, own(self.grad_output))
+        names = ["grad_input", "grad_weight", "grad_bias", "grad_residual"]
+        return {
+            "output": y.detach(),
+            "mean": saved_mean,
+            "invstd": saved_invstd,
+            "running_mean": mean,
+            "running_var": var,
+            **dict(zip(names, grads, strict=False)),
+        }
+
+
+def assert_accurate(ours: dict[str, Tensor | None], problem: Problem, *, training: bool, times: float) -> None:
+    torchs, exact = (problem.torch(training=training, exact=exact) for exact in (False, True))
+    for name, value in ours.items():
+        if value is not None:
+            assert_as_accurate_as_torch(value, torchs[name], exact[name], times=times, ulps=8, name=name)
+
+
+def check_training(emulator: ModuleType, problem: Problem, method: str) -> tuple[str, str]:
+    forward, used_forward = problem.train(emulator, method)
+    assert_accurate(forward, problem, training=True, times=FORWARD)
+    backward, used_backward = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
+    assert_accurate(backward, problem, training=True, times=GRADIENT)
+    return used_forward, used_backward
+
+
+def check_evaluation(emulator: ModuleType, problem: Problem) -> None:
+    assert_accurate({"output": problem.eval(emulator)}, problem, training=False, times=FORWARD)
+    invstd = (problem.running_var + EPS).rsqrt()
+    backward, used = problem.backward(emulator, problem.running_mean, invstd, training=False)
+    assert used == "split"
+    assert_accurate(backward, problem, training=False, times=GRADIENT)
+
+
+# ---- results -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_training(emulator: ModuleType, shape: Shape, dtype: torch.dtype, method: str) -> None:
+    used = check_training(emulator, Problem(shape, dtype), method)
+    assert set(used) <= {method, "split"}
+    assert method != "block" or used == ("block", "block")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_evaluation(emulator: ModuleType, shape: Shape, dtype: torch.dtype) -> None:
+    check_evaluation(emulator, Problem(shape, dtype))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("residual", "affine"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("shape", [(60, 16, 1), (4, 3, 20)], ids=str)
+def test_options(emulator: ModuleType, shape: Shape, activation: str, residual: bool, affine: bool) -> None:
+    problem = Problem(shape, torch.float32, activation=activation, residual=residual, affine=affine)
+    for method in METHODS:
+        check_training(emulator, problem, method)
+    check_evaluation(emulator, problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(60, 16, 1), (4, 3, 40)], ids=str)
+def test_misaligned_addresses(emulator: ModuleType, shape: Shape, dtype: torch.dtype) -> None:
+    problem = Problem(shape, dtype, misaligned=True)
+    for method in METHODS:
+        check_training(emulator, problem, method)
+    check_evaluation(emulator, problem)
+
+
+@pytest.mark.parametrize("method", ["block", "group"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1100, 8, 1), (2, 2, 4000), (1000, 2, 7)], ids=str)
+def test_more_data_than_registers_hold(
+    emulator: ModuleType, shape: Shape, dtype: torch.dtype, method: str
+) -> None:
+    assert check_training(emulator, Problem(shape, dtype), method) == (method, method)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(9000, 8, 1), (2, 2, 10001), (600, 3, 5)], ids=str)
+def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype) -> None:
+    problem = Problem(shape, dtype, multiprocessors=132)
+    assert check_training(emulator, problem, "split") == ("split", "split")
+    check_evaluation(emulator, problem)
+
+
+def test_no_gradient_of_the_input(emulator: ModuleType) -> None:
+    problem = Problem((4, 3, 20), torch.float32)
+    forward, _ = problem.train(emulator)
+    backward, used = problem.backward(emulator, forward["mean"], forward["invstd"], need_input=False)
+    assert used == "split"
+    assert_accurate(backward, problem, training=True, times=GRADIENT)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(50, 16, 1), (4, 3, 60)], ids=str)
+def test_mean_far_from_zero(emulator: ModuleType, shape: Shape, method: str) -> None:
+    """A variance from E[x^2] - E[x]^2 would have no correct digit here."""
+    problem = Problem(shape, torch.float32, residual=False)
+    problem.input += 1e4
+    forward, _ = problem.train(emulator, method)
+    exact = problem.torch(training=True, exact=True)
+    torch.testing.assert_close(forward["invstd"].double(), exact["invstd"], rtol=1e-6, atol=0)
+
+
+def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType) -> None:
+    values = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, -1.0, 1.0, -2.0])
+    for activation, method in itertools.product(ACTIVATIONS, ["eval", "backward"]):
+        problem = Problem((8, 4, 1), torch.float32, activation=activation, residual=False, affine=False)
+        problem.running_mean.zero_()
+        problem.running_var.fill_(1 - EPS)
+        kind, slope = ACTIVATIONS[activation]
+        x = values[:, None, None].expand(8, 4, 1).clone().requires_grad_()
+        y = x * 1.0 if kind == 0 else x.relu() if kind == 1 else torch.nn.functional.leaky_relu(x, slope)
+        problem.input = problem.place(x.detach())
+        if method == "eval":
+            torch.testing.assert_close(problem.eval(emulator), y.detach(), equal_nan=True)
+        else:
+            out, _ = problem.backward(emulator, torch.zeros(4), torch.ones(4), training=False)
+            (grad,) = torch.autograd.grad(y, x, problem.grad_output)
+            torch.testing.assert_close(out["grad_input"], grad, equal_nan=True)
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 1), (5, 3, 44)], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, shape: Shape, method: str) -> None:
+    problem = Problem(shape, torch.float32, activation="relu")
+    forward, _ = problem.train(emulator, method)
+    problem.grad_output.fill_(1)
+    backward, _ = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
+    assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
+# ---- determinism -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(700, 16, 1), (3, 2, 4000), (400, 6, 5)], ids=str)
+def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, method: str) -> None:
+    def run(seed: int, resident: int) -> list[bytes]:
+        emulator.seed(seed)
+        emulator.resident_blocks(resident)
+        problem = Problem(shape, torch.float32)
+        forward, _ = problem.train(emulator, method)
+        backward, _ = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
+        evaluation, _ = problem.backward(emulator, forward["mean"], forward["invstd"], training=False)
+        results = [*forward.values(), *backward.values(), *evaluation.values()]
+        return [t.numpy().tobytes() for t in results if t is not None]
+
+    expected = run(0, 4)
+    for seed in range(1, 5):
+        assert run(seed, 1 + seed) == expected
+
+
+# ---- policy ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "forward", "backward"),
+    [
+        ((64, 512, 4 * 4), "float32", "block", "block"),
+        ((128, 256, 8 * 8), "float32", "block", "block"),
+        ((128, 128, 16 * 16), "float32", "block", "block"),
+        ((128, 64, 32 * 32), "float32", "group", "split"),  # 33 MB: two of them do not fit
+        ((128, 64, 32 * 32), "bfloat16", "group", "group"),
+        ((128 * 32 * 32, 64, 1), "float32", "group", "split"),
+        ((128 * 32 * 32, 64, 1), "bfloat16", "group", "group"),
+        ((64 * 4 * 4, 512, 1), "bfloat16", "block", "block"),
+        ((128, 1024, 1), "float32", "block", "block"),
+        ((64, 1024, 64 * 64), "float32", "split", "split"),
+        ((256, 64, 64 * 64), "bfloat16", "split", "split"),
+    ],
+    ids=str,
+)
+def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, forward: str, backward: str) -> None:
+    chosen = [emulator.batch_norm_act.chosen(dtype, shape, held, *H200.values()) for held in (1, 2)]
+    assert chosen == [forward, backward]
+
+
+# ---- indices -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["elementwise", *METHODS])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_element_is_visited_once(emulator: ModuleType, shape: Shape, dtype: str, kernel: str) -> None:
+    outer, channels, inner = shape
+    visited = np.zeros(outer * channels * inner, dtype=int)
+    counted = np.zeros(channels, dtype=int)
+    arguments = dtype, shape, True, kernel, 20
+    grid = emulator.batch_norm_act.visits(*arguments, 0, -1, 0)
+    for tile, slice_ in itertools.product(range(grid["tiles"]), range(grid["slices"])):
+        v = emulator.batch_norm_act.visits(*arguments, tile, slice_, 1 << 20)
+        elements = v["offsets"][:, None] + np.arange(v["vector"])
+        np.add.at(visited, elements.ravel(), 1)
+        lanes = np.arange(v["vector"]) if v["lanes"] > 1 else np.zeros(v["vector"], dtype=int)
+        belongs = v["channels"][:, None] + lanes
+        assert (elements // inner % channels == belongs).all()
+        counted[np.unique(belongs)] += v["slice_elements"]
+    assert (visited == 1).all()
+    assert (counted == outer * inner).all()
+
+
+@pytest.mark.parametrize("kernel", ["elementwise", "split"])
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 1000, 1 << 21),  # 6.3e9 elements in long runs
+        (1 << 22, 1024, 1),  # 4.3e9, channels-last
+        (1 << 22, 300, 5),  # 6.3e9, short odd runs
+        (1, 1, 3 << 30),
+    ],
+    ids=str,
+)
+def test_offsets_beyond_2_to_the_31(emulator: ModuleType, shape: Shape, kernel: str, aligned: bool) -> None:
+    """Slices follow one another without a gap up to the last element, and accesses stay in their channel."""
+    _, channels, inner = shape
+    arguments = "float32", shape, aligned, kernel, 132
+    grid = emulator.batch_norm_act.visits(*arguments, 0, -1, 0)
+    tile, last = grid["tiles"] - 1, grid["slices"] - 1
+
+    def ends(slice_: int) -> tuple[int, int]:
+        """The first and last place of a slice, counted within its channels."""
+        v = emulator.batch_norm_act.visits(*arguments, tile, slice_, 2)
+        offsets = v["offsets"]
+        assert (offsets // inner % channels == v["channels"]).all()
+        places = offsets // (channels * inner) * inner + offsets % inner
+        if slice_ == last:
+            assert offsets.max() + v["vector"] == np.prod(shape, dtype=object) > 2**31
+        return places.min(), places.max() + v["vector"] // v["lanes"]
+
+    assert ends(0)[0] == 0
+    for slice_ in {0, last // 2, last - 1} if last else ():
+        assert ends(slice_)[1] == ends(slice_ + 1)[0]
+    ends(last)
+
+
+# ---- sanitizers --------------------------------------------------------------------------------------------
+
+SANITIZED = """
+import itertools, sys
+import numpy as np
+import simt_kernels as emulator
+
+kernels = emulator.batch_norm_act
+large = sys.argv[1:] == ["large"]
+shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7)] + ([(3000, 8, 1), (2, 2, 30000)] if large else [])
+for seed, shape, dtype, method in itertools.product(
+    (0, 1), shapes, ("float32", "bfloat16"), ("split", "block", "group")
+):
+    emulator.seed(seed)
+    element = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
+    channel = lambda: np.ones(shape[1], np.float32)
+    data = lambda: (np.arange(np.prod(shape)) % 97).astype(element).reshape(shape)
+    arrays = {name: data() for name in ("input", "residual", "output")}
+    arrays |= {name: data() for name in ("grad_output", "grad_input", "grad_residual")}
+    arrays |= {name: channel() for name in ("weight", "bias", "mean", "invstd")}
+    arrays |= {name: channel() for name in ("running_mean", "running_var", "grad_weight", "grad_bias")}
+    facts = method, 4, 227 << 10
+    kernels.train(dtype, shape, arrays, 0.1, 1e-5, 2, 0.2, *facts)
+    kernels.eval(dtype, shape, arrays, 1e-5, 1, 0.0)
+    kernels.backward(dtype, shape, arrays, True, 2, 0.2, *facts)
+    kernels.backward(dtype, shape, arrays, False, 1, 0.0, *facts)
+print("done")
+"""
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(("sanitizer", "size"), [("asan", "large"), ("tsan", "small")])
+def test_sanitizer_has_nothing_to_say(
+    run_sanitized: Callable[..., subprocess.CompletedProcess[str]], sanitizer: str, size: str
+) -> None:
+    done = run_sanitized(sanitizer, ["-c", SANITIZED, size])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip() == "done"
