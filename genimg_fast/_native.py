@@ -59,8 +59,9 @@ def set_backend(name: Backend) -> None:
 
     Example:
         >>> import genimg_fast as gf
+        >>> before = gf.get_backend()
         >>> gf.set_backend("reference")
-        >>> gf.set_backend("auto")
+        >>> gf.set_backend(before)
     """
     global _backend
     if name not in BACKENDS:
