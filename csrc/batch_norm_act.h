@@ -44,12 +44,6 @@ inline bool has_channels_last_strides(const Tensor& t) {
   return true;
 }
 
-// The memory format torch's batch norm gives its output.
-inline MemoryFormat memory_format(const Tensor& t) {
-  if (t.is_contiguous() || !has_channels_last_strides(t)) return MemoryFormat::Contiguous;
-  return t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
-}
-
 inline bool is_dense(const Tensor& t, MemoryFormat format) {
   if (format == MemoryFormat::Contiguous) return t.is_contiguous();
   const int64_t dim = t.dim();
@@ -60,6 +54,13 @@ inline bool is_dense(const Tensor& t, MemoryFormat format) {
     expected *= t.size(d);
   }
   return true;
+}
+
+// The memory format torch's batch norm gives its output.
+inline MemoryFormat memory_format(const Tensor& t) {
+  if (t.is_contiguous() || t.dim() < 4 || t.dim() > 5) return MemoryFormat::Contiguous;
+  const MemoryFormat channels_last = t.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d;
+  return is_dense(t, channels_last) || has_channels_last_strides(t) ? channels_last : MemoryFormat::Contiguous;
 }
 
 inline Tensor as_dense(const Tensor& t, MemoryFormat format) {

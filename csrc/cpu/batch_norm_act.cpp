@@ -283,7 +283,7 @@ struct Operands {
     const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
     // In the planes view, the planes of channels that different threads work on lie in the same pages.
     const bool planes = geometry(x, format).inner >= plane_elements;
-    return empty_like_huge_pages(x, bytes, planes && bytes >= streaming_bytes);
+    return empty_like_huge_pages(x, format, bytes, planes && bytes >= streaming_bytes);
   }
 };
 

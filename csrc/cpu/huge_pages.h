@@ -2,6 +2,7 @@
 // Outputs of CPU kernels in memory that is cheap to touch.
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -15,15 +16,17 @@
 
 namespace genimg_fast {
 
-// An uninitialised tensor of `bytes` bytes like t.  Large ones are fresh from the operating system, and their page
-// faults would cost more than the kernel's arithmetic: huge pages make them few.
+// An uninitialised tensor of `bytes` bytes, like t and dense in `format`.  Large ones are fresh from the operating
+// system, and their page faults would cost more than the kernel's arithmetic: huge pages make them few.
 //
 // `interleaved` says that several threads will write to each page.  They would reach it at the same time, each would
 // clear 2 MB, and only one copy would be kept; so the pages are taken here, each by one thread.  Where a page has one
 // writer, its first write does that better: the cleared page is still in the cache then.
-inline torch::stable::Tensor empty_like_huge_pages(const torch::stable::Tensor& t, int64_t bytes,
+inline torch::stable::Tensor empty_like_huge_pages(const torch::stable::Tensor& t,
+                                                   torch::headeronly::MemoryFormat format, int64_t bytes,
                                                    bool interleaved = false) {
-  torch::stable::Tensor result = torch::stable::empty_like(t);
+  torch::stable::Tensor result =
+      torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt, format);
 #if defined(__linux__)
   constexpr int64_t huge = int64_t(2) << 20, page = 4096;
   if (bytes >= 2 * huge) {

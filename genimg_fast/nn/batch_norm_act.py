@@ -6,8 +6,10 @@ import sys
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
+from genimg_fast.nn.stands_for import StandsFor
 from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act
 
 
@@ -30,6 +32,10 @@ def forward_batch_norm(
     Returns:
         Shape of ``input``.
     """
+    if isinstance(input, torch.fx.Proxy):
+        # A tracer takes layers from torch.nn as leaves of its graph; this one is to be one as well.
+        arguments = (input,) if residual is None else (input, residual)
+        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), arguments, {})
     module._check_input_dim(input)
     running_mean, running_var = module.running_mean, module.running_var
     training = module.training or (running_mean is None and running_var is None)
@@ -68,7 +74,7 @@ def forward_batch_norm(
     return output
 
 
-class BatchNorm1d(nn.BatchNorm1d):
+class BatchNorm1d(nn.BatchNorm1d, metaclass=StandsFor):
     """:class:`torch.nn.BatchNorm1d` on the fused operator."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class BatchNorm1d(nn.BatchNorm1d):
         return forward_batch_norm(self, input)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d, metaclass=StandsFor):
     """:class:`torch.nn.BatchNorm2d` on the fused operator."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         return forward_batch_norm(self, input)
 
 
-class BatchNorm3d(nn.BatchNorm3d):
+class BatchNorm3d(nn.BatchNorm3d, metaclass=StandsFor):
     """:class:`torch.nn.BatchNorm3d` on the fused operator."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -146,11 +152,11 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
     qconfig = _RefusesSyncConversion()
 
 
-class BatchNormAct1d(_BatchNormAct, nn.BatchNorm1d):
+class BatchNormAct1d(_BatchNormAct, BatchNorm1d):
     """Batch norm and activation over (N, C) or (N, C, L); see :class:`BatchNormAct2d`."""
 
 
-class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
+class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
     """Batch norm and activation over (N, C, H, W), as one operator.
 
     A :class:`torch.nn.BatchNorm2d` in every respect, its ``state_dict`` included, whose output has gone through
@@ -178,5 +184,5 @@ class BatchNormAct2d(_BatchNormAct, nn.BatchNorm2d):
     """
 
 
-class BatchNormAct3d(_BatchNormAct, nn.BatchNorm3d):
+class BatchNormAct3d(_BatchNormAct, BatchNorm3d):
     """Batch norm and activation over (N, C, D, H, W); see :class:`BatchNormAct2d`."""

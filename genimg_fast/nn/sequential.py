@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from genimg_fast.nn.batch_norm_act import BatchNorm1d, BatchNorm2d, BatchNorm3d, forward_batch_norm
+from genimg_fast.nn.stands_for import StandsFor
 
 # Exact types: a subclass may do something else in its forward.
 _BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm1d, BatchNorm2d, BatchNorm3d}
@@ -34,7 +35,7 @@ def _fused_activation(first: nn.Module, second: nn.Module) -> tuple[str, float] 
     return None
 
 
-class Sequential(nn.Sequential):
+class Sequential(nn.Sequential, metaclass=StandsFor):
     """:class:`torch.nn.Sequential` in which batch norm followed by ReLU or LeakyReLU runs fused.
 
     The module tree, ``state_dict`` keys, indexing and slicing are those of torch; modules with hooks run one by

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import has_torch_function
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from genimg_fast import _native
 
@@ -105,7 +106,13 @@ def batch_norm_act(
     backend = _native._backend
     if backend != "reference":
         reason = _why_not_native(input, running_mean, running_var, weight, bias, training, eps, residual)
-        if reason is None and (backend == "native" or input.numel() >= SMALLEST_NATIVE_NUMEL[input.device.type]):
+        # Under torch.compile the cost of the call is paid at compile time; comparing the size would only put a
+        # guard on a dimension that the user declared dynamic.
+        if reason is None and (
+            backend == "native"
+            or torch.compiler.is_compiling()
+            or input.numel() >= SMALLEST_NATIVE_NUMEL[input.device.type]
+        ):
             return _native_forward(
                 input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code,
                 negative_slope,
@@ -117,6 +124,9 @@ def batch_norm_act(
         activation=activation, negative_slope=negative_slope, residual=residual,
     )  # fmt: skip
 
+
+# Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
+_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
 
 _BAD_INPUT = "the arguments are not valid"
 _TRANSFORMED = "the call is being transformed or exported"
@@ -170,13 +180,18 @@ def _why_not_native(
         return "running statistics require a gradient"
     if residual is not None and (residual.shape != shape or residual.dtype != dtype or residual.device != device):
         return "residual must have the input's shape, dtype and device"
+    # Dynamo evaluates these two and guards them, so they come before its own case.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _TRANSFORMED
     if torch.compiler.is_compiling():
         return _TRANSFORMED if torch.compiler.is_exporting() else None
-    if (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-        or has_torch_function((input, weight, bias, residual))
+    if torch._C._get_tracing_state() is not None or input.layout is not torch.strided:
+        return _TRANSFORMED
+    if any(t is not None and type(t) not in _PLAIN_TENSORS for t in (input, weight, bias, residual)):
+        return _TRANSFORMED
+    # A default device is such a mode, too, but one that changes nothing here.
+    if torch._C._len_torch_function_stack() > 0 and not all(
+        isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
     ):
         return _TRANSFORMED
     return None
@@ -212,6 +227,8 @@ def _native_forward(
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
+        if residual is input:
+            residual = input.view_as(input)  # torch.compile refuses a Function that gets one tensor twice
         output = _BatchNormAct.apply(
             input, residual, weight, bias, running_mean, running_var, training, momentum, eps, activation,
             negative_slope,
@@ -243,7 +260,8 @@ class _BatchNormAct(torch.autograd.Function):
     """Autograd of the compiled operators.
 
     A Function around the operators costs less per call than a formula registered with the dispatcher, and
-    works under torch.compile all the same.
+    works under torch.compile all the same. The backward operator does have a registered formula, so that it can
+    be differentiated once more, whoever calls it.
     """
 
     @staticmethod
@@ -292,14 +310,11 @@ class _BatchNormAct(torch.autograd.Function):
         need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
         input, residual, weight, bias, mean, spread = ctx.saved_tensors
         linear = ctx.activation == ACTIVATIONS["identity"]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            gradients = _differentiable_backward(ctx, grad_output)
-        else:
-            invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
-            gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(
-                grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
-                ctx.negative_slope, need_input, need_residual and not linear,
-            )  # fmt: skip
+        invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
+        gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(
+            grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
+            ctx.negative_slope, need_input, need_residual and not linear,
+        )  # fmt: skip
         grad_input, grad_residual, grad_weight, grad_bias = gradients
         return (
             grad_input if need_input else None,
@@ -310,27 +325,77 @@ class _BatchNormAct(torch.autograd.Function):
         )  # fmt: skip
 
 
-def _differentiable_backward(ctx: Any, grad_output: Tensor) -> list[Tensor | None]:
-    """Gradients as PyTorch operations on the saved tensors, for ``create_graph=True``.
+def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7])
+    ctx.training, ctx.activation, ctx.negative_slope = inputs[7:10]
 
-    The forward pass is recomputed with the reference, so its graph reaches the input through the batch statistics
-    and PyTorch's own double backward does the rest.
+
+def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Differentiate the backward operator, for gradient penalties.
+
+    The forward pass is written out in PyTorch operations, differentiated once to get what the operator computes,
+    and once more. Statistics have the values that were saved; in training they also depend on the input.
     """
-    input, residual, weight, bias, mean, spread = ctx.saved_tensors
-    running_mean, running_var = (None, None) if ctx.training else (mean, spread)
-    activation = next(name for name, code in ACTIVATIONS.items() if code == ctx.activation)
-    output = batch_norm_act_reference(
-        input, running_mean, running_var, weight, bias, ctx.training, 0.0, ctx.eps,
-        activation=activation, negative_slope=ctx.negative_slope, residual=residual,
-    )  # fmt: skip
-    tensors = (input, residual, weight, bias)
-    wanted = [i for i, tensor in enumerate(tensors) if tensor is not None and ctx.needs_input_grad[i]]
-    gradients: list[Tensor | None] = [None] * len(tensors)
-    if wanted:
-        found = torch.autograd.grad(output, [tensors[i] for i in wanted], grad_output, create_graph=True)
-        for i, gradient in zip(wanted, found, strict=True):
-            gradients[i] = gradient
-    return gradients
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: saved tensors may depend on each other, and each gradient is to follow its own argument only.
+        tensors: list[Any] = [
+            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for t in ctx.saved_tensors[:5]
+        ]
+        wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
+        given = {
+            k: g
+            for k, g in enumerate(grads, start=1)
+            if tensors[k] is not None and g is not None and g.numel() > 0
+        }
+        if not (wanted and given):
+            return (None,) * 12
+        output = _forward_from_statistics(ctx, *tensors[1:])
+        first = torch.autograd.grad(
+            output,
+            [tensors[k] for k in given],
+            tensors[0].to(output.dtype),
+            create_graph=True,
+        )
+        second = torch.autograd.grad(
+            first,
+            [tensors[k] for k in wanted],
+            [g.to(f.dtype) for f, g in zip(first, given.values(), strict=True)],
+            allow_unused=True,
+            create_graph=create_graph,
+        )
+    result: list[Tensor | None] = [None] * 12
+    for k, gradient in zip(wanted, second, strict=True):
+        result[k] = gradient
+    return tuple(result)
+
+
+def _forward_from_statistics(
+    ctx: Any, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    mean, invstd = ctx.saved_tensors[5].detach(), ctx.saved_tensors[6].detach()
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    x = input.to(mean.dtype)
+    mean, variance = mean.view(shape), invstd.view(shape).pow(-2)
+    if ctx.training:
+        dims = [d for d in range(x.dim()) if d != 1]
+        batch_variance, batch_mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        mean = mean + (batch_mean - batch_mean.detach())
+        variance = variance + (batch_variance - batch_variance.detach())
+    output = (x - mean) * variance.rsqrt()
+    if weight is not None:
+        output = output * weight.view(shape)
+    if bias is not None:
+        output = output + bias.view(shape)
+    if residual is not None:
+        output = output + residual
+    if ctx.activation == ACTIVATIONS["relu"]:
+        return F.relu(output)
+    if ctx.activation == ACTIVATIONS["leaky_relu"]:
+        return F.leaky_relu(output, ctx.negative_slope)
+    return output
 
 
 def paths() -> dict[str, tuple[str, str]]:
@@ -351,6 +416,9 @@ def paths() -> dict[str, tuple[str, str]]:
 
 def _dense_like(input: Tensor) -> Tensor:
     """An empty tensor with the dtype, shape and strides the kernels give their outputs."""
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    if not input.is_contiguous() and channels_last and input.is_contiguous(memory_format=channels_last):
+        return torch.empty_like(input, memory_format=channels_last)
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
@@ -415,6 +483,10 @@ if _native.load_error is None:
             torch.empty_like(mean),
             torch.empty_like(mean),
         )
+
+    torch.library.register_autograd(
+        "genimg_fast::batch_norm_act_backward", _double_backward, setup_context=_keep_for_double_backward
+    )
 
 
 def _check(input: Tensor, like_input: tuple[Tensor | None, ...], per_channel: tuple[Tensor | None, ...]) -> None:

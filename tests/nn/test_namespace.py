@@ -19,6 +19,21 @@ def test_every_public_name_of_torch_nn_is_there():
         assert issubclass(getattr(nn, name), getattr(torch.nn, name))
 
 
+def test_isinstance_means_what_it_means_for_torch():
+    class Derived(nn.Sequential):
+        pass
+
+    assert isinstance(torch.nn.BatchNorm2d(3), nn.BatchNorm2d)
+    assert isinstance(nn.BatchNormAct2d(3), nn.BatchNorm2d)
+    assert isinstance(torch.nn.Sequential(), nn.Sequential)
+    assert isinstance(Derived(), nn.Sequential)
+    assert issubclass(torch.nn.BatchNorm1d, nn.BatchNorm1d)
+    assert not isinstance(nn.Sequential(), Derived)
+    assert not isinstance(torch.nn.Sequential(), Derived)
+    assert not isinstance(torch.nn.BatchNorm1d(3), nn.BatchNorm2d)
+    assert not isinstance(torch.nn.BatchNorm2d(3), nn.BatchNormAct2d)
+
+
 def test_from_import_star():
     names: dict[str, object] = {}
     exec("from genimg_fast.nn import *", names)

@@ -143,8 +143,18 @@ def test_compiles_as_one_graph():
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
 
 
-def test_torch_fx_traces_through_it():
-    model = nn.Sequential(*layers()).eval()
+@pytest.mark.parametrize("source", [torch.nn, nn], ids=["torch.nn", "gf.nn"])
+def test_torch_fx_traces_through_it(source):
+    model = nn.Sequential(*layers(source)).eval()
     traced = torch.fx.symbolic_trace(model)
+    assert [n.target for n in traced.graph.nodes if n.op == "call_module"] == [str(i) for i in range(8)]
     x = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(traced(x), model(x))
+
+
+def test_dynamic_batch_compiles_with_a_declared_range():
+    model = torch.compile(nn.Sequential(nn.BatchNorm2d(8), nn.ReLU()), fullgraph=True, backend="aot_eager")
+    for batch in (4, 32):
+        x = torch.randn(batch, 8, 32, 32)
+        torch._dynamo.mark_dynamic(x, 0, min=2, max=64)
+        torch.testing.assert_close(model(x), torch.relu(torch.nn.BatchNorm2d(8)(x)))

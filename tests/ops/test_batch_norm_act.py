@@ -197,6 +197,32 @@ def test_gradients_of_first_and_second_order(training, activation, device):
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_arguments_that_depend_on_each_other(activation, device):
+    x, weight, _, _ = make((4, 3, 3, 2), torch.float64, device=device)
+
+    def function(x, weight):
+        return batch_norm_act(x * 2, None, None, weight, weight, True, activation=activation, residual=x)
+
+    inputs = (x.requires_grad_(), weight.requires_grad_())
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+    results = []
+    for create_graph in (False, True):
+        output = function(*inputs)
+        score = (output * torch.arange(output.numel(), device=device).view_as(output)).sum()
+        results.append(torch.autograd.grad(score, inputs, create_graph=create_graph))
+    torch.testing.assert_close(*results)
+
+
+def test_one_tensor_as_input_and_residual(device):
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, device=device, requires_grad=True)
+    assert gradcheck(lambda x: batch_norm_act(x, training=True, residual=x), x)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: batch_norm_act(x, training=True, residual=x), fullgraph=True)
+    torch.testing.assert_close(compiled(x), batch_norm_act(x, training=True, residual=x))
+
+
 def test_gradient_penalty_equals_torch(device):
     x, weight, bias, _ = make((16, 8, 5, 5), torch.float64, device=device)
     results = []
@@ -297,7 +323,19 @@ def test_opcheck(layout, dtype, device):
         evaluate = (x, r, w, b, mean, var, 1e-5, 1, 0.0)
         torch.library.opcheck(OPERATORS.batch_norm_act_eval.default, evaluate)
         for needed in itertools.product([True, False], repeat=2):
-            backward = (torch.randn_like(x), x, r, w, b, mean, var, True, 2, 0.2, *needed)
+            backward = (
+                torch.randn_like(x),
+                x.detach().requires_grad_(),
+                r,
+                w,
+                b,
+                mean,
+                var,
+                True,
+                2,
+                0.2,
+                *needed,
+            )
             torch.library.opcheck(OPERATORS.batch_norm_act_backward.default, backward)
 
 
@@ -406,6 +444,41 @@ def test_transforms_run_on_torch():
         _, derivative = torch.func.jvp(lambda t, f=function: f(t, training=True), (x,), (tangent,))
         results.append((gradient, derivative))
     torch.testing.assert_close(*results)
+
+
+def test_transforms_inside_compile_run_on_torch():
+    x, tangent = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        torch._dynamo.reset()
+
+        def derivative(x, t, f=function):
+            return torch.func.jvp(lambda x: f(x, training=True), (x,), (t,))[1]
+
+        results.append(torch.compile(derivative, backend="aot_eager", fullgraph=True)(x, tangent))
+    torch.testing.assert_close(*results)
+    assert results[0].norm() > 0
+
+
+def test_default_device_keeps_the_kernel():
+    x = torch.randn(4, 6, 5, 5, requires_grad=True)
+    with torch.device("cpu"):
+        assert type(batch_norm_act(x, training=True).grad_fn).__name__ == "_BatchNormActBackward"
+
+
+def test_other_layouts_run_on_torch():
+    x, c = torch.randn(4, 8, 6, 6), torch.ones(8)
+    if torch.backends.mkldnn.is_available():
+        with torch.no_grad():
+            ours = batch_norm_act(x.to_mkldnn(), c, c, c, c, activation="relu").to_dense()
+        torch.testing.assert_close(ours, batch_norm_act_reference(x, c, c, c, c, activation="relu"))
+
+
+def test_batch_of_one_keeps_channels_last(device):
+    x = torch.randn(40, 50, 16, device=device).permute(2, 0, 1).unsqueeze(0)
+    ours, torchs = batch_norm_act(x, training=True), batch_norm_act_reference(x, training=True)
+    assert ours.stride() == torchs.stride()
+    torch.testing.assert_close(ours, torchs)
 
 
 def test_checkpointing(device):
