@@ -9,8 +9,9 @@
 // Columns form groups, rows form segments; one group over one segment is an item of work.  Passes: sums per item (in
 // double, `partial`), a finish per channel in a fixed order, then the elementwise pass per item.  Where groups are
 // whole channels and divide well among the threads, a thread takes all passes of a group in a row, so that the second
-// read of the data comes from its cache; else each pass is spread over all items.  The partition depends on the shape
-// only, so the number of threads changes no bit of the result.
+// read of the data comes from its cache; else each pass is spread over all items.  (A few wide groups of columns do not
+// divide well: a thread's share would be a strip of every row.)  The partition depends on the shape only, so the number
+// of threads changes no bit of the result.
 #include "../batch_norm_act.h"
 
 #include <torch/csrc/stable/library.h>
@@ -188,7 +189,8 @@ void run(const Plan& plan, const Sums& sums, const Finish& finish, const Element
   const int64_t numel = plan.shape.numel(), channels = plan.shape.channels;
   const int64_t threads =
       std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(1, numel / thread_elements));
-  if (plan.whole_channels && (plan.groups % threads == 0 || plan.groups >= 8 * threads)) {
+  const bool even = plan.groups >= 8 * threads || (!plan.columns && plan.groups % threads == 0);
+  if (plan.whole_channels && even) {
     const int64_t group_channels = plan.columns ? plan.block / plan.repeat : 1;
     parallel(plan.groups, numel, [&](int64_t begin, int64_t end) {
       for (int64_t g = begin; g < end; ++g) {
