@@ -24,7 +24,7 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
 install: $(STAMP)  ## Create .venv, install the dependencies, build the package
 
-demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (about two minutes on two cores)
+demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (about a minute on two cores)
 	$(BIN)/python -m genimg_fast demo
 
 test: $(STAMP)  ## Run the tests

@@ -161,10 +161,12 @@ def _time_steps(
     trainers = [GANTrainer(gf.unfuse(copy.deepcopy(trainer.model))), GANTrainer(copy.deepcopy(trainer.model))]
     milliseconds: list[list[float]] = [[], []]
     stream = batches(dataset.to(trainer.device), batch_size)
-    # One after the other, so that whatever else the machine does slows both.
+    # In turns, so that whatever else the machine does slows both; each timed step follows one of the same kind,
+    # whose memory it finds free.
     for _ in range(rounds):
         images, labels = next(stream)
         for measured, times in zip(trainers, milliseconds, strict=True):
+            measured.step(images, labels)
             start = time.perf_counter()
             measured.step(images, labels)["loss_g"].item()  # .item() waits for an accelerator
             times.append(1e3 * (time.perf_counter() - start))
