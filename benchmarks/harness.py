@@ -15,7 +15,7 @@ import torch
 import genimg_fast as gf
 
 OURS = "genimg_fast"
-PEERS = ("eager", "inplace", "compile")
+PEERS = ("eager", "inplace", "compile", "diffusers")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -2,7 +2,7 @@
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
 submodule is there. ``BatchNorm1d/2d/3d`` and ``Sequential`` run on the fused operators;
-``BatchNormAct1d/2d/3d`` are new.
+``BatchNormAct1d/2d/3d``, ``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from genimg_fast.nn.batch_norm_act import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
+from genimg_fast.nn.reparameterize_kl import DiagonalGaussian, GaussianReparameterization
 from genimg_fast.nn.sequential import Sequential as Sequential
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "DiagonalGaussian",
+    "GaussianReparameterization",
 ]
 
 

@@ -1,5 +1,12 @@
 """Fused operators in functional form; beside each, its reference in plain PyTorch."""
 
 from genimg_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
+from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
-__all__ = ["batch_norm_act", "batch_norm_act_reference"]
+__all__ = [
+    "batch_norm_act",
+    "batch_norm_act_reference",
+    "normal_from_seed",
+    "reparameterize_kl",
+    "reparameterize_kl_reference",
+]
