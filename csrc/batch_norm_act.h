@@ -98,4 +98,11 @@ inline void check_per_channel(const OptionalTensor& t, const Tensor& input, cons
   if (t) check_per_channel(*t, input, name);
 }
 
+// Per-channel values, all zero.
+inline Tensor zeros_per_channel(const Tensor& input) {
+  Tensor zeros = torch::stable::new_empty(input, {input.size(1)}, statistics_type(input.scalar_type()));
+  torch::stable::zero_(zeros);
+  return zeros;
+}
+
 }  // namespace genimg_fast

@@ -1,5 +1,5 @@
 #pragma once
-// Facts about the build, read by genimg_fast/_native.py through ctypes.
+// Plain C symbols that genimg_fast/_native.py reads through ctypes: facts about the build and the memory of outputs.
 
 #define GENIMG_FAST_EXPORT extern "C" __attribute__((visibility("default")))
 #define GENIMG_FAST_STRING_(...) #__VA_ARGS__

@@ -23,7 +23,11 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "batch_norm_act_train(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, "
       "int activation, float negative_slope) -> (Tensor output, Tensor mean, Tensor invstd)");
-  // The same with running statistics.
+  // The same as a pure function, which autograd under torch.compile needs: with the batch's unbiased variance.
+  m.def(
+      "batch_norm_act_train_functional(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, float eps, "
+      "int activation, float negative_slope) -> (Tensor output, Tensor mean, Tensor invstd, Tensor var)");
+  // Batch norm with running statistics, + residual, then activation.
   m.def(
       "batch_norm_act_eval(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor running_mean, Tensor running_var, float eps, int activation, float negative_slope) -> Tensor");

@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 from genimg_fast import nn, ops
 from genimg_fast._fuse import fuse, unfuse
 from genimg_fast._info import Info, info
-from genimg_fast._native import NativeUnavailableWarning, backend, get_backend, set_backend
+from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, get_backend, set_backend
 
 if TYPE_CHECKING:
     from genimg_fast import data, losses, models, training
@@ -27,6 +27,7 @@ __all__ = [
     "__version__",
     "backend",
     "data",
+    "empty_cache",
     "fuse",
     "get_backend",
     "info",

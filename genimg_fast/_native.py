@@ -130,6 +130,32 @@ def build_facts() -> dict[str, str]:
     return facts
 
 
+def take_output_peak() -> int:
+    """Return the most bytes that outputs of CPU kernels held in recycled memory since the last call.
+
+    The profiler of torch does not see them.
+    """
+    if load_error is not None:
+        return 0
+    function = ctypes.CDLL(str(LIBRARY)).genimg_fast_take_output_peak
+    function.restype = ctypes.c_int64
+    return function()
+
+
+def empty_cache() -> None:
+    """Give the memory that CPU kernels keep for their next outputs back to the system.
+
+    Only large outputs use such memory, at most 1 GiB of it is idle, and the system takes it back by itself when
+    memory runs short: there is rarely a reason to call this.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.empty_cache()
+    """
+    if load_error is None:
+        ctypes.CDLL(str(LIBRARY)).genimg_fast_release_idle_outputs()
+
+
 def has_kernel(operator: str, device_type: str) -> bool:
     """Whether the library implements an operator for a device type."""
     return load_error is None and torch._C._dispatch_has_kernel_for_dispatch_key(

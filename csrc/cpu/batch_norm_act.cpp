@@ -24,7 +24,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "huge_pages.h"
+#include "output_memory.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -282,10 +282,9 @@ struct Operands {
   }
 
   Tensor output() const {
-    const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
     // In the planes view, the planes of channels that different threads work on lie in the same pages.
     const bool planes = geometry(x, format).inner >= plane_elements;
-    return empty_like_huge_pages(x, format, bytes, planes && bytes >= streaming_bytes);
+    return empty_output(x, format, planes && x.numel() * int64_t(x.element_size()) >= streaming_bytes);
   }
 };
 
@@ -325,6 +324,16 @@ std::tuple<Tensor, Tensor, Tensor> train(Tensor input, OptionalTensor residual, 
         [&](int64_t g, int64_t s) { SIMD_DISPATCH(elementwise<false>(job, g, s)); });
   });
   return {y, mean, invstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> train_functional(Tensor input, OptionalTensor residual,
+                                                            OptionalTensor weight, OptionalTensor bias, double eps,
+                                                            int64_t activation, double negative_slope) {
+  check_input(input);
+  // With momentum 1 the running variance is this batch's alone.
+  Tensor unused = zeros_per_channel(input), var = zeros_per_channel(input);
+  auto [y, mean, invstd] = train(input, residual, weight, bias, unused, var, 1, eps, activation, negative_slope);
+  return {y, mean, invstd, var};
 }
 
 Tensor eval(Tensor input, OptionalTensor residual, OptionalTensor weight, OptionalTensor bias, Tensor running_mean,
@@ -406,6 +415,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor i
 
 STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CPU, m) {
   m.impl("batch_norm_act_train", TORCH_BOX(&train));
+  m.impl("batch_norm_act_train_functional", TORCH_BOX(&train_functional));
   m.impl("batch_norm_act_eval", TORCH_BOX(&eval));
   m.impl("batch_norm_act_backward", TORCH_BOX(&backward));
 }

@@ -25,7 +25,7 @@
 #include <type_traits>
 
 #include "../math/philox.h"
-#include "huge_pages.h"
+#include "output_memory.h"
 #include "simd.h"
 
 #if defined(__x86_64__)
@@ -206,12 +206,12 @@ void parallel(const Plan& plan, const F& f) {
 }
 
 // Like mu, with the strides that torch.empty_like chooses.
-Tensor empty_output(const Tensor& mu) {
+Tensor output_like(const Tensor& mu) {
   int64_t expected = 1;
   bool row_major = true;  // the samples are; between them there may be gaps
   for (int64_t d = mu.dim() - 1; row_major && d > 0; expected *= mu.size(d--)) row_major = mu.stride(d) == expected;
   if (!row_major || mu.stride(0) < expected) return torch::stable::empty_like(mu);
-  return empty_like_huge_pages(mu, MemoryFormat::Contiguous, mu.numel() * static_cast<int64_t>(mu.element_size()));
+  return empty_output(mu, MemoryFormat::Contiguous);
 }
 
 // Whether to write an output past the caches: none of a large one would still be there when it is read.  Needs every
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor mu, Tensor logvar, OptionalTensor 
   const ReparameterizeKlArguments in{mu,           logvar,     noise,      seed,      prior_mu,
                                      prior_logvar, logvar_min, logvar_max, free_bits, per_element};
   in.check();
-  Tensor z = empty_output(mu), kl = in.empty_kl();
+  Tensor z = output_like(mu), kl = in.empty_kl();
   if (mu.numel() == 0) {
     torch::stable::zero_(kl);
     return {z, kl};
@@ -257,7 +257,6 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor mu, Tensor logvar, OptionalTensor 
     Operand<const T>* const inputs[] = {&job.mu, &job.logvar, &job.noise, &job.prior_mu, &job.prior_logvar};
     for (int k = 0; k < 5; ++k) set(*inputs[k], tensors[k], layouts[k]);
     set(job.z, z, layouts[5]);
-    job.streaming = streams(job.plan, job.z);
     std::unique_ptr<double[]> partial;
     if (per_element) {
       set(job.kl, kl, layouts[6]);
@@ -285,7 +284,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(OptionalTensor g
   in.check_gradients(grad_z, grad_kl);
   const bool needed[] = {true, true, need_noise, need_prior && prior_mu, need_prior && prior_mu};
   Tensor grads[5];
-  for (int k = 0; k < 5; ++k) grads[k] = needed[k] ? empty_output(mu) : torch::stable::new_empty(mu, {0});
+  for (int k = 0; k < 5; ++k) grads[k] = needed[k] ? output_like(mu) : torch::stable::new_empty(mu, {0});
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> result{grads[0], grads[1], grads[2], grads[3], grads[4]};
   if (mu.numel() == 0) return result;
   const std::array<const Tensor*, 8> tensors{&mu,

@@ -109,11 +109,9 @@ SIMD_INLINE Vec<Acc<T>> read(const T* p, int n) {
   return load(p);
 }
 template <bool Tail, class T>
-SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n, bool streaming = false) {
+SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n) {
   if constexpr (Tail)
     store_first(p, v, n);
-  else if (streaming)
-    stream(p, v);
   else
     store(p, v);
 }
@@ -163,7 +161,7 @@ SIMD_INLINE Vec<Acc<T>> forward_step(const Tile<T>& tile, int64_t i, int n) {
   using A = Acc<T>;
   const Vec<A> mu = read<Tail>(tile.mu + i, n), logvar = clamp(tile, read<Tail>(tile.logvar + i, n));
   const Divergence<A> d = divergence<Prior, Tail>(tile, mu, logvar, i, n);
-  write<Tail>(tile.z + i, mul_add(d.std, read<Tail>(tile.noise + i, n), mu), n, tile.streaming);
+  write<Tail>(tile.z + i, mul_add(d.std, read<Tail>(tile.noise + i, n), mu), n);
   const Vec<A> kl = at_least(d.kl, splat(tile.free_bits));
   if (tile.kl) write<Tail>(tile.kl + i, kl, n);
   return kl;
@@ -188,6 +186,14 @@ double forward_tile(const Tile<T>& shared, int64_t n) {
     total += horizontal_sum<A>(sum);
   }
   return total;
+}
+
+template <bool Tail, class T>
+SIMD_INLINE void write_gradient(const Tile<T>& tile, T* p, Vec<Acc<T>> v, int n) {
+  if (Tail || !tile.streaming)
+    write<Tail>(p, v, n);
+  else
+    stream(p, v);
 }
 
 template <bool Prior, bool Tail, class T>
@@ -216,13 +222,13 @@ SIMD_INLINE void backward_step(const Tile<T>& tile, int64_t i, int n) {
     grad_logvar += by_logvar;
   }
   if (tile.clamps) grad_logvar = given < tile.logvar_min || given > tile.logvar_max ? V{} : grad_logvar;
-  write<Tail>(tile.grad_mu + i, grad_mu, n, tile.streaming);
-  write<Tail>(tile.grad_logvar + i, grad_logvar, n, tile.streaming);
-  if (tile.grad_noise) write<Tail>(tile.grad_noise + i, grad_noise, n, tile.streaming);
+  write_gradient<Tail>(tile, tile.grad_mu + i, grad_mu, n);
+  write_gradient<Tail>(tile, tile.grad_logvar + i, grad_logvar, n);
+  if (tile.grad_noise) write_gradient<Tail>(tile, tile.grad_noise + i, grad_noise, n);
   if constexpr (Prior) {
     if (!tile.grad_prior_mu) return;
-    write<Tail>(tile.grad_prior_mu + i, grad_prior_mu, n, tile.streaming);
-    write<Tail>(tile.grad_prior_logvar + i, grad_prior_logvar, n, tile.streaming);
+    write_gradient<Tail>(tile, tile.grad_prior_mu + i, grad_prior_mu, n);
+    write_gradient<Tail>(tile, tile.grad_prior_logvar + i, grad_prior_logvar, n);
   }
 }
 
@@ -253,14 +259,6 @@ const T* fetch(const Samples& samples, const Operand<const T>& operand, const Pa
       for (int64_t i = 0; i < n; ++i) to[i] = from[i * stride];
   });
   return buffer;
-}
-
-// Starts loading n elements, which are needed when the noise is made.
-template <class T>
-inline void prefetch(const T* p, int64_t n) {
-  if (p == nullptr) return;
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i);
 }
 
 // Where to write the part's elements one after the other, and how they get from there to where they belong.
@@ -342,8 +340,6 @@ void forward_items(const Job<T>& job, int64_t begin, int64_t end) {
     double sum = 0;
     job.plan.for_each_part(item, [&](const Part& part) {
       fetch_inputs(job, part, scratch, tile);
-      prefetch(tile.mu, part.count());
-      prefetch(tile.logvar, part.count());
       tile.noise = fetch_noise(job, part, scratch);
       tile.z = target(job.z, part, scratch.out[0]);
       const bool sums_later = !job.kl.data && job.plan.group > 1;
@@ -353,7 +349,6 @@ void forward_items(const Job<T>& job, int64_t begin, int64_t end) {
       deliver(job.samples, job.kl, part, scratch.kl);
       if (sums_later) sum_samples(scratch.kl, part.samples, part.elements, job.kl_sum + part.sample);
     });
-    if (job.streaming) stream_fence();
     if (job.kl.data || job.plan.group > 1) continue;
     if (job.partial)
       job.partial[item] = sum;
@@ -377,9 +372,6 @@ void backward_items(const Job<T>& job, int64_t begin, int64_t end) {
       fetch_inputs(job, part, scratch, tile);
       tile.grad_z = fetch(job.samples, job.grad_z, part, scratch.grad_z);
       tile.grad_kl = fetch(job.samples, job.grad_kl, part, scratch.kl);
-      prefetch(tile.mu, part.count());
-      prefetch(tile.logvar, part.count());
-      prefetch(tile.grad_z, part.count());
       tile.noise = tile.grad_z ? fetch_noise(job, part, scratch) : nullptr;
       for (int k = 0; k < 5; ++k) *targets[k] = target(job.grads[k], part, scratch.out[k]);
       backward_tile<Prior>(tile, part.count());

@@ -97,6 +97,16 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
   return {output, mean, invstd};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> train_functional(const Tensor& input, const OptionalTensor& residual,
+                                                            const OptionalTensor& weight, const OptionalTensor& bias,
+                                                            double eps, int64_t activation, double negative_slope) {
+  check_input(input);
+  // With momentum 1 the running variance is this batch's alone.
+  Tensor unused = zeros_per_channel(input), var = zeros_per_channel(input);
+  auto [output, mean, invstd] = train(input, residual, weight, bias, unused, var, 1, eps, activation, negative_slope);
+  return {output, mean, invstd, var};
+}
+
 Tensor eval(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,
             const OptionalTensor& bias, const Tensor& running_mean, const Tensor& running_var, double eps,
             int64_t activation, double negative_slope) {
@@ -186,6 +196,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
 
 STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CUDA, m) {
   m.impl("batch_norm_act_train", TORCH_BOX(&genimg_fast::train));
+  m.impl("batch_norm_act_train_functional", TORCH_BOX(&genimg_fast::train_functional));
   m.impl("batch_norm_act_eval", TORCH_BOX(&genimg_fast::eval));
   m.impl("batch_norm_act_backward", TORCH_BOX(&genimg_fast::backward));
 }

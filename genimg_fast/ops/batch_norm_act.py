@@ -11,17 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from genimg_fast import _native
+from genimg_fast.ops._dispatch import (
+    PLAIN_TENSORS,
+    TRANSFORMED,
+    describe_paths,
+    find_kernels,
+    is_transformed,
+    why_unavailable,
+)
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
+_NAMES = list(ACTIVATIONS)
 
 # CPU inputs with fewer elements than this run on PyTorch's own kernels unless the backend is "native": calling a
 # custom operator from Python costs a few microseconds more than calling a built-in one. The second figure is for
 # 16-bit data in NCHW, for which PyTorch is faster than for the rest.
-SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_NUMEL_16_BIT = 24 << 10, 64 << 10
+SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_NUMEL_16_BIT = 24 << 10, 48 << 10
 
 _STATISTICS_DTYPE = {
     torch.float32: torch.float32,
@@ -47,6 +54,10 @@ def batch_norm_act_reference(
 ) -> Tensor:
     """Compute :func:`batch_norm_act` with PyTorch's own operators: the definition of what is right."""
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _add_and_activate(output, residual, activation, negative_slope)
+
+
+def _add_and_activate(output: Tensor, residual: Tensor | None, activation: str, negative_slope: float) -> Tensor:
     if residual is not None:
         output = output + residual
     if activation == "relu":
@@ -104,18 +115,35 @@ def batch_norm_act(
     code = ACTIVATIONS.get(activation)
     if code is None:
         raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    arguments = (
+        input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code, negative_slope,
+    )  # fmt: skip
     backend = _native._backend
+    compiling = torch.compiler.is_compiling()
     # Under torch.compile the cost of the call is paid at compile time; comparing the size would only put a guard
     # on a dimension that the user declared dynamic.
-    if backend == "native" or (
-        backend == "auto" and (torch.compiler.is_compiling() or not _is_faster_on_torch(input))
-    ):
-        reason = _why_not_native(input, running_mean, running_var, weight, bias, training, eps, residual)
-        if reason is None:
-            return _native_forward(
-                input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code,
-                negative_slope,
+    if backend == "auto" and not compiling and _is_faster_on_torch(input):
+        if not training or (eps > 0 and input.dim() > 1 and input.numel() > input.shape[1]):
+            # What F.batch_norm does once it has checked these.
+            output = torch.batch_norm(
+                input, weight, bias, running_mean, running_var, training, momentum, eps,
+                torch.backends.cudnn.enabled,
             )  # fmt: skip
+            return _add_and_activate(output, residual, activation, negative_slope)
+    elif backend != "reference":
+        checked = (input, running_mean, running_var, weight, bias, training, eps, residual)
+        refusal = None
+        if not compiling and _is_plain_call(*checked):
+            # What is left to check the operator checks itself, in less time, before it touches anything.
+            try:
+                return _native_forward(*arguments)
+            except RuntimeError as error:
+                refusal = error
+        reason = _why_not_native(*checked)
+        if reason is None:
+            if refusal is not None:
+                raise refusal
+            return _compiled_forward(*arguments) if compiling else _native_forward(*arguments)
         if backend == "native" and reason not in _LEFT_TO_TORCH:
             raise RuntimeError(f"batch_norm_act: backend 'native' was asked for, but {reason}")
     return batch_norm_act_reference(
@@ -133,14 +161,50 @@ def _is_faster_on_torch(input: Tensor) -> bool:
     )
 
 
-# Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
-_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
-
 _BAD_INPUT = "the arguments are not valid"
-_TRANSFORMED = "the call is being transformed or exported"
 _EMPTY = "the input is empty"
 # Even with backend "native" these go to PyTorch, which raises the error users know or has nothing to compute.
-_LEFT_TO_TORCH = (_BAD_INPUT, _TRANSFORMED, _EMPTY)
+_LEFT_TO_TORCH = (_BAD_INPUT, TRANSFORMED, _EMPTY)
+
+
+def _is_constant(statistics: Tensor | None) -> bool:
+    return type(statistics) is Tensor and not statistics.requires_grad
+
+
+def _is_plain_call(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+    residual: Tensor | None,
+) -> bool:
+    """Return whether the operators, which check shapes, dtypes and devices, may be called without more ado.
+
+    They see neither transforms nor tensor subclasses, and they take a few inputs that PyTorch refuses.
+    """
+    if running_mean is None and running_var is None:
+        if not training:
+            return False
+    elif not (_is_constant(running_mean) and _is_constant(running_var)):
+        return False
+    return (
+        type(input) is Tensor
+        and (residual is None or type(residual) is Tensor)
+        and (weight is None or type(weight) in PLAIN_TENSORS)
+        and (bias is None or type(bias) in PLAIN_TENSORS)
+        and (input.is_cpu or input.is_cuda)
+        and input.dim() > 1
+        and input.numel() > (input.shape[1] if training else 0)
+        and eps > 0
+        and bool(_KERNELS)
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_function_stack() == 0
+    )
 
 
 def _why_not_native(
@@ -157,12 +221,12 @@ def _why_not_native(
 
     Whatever PyTorch itself would refuse is left to PyTorch, so that its own error is what the user sees.
     """
-    if type(input) not in _PLAIN_TENSORS or (residual is not None and type(residual) not in _PLAIN_TENSORS):
-        return _TRANSFORMED
+    if type(input) not in PLAIN_TENSORS or (residual is not None and type(residual) not in PLAIN_TENSORS):
+        return TRANSFORMED
     if input.dim() < 2:
         return _BAD_INPUT
     device = input.device
-    if (unavailable := _unavailable(device.type)) is not None:
+    if (unavailable := why_unavailable(_KERNELS, device.type)) is not None:
         return unavailable
     dtype = input.dtype
     statistics_dtype = _STATISTICS_DTYPE.get(dtype)
@@ -182,8 +246,8 @@ def _why_not_native(
             continue
         if tensor.dim() != 1 or tensor.numel() != channels or tensor.device != device:
             return _BAD_INPUT
-        if type(tensor) not in _PLAIN_TENSORS:
-            return _TRANSFORMED
+        if type(tensor) not in PLAIN_TENSORS:
+            return TRANSFORMED
         if tensor.dtype != statistics_dtype:
             return f"parameters and statistics must be {statistics_dtype} for {dtype} input, got {tensor.dtype}"
         if not tensor.is_contiguous():
@@ -192,30 +256,7 @@ def _why_not_native(
         return "running statistics require a gradient"
     if residual is not None and (residual.shape != shape or residual.dtype != dtype or residual.device != device):
         return "residual must have the input's shape, dtype and device"
-    # Dynamo evaluates these two and guards them, so they come before its own case.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TRANSFORMED
-    if torch.compiler.is_compiling():
-        return _TRANSFORMED if torch.compiler.is_exporting() else None
-    if torch._C._get_tracing_state() is not None or input.layout is not torch.strided:
-        return _TRANSFORMED
-    # A default device is such a mode, too, but one that changes nothing here.
-    if torch._C._len_torch_function_stack() > 0 and not all(
-        isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
-    ):
-        return _TRANSFORMED
-    return None
-
-
-def _unavailable(device_type: str) -> str | None:
-    """Return why no compiled kernel runs on a device type, or None."""
-    if _native.load_error is not None:
-        return _native.load_error
-    if device_type not in _HAS_KERNEL:
-        return f"there are no compiled kernels for device {device_type!r}"
-    if not _HAS_KERNEL[device_type]:
-        return f"the library was built without {device_type.upper()} kernels"
-    return None
+    return TRANSFORMED if is_transformed(input) else None
 
 
 def _native_forward(
@@ -237,42 +278,56 @@ def _native_forward(
         or (bias is not None and bias.requires_grad)
         or (residual is not None and residual.requires_grad)
     ):
-        if residual is input:
-            residual = input.view_as(input)  # torch.compile refuses a Function that gets one tensor twice
         output = _BatchNormAct.apply(
             input, residual, weight, bias, running_mean, running_var, training, momentum, eps, activation,
             negative_slope,
         )  # fmt: skip
     elif training:
-        output = torch.ops.genimg_fast.batch_norm_act_train.default(
-            input,
-            residual,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            momentum,
-            eps,
-            activation,
-            negative_slope,
+        output = _train(
+            input, residual, weight, bias, running_mean, running_var, momentum, eps, activation, negative_slope
         )[0]
     else:
-        output = torch.ops.genimg_fast.batch_norm_act_eval.default(
-            input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
-        )
-    if training and running_mean is not None and running_var is not None and not torch.compiler.is_compiling():
+        output = _eval(input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope)
+    if training and running_mean is not None and running_var is not None:
         # The kernel wrote behind autograd's back: an evaluation forward that saved these must be able to notice.
         torch.autograd.graph.increment_version((running_mean, running_var))
     return output
 
 
-class _BatchNormAct(torch.autograd.Function):
-    """Autograd of the compiled operators.
+def _compiled_forward(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    """Do the same for torch.compile, with operators that are pure functions.
 
-    A Function around the operators costs less per call than a formula registered with the dispatcher, and
-    works under torch.compile all the same. The backward operator does have a registered formula, so that it can
-    be differentiated once more, whoever calls it.
+    Dynamo runs the backward of an autograd.Function without recording it, which would drop second-order gradients,
+    and a formula cannot be registered for an operator that mutates its arguments.
     """
+    if not training:
+        return torch.ops.genimg_fast.batch_norm_act_eval.default(
+            input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
+        )
+    output, mean, _, var = torch.ops.genimg_fast.batch_norm_act_train_functional.default(
+        input, residual, weight, bias, eps, activation, negative_slope
+    )
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(var, alpha=momentum)
+    return output
+
+
+class _BatchNormAct(torch.autograd.Function):
+    """Autograd of the eager operators: costs less per call than formulas registered with the dispatcher."""
 
     @staticmethod
     def forward(
@@ -290,55 +345,87 @@ class _BatchNormAct(torch.autograd.Function):
         negative_slope: float,
     ) -> Tensor:
         if training:
-            output, mean, spread = torch.ops.genimg_fast.batch_norm_act_train.default(
-                input,
-                residual,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                momentum,
-                eps,
-                activation,
+            output, mean, spread = _train(
+                input, residual, weight, bias, running_mean, running_var, momentum, eps, activation,
                 negative_slope,
-            )
+            )  # fmt: skip
         else:
-            output = torch.ops.genimg_fast.batch_norm_act_eval.default(
+            output = _eval(
                 input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
             )
             mean, spread = running_mean, running_var
-        # The residual decides the activation's branch, so backward needs it unless there is no activation.
-        # `spread` is the batch's inverse standard deviation in training, the running variance in evaluation.
-        kept = None if activation == ACTIVATIONS["identity"] else residual
-        ctx.save_for_backward(input, kept, weight, bias, mean, spread)
-        ctx.training, ctx.eps = training, eps
-        ctx.activation, ctx.negative_slope = activation, negative_slope
+        _keep(ctx, input, residual, weight, bias, mean, spread, training, eps, activation, negative_slope)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
-        input, residual, weight, bias, mean, spread = ctx.saved_tensors
-        linear = ctx.activation == ACTIVATIONS["identity"]
-        invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
-        arguments = (
-            grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
-            ctx.negative_slope, need_input, need_residual and not linear,
-        )  # fmt: skip
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return *_backward(ctx, grad_output), None, None, None, None, None, None, None
+
+
+def _keep(
+    ctx: Any,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    spread: Tensor | None,
+    training: bool,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> None:
+    """Save what backward needs; ``spread`` is invstd in training, the running variance in evaluation."""
+    # The residual decides the activation's branch, so backward needs it unless there is no activation.
+    kept = None if activation == ACTIVATIONS["identity"] else residual
+    ctx.save_for_backward(input, kept, weight, bias, mean, spread)
+    ctx.training, ctx.eps = training, eps
+    ctx.activation, ctx.negative_slope = activation, negative_slope
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of input, residual, weight and bias."""
+    need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
+    input, residual, weight, bias, mean, spread = ctx.saved_tensors
+    linear = ctx.activation == ACTIVATIONS["identity"]
+    invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
+    arguments = (
+        grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
+        ctx.negative_slope, need_input, need_residual and not linear,
+    )  # fmt: skip
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
+    else:
+        # Nothing to record: passing by the registered formula saves 10 microseconds.
+        with torch._C._AutoDispatchBelowAutograd():
             gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
-        else:
-            # Nothing to record: passing by the registered formula saves 10 microseconds.
-            with torch._C._AutoDispatchBelowAutograd():
-                gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
-        grad_input, grad_residual, grad_weight, grad_bias = gradients
-        return (
-            grad_input if need_input else None,
-            (grad_output if linear else grad_residual) if need_residual else None,
-            grad_weight if need_weight else None,
-            grad_bias if need_bias else None,
-            None, None, None, None, None, None, None,
-        )  # fmt: skip
+    grad_input, grad_residual, grad_weight, grad_bias = gradients
+    return (
+        grad_input if need_input else None,
+        (grad_output if linear else grad_residual) if need_residual else None,
+        grad_weight if need_weight else None,
+        grad_bias if need_bias else None,
+    )
+
+
+def _keep_for_train_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, residual, weight, bias, eps, activation, negative_slope = inputs
+    _, mean, invstd, var = output
+    ctx.mark_non_differentiable(mean, invstd, var)
+    _keep(ctx, input, residual, weight, bias, mean, invstd, True, eps, activation, negative_slope)
+
+
+def _train_backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_backward(ctx, grad_output), None, None, None
+
+
+def _keep_for_eval_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope = inputs
+    _keep(ctx, input, residual, weight, bias, running_mean, running_var, False, eps, activation, negative_slope)
+
+
+def _eval_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(ctx, grad_output), None, None, None, None, None
 
 
 def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -405,33 +492,17 @@ def _forward_from_statistics(
         output = output * weight.view(shape)
     if bias is not None:
         output = output + bias.view(shape)
-    if residual is not None:
-        output = output + residual
-    if ctx.activation == ACTIVATIONS["relu"]:
-        return F.relu(output)
-    if ctx.activation == ACTIVATIONS["leaky_relu"]:
-        return F.leaky_relu(output, ctx.negative_slope)
-    return output
+    return _add_and_activate(output, residual, _NAMES[ctx.activation], ctx.negative_slope)
 
 
 def paths() -> dict[str, tuple[str, str]]:
     """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
-    described = {}
-    for device in ("cpu", "cuda"):
-        reason = _unavailable(device)
-        if reason is not None:
-            described[device] = ("torch", reason)
-        elif device == "cuda" and not torch.cuda.is_available():
-            described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
-        else:
-            note = ""
-            if device == "cpu":
-                note = (
-                    f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
-                    "torch's own kernels, which start faster"
-                )
-            described[device] = ("native", f"fused kernel{note}; parameters of another dtype run on torch")
-    return described
+    return describe_paths(
+        _KERNELS,
+        note="; parameters of another dtype run on torch",
+        cpu_note=f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
+        "torch's own kernels, which start faster",
+    )
 
 
 def _dense_like(input: Tensor) -> Tensor:
@@ -442,11 +513,11 @@ def _dense_like(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-_HAS_KERNEL: dict[str, bool] = {}
+_KERNELS = find_kernels("batch_norm_act_train_functional")
 
-if _native.load_error is None:
-    for _device in ("cpu", "cuda"):
-        _HAS_KERNEL[_device] = _native.has_kernel("batch_norm_act_train", _device)
+if _KERNELS:
+    _train = torch.ops.genimg_fast.batch_norm_act_train.default
+    _eval = torch.ops.genimg_fast.batch_norm_act_eval.default
 
     @torch.library.register_fake("genimg_fast::batch_norm_act_train")
     def _(
@@ -464,6 +535,20 @@ if _native.load_error is None:
         _check(input, (residual,), (weight, bias, running_mean, running_var))
         statistics = input.new_empty(input.shape[1], dtype=_STATISTICS_DTYPE[input.dtype])
         return _dense_like(input), statistics, torch.empty_like(statistics)
+
+    @torch.library.register_fake("genimg_fast::batch_norm_act_train_functional")
+    def _(
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        activation: int,
+        negative_slope: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _check(input, (residual,), (weight, bias))
+        statistics = input.new_empty(input.shape[1], dtype=_STATISTICS_DTYPE[input.dtype])
+        return _dense_like(input), statistics, torch.empty_like(statistics), torch.empty_like(statistics)
 
     @torch.library.register_fake("genimg_fast::batch_norm_act_eval")
     def _(
@@ -504,6 +589,12 @@ if _native.load_error is None:
             torch.empty_like(mean),
         )
 
+    torch.library.register_autograd(
+        "genimg_fast::batch_norm_act_train_functional", _train_backward, setup_context=_keep_for_train_backward
+    )
+    torch.library.register_autograd(
+        "genimg_fast::batch_norm_act_eval", _eval_backward, setup_context=_keep_for_eval_backward
+    )
     torch.library.register_autograd(
         "genimg_fast::batch_norm_act_backward", _double_backward, setup_context=_keep_for_double_backward
     )

@@ -311,6 +311,24 @@ def test_compiles_as_one_graph(training, layout, backend, device):
     assert ours["output"].stride() == eager["output"].stride()
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_second_order_inside_compile(training, device):
+    x, weight, bias, _ = make((4, 6, 5, 5), device=device)
+    mean, var = torch.zeros(6, device=device), torch.ones(6, device=device)
+
+    def penalty_gradients(function):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        output = function(leaves[0], mean.clone(), var.clone(), leaves[1], leaves[2], training)
+        (gradient,) = torch.autograd.grad(output.square().sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), leaves)
+
+    torch._dynamo.reset()
+    # The other backends refuse to differentiate twice, whatever the layer.
+    compiled = torch.compile(batch_norm_act, fullgraph=True, backend="eager")
+    for ours, torchs in zip(penalty_gradients(compiled), penalty_gradients(batch_norm_act_reference), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_opcheck(layout, dtype, device):
@@ -320,6 +338,8 @@ def test_opcheck(layout, dtype, device):
         for statistics in [(mean.clone(), var.clone()), (None, None)]:
             train = (x, r, w, b, *statistics, 0.1, 1e-5, 2, 0.2)
             torch.library.opcheck(OPERATORS.batch_norm_act_train.default, train)
+        functional = (x.detach().requires_grad_(), r, w, b, 1e-5, 2, 0.2)
+        torch.library.opcheck(OPERATORS.batch_norm_act_train_functional.default, functional)
         evaluate = (x, r, w, b, mean, var, 1e-5, 1, 0.0)
         torch.library.opcheck(OPERATORS.batch_norm_act_eval.default, evaluate)
         for needed in itertools.product([True, False], repeat=2):

@@ -1,0 +1,189 @@
+#include "output_memory.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <unordered_map>
+#include <vector>
+
+#include "../build_info.h"
+
+#if defined(__linux__)
+#include <pthread.h>
+#include <sys/mman.h>
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older kernels refuse it, and pages come with the first write as ever
+#endif
+#ifndef MADV_FREE
+#define MADV_FREE 8  // Linux 4.5
+#endif
+#endif
+
+namespace genimg_fast {
+
+using torch::headeronly::MemoryFormat;
+using torch::stable::Tensor;
+
+#if defined(__linux__)
+namespace {
+
+constexpr int64_t huge_page = int64_t(2) << 20;
+constexpr int64_t smallest_block = int64_t(4) << 20;  // malloc recycles smaller ones by itself
+constexpr int64_t most_idle = int64_t(1) << 30;
+
+char* map_aligned(int64_t bytes) {
+  void* mapped = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(mapped);
+  char* const aligned =
+      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(begin) + huge_page - 1) / huge_page * huge_page);
+  if (aligned > begin) munmap(begin, aligned - begin);
+  if (begin + huge_page > aligned) munmap(aligned + bytes, begin + huge_page - aligned);
+  madvise(aligned, bytes, MADV_HUGEPAGE);
+  return aligned;
+}
+
+// Blocks of whole huge pages.  An idle block is marked with MADV_FREE: it is used again without a page fault, yet when
+// memory runs short the system takes its pages without asking.
+class Pool {
+ public:
+  // Never destroyed: tensors may be freed while the process exits.
+  static Pool& instance() {
+    static Pool* const pool = new Pool;
+    return *pool;
+  }
+
+  // `fresh` says whether the block's pages have yet to be cleared.  Null if there is no memory.
+  char* take(int64_t bytes, bool* fresh) {
+    const int64_t size = (bytes + huge_page - 1) / huge_page * huge_page;
+    std::lock_guard<std::mutex> lock(mutex_);
+    // The smallest that fits without wasting more than a quarter, the latest of those: it may still be in the cache.
+    auto best = idle_.end();
+    for (auto block = idle_.begin(); block != idle_.end(); ++block)
+      if (block->size >= size && block->size <= size + size / 4 && (best == idle_.end() || block->size <= best->size))
+        best = block;
+    Block block{nullptr, size};
+    *fresh = best == idle_.end();
+    if (*fresh) {
+      block.data = map_aligned(size);
+      if (block.data == nullptr) return nullptr;
+    } else {
+      block = *best;
+      idle_.erase(best);
+      idle_bytes_ -= block.size;
+    }
+    used_[block.data] = block.size;
+    used_bytes_ += block.size;
+    peak_bytes_ = std::max(peak_bytes_, used_bytes_);
+    return block.data;
+  }
+
+  void give_back(char* data) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = used_.find(data);
+    const Block block{data, found->second};
+    used_.erase(found);
+    used_bytes_ -= block.size;
+    madvise(data, block.size, MADV_FREE);
+    idle_.push_back(block);
+    idle_bytes_ += block.size;
+    release(most_idle);
+  }
+
+  // Unmaps the blocks that have been idle longest until at most `keep` bytes are idle.
+  void release_idle(int64_t keep) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    release(keep);
+  }
+
+  // Bytes in use at the most since the last call.
+  int64_t take_peak() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t peak = peak_bytes_;
+    peak_bytes_ = used_bytes_;
+    return peak;
+  }
+
+ private:
+  struct Block {
+    char* data;
+    int64_t size;
+  };
+
+  Pool() {
+    // A child process must not inherit a lock that a thread of its parent holds.
+    pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
+                   [] { instance().mutex_.unlock(); });
+  }
+
+  void release(int64_t keep) {
+    auto block = idle_.begin();
+    for (; idle_bytes_ > keep; ++block) {
+      munmap(block->data, block->size);
+      idle_bytes_ -= block->size;
+    }
+    idle_.erase(idle_.begin(), block);
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> idle_;  // oldest first
+  std::unordered_map<char*, int64_t> used_;
+  int64_t idle_bytes_ = 0, used_bytes_ = 0, peak_bytes_ = 0;
+};
+
+void populate(char* data, int64_t bytes) {
+  torch::stable::parallel_for(0, (bytes + huge_page - 1) / huge_page, 1, [&](int64_t first, int64_t last) {
+    madvise(data + first * huge_page, (last - first) * huge_page, MADV_POPULATE_WRITE);
+  });
+}
+
+// Strides of a dense tensor with t's sizes.
+std::vector<int64_t> dense_strides(const Tensor& t, MemoryFormat format) {
+  const int64_t dim = t.dim();
+  std::vector<int64_t> strides(dim);
+  int64_t stride = 1;
+  for (int64_t j = 0; j < dim; ++j) {
+    // channels_last: channel, then the spatial dimensions from the last, then the batch.
+    const int64_t d = format == MemoryFormat::Contiguous ? dim - 1 - j : j == 0 ? 1 : j == dim - 1 ? 0 : dim - j;
+    strides[d] = stride;
+    stride *= std::max<int64_t>(t.size(d), 1);
+  }
+  return strides;
+}
+
+}  // namespace
+#endif
+
+Tensor empty_output(const Tensor& t, MemoryFormat format, bool interleaved) {
+#if defined(__linux__)
+  const int64_t bytes = t.numel() * static_cast<int64_t>(t.element_size());
+  if (bytes >= smallest_block) {
+    bool fresh;
+    if (char* const data = Pool::instance().take(bytes, &fresh)) {
+      if (fresh && interleaved) populate(data, bytes);
+      return torch::stable::from_blob(data, t.sizes(), dense_strides(t, format), t.device(), t.scalar_type(),
+                                      [](void* p) { Pool::instance().give_back(static_cast<char*>(p)); });
+    }
+  }
+#endif
+  return torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt, format);
+}
+
+}  // namespace genimg_fast
+
+// Through ctypes: torch's profiler does not see this memory, the benchmarks ask for it here.
+GENIMG_FAST_EXPORT int64_t genimg_fast_take_output_peak() {
+#if defined(__linux__)
+  return genimg_fast::Pool::instance().take_peak();
+#else
+  return 0;
+#endif
+}
+
+GENIMG_FAST_EXPORT void genimg_fast_release_idle_outputs() {
+#if defined(__linux__)
+  genimg_fast::Pool::instance().release_idle(0);
+#endif
+}

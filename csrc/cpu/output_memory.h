@@ -1,0 +1,19 @@
+#pragma once
+// Outputs of CPU kernels in memory that is cheap to touch.
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/MemoryFormat.h>
+
+namespace genimg_fast {
+
+// An uninitialised tensor like t, dense in `format`.
+//
+// Memory fresh from the operating system costs more than the arithmetic of a fused kernel: each page is cleared at its
+// first write.  Large outputs therefore lie in huge pages, and the memory of freed ones is kept for the next.
+//
+// `interleaved` says that several threads will write to each page.  They would reach a fresh one at the same time, each
+// would clear 2 MB, and only one copy would be kept; so fresh pages are then taken here, each by one thread.  Where a
+// page has one writer, its first write does that better: the cleared page is still in the cache then.
+torch::stable::Tensor empty_output(const torch::stable::Tensor& t, torch::headeronly::MemoryFormat format,
+                                   bool interleaved = false);
+
+}  // namespace genimg_fast
