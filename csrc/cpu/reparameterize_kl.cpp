@@ -42,12 +42,13 @@ using c10::Half;
 template <class T>
 using Acc = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
-constexpr int64_t tile_elements = 1024;  // of a part, at most
-constexpr int64_t segment_elements = 16384;
+constexpr int64_t segment_elements = 16384;             // of an item, at most
+constexpr int64_t tile_elements = 1024;                 // of a part that needs buffers, at most
+constexpr int64_t noise_elements = 256;                 // of noise made at a time
 constexpr int64_t short_elements = 128;                 // samples of fewer are grouped
 constexpr int64_t thread_elements = 4096;               // a thread is not worth waking for less
-constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
-constexpr int64_t padding = 64;                         // noise is made in whole batches, stored in whole vectors
+constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of a gradient that goes past the caches
+constexpr int64_t padding = 64;                         // noise is made in whole batches
 
 // Elements [first, first + elements) of each of `samples` samples; whole samples if there are several.
 struct Part {
@@ -68,12 +69,13 @@ struct Plan {
     items = (batch + group - 1) / group * segments;
   }
 
+  // Calls f(part) for the item's parts, each of at most part_elements of a sample.
   template <class F>
-  void for_each_part(int64_t item, const F& f) const {
+  void for_each_part(int64_t item, int64_t part_elements, const F& f) const {
     const int64_t sample = item / segments * group, samples = std::min(group, batch - sample);
     const int64_t begin = item % segments * segment_elements, end = std::min(elements, begin + segment_elements);
-    for (int64_t first = begin; first < end; first += tile_elements)
-      f(Part{sample, samples, first, std::min(tile_elements, end - first)});
+    for (int64_t first = begin; first < end; first += part_elements)
+      f(Part{sample, samples, first, std::min(part_elements, end - first)});
   }
 };
 
@@ -136,7 +138,8 @@ struct Job {
   Samples samples;
   Plan plan;
   PhiloxKeys keys;
-  bool streaming = false;  // outputs go past the caches
+  int64_t part_elements = segment_elements;
+  bool streaming = false;  // gradients go past the caches
   bool clamps;
   A logvar_min, logvar_max, free_bits;
   Operand<const T> mu, logvar, noise, prior_mu, prior_logvar;
@@ -148,7 +151,8 @@ struct Job {
   // Backward.
   Operand<const T> grad_z;
   Operand<const A> grad_kl;
-  Operand<T> grads[5];  // of mu, logvar, noise, prior_mu, prior_logvar
+  bool grad_kl_varies = false;  // within a sample
+  Operand<T> grads[5];          // of mu, logvar, noise, prior_mu, prior_logvar
 
   Job(const ReparameterizeKlArguments& in, const Samples& s)
       : samples(s),
@@ -158,24 +162,42 @@ struct Job {
         logvar_min(A(in.logvar_min)),
         logvar_max(A(in.logvar_max)),
         free_bits(A(in.free_bits)) {}
+
+  // To be called for every operand: parts are small if one of them needs a buffer.
+  template <class U>
+  void set(Operand<U>& operand, U* data, const SampleLayout& layout) {
+    operand = {data, layout};
+    if (data != nullptr && !layout.row_major) part_elements = tile_elements;
+  }
+  void set(Operand<const T>& operand, const Tensor* t, const SampleLayout& layout) {
+    set(operand, t ? static_cast<const T*>(t->const_data_ptr()) : nullptr, layout);
+  }
 };
 
 // A part with all its elements one after the other.
 template <class T>
 struct Tile {
   using A = Acc<T>;
+  const T *mu, *logvar;
+  const T *prior_mu, *prior_logvar;  // or null
+  // The noise: as given, or made already, or else to be made for elements `first` and on of `sample`.
+  const T* given_noise;
+  const float* made_noise;
+  const PhiloxKeys* keys;
+  int64_t sample, first;
   bool streaming, clamps;
   A logvar_min, logvar_max, free_bits;
-  const T *mu, *logvar, *prior_mu, *prior_logvar;
-  const A* noise;
+  // Forward.
   T* z;
-  A* kl;             // or null
-  const T* grad_z;   // or null
-  const A* grad_kl;  // or null
-  T *grad_mu, *grad_logvar;
-  T *grad_noise, *grad_prior_mu, *grad_prior_logvar;  // or null
+  A* kl;  // or null
+  // Backward; all but grad_mu and grad_logvar may be null.
+  const T* grad_z;
+  const A* grad_kl;
+  bool grad_kl_varies;
+  T *grad_mu, *grad_logvar, *grad_noise, *grad_prior_mu, *grad_prior_logvar;
 };
 
+// Buffers of a part.
 template <class T>
 struct Scratch {
   using A = Acc<T>;
@@ -183,8 +205,13 @@ struct Scratch {
   alignas(64) T grad_z[tile_elements];
   alignas(64) T out[5][tile_elements];
   alignas(64) A kl[tile_elements];
-  alignas(64) A noise[tile_elements];  // given, and widened
   alignas(64) float made_noise[tile_elements + padding];
+};
+
+template <class T>
+struct NoiseBuffer {
+  alignas(64) float made[noise_elements];
+  alignas(64) Acc<T> wide[noise_elements];
 };
 
 #define SIMD_BODY "reparameterize_kl_kernels.h"
@@ -225,15 +252,6 @@ bool streams(const Plan& plan, const Operand<T>& output) {
          reinterpret_cast<uintptr_t>(output.data) % 64 == 0;
 }
 
-template <class T>
-void set(Operand<const T>& operand, const Tensor* t, const SampleLayout& layout) {
-  operand = {t ? static_cast<const T*>(t->const_data_ptr()) : nullptr, layout};
-}
-template <class T>
-void set(Operand<T>& operand, const Tensor& t, const SampleLayout& layout) {
-  operand = {static_cast<T*>(t.mutable_data_ptr()), layout};
-}
-
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
 
 std::tuple<Tensor, Tensor> forward_cpu(Tensor mu, Tensor logvar, OptionalTensor noise, OptionalTensor seed,
@@ -255,11 +273,11 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor mu, Tensor logvar, OptionalTensor 
     using T = decltype(element);
     Job<T> job(in, samples);
     Operand<const T>* const inputs[] = {&job.mu, &job.logvar, &job.noise, &job.prior_mu, &job.prior_logvar};
-    for (int k = 0; k < 5; ++k) set(*inputs[k], tensors[k], layouts[k]);
-    set(job.z, z, layouts[5]);
+    for (int k = 0; k < 5; ++k) job.set(*inputs[k], tensors[k], layouts[k]);
+    job.set(job.z, static_cast<T*>(z.mutable_data_ptr()), layouts[5]);
     std::unique_ptr<double[]> partial;
     if (per_element) {
-      set(job.kl, kl, layouts[6]);
+      job.set(job.kl, static_cast<Acc<T>*>(kl.mutable_data_ptr()), layouts[6]);
     } else {
       job.kl_sum = static_cast<Acc<T>*>(kl.mutable_data_ptr());
       if (job.plan.segments > 1) partial.reset(job.partial = new double[job.plan.items]);
@@ -304,11 +322,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(OptionalTensor g
     using T = decltype(element);
     Job<T> job(in, samples);
     Operand<const T>* const inputs[] = {&job.mu, &job.logvar, &job.noise, &job.prior_mu, &job.prior_logvar};
-    for (int k = 0; k < 5; ++k) set(*inputs[k], tensors[k], layouts[k]);
-    set(job.grad_z, pointer(grad_z), layouts[6]);
-    set(job.grad_kl, pointer(grad_kl), layouts[7]);
+    for (int k = 0; k < 5; ++k) job.set(*inputs[k], tensors[k], layouts[k]);
+    job.set(job.grad_z, pointer(grad_z), layouts[6]);
+    job.grad_kl_varies = per_element;
+    if (grad_kl) {
+      job.grad_kl = {static_cast<const Acc<T>*>(grad_kl->const_data_ptr()), layouts[7]};
+      if (per_element) job.set(job.grad_kl, job.grad_kl.data, layouts[7]);
+    }
     for (int k = 0; k < 5; ++k)
-      if (needed[k]) set(job.grads[k], grads[k], layouts[5]);
+      if (needed[k]) job.set(job.grads[k], static_cast<T*>(grads[k].mutable_data_ptr()), layouts[5]);
     job.streaming = std::all_of(std::begin(job.grads), std::end(job.grads),
                                 [&](const Operand<T>& grad) { return streams(job.plan, grad); });
     parallel(job.plan, [&](int64_t begin, int64_t end) { SIMD_DISPATCH(backward(job, begin, end)); });

@@ -58,9 +58,11 @@ SIMD_INLINE void normals(const PhiloxKeys& keys, WideWords (&even)[4], WideWords
 inline void fill_noise(const PhiloxKeys& keys, int64_t sample, int64_t first, int64_t blocks, float* out) {
   WideWords even_block, odd_block;
   for (int i = 0; i < lanes<double>; ++i) {
-    even_block[i] = static_cast<uint64_t>(first + batch_block(2 * i));
-    odd_block[i] = static_cast<uint64_t>(first + batch_block(2 * i + 1));
+    even_block[i] = batch_block(2 * i);
+    odd_block[i] = batch_block(2 * i + 1);
   }
+  even_block += static_cast<uint64_t>(first);
+  odd_block += static_cast<uint64_t>(first);
   const WideWords b = WideWords{} + static_cast<uint64_t>(sample);
   for (int64_t k = 0; k < blocks; k += batch_blocks) {
     WideWords even[4] = {even_block, even_block >> 32, b, b >> 32};
@@ -116,6 +118,28 @@ SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n) {
     store(p, v);
 }
 
+// The tile's noise for the n <= noise_elements elements from i on.
+template <class T>
+SIMD_INLINE const Acc<T>* noise_of(const Tile<T>& tile, int64_t i, int64_t n, NoiseBuffer<T>& buffer) {
+  using A = Acc<T>;
+  if (tile.given_noise) {
+    const T* given = tile.given_noise + i;
+    if constexpr (std::is_same_v<T, A>) return given;
+    int64_t j = 0;
+    for (; j + lanes<A> <= n; j += lanes<A>) store(buffer.wide + j, load(given + j));
+    if (j < n) store(buffer.wide + j, load_first(given + j, n - j));
+    return buffer.wide;
+  }
+  const float* made = buffer.made;
+  if (tile.made_noise)
+    made = tile.made_noise + i;
+  else
+    fill_noise(*tile.keys, tile.sample, (tile.first + i) / 4, (n + 3) / 4, buffer.made);
+  if constexpr (std::is_same_v<A, float>) return made;
+  std::copy_n(made, n, buffer.wide);
+  return buffer.wide;
+}
+
 // The divergence of one vector of elements, and what the gradients need of it.
 template <class A>
 struct Divergence {
@@ -157,11 +181,11 @@ SIMD_INLINE Vec<Acc<T>> clamp(const Tile<T>& tile, Vec<Acc<T>> logvar) {
 
 // Returns the divergence.
 template <bool Prior, bool Tail, class T>
-SIMD_INLINE Vec<Acc<T>> forward_step(const Tile<T>& tile, int64_t i, int n) {
+SIMD_INLINE Vec<Acc<T>> forward_step(const Tile<T>& tile, const Acc<T>* noise, int64_t i, int n) {
   using A = Acc<T>;
   const Vec<A> mu = read<Tail>(tile.mu + i, n), logvar = clamp(tile, read<Tail>(tile.logvar + i, n));
   const Divergence<A> d = divergence<Prior, Tail>(tile, mu, logvar, i, n);
-  write<Tail>(tile.z + i, mul_add(d.std, read<Tail>(tile.noise + i, n), mu), n);
+  write<Tail>(tile.z + i, mul_add(d.std, read<Tail>(noise, n), mu), n);
   const Vec<A> kl = at_least(d.kl, splat(tile.free_bits));
   if (tile.kl) write<Tail>(tile.kl + i, kl, n);
   return kl;
@@ -174,16 +198,21 @@ double forward_tile(const Tile<T>& shared, int64_t n) {
   constexpr int L = lanes<A>;
   constexpr int chain = 8;      // additions in float, before the sum moves on to double
   const Tile<T> tile = shared;  // a copy, so that the compiler need not expect the stores to change it
+  NoiseBuffer<T> buffer;
   double total = 0;
-  for (int64_t i = 0; i < n;) {
-    Vec<A> sum{};
-    const int64_t end = std::min(n, i + chain * L);
-    for (; i + L <= end; i += L) sum += forward_step<Prior, false>(tile, i, 0);
-    if (i < end) {
-      sum += keep_first<A>(forward_step<Prior, true>(tile, i, end - i), end - i);
-      i = end;
+  for (int64_t begin = 0; begin < n; begin += noise_elements) {
+    const int64_t end = std::min(n, begin + noise_elements);
+    const A* noise = noise_of(tile, begin, end - begin, buffer);
+    for (int64_t i = begin; i < end;) {
+      Vec<A> sum{};
+      const int64_t stop = std::min(end, i + chain * L);
+      for (; i + L <= stop; i += L) sum += forward_step<Prior, false>(tile, noise + (i - begin), i, 0);
+      if (i < stop) {
+        sum += keep_first<A>(forward_step<Prior, true>(tile, noise + (i - begin), i, stop - i), stop - i);
+        i = stop;
+      }
+      total += horizontal_sum<A>(sum);
     }
-    total += horizontal_sum<A>(sum);
   }
   return total;
 }
@@ -197,7 +226,7 @@ SIMD_INLINE void write_gradient(const Tile<T>& tile, T* p, Vec<Acc<T>> v, int n)
 }
 
 template <bool Prior, bool Tail, class T>
-SIMD_INLINE void backward_step(const Tile<T>& tile, int64_t i, int n) {
+SIMD_INLINE void backward_step(const Tile<T>& tile, const Acc<T>* noise, int64_t i, int n) {
   using A = Acc<T>;
   using V = Vec<A>;
   const V mu = read<Tail>(tile.mu + i, n), given = read<Tail>(tile.logvar + i, n), logvar = clamp(tile, given);
@@ -206,10 +235,10 @@ SIMD_INLINE void backward_step(const Tile<T>& tile, int64_t i, int n) {
   if (tile.grad_z) {
     grad_mu = read<Tail>(tile.grad_z + i, n);
     grad_noise = grad_mu * d.std;
-    grad_logvar = A(0.5) * grad_noise * read<Tail>(tile.noise + i, n);
+    grad_logvar = A(0.5) * grad_noise * read<Tail>(noise, n);
   }
   if (tile.grad_kl) {
-    V grad_kl = read<Tail>(tile.grad_kl + i, n);
+    V grad_kl = tile.grad_kl_varies ? read<Tail>(tile.grad_kl + i, n) : splat(*tile.grad_kl);
     if (tile.free_bits > 0) grad_kl = d.kl < tile.free_bits ? V{} : grad_kl;
     V by_mean = grad_kl * d.mean_difference;
     const V by_logvar = grad_kl * d.half_expm1;
@@ -234,11 +263,17 @@ SIMD_INLINE void backward_step(const Tile<T>& tile, int64_t i, int n) {
 
 template <bool Prior, class T>
 void backward_tile(const Tile<T>& shared, int64_t n) {
-  constexpr int L = lanes<Acc<T>>;
+  using A = Acc<T>;
+  constexpr int L = lanes<A>;
   const Tile<T> tile = shared;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) backward_step<Prior, false>(tile, i, 0);
-  if (i < n) backward_step<Prior, true>(tile, i, n - i);
+  NoiseBuffer<T> buffer;
+  for (int64_t begin = 0; begin < n; begin += noise_elements) {
+    const int64_t end = std::min(n, begin + noise_elements);
+    const A* noise = tile.grad_z ? noise_of(tile, begin, end - begin, buffer) : buffer.wide;
+    int64_t i = begin;
+    for (; i + L <= end; i += L) backward_step<Prior, false>(tile, noise + (i - begin), i, 0);
+    if (i < end) backward_step<Prior, true>(tile, noise + (i - begin), i, end - i);
+  }
 }
 
 // ---- From and to memory ---------------------------------------------------------------------------------------------
@@ -277,43 +312,31 @@ void deliver(const Samples& samples, const Operand<T>& operand, const Part& part
   });
 }
 
+// What forward and backward share.
 template <class T>
-const Acc<T>* fetch_noise(const Job<T>& job, const Part& part, Scratch<T>& scratch) {
-  using A = Acc<T>;
-  const int64_t n = part.count();
-  if (job.noise.data) {
-    const T* given = fetch(job.samples, job.noise, part, scratch.in[2]);
-    if constexpr (std::is_same_v<T, A>) {
-      return given;
-    } else {
-      int64_t i = 0;
-      for (; i + lanes<A> <= n; i += lanes<A>) store(scratch.noise + i, load(given + i));
-      if (i < n) store(scratch.noise + i, load_first(given + i, n - i));
-      return scratch.noise;
-    }
-  }
-  float* const made = scratch.made_noise;
-  if (part.samples > 1)
-    fill_noise_of_samples(job.keys, part.sample, part.samples, part.elements, made);
-  else
-    fill_noise(job.keys, part.sample, part.first / 4, (part.elements + 3) / 4, made);
-  if constexpr (std::is_same_v<A, float>) return made;
-  std::copy_n(made, n, scratch.noise);
-  return scratch.noise;
-}
-
-// Sets what forward and backward share.
-template <class T>
-void fetch_inputs(const Job<T>& job, const Part& part, Scratch<T>& scratch, Tile<T>& tile) {
+Tile<T> fetch_inputs(const Job<T>& job, const Part& part, Scratch<T>& scratch) {
+  Tile<T> tile{};
   tile.mu = fetch(job.samples, job.mu, part, scratch.in[0]);
   tile.logvar = fetch(job.samples, job.logvar, part, scratch.in[1]);
-  tile.prior_mu = fetch(job.samples, job.prior_mu, part, scratch.in[3]);
-  tile.prior_logvar = fetch(job.samples, job.prior_logvar, part, scratch.in[4]);
+  tile.prior_mu = fetch(job.samples, job.prior_mu, part, scratch.in[2]);
+  tile.prior_logvar = fetch(job.samples, job.prior_logvar, part, scratch.in[3]);
+  tile.given_noise = fetch(job.samples, job.noise, part, scratch.in[4]);
+  tile.keys = &job.keys;
+  tile.sample = part.sample;
+  tile.first = part.first;
   tile.streaming = job.streaming;
   tile.clamps = job.clamps;
   tile.logvar_min = job.logvar_min;
   tile.logvar_max = job.logvar_max;
   tile.free_bits = job.free_bits;
+  return tile;
+}
+
+template <class T>
+void make_noise_of_samples(const Job<T>& job, const Part& part, Scratch<T>& scratch, Tile<T>& tile) {
+  if (job.noise.data || part.samples == 1) return;
+  fill_noise_of_samples(job.keys, part.sample, part.samples, part.elements, scratch.made_noise);
+  tile.made_noise = scratch.made_noise;
 }
 
 // ---- Items ----------------------------------------------------------------------------------------------------------
@@ -335,12 +358,11 @@ template <bool Prior, class T>
 void forward_items(const Job<T>& job, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Scratch<T> scratch;
-  Tile<T> tile{};
   for (int64_t item = begin; item < end; ++item) {
     double sum = 0;
-    job.plan.for_each_part(item, [&](const Part& part) {
-      fetch_inputs(job, part, scratch, tile);
-      tile.noise = fetch_noise(job, part, scratch);
+    job.plan.for_each_part(item, job.part_elements, [&](const Part& part) {
+      Tile<T> tile = fetch_inputs(job, part, scratch);
+      make_noise_of_samples(job, part, scratch, tile);
       tile.z = target(job.z, part, scratch.out[0]);
       const bool sums_later = !job.kl.data && job.plan.group > 1;
       tile.kl = sums_later ? scratch.kl : target(job.kl, part, scratch.kl);
@@ -364,15 +386,17 @@ void forward(const Job<T>& job, int64_t begin, int64_t end) {
 template <bool Prior, class T>
 void backward_items(const Job<T>& job, int64_t begin, int64_t end) {
   Scratch<T> scratch;
-  Tile<T> tile{};
-  T** const targets[] = {&tile.grad_mu, &tile.grad_logvar, &tile.grad_noise, &tile.grad_prior_mu,
-                         &tile.grad_prior_logvar};
   for (int64_t item = begin; item < end; ++item) {
-    job.plan.for_each_part(item, [&](const Part& part) {
-      fetch_inputs(job, part, scratch, tile);
+    job.plan.for_each_part(item, job.part_elements, [&](const Part& part) {
+      Tile<T> tile = fetch_inputs(job, part, scratch);
       tile.grad_z = fetch(job.samples, job.grad_z, part, scratch.grad_z);
-      tile.grad_kl = fetch(job.samples, job.grad_kl, part, scratch.kl);
-      tile.noise = tile.grad_z ? fetch_noise(job, part, scratch) : nullptr;
+      if (tile.grad_z) make_noise_of_samples(job, part, scratch, tile);
+      tile.grad_kl_varies = job.grad_kl_varies || part.samples > 1;
+      if (job.grad_kl.data)
+        tile.grad_kl = tile.grad_kl_varies ? fetch(job.samples, job.grad_kl, part, scratch.kl)
+                                           : job.grad_kl.data + part.sample * job.grad_kl.layout.batch_stride;
+      T** const targets[] = {&tile.grad_mu, &tile.grad_logvar, &tile.grad_noise, &tile.grad_prior_mu,
+                             &tile.grad_prior_logvar};
       for (int k = 0; k < 5; ++k) *targets[k] = target(job.grads[k], part, scratch.out[k]);
       backward_tile<Prior>(tile, part.count());
       for (int k = 0; k < 5; ++k) deliver(job.samples, job.grads[k], part, scratch.out[k]);
