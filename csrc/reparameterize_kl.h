@@ -102,7 +102,7 @@ struct ReparameterizeKlArguments {
     const ScalarType type = statistics_type(mu.scalar_type());
     if (per_element)
       return torch::stable::empty(mu.sizes(), type, std::nullopt, mu.device(), std::nullopt, MemoryFormat::Contiguous);
-    return torch::stable::new_empty(mu, {mu.size(0)}, type);
+    return empty_vector(mu, mu.size(0), type);
   }
 
  private:

@@ -1,14 +1,14 @@
 // reparameterize_kl on the CPU.
 //
 // Procedure overview.  The work is cut into items: segments of one sample or, where samples are short, groups of whole
-// samples.  An item is done in parts of at most tile_elements elements, numbered in row-major order.  For each part,
-//  - inputs whose elements do not lie one after the other are gathered into a buffer in the L1 cache;
-//  - the noise is made into such a buffer: Philox4x32-10, keyed by the seed, whose counter is the index of a block of
-//    four elements within its sample and the index of the sample, then Box-Muller;
-//  - one pass of vectors computes everything else, reading each input and writing each output once;
-//  - outputs whose elements do not lie one after the other are scattered from a buffer.
-// Divergences are added up in short float chains within a part, in double within an item and over the items of a
-// sample, always in the same order: items depend on the shape only, so the number of threads changes no bit.
+// samples.  One pass over an item computes everything, reading each input and writing each output once:
+//  - the noise is made a few hundred elements at a time, so that arithmetic and memory traffic overlap: Philox4x32-10,
+//    keyed by the seed, whose counter is the index of a block of four elements within its sample (in row-major order)
+//    and the index of the sample; then Box-Muller;
+//  - tensors whose elements do not lie one after the other in that order are gathered into, or scattered from, buffers
+//    in the L1 cache.  An item that needs those is done in parts of tile_elements.
+// Divergences are added up in short float chains, the chains' sums in double, always in the same order: items depend on
+// the shape only, so the number of threads changes no bit of the result.
 // Backward keeps nothing of the forward pass; it makes the noise again.
 #include "../reparameterize_kl.h"
 
@@ -241,15 +241,15 @@ Tensor output_like(const Tensor& mu) {
   return empty_output(mu, MemoryFormat::Contiguous);
 }
 
-// Whether to write an output past the caches: none of a large one would still be there when it is read.  Needs every
-// vector of it to begin at an address that its size divides.
+// Whether to write a gradient past the caches: none of a large one would still be there when it is read.  Every vector
+// has to begin at a multiple of its size.  (Backward is bound by memory and gains from it; forward is not and loses.)
 template <class T>
-bool streams(const Plan& plan, const Operand<T>& output) {
-  if (output.data == nullptr) return true;
+bool streams(const Plan& plan, const Operand<T>& grad) {
+  if (grad.data == nullptr) return true;
   constexpr int64_t line = 64 / sizeof(T);
   return plan.batch * plan.elements * int64_t(sizeof(T)) >= streaming_bytes && plan.group == 1 &&
-         output.layout.row_major && output.layout.batch_stride % line == 0 &&
-         reinterpret_cast<uintptr_t>(output.data) % 64 == 0;
+         grad.layout.row_major && grad.layout.batch_stride % line == 0 &&
+         reinterpret_cast<uintptr_t>(grad.data) % 64 == 0;
 }
 
 const Tensor* pointer(const OptionalTensor& t) { return t ? &*t : nullptr; }
@@ -302,7 +302,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward_cpu(OptionalTensor g
   in.check_gradients(grad_z, grad_kl);
   const bool needed[] = {true, true, need_noise, need_prior && prior_mu, need_prior && prior_mu};
   Tensor grads[5];
-  for (int k = 0; k < 5; ++k) grads[k] = needed[k] ? output_like(mu) : torch::stable::new_empty(mu, {0});
+  for (int k = 0; k < 5; ++k) grads[k] = needed[k] ? output_like(mu) : empty_vector(mu, 0, mu.scalar_type());
   std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> result{grads[0], grads[1], grads[2], grads[3], grads[4]};
   if (mu.numel() == 0) return result;
   const std::array<const Tensor*, 8> tensors{&mu,
