@@ -378,10 +378,8 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_z is None and grad_kl is None:
         return (None,) * 10
-    need_mu, need_logvar, need_noise, _, need_prior_mu, need_prior_logvar = ctx.needs_input_grad[:6]
-    arguments = (
-        grad_z, grad_kl, *ctx.saved_tensors, *ctx.options, need_noise, need_prior_mu or need_prior_logvar
-    )  # fmt: skip
+    need = ctx.needs_input_grad
+    arguments = (grad_z, grad_kl, *ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
     else:
@@ -390,12 +388,12 @@ def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[
             gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
     grad_mu, grad_logvar, grad_noise, grad_prior_mu, grad_prior_logvar = gradients
     return (
-        grad_mu if need_mu else None,
-        grad_logvar if need_logvar else None,
-        grad_noise if need_noise else None,
+        grad_mu if need[0] else None,
+        grad_logvar if need[1] else None,
+        grad_noise if need[2] else None,
         None,
-        grad_prior_mu if need_prior_mu else None,
-        grad_prior_logvar if need_prior_logvar else None,
+        grad_prior_mu if need[4] else None,
+        grad_prior_logvar if need[5] else None,
         None, None, None, None,
     )  # fmt: skip
 
