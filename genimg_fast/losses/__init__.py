@@ -9,7 +9,7 @@ from genimg_fast.losses.elbo import (
     negative_elbo,
     warmup_beta,
 )
-from genimg_fast.losses.gan import GAN_LOSSES, GANLoss
+from genimg_fast.losses.gan import GAN_LOSSES, GANLoss, gradient_penalty, r1_penalty
 
 __all__ = [
     "GAN_LOSSES",
@@ -18,7 +18,9 @@ __all__ = [
     "active_units",
     "bernoulli_log_likelihood",
     "gaussian_log_likelihood",
+    "gradient_penalty",
     "importance_weighted_bound",
     "negative_elbo",
+    "r1_penalty",
     "warmup_beta",
 ]

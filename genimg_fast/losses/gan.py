@@ -1,42 +1,50 @@
-"""Adversarial losses on logits, by name."""
+"""Adversarial losses on logits, by name, and penalties on the discriminator's gradient."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 
 class _Formulas(NamedTuple):
-    discriminator: Callable[[Tensor, Tensor], Tensor]  # (logits of real, logits of fake) -> loss
+    discriminator: Callable[[Tensor, Tensor, float], Tensor]  # (logits of real, of fake, label smoothing) -> loss
     generator: Callable[[Tensor], Tensor]  # logits of fake -> loss
+    has_labels: bool  # to smooth
 
 
 # With s = sigmoid: -log s(x) = softplus(-x) and -log(1 - s(x)) = softplus(x), also where s(x) rounds to 0 or 1.
+# The cross entropy with label 1 - a is then (1 - a) softplus(-x) + a softplus(x) = softplus(-x) + a x.
 GAN_LOSSES: dict[str, _Formulas] = {
     # Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661: both losses are given there.
     "non_saturating": _Formulas(
-        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+        lambda real, fake, a: (softplus(-real) + a * real).mean() + softplus(fake).mean(),
         lambda fake: softplus(-fake).mean(),
+        True,
     ),
     "minimax": _Formulas(
-        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+        lambda real, fake, a: (softplus(-real) + a * real).mean() + softplus(fake).mean(),
         lambda fake: -softplus(fake).mean(),
+        True,
     ),
     # Mao et al. 2017, https://arxiv.org/abs/1611.04076, with labels 1 for real and 0 for fake.
     "least_squares": _Formulas(
-        lambda real, fake: 0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
+        lambda real, fake, a: 0.5 * (real - (1 - a)).square().mean() + 0.5 * fake.square().mean(),
         lambda fake: 0.5 * (fake - 1).square().mean(),
+        True,
     ),
     # Lim, Ye 2017, https://arxiv.org/abs/1705.02894.
     "hinge": _Formulas(
-        lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
+        lambda real, fake, a: relu(1 - real).mean() + relu(1 + fake).mean(),
         lambda fake: -fake.mean(),
+        False,
     ),
     # Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; the critic has to be kept Lipschitz by other means.
     "wasserstein": _Formulas(
-        lambda real, fake: fake.mean() - real.mean(),
+        lambda real, fake, a: fake.mean() - real.mean(),
         lambda fake: -fake.mean(),
+        False,
     ),
 }
 
@@ -47,9 +55,11 @@ class GANLoss:
     Args:
         name: One of ``GAN_LOSSES``: ``"non_saturating"``, ``"minimax"``, ``"least_squares"``, ``"hinge"`` or
             ``"wasserstein"``.
+        label_smoothing: How far the label of real images lies below 1, in [0, 0.5): one-sided smoothing, Salimans
+            et al. 2016, https://arxiv.org/abs/1606.03498. Hinge and Wasserstein losses have no labels.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or the smoothing is out of range or not the loss's.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -58,10 +68,15 @@ class GANLoss:
         0.6931471824645996
     """
 
-    def __init__(self, name: str = "non_saturating") -> None:
+    def __init__(self, name: str = "non_saturating", *, label_smoothing: float = 0.0) -> None:
         if name not in GAN_LOSSES:
             raise ValueError(f"unknown GAN loss {name!r}; known losses: {', '.join(GAN_LOSSES)}")
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+        if label_smoothing > 0 and not GAN_LOSSES[name].has_labels:
+            raise ValueError(f"the {name} loss has no labels to smooth, got label_smoothing {label_smoothing}")
         self.name = name
+        self.label_smoothing = label_smoothing
         self._formulas = GAN_LOSSES[name]
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -83,7 +98,7 @@ class GANLoss:
                 "real_logits and fake_logits must have the same shape but for the batch, "
                 f"got {tuple(real_logits.shape)} and {tuple(fake_logits.shape)}"
             )
-        return self._formulas.discriminator(real_logits, fake_logits)
+        return self._formulas.discriminator(real_logits, fake_logits, self.label_smoothing)
 
     def generator(self, fake_logits: Tensor) -> Tensor:
         """Loss that the generator minimises.
@@ -100,6 +115,78 @@ class GANLoss:
         """
         _check_logits(fake_logits=fake_logits)
         return self._formulas.generator(fake_logits)
+
+
+def gradient_penalty(
+    critic: Callable[[Tensor], Tensor],
+    real: Tensor,
+    fake: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Penalise a critic whose gradient is not of length 1 on the way from generated to real images.
+
+    The mean over samples of ``(|d critic / d x| - 1)**2`` at a random point x between the images of each pair:
+    Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, section 4, without its factor lambda (10 there). The
+    length is of each sample's own gradient, so the critic must not mix samples: no batch norm in training mode.
+
+    Args:
+        critic: Maps images to logits, (batch, ...). A conditional one has its condition bound to it.
+        real: Real images, (batch, ...).
+        fake: Generated images of the same shape; no gradient passes to them.
+        generator: Source of the random numbers, on the images' device; PyTorch's global one by default.
+
+    Returns:
+        A scalar, differentiable with respect to the critic's parameters.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> unit = torch.nn.functional.normalize(torch.randn(12), dim=0)
+        >>> real, fake = torch.randn(8, 12), torch.randn(8, 12)
+        >>> penalty = gf.losses.gradient_penalty(lambda x: x @ unit, real, fake)
+        >>> round(penalty.item(), 6)  # a linear critic with a gradient of length 1
+        0.0
+    """
+    if real.shape != fake.shape or real.dim() < 2:
+        raise ValueError(
+            f"real and fake must have the same shape (batch, ...), got {tuple(real.shape)} and {tuple(fake.shape)}"
+        )
+    share = torch.rand(len(real), generator=generator, device=real.device, dtype=real.dtype)
+    share = share.view(-1, *[1] * (real.dim() - 1))
+    between = torch.lerp(fake.detach(), real.detach(), share).requires_grad_()
+    return (_gradient(critic, between).norm(dim=1) - 1).square().mean()
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+    """Penalise a discriminator's gradient at real images.
+
+    Half the mean over samples of the gradient's squared length: Mescheder et al. 2018,
+    https://arxiv.org/abs/1801.04406, equation 9, without its factor gamma.
+
+    Args:
+        discriminator: Maps images to logits, (batch, ...). A conditional one has its condition bound to it.
+        real: Real images, (batch, ...).
+
+    Returns:
+        A scalar, differentiable with respect to the discriminator's parameters.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.losses.r1_penalty(lambda x: x.sum(1), torch.randn(8, 12)).item()  # 12 derivatives of 1
+        6.0
+    """
+    return 0.5 * _gradient(discriminator, real.detach().requires_grad_()).square().sum(1).mean()
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Gradient of each sample's sum of outputs, (batch, elements), in float32 or wider."""
+    with torch.enable_grad():
+        (gradient,) = torch.autograd.grad(function(x).sum(), x, create_graph=True)
+    # Squares of float16 gradients would overflow, or vanish.
+    return gradient.flatten(1).to(torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _check_logits(**logits: Tensor) -> None:

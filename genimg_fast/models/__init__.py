@@ -1,7 +1,12 @@
 """Image-generation models, and a registry to build them by name."""
 
-from genimg_fast.models.dcgan import DCGAN, DCGANDiscriminator, DCGANGenerator
+from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscriminator, DCGANGenerator
+from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
+from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
+from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
+from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
+from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
 from genimg_fast.models.vae import (
     LIKELIHOODS,
     MLPVAE,
@@ -14,13 +19,31 @@ from genimg_fast.models.vae import (
 
 __all__ = [
     "DCGAN",
+    "GLO",
     "LIKELIHOODS",
+    "MLPGAN",
     "MLPVAE",
     "VAE",
+    "WGAN",
+    "Autoencoder",
+    "BaseDiscriminator",
+    "BaseGAN",
+    "BaseGenerator",
     "BaseVAE",
+    "ConditionalDCGAN",
     "ConditionalVAE",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "DeepImagePrior",
+    "MLPDiscriminator",
+    "MLPGenerator",
+    "PatchDiscriminator",
+    "Pix2Pix",
+    "ResNetGenerator",
+    "ResidualDiscriminator",
+    "ResidualGAN",
+    "ResidualGenerator",
+    "UNetGenerator",
     "VAEOutput",
     "create_model",
     "interpolate_latents",

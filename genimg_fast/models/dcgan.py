@@ -1,4 +1,4 @@
-"""DCGAN: Radford et al. 2016, https://arxiv.org/abs/1511.06434.
+"""DCGAN: Radford et al. 2016, https://arxiv.org/abs/1511.06434, and what others made of it.
 
 The layers sit in one ``nn.Sequential`` named ``main``: batch norm and activation run as one fused operator, and
 the ``state_dict`` keys are those of PyTorch's own DCGAN example, whose 64x64 checkpoints load into ``n_blocks=4``.
@@ -6,14 +6,18 @@ the ``state_dict`` keys are those of PyTorch's own DCGAN example, whose 64x64 ch
 
 import torch
 from torch import Tensor
+from torch.nn.utils.parametrizations import spectral_norm
 
 from genimg_fast import nn
-from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_sizes
+from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.registry import register_model
 
+# What keeps a discriminator's activations in bounds.
+NORMS = ("batch", "spectral", "none")
 
-def _init_weights(module: nn.Module) -> None:
+
+def init_weights(module: nn.Module) -> None:
     """Initialise as in the paper: weights N(0, 0.02), batch-norm scales N(1, 0.02), no shift."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
@@ -22,7 +26,7 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(BaseGenerator):
     """The generator of a DCGAN: noise to images, each block doubling the resolution.
 
     Args:
@@ -30,6 +34,8 @@ class DCGANGenerator(nn.Module):
         c_dim: Colour channels of the images.
         channels: Feature channels at half the image's resolution; they double with every halving.
         n_blocks: Number of doublings from 4x4; images have ``4 * 2**n_blocks`` pixels a side.
+        num_classes: Number of classes of a class-conditional generator, which gets an embedding of the class, as
+            long as the noise, beside it: Mirza, Osindero 2014, https://arxiv.org/abs/1411.1784. 0 for none.
 
     Raises:
         ValueError: If a size is below 1.
@@ -41,15 +47,17 @@ class DCGANGenerator(nn.Module):
         torch.Size([8, 3, 32, 32])
     """
 
-    def __init__(self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
-        super().__init__()
-        check_sizes(z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
-        self.z_dim = z_dim
-        self.image_size = 4 * 2**n_blocks
+    def __init__(
+        self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3, *, num_classes: int = 0
+    ) -> None:
+        check_sizes(channels=channels, n_blocks=n_blocks)
+        super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
+        self.embedding = nn.Embedding(num_classes, z_dim) if num_classes > 0 else None
 
         width = channels * 2 ** (n_blocks - 1)
+        inputs = z_dim if self.embedding is None else 2 * z_dim
         layers: list[nn.Module] = [
-            nn.ConvTranspose2d(z_dim, width, 4, stride=1, padding=0, bias=False),
+            nn.ConvTranspose2d(inputs, width, 4, stride=1, padding=0, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]
@@ -62,61 +70,32 @@ class DCGANGenerator(nn.Module):
             width //= 2
         layers += [nn.ConvTranspose2d(width, c_dim, 4, stride=2, padding=1, bias=False), nn.Tanh()]
         self.main = nn.Sequential(*layers)
-        self.apply(_init_weights)
+        self.apply(init_weights)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Turn noise into images.
-
-        Args:
-            z: Noise from N(0, 1), of shape (batch, z_dim) or (batch, z_dim, 1, 1).
-
-        Returns:
-            Images in [-1, 1], of shape (batch, c_dim, image_size, image_size).
-
-        Raises:
-            ValueError: If ``z`` has another shape.
-        """
-        if z.shape[1:] not in ((self.z_dim,), (self.z_dim, 1, 1)):
-            raise ValueError(
-                f"expected noise of shape (batch, {self.z_dim}) or (batch, {self.z_dim}, 1, 1), "
-                f"got {tuple(z.shape)}"
-            )
-        return self.main(z.view(-1, self.z_dim, 1, 1))
-
-    @torch.no_grad()
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Generate images, with the running statistics of batch norm and without recording gradients.
-
-        Args:
-            n: Number of images.
-            generator: Source of the random numbers, on any device; PyTorch's global one by default.
-
-        Returns:
-            Images in [-1, 1], of shape (n, c_dim, image_size, image_size).
-
-        Example:
-            >>> import torch, genimg_fast as gf
-            >>> generator = gf.models.DCGANGenerator()
-            >>> generator.sample(4, generator=torch.Generator().manual_seed(0)).shape
-            torch.Size([4, 3, 32, 32])
-        """
-        weight = next(self.parameters())
-        device = weight.device if generator is None else generator.device
-        z = torch.randn(n, self.z_dim, generator=generator, device=device).to(weight)
-        with evaluating(self):
-            return self(z)
+    def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        if self.embedding is not None:
+            z = torch.cat((z, self.embedding(labels)), dim=1)
+        return self.main(z[:, :, None, None])
 
 
-class DCGANDiscriminator(nn.Module):
+class DCGANDiscriminator(BaseDiscriminator):
     """The discriminator of a DCGAN: images to one logit each, each block halving the resolution.
 
     Args:
         c_dim: Colour channels of the images.
         channels: Feature channels at half the image's resolution; they double with every halving.
         n_blocks: Number of halvings down to 4x4; images have ``4 * 2**n_blocks`` pixels a side.
+        norm: ``"batch"``; ``"spectral"`` for weights of spectral norm 1 (Miyato et al. 2018,
+            https://arxiv.org/abs/1802.05957) or ``"none"``, both with biases instead of batch norm. A gradient
+            penalty needs one of these two: batch norm mixes the samples.
+        num_classes: Number of classes of a class-conditional discriminator, 0 for none.
+        condition: How that one sees the class. ``"concat"``: as another channel of the image, an embedding of the
+            image's size (Mirza, Osindero 2014, https://arxiv.org/abs/1411.1784); ``"projection"``: the logit gets
+            the inner product of an embedding and the summed features before the last layer (Miyato, Koyama 2018,
+            https://arxiv.org/abs/1802.05637).
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or an option unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -125,51 +104,64 @@ class DCGANDiscriminator(nn.Module):
         torch.Size([8])
     """
 
-    def __init__(self, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
-        super().__init__()
-        check_sizes(c_dim=c_dim, channels=channels, n_blocks=n_blocks)
-        self.c_dim = c_dim
-        self.image_size = 4 * 2**n_blocks
+    def __init__(
+        self,
+        c_dim: int = 3,
+        channels: int = 64,
+        n_blocks: int = 3,
+        *,
+        norm: str = "batch",
+        num_classes: int = 0,
+        condition: str = "projection",
+    ) -> None:
+        check_sizes(channels=channels, n_blocks=n_blocks)
+        super().__init__(c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        if condition not in ("concat", "projection"):
+            raise ValueError(f"condition must be 'concat' or 'projection', got {condition!r}")
+        top = channels * 2 ** (n_blocks - 1)
+        self.condition = condition if num_classes > 0 else None
+        self.embedding: nn.Module | None = None
+        if self.condition == "concat":
+            self.embedding = nn.Embedding(num_classes, self.image_size**2)
+        elif self.condition == "projection":
+            self.embedding = nn.Embedding(num_classes, top)
+            nn.init.normal_(self.embedding.weight, 0.0, 0.02)
 
         # The paper leaves the first layer without batch norm.
+        bias = norm != "batch"
         layers: list[nn.Module] = [
-            nn.Conv2d(c_dim, channels, 4, stride=2, padding=1, bias=False),
+            nn.Conv2d(c_dim + (self.condition == "concat"), channels, 4, stride=2, padding=1, bias=bias),
             nn.LeakyReLU(0.2, inplace=True),
         ]
-        width = channels
-        for _ in range(n_blocks - 1):
-            layers += [
-                nn.Conv2d(width, width * 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(width * 2),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
-            width *= 2
-        layers += [nn.Conv2d(width, 1, 4, stride=1, padding=0, bias=False)]
+        for block in range(n_blocks - 1):
+            width = channels * 2**block
+            layers.append(nn.Conv2d(width, width * 2, 4, stride=2, padding=1, bias=bias))
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(width * 2))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        layers += [nn.Conv2d(top, 1, 4, stride=1, padding=0, bias=bias)]
         self.main = nn.Sequential(*layers)
-        self.apply(_init_weights)
+        if norm == "batch":  # else so small weights would let the signal die on its way
+            self.apply(init_weights)
+        if norm == "spectral":
+            for layer in (*self.main, self.embedding):
+                if isinstance(layer, (nn.Conv2d, nn.Embedding)):
+                    spectral_norm(layer)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Judge images.
-
-        Args:
-            images: Images in [-1, 1], of shape (batch, c_dim, image_size, image_size).
-
-        Returns:
-            Logits of shape (batch,): positive means real. No sigmoid has been applied.
-
-        Raises:
-            ValueError: If ``images`` has another shape.
-        """
-        expected = (self.c_dim, self.image_size, self.image_size)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
-            )
-        return self.main(images).flatten()
+    def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        if self.embedding is None:
+            return self.main(images)
+        embedded = self.embedding(labels)
+        if self.condition == "concat":
+            return self.main(torch.cat((images, embedded.view(-1, 1, *images.shape[2:])), dim=1))
+        features = self.main[:-1](images)
+        return self.main[-1](features).flatten() + (embedded * features.sum((2, 3))).sum(1)
 
 
 @register_model("dcgan")
-class DCGAN(nn.Module):
+class DCGAN(BaseGAN):
     """A DCGAN: ``.generator`` and ``.discriminator``.
 
     The defaults give the 32x32 network (1,068,928 and 663,296 parameters), ``n_blocks=4`` the classic 64x64 one.
@@ -179,9 +171,10 @@ class DCGAN(nn.Module):
         c_dim: Colour channels of the images.
         channels: Feature channels of both networks at half the image's resolution.
         n_blocks: Images have ``4 * 2**n_blocks`` pixels a side.
+        norm: Of the discriminator: ``"batch"``, ``"spectral"`` or ``"none"``.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or an option unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -190,16 +183,85 @@ class DCGAN(nn.Module):
         torch.Size([8])
     """
 
-    def __init__(self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
-        super().__init__()
-        self.generator = DCGANGenerator(z_dim, c_dim, channels, n_blocks)
-        self.discriminator = DCGANDiscriminator(c_dim, channels, n_blocks)
-        self.image_size = self.generator.image_size
+    def __init__(
+        self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3, *, norm: str = "batch"
+    ) -> None:
+        super().__init__(
+            DCGANGenerator(z_dim, c_dim, channels, n_blocks),
+            DCGANDiscriminator(c_dim, channels, n_blocks, norm=norm),
+        )
 
-    def forward(self, z: Tensor) -> Tensor:
-        """Turn noise into images: the generator's :meth:`~DCGANGenerator.forward`."""
-        return self.generator(z)
 
-    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Generate images: the generator's :meth:`~DCGANGenerator.sample`."""
-        return self.generator.sample(n, generator=generator)
+@register_model("wgan")
+class WGAN(DCGAN):
+    """A DCGAN whose discriminator is a critic without batch norm, to be trained with a Wasserstein loss.
+
+    Something has to keep the critic Lipschitz: clipped weights (Arjovsky et al. 2017,
+    https://arxiv.org/abs/1701.07875), a gradient penalty (Gulrajani et al. 2017,
+    https://arxiv.org/abs/1704.00028, :func:`genimg_fast.losses.gradient_penalty`), or ``norm="spectral"``.
+
+    Args:
+        z_dim: Length of a noise vector.
+        c_dim: Colour channels of the images.
+        channels: Feature channels of both networks at half the image's resolution.
+        n_blocks: Images have ``4 * 2**n_blocks`` pixels a side.
+        norm: Of the critic: ``"none"`` or ``"spectral"``.
+
+    Raises:
+        ValueError: If a size is below 1, or an option unknown.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.WGAN(c_dim=1, channels=16)
+        >>> model.discriminator(model.sample(2)).shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3, *, norm: str = "none"
+    ) -> None:
+        if norm not in ("none", "spectral"):
+            raise ValueError(f"norm of a critic must be 'none' or 'spectral', got {norm!r}")
+        super().__init__(z_dim, c_dim, channels, n_blocks, norm=norm)
+
+
+@register_model("cdcgan")
+class ConditionalDCGAN(BaseGAN):
+    """A class-conditional DCGAN: both networks know the class.
+
+    Args:
+        num_classes: Number of classes.
+        z_dim: Length of a noise vector.
+        c_dim: Colour channels of the images.
+        channels: Feature channels of both networks at half the image's resolution.
+        n_blocks: Images have ``4 * 2**n_blocks`` pixels a side.
+        norm: Of the discriminator: ``"batch"``, ``"spectral"`` or ``"none"``.
+        condition: How the discriminator sees the class: ``"projection"`` or ``"concat"``, see
+            :class:`DCGANDiscriminator`.
+
+    Raises:
+        ValueError: If a size is below 1, or an option unknown.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.ConditionalDCGAN(num_classes=10, c_dim=1, channels=16)
+        >>> model.sample(4, labels=7).shape
+        torch.Size([4, 1, 32, 32])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        z_dim: int = 100,
+        c_dim: int = 3,
+        channels: int = 64,
+        n_blocks: int = 3,
+        *,
+        norm: str = "batch",
+        condition: str = "projection",
+    ) -> None:
+        check_sizes(num_classes=num_classes)
+        super().__init__(
+            DCGANGenerator(z_dim, c_dim, channels, n_blocks, num_classes=num_classes),
+            DCGANDiscriminator(c_dim, channels, n_blocks, norm=norm, num_classes=num_classes, condition=condition),
+        )

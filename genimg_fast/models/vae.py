@@ -27,7 +27,14 @@ from torch import Tensor
 from genimg_fast import nn, ops
 from genimg_fast._evaluating import evaluating
 from genimg_fast.losses.elbo import bernoulli_log_likelihood, gaussian_log_likelihood
-from genimg_fast.models.common import check_sizes
+from genimg_fast.models.common import (
+    check_images,
+    check_labels,
+    check_sizes,
+    conv_decoder,
+    conv_encoder,
+    labels_to_sample,
+)
 from genimg_fast.models.registry import register_model
 
 LIKELIHOODS = ("bernoulli", "gaussian", "mse")
@@ -130,12 +137,8 @@ class BaseVAE(nn.Module):
         Raises:
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
-        expected = (self.c_dim, self.image_size, self.image_size)
-        if images.shape[1:] != expected:
-            raise ValueError(
-                f"expected images of shape (batch, {', '.join(map(str, expected))}), got {tuple(images.shape)}"
-            )
-        self._check_labels(labels, len(images))
+        check_images(images, self.c_dim, self.image_size)
+        check_labels(labels, len(images), self.num_classes)
         mu, logvar = self._moments(images, labels).flatten(1).chunk(2, dim=1)
         return mu, logvar
 
@@ -155,7 +158,7 @@ class BaseVAE(nn.Module):
         """
         if z.shape[1:] != (self.z_dim,):
             raise ValueError(f"expected latents of shape (batch, {self.z_dim}), got {tuple(z.shape)}")
-        self._check_labels(labels, len(z))
+        check_labels(labels, len(z), self.num_classes)
         decoded = self._decoded(z, labels).view(-1, self.c_dim, self.image_size, self.image_size)
         return decoded if self.likelihood == "bernoulli" else decoded.tanh()
 
@@ -255,12 +258,8 @@ class BaseVAE(nn.Module):
         weight = next(self.decoder.parameters())
         device = weight.device if generator is None else generator.device
         z = torch.randn(n, self.z_dim, generator=generator, device=device).to(weight)
-        if labels is None and self.num_classes > 0:
-            labels = torch.arange(n, device=weight.device) * self.num_classes // n
-        elif isinstance(labels, int):
-            labels = torch.full((n,), labels, device=weight.device)
         with evaluating(self):
-            return self.to_images(self.decode(z, labels))
+            return self.to_images(self.decode(z, labels_to_sample(labels, n, self.num_classes, weight.device)))
 
     @torch.no_grad()
     def interpolate(
@@ -299,17 +298,6 @@ class BaseVAE(nn.Module):
     def _decoded(self, z: Tensor, labels: Tensor | None) -> Tensor:
         return self.decoder(z)
 
-    def _check_labels(self, labels: Tensor | None, batch: int) -> None:
-        if self.num_classes == 0:
-            if labels is not None:
-                raise ValueError("labels are for class-conditional models, and this one is not")
-        elif labels is None:
-            raise ValueError(f"this model is class-conditional: labels of shape ({batch},) are needed")
-        elif labels.dtype != torch.int64 or labels.shape != (batch,):
-            raise ValueError(
-                f"labels must be int64 of shape ({batch},), got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
-
 
 @register_model("vae")
 class VAE(BaseVAE):
@@ -347,8 +335,8 @@ class VAE(BaseVAE):
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=4 * 2**n_blocks, likelihood=likelihood)
-        self.encoder = _conv_encoder(c_dim, channels, n_blocks, 2 * z_dim)
-        self.decoder = _conv_decoder(z_dim, channels, n_blocks, c_dim)
+        self.encoder = conv_encoder(c_dim, channels, n_blocks, 2 * z_dim)
+        self.decoder = conv_decoder(z_dim, channels, n_blocks, c_dim)
 
 
 @register_model("cvae")
@@ -395,15 +383,15 @@ class ConditionalVAE(BaseVAE):
             z_dim=z_dim, c_dim=c_dim, image_size=image_size, likelihood=likelihood, num_classes=num_classes
         )
         self.class_channel = nn.Embedding(num_classes, image_size**2)
-        self.encoder = _conv_encoder(c_dim + 1, channels, n_blocks, 2 * z_dim)
-        self.decoder = _conv_decoder(z_dim + num_classes, channels, n_blocks, c_dim)
+        self.encoder = conv_encoder(c_dim + 1, channels, n_blocks, 2 * z_dim)
+        self.decoder = conv_decoder(z_dim + num_classes, channels, n_blocks, c_dim)
 
     def _moments(self, images: Tensor, labels: Tensor | None) -> Tensor:
         channel = self.class_channel(labels).view(-1, 1, self.image_size, self.image_size)
         return self.encoder(torch.cat([images, channel.to(images.dtype)], 1))
 
     def _decoded(self, z: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None  # _check_labels has seen to it
+        assert labels is not None  # check_labels has seen to it
         one_hot = torch.nn.functional.one_hot(labels, self.num_classes).to(z.dtype)
         return self.decoder(torch.cat([z, one_hot], 1))
 
@@ -445,38 +433,6 @@ class MLPVAE(BaseVAE):
         pixels = c_dim * image_size**2
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp([pixels, *hidden, 2 * z_dim]))
         self.decoder = nn.Sequential(*_mlp([z_dim, *reversed(hidden), pixels]))
-
-
-def _conv_encoder(in_channels: int, channels: int, n_blocks: int, out_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for width in (channels * 2**block for block in range(n_blocks - 1)):
-        layers += [
-            nn.Conv2d(width, width * 2, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width * 2),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
-    return nn.Sequential(*layers, nn.Conv2d(channels * 2 ** (n_blocks - 1), out_channels, 4))
-
-
-def _conv_decoder(in_channels: int, channels: int, n_blocks: int, out_channels: int) -> nn.Sequential:
-    width = channels * 2 ** (n_blocks - 1)
-    layers: list[nn.Module] = [
-        nn.Unflatten(1, (in_channels, 1, 1)),
-        nn.ConvTranspose2d(in_channels, width, 4, bias=False),
-        nn.BatchNorm2d(width),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for _ in range(n_blocks - 1):
-        layers += [
-            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
-        width //= 2
-    return nn.Sequential(*layers, nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1))
 
 
 def _mlp(widths: Sequence[int]) -> list[nn.Module]:

@@ -11,6 +11,14 @@ SMALL_MODELS = {
     "vae": {**CONVOLUTIONAL, "likelihood": "gaussian"},
     "cvae": {"num_classes": 3, **CONVOLUTIONAL, "likelihood": "gaussian"},
     "mlp-vae": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12,), "likelihood": "gaussian"},
+    "wgan": CONVOLUTIONAL,
+    "cdcgan": {"num_classes": 3, **CONVOLUTIONAL},
+    "resgan": CONVOLUTIONAL,
+    "mlp-gan": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12, 10)},
+    "pix2pix": {"in_channels": 1, "out_channels": 2, "channels": 4, "image_size": 16},
+    "autoencoder": CONVOLUTIONAL,
+    "glo": {"num_images": 4, **CONVOLUTIONAL},
+    "deep-image-prior": {"c_dim": 2, "channels": 6, "n_blocks": 2, "image_size": 16},
 }
 
 
@@ -20,8 +28,26 @@ def negative_elbo(model: gf.models.BaseVAE, device: str, labels: torch.Tensor | 
     return gf.losses.negative_elbo(model.log_likelihood(images, output.reconstruction), output.kl).loss
 
 
+def logits(model: gf.models.BaseGAN, device: str, labels: torch.Tensor | None = None) -> torch.Tensor:
+    labels = None if labels is None else labels.to(device)
+    return model.discriminator(model(torch.randn(4, 8, device=device), labels), labels)
+
+
+def patch_logits(model: gf.models.Pix2Pix, device: str) -> torch.Tensor:
+    images = torch.rand(4, 1, 16, 16, device=device) * 2 - 1
+    return model.discriminator(images, model(images))
+
+
 RUN = {
-    "dcgan": lambda model, device: model.discriminator(model(torch.randn(4, 8, device=device))),
+    "dcgan": logits,
+    "wgan": logits,
+    "cdcgan": lambda model, device: logits(model, device, torch.tensor([0, 1, 2, 0])),
+    "resgan": logits,
+    "mlp-gan": logits,
+    "pix2pix": patch_logits,
+    "autoencoder": lambda model, device: model(torch.rand(4, 2, 16, 16, device=device) * 2 - 1),
+    "glo": lambda model, device: model(torch.arange(4, device=device)),
+    "deep-image-prior": lambda model, device: model(),
     "vae": negative_elbo,
     "cvae": lambda model, device: negative_elbo(model, device, torch.tensor([0, 1, 2, 0])),
     "mlp-vae": negative_elbo,
@@ -45,7 +71,7 @@ def test_create_and_list() -> None:
 
 
 def test_unknown_name_lists_close_ones() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'dcgn'; did you mean dcgan\?"):
+    with pytest.raises(ValueError, match=r"unknown model 'dcgn'; did you mean dcgan, cdcgan\?"):
         gf.models.create_model("dcgn")
     with pytest.raises(ValueError, match=r"known models: .*dcgan"):
         gf.models.create_model("zzz")

@@ -72,3 +72,65 @@ def test_bad_logits() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match="unknown GAN loss 'nope'; known losses: non_saturating, minimax"):
         gf.losses.GANLoss("nope")
+
+
+@pytest.mark.parametrize("name", ["non_saturating", "minimax", "least_squares"])
+def test_smoothed_labels_have_their_optimum_below_one(name: str) -> None:
+    """The loss of a real image is smallest where the discriminator says 1 - smoothing."""
+    loss = gf.losses.GANLoss(name, label_smoothing=0.1)
+    best = 0.9 if name == "least_squares" else math.log(0.9 / 0.1)
+    real = torch.tensor([best], dtype=torch.float64, requires_grad=True)
+    loss.discriminator(real, torch.zeros(1, dtype=torch.float64)).backward()
+    assert abs(real.grad.item()) < 1e-12
+
+
+def test_bad_smoothing() -> None:
+    with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 0\.5\), got 0\.5"):
+        gf.losses.GANLoss(label_smoothing=0.5)
+    with pytest.raises(ValueError, match="the hinge loss has no labels to smooth"):
+        gf.losses.GANLoss("hinge", label_smoothing=0.1)
+
+
+def test_gradient_penalty_of_linear_critics(device: str) -> None:
+    """The gradient of x -> a x u is a u everywhere, so the penalty is (a - 1)^2."""
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize(torch.randn(12, dtype=torch.float64, device=device), dim=0)
+    real, fake = torch.randn(2, 8, 3, 4, dtype=torch.float64, device=device)
+    for scale, expected in ((1.0, 0.0), (3.0, 4.0)):
+        critic = scale * unit
+        penalty = gf.losses.gradient_penalty(lambda x: x.flatten(1) @ critic, real, fake)  # noqa: B023
+        assert penalty.item() == pytest.approx(expected, abs=1e-12)
+    assert gf.losses.r1_penalty(lambda x: x.flatten(1) @ (2 * unit), real).item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("penalty", ["gradient_penalty", "r1_penalty"])
+def test_penalties_through_the_fused_layers_equal_torchs(penalty: str, device: str) -> None:
+    """Second order of a DCGAN discriminator with batch norm, on either path."""
+
+    def gradients(backend: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        critic = gf.models.DCGANDiscriminator(1, 8, 2).to(device).double()
+        real, fake = torch.randn(2, 6, 1, 16, 16, dtype=torch.float64).to(device)
+        torch.manual_seed(1)
+        with gf.backend(backend):
+            if penalty == "r1_penalty":
+                loss = gf.losses.r1_penalty(critic, real)
+            else:
+                loss = gf.losses.gradient_penalty(critic, real, fake)
+            # What the last layers' shifts do to the gradient is exactly nothing.
+            return list(torch.autograd.grad(loss, list(critic.parameters()), allow_unused=True))
+
+    for ours, torchs in zip(gradients("auto"), gradients("reference"), strict=True):
+        assert (ours is None) == (torchs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, torchs, rtol=1e-9, atol=1e-12)
+
+
+def test_penalty_reaches_the_critic_but_not_the_generator() -> None:
+    critic = gf.models.WGAN(8, 1, 4, 2).discriminator
+    fake = torch.randn(4, 1, 16, 16, requires_grad=True)
+    gf.losses.gradient_penalty(critic, torch.randn(4, 1, 16, 16), fake).backward()
+    assert fake.grad is None
+    assert all(p.grad is not None for name, p in critic.named_parameters() if name.endswith("weight"))
+    with pytest.raises(ValueError, match=r"same shape \(batch, \.\.\.\), got \(4, 2\) and \(3, 2\)"):
+        gf.losses.gradient_penalty(critic, torch.zeros(4, 2), torch.zeros(3, 2))

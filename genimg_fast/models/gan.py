@@ -1,0 +1,157 @@
+"""What all GANs here have in common: Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661.
+
+Images come and go in [-1, 1]; discriminators return logits.
+"""
+
+import torch
+from torch import Tensor
+
+from genimg_fast import nn
+from genimg_fast._evaluating import evaluating
+from genimg_fast.models.common import check_images, check_labels, check_sizes, labels_to_sample
+
+
+class BaseGenerator(nn.Module):
+    """Noise to images; a subclass does the work in ``_images``.
+
+    Args:
+        z_dim: Length of a noise vector.
+        c_dim: Colour channels of the images.
+        image_size: Their height and width.
+        num_classes: Number of classes of a class-conditional generator, else 0.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(self, *, z_dim: int, c_dim: int, image_size: int, num_classes: int = 0) -> None:
+        super().__init__()
+        check_sizes(z_dim=z_dim, c_dim=c_dim, image_size=image_size)
+        self.z_dim = z_dim
+        self.c_dim = c_dim
+        self.image_size = image_size
+        self.num_classes = num_classes
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Turn noise into images.
+
+        Args:
+            z: Noise from N(0, 1), of shape (batch, z_dim) or (batch, z_dim, 1, 1).
+            labels: Classes to generate, int64 of shape (batch,), if the generator is class-conditional.
+
+        Returns:
+            Images in [-1, 1], of shape (batch, c_dim, image_size, image_size).
+
+        Raises:
+            ValueError: If ``z`` has another shape, or labels are missing or not taken.
+        """
+        if z.shape[1:] not in ((self.z_dim,), (self.z_dim, 1, 1)):
+            raise ValueError(
+                f"expected noise of shape (batch, {self.z_dim}) or (batch, {self.z_dim}, 1, 1), "
+                f"got {tuple(z.shape)}"
+            )
+        check_labels(labels, len(z), self.num_classes)
+        return self._images(z.flatten(1), labels)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Generate images, with the running statistics of batch norm and without recording gradients.
+
+        Args:
+            n: Number of images.
+            labels: For a class-conditional generator: the class of all, or int64 of shape (n,); by default all
+                classes in order, equally often.
+            generator: Source of the random numbers, on any device; PyTorch's global one by default.
+
+        Returns:
+            Images in [-1, 1], of shape (n, c_dim, image_size, image_size).
+
+        Raises:
+            ValueError: If labels are not taken or do not fit.
+
+        Example:
+            >>> import torch, genimg_fast as gf
+            >>> generator = gf.models.DCGANGenerator()
+            >>> generator.sample(4, generator=torch.Generator().manual_seed(0)).shape
+            torch.Size([4, 3, 32, 32])
+        """
+        weight = next(self.parameters())
+        device = weight.device if generator is None else generator.device
+        z = torch.randn(n, self.z_dim, generator=generator, device=device).to(weight)
+        with evaluating(self):
+            return self(z, labels_to_sample(labels, n, self.num_classes, weight.device))
+
+    def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class BaseDiscriminator(nn.Module):
+    """Images to one logit each; a subclass does the work in ``_logits``.
+
+    Args:
+        c_dim: Colour channels of the images.
+        image_size: Their height and width.
+        num_classes: Number of classes of a class-conditional discriminator, else 0.
+
+    Raises:
+        ValueError: If a size is below 1.
+    """
+
+    def __init__(self, *, c_dim: int, image_size: int, num_classes: int = 0) -> None:
+        super().__init__()
+        check_sizes(c_dim=c_dim, image_size=image_size)
+        self.c_dim = c_dim
+        self.image_size = image_size
+        self.num_classes = num_classes
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Judge images.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, c_dim, image_size, image_size).
+            labels: Their classes, int64 of shape (batch,), if the discriminator is class-conditional.
+
+        Returns:
+            Logits of shape (batch,): positive means real. No sigmoid has been applied.
+
+        Raises:
+            ValueError: If ``images`` has another shape, or labels are missing or not taken.
+        """
+        check_images(images, self.c_dim, self.image_size)
+        check_labels(labels, len(images), self.num_classes)
+        return self._logits(images, labels).flatten()
+
+    def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class BaseGAN(nn.Module):
+    """``.generator`` and ``.discriminator``.
+
+    Args:
+        generator: Noise, and classes where it is class-conditional, to images.
+        discriminator: Such images to logits.
+    """
+
+    generator: BaseGenerator
+    discriminator: BaseDiscriminator
+
+    def __init__(self, generator: BaseGenerator, discriminator: BaseDiscriminator) -> None:
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+        self.image_size = generator.image_size
+        self.c_dim = generator.c_dim
+        self.num_classes = generator.num_classes
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Turn noise into images: the generator's :meth:`~BaseGenerator.forward`."""
+        return self.generator(z, labels)
+
+    def sample(
+        self, n: int, *, labels: Tensor | int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Generate images: the generator's :meth:`~BaseGenerator.sample`."""
+        return self.generator.sample(n, labels=labels, generator=generator)

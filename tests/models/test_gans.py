@@ -1,0 +1,151 @@
+import pytest
+import torch
+
+import genimg_fast as gf
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        # 100-256-512-784 and 784-512-256-1, weights and biases.
+        (gf.models.MLPGenerator, 100 * 256 + 256 + 256 * 512 + 512 + 512 * 784 + 784),
+        (gf.models.MLPDiscriminator, 784 * 512 + 512 + 512 * 256 + 256 + 256 + 1),
+        # As printed by the paper's authors' PyTorch implementation: 54.414 M and 2.769 M.
+        (lambda: gf.models.UNetGenerator(3, 3), 54_414_531),
+        (lambda: gf.models.PatchDiscriminator(6), 2_768_705),
+    ],
+)
+def test_parameter_counts(build, expected):
+    assert parameters(build()) == expected
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: gf.models.WGAN(8, 2, 4, 2),
+        lambda: gf.models.WGAN(8, 2, 4, 2, norm="spectral"),
+        lambda: gf.models.ResidualGAN(8, 2, 4, 2),
+        lambda: gf.models.ResidualGAN(8, 2, 4, 2, norm="spectral"),
+        lambda: gf.models.MLPGAN(8, 2, 16, (12,)),
+    ],
+)
+def test_critics_judge_each_image_alone(build):
+    """What a gradient penalty needs: a logit depends on its own image only, in training mode too."""
+    torch.manual_seed(0)
+    critic = build().discriminator.train()
+    critic(torch.randn(2, 2, 16, 16))  # spectral norm takes a step of its power iteration in every call
+    critic.eval() if hasattr(critic, "parametrizations") else None
+    images = torch.randn(4, 2, 16, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(critic(images)[0], images)
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("norm", ["spectral"])
+def test_spectral_norm_bounds_the_weights(norm):
+    torch.manual_seed(0)
+    critic = gf.models.WGAN(8, 2, 4, 2, norm=norm).discriminator
+    for _ in range(30):
+        critic(torch.randn(2, 2, 16, 16))
+    for layer in critic.main:
+        if isinstance(layer, torch.nn.Conv2d):
+            assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("condition", ["projection", "concat"])
+def test_both_networks_see_the_class(condition):
+    torch.manual_seed(0)
+    model = gf.models.ConditionalDCGAN(3, 8, 2, 4, 2, condition=condition).eval()
+    z, first, second = torch.randn(4, 8), torch.zeros(4, dtype=torch.int64), torch.full((4,), 2)
+    images = model(z, first)
+    assert not torch.equal(images, model(z, second))
+    assert not torch.equal(model.discriminator(images, first), model.discriminator(images, second))
+    assert model.discriminator(images, first).shape == (4,)
+
+
+def test_samples_of_classes():
+    torch.manual_seed(0)
+    model = gf.models.ConditionalDCGAN(3, 8, 2, 4, 2)
+    generator = torch.Generator()
+    by_default = model.sample(6, generator=generator.manual_seed(1))
+    in_order = model.sample(6, labels=torch.tensor([0, 0, 1, 1, 2, 2]), generator=generator.manual_seed(1))
+    assert torch.equal(by_default, in_order)
+    assert model.sample(2, labels=1).shape == (2, 2, 16, 16)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2, got 3"):
+        model.sample(2, labels=3)
+    with pytest.raises(ValueError, match="labels are for class-conditional models"):
+        gf.models.DCGAN(8, 2, 4, 2)(torch.randn(2, 8), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\) are needed"):
+        model(torch.randn(2, 8))
+
+
+@pytest.mark.parametrize(("image_size", "patches"), [(16, 6), (64, 30), (256, 30)])
+def test_depth_of_the_patch_discriminator_follows_the_image(image_size, patches):
+    model = gf.models.Pix2Pix(1, 2, channels=2, image_size=image_size)
+    images = torch.randn(1, 1, image_size, image_size)
+    assert model.discriminator(images, torch.randn(1, 2, image_size, image_size)).shape == (1, 1, patches, patches)
+
+
+@pytest.mark.parametrize("network", ["unet", "resnet"])
+def test_translate_says_what_varies(network):
+    torch.manual_seed(0)
+    model = gf.models.Pix2Pix(1, 2, channels=4, image_size=32, network=network).train()
+    images = torch.rand(3, 1, 32, 32) * 2 - 1
+    model(images)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    plain = model.translate(images)
+    assert torch.equal(plain, model.translate(images))
+    torch.testing.assert_close(plain[:1], model.translate(images[:1]))  # the others play no part
+    assert not torch.equal(model.translate(images, dropout=True), model.translate(images, dropout=True))
+    assert not torch.allclose(plain, model.translate(images, batch_statistics=True))
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_codes_stay_in_the_unit_ball():
+    torch.manual_seed(0)
+    model = gf.models.GLO(50, 8, 2, 4, 2)
+    assert model.codes.weight.norm(dim=1).max() <= 1 + 1e-6
+    with torch.no_grad():
+        model.codes.weight.mul_(3)
+    model.project_codes()
+    assert model.codes.weight.norm(dim=1).max() <= 1 + 1e-6
+    first, second = (model.sample(4, generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert first.shape == (4, 2, 16, 16)
+    assert torch.equal(first, second)
+
+
+def test_deep_image_prior_fits_an_image():
+    torch.manual_seed(0)
+    model = gf.models.DeepImagePrior(1, 16, 2, 16)
+    target = torch.linspace(-0.8, 0.8, 16).expand(1, 1, 16, 16)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        loss = (model() - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: gf.models.DCGAN(norm="layer"), "norm must be one of batch, spectral, none, got 'layer'"),
+        (lambda: gf.models.WGAN(norm="batch"), "norm of a critic must be 'none' or 'spectral', got 'batch'"),
+        (lambda: gf.models.ConditionalDCGAN(0), "num_classes must be at least 1, got 0"),
+        (lambda: gf.models.ConditionalDCGAN(3, condition="both"), "condition must be 'concat' or 'projection'"),
+        (lambda: gf.models.ResidualGAN(norm="batch"), "norm must be 'none' or 'spectral', got 'batch'"),
+        (lambda: gf.models.MLPGAN(hidden=(3, 0)), r"hidden\[1\] must be at least 1, got 0"),
+        (lambda: gf.models.Pix2Pix(image_size=48), "image_size must be a power of two, at least 8, got 48"),
+        (lambda: gf.models.Pix2Pix(network="vgg"), "network must be 'unet' or 'resnet', got 'vgg'"),
+        (lambda: gf.models.DeepImagePrior(image_size=20), "image_size must be positive multiples of 16"),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
