@@ -37,19 +37,16 @@ def test_critics_judge_each_image_alone(build):
     """What a gradient penalty needs: a logit depends on its own image only, in training mode too."""
     torch.manual_seed(0)
     critic = build().discriminator.train()
-    critic(torch.randn(2, 2, 16, 16))  # spectral norm takes a step of its power iteration in every call
-    critic.eval() if hasattr(critic, "parametrizations") else None
     images = torch.randn(4, 2, 16, 16, requires_grad=True)
     (gradient,) = torch.autograd.grad(critic(images)[0], images)
     assert gradient[0].abs().sum() > 0
     assert gradient[1:].abs().sum() == 0
 
 
-@pytest.mark.parametrize("norm", ["spectral"])
-def test_spectral_norm_bounds_the_weights(norm):
+def test_spectral_norm_bounds_the_weights():
     torch.manual_seed(0)
-    critic = gf.models.WGAN(8, 2, 4, 2, norm=norm).discriminator
-    for _ in range(30):
+    critic = gf.models.WGAN(8, 2, 4, 2, norm="spectral").discriminator
+    for _ in range(30):  # each takes a step of the power iteration
         critic(torch.randn(2, 2, 16, 16))
     for layer in critic.main:
         if isinstance(layer, torch.nn.Conv2d):
