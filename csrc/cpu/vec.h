@@ -232,3 +232,86 @@ SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   return lane[0];
 }
+
+SIMD_INLINE Vec<float> sqrt(Vec<float> v) {
+#if defined(SIMD_AVX512)
+  return (Vec<float>)_mm512_maskz_sqrt_ps(all_lanes, (__m512)v);
+#elif defined(SIMD_AVX2)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_sqrt_ps((__m128)v);
+#else
+  for (int i = 0; i < lanes<float>; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+
+// Unsigned integers, rounded to the nearest float.
+SIMD_INLINE Vec<float> to_float(VecType<float>::bits v) {
+#if defined(SIMD_AVX512)
+  return (Vec<float>)_mm512_maskz_cvtepu32_ps(all_lanes, (__m512i)v);
+#else
+  typedef VecType<float>::index Index;  // both halves are exact, their sum rounds once
+  const Vec<float> upper = __builtin_convertvector((Index)(v >> 16), Vec<float>);
+  const Vec<float> lower = __builtin_convertvector((Index)(v & 0xffff), Vec<float>);
+  return upper * 65536.0f + lower;
+#endif
+}
+
+// The 64-bit products of the lanes' lower 32 bits; the upper ones do not matter.
+SIMD_INLINE VecType<double>::bits multiply_lower(VecType<double>::bits a, VecType<double>::bits b) {
+  typedef VecType<double>::bits Bits;
+#if defined(SIMD_AVX512)
+  return (Bits)_mm512_maskz_mul_epu32(static_cast<__mmask8>(all_lanes), (__m512i)a, (__m512i)b);
+#elif defined(SIMD_AVX2)
+  return (Bits)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (Bits)_mm_mul_epu32((__m128i)a, (__m128i)b);
+#else
+  return (a & 0xffffffff) * (b & 0xffffffff);
+#endif
+}
+
+// Within every 16 bytes, lanes of a and b in turns: those of the lower or the upper 8 bytes, one or two at a time.
+#if defined(SIMD_AVX512)
+SIMD_INLINE Vec<float> zip_lower(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_unpacklo_ps(all_lanes, (__m512)a, (__m512)b);
+}
+SIMD_INLINE Vec<float> zip_upper(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_unpackhi_ps(all_lanes, (__m512)a, (__m512)b);
+}
+SIMD_INLINE Vec<float> zip_lower_pairs(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_unpacklo_pd(static_cast<__mmask8>(all_lanes), (__m512d)a, (__m512d)b);
+}
+SIMD_INLINE Vec<float> zip_upper_pairs(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_maskz_unpackhi_pd(static_cast<__mmask8>(all_lanes), (__m512d)a, (__m512d)b);
+}
+#elif defined(SIMD_AVX2)
+SIMD_INLINE Vec<float> zip_lower(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_unpacklo_ps((__m256)a, (__m256)b);
+}
+SIMD_INLINE Vec<float> zip_upper(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_unpackhi_ps((__m256)a, (__m256)b);
+}
+SIMD_INLINE Vec<float> zip_lower_pairs(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+}
+SIMD_INLINE Vec<float> zip_upper_pairs(Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm256_unpackhi_pd((__m256d)a, (__m256d)b);
+}
+#else
+SIMD_INLINE Vec<float> zip_lower(Vec<float> a, Vec<float> b) { return Vec<float>{a[0], b[0], a[1], b[1]}; }
+SIMD_INLINE Vec<float> zip_upper(Vec<float> a, Vec<float> b) { return Vec<float>{a[2], b[2], a[3], b[3]}; }
+SIMD_INLINE Vec<float> zip_lower_pairs(Vec<float> a, Vec<float> b) { return Vec<float>{a[0], a[1], b[0], b[1]}; }
+SIMD_INLINE Vec<float> zip_upper_pairs(Vec<float> a, Vec<float> b) { return Vec<float>{a[2], a[3], b[2], b[3]}; }
+#endif
+
+// Transposes every 4 x 4 block of v, a block being the four lanes of the same 16 bytes of all four vectors.
+SIMD_INLINE void transpose_blocks(Vec<float> (&v)[4]) {
+  const Vec<float> a = zip_lower(v[0], v[1]), b = zip_upper(v[0], v[1]);
+  const Vec<float> c = zip_lower(v[2], v[3]), d = zip_upper(v[2], v[3]);
+  v[0] = zip_lower_pairs(a, c);
+  v[1] = zip_upper_pairs(a, c);
+  v[2] = zip_lower_pairs(b, d);
+  v[3] = zip_upper_pairs(b, d);
+}
