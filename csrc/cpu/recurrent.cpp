@@ -180,6 +180,7 @@ struct GruUpdate {
 #define SIMD_BYTES 64
 #define SIMD_AVX512
 #define SIMD_BF16_PRODUCTS
+#define SIMD_BODY "recurrent_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \
                              apply_to = function)
@@ -189,18 +190,19 @@ struct GruUpdate {
 #endif
 namespace simd_bf16 {
 #include "vec.h"
-// After it:
-#include "recurrent_kernels.h"
+#include SIMD_BODY
 }  // namespace simd_bf16
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
+#undef SIMD_BODY
 #undef SIMD_BF16_PRODUCTS
 #undef SIMD_AVX512
 #undef SIMD_BYTES
 
+constexpr bool knows_bf16_products = true;
 bool has_bf16_products() {
   static const bool supported = __builtin_cpu_supports("avx512bf16");
   return supported && simd_level() == SimdLevel::avx512;
@@ -214,6 +216,7 @@ bool has_bf16_products() {
     }                                                 \
   } while (false)
 #else
+constexpr bool knows_bf16_products = false;
 bool has_bf16_products() { return false; }
 #define OPERAND_DISPATCH(E, call) SIMD_DISPATCH(call)
 #endif
@@ -223,8 +226,11 @@ template <class F>
 void dispatch(ScalarType t, const F& f) {
   if (t == ScalarType::Float) f(float(), float());
   if (t == ScalarType::Double) f(double(), double());
-  if (t == ScalarType::BFloat16) has_bf16_products() ? f(BFloat16(), BFloat16()) : f(BFloat16(), float());
   if (t == ScalarType::Half) f(Half(), float());
+  if (t != ScalarType::BFloat16) return;
+  if constexpr (knows_bf16_products)
+    if (has_bf16_products()) return f(BFloat16(), BFloat16());
+  f(BFloat16(), float());
 }
 
 // Arrays that share one piece of memory, each of which begins at a cache line.
@@ -315,7 +321,9 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return empty_output(like, sizes); }
+
+Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
 // The shape of a sequence with `width` values per row.
 std::vector<int64_t> sequence_shape(const Sequence& s, bool packed, int64_t width) {
@@ -364,10 +372,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Source& source, const T
   const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
   const int64_t features = source.input ? like.size(like.dim() - 1) : 0;
   keep = keep && reserve_count(kind) > 0;
-  Tensor output = empty_output(like, sequence_shape(sequence, packed, H), like.scalar_type());
-  Tensor h_n = torch::stable::new_empty(like, {B, H});
-  Tensor c_n = kind == Cell::lstm ? torch::stable::new_empty(like, {B, H}) : nothing(like);
-  Tensor reserve = keep ? empty_output(like, {N, reserve_count(kind) * H}, like.scalar_type()) : nothing(like);
+  Tensor output = empty(like, sequence_shape(sequence, packed, H));
+  Tensor h_n = empty(like, {B, H});
+  Tensor c_n = kind == Cell::lstm ? empty(like, {B, H}) : nothing(like);
+  Tensor reserve = keep ? empty(like, {N, reserve_count(kind) * H}) : nothing(like);
   if (N == 0) {
     torch::stable::copy_(h_n, h0);
     if (c0) torch::stable::copy_(c_n, *c0);
@@ -517,8 +525,8 @@ std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output, const Opt
   const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
   const int G = gate_count(kind);
   const int64_t features = input ? input->size(input->dim() - 1) : 0;
-  Tensor grad_h0 = torch::stable::new_empty(output, {B, H});
-  Tensor grad_c0 = kind == Cell::lstm ? torch::stable::new_empty(output, {B, H}) : nothing(output);
+  Tensor grad_h0 = empty(output, {B, H});
+  Tensor grad_c0 = kind == Cell::lstm ? empty(output, {B, H}) : nothing(output);
   dispatch(output.scalar_type(), [&](auto element, auto operand) {
     using T = decltype(element);
     using E = decltype(operand);
@@ -582,9 +590,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(OptionalTensor gra
       check_backward(grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, batch_sizes, kind);
   const int64_t H = sequence.hidden;
   Gradients grads;
-  grads.gates = empty_output(output, sequence_shape(sequence, batch_sizes.has_value(), gate_count(kind) * H),
-                             output.scalar_type());
-  if (kind == Cell::gru) grads.hidden_n = empty_output(output, {sequence.rows(), H}, output.scalar_type());
+  grads.gates = empty(output, sequence_shape(sequence, batch_sizes.has_value(), gate_count(kind) * H));
+  if (kind == Cell::gru) grads.hidden_n = empty(output, {sequence.rows(), H});
   auto [grad_h0, grad_c0] =
       backward(as_dense(grad_output), as_dense(grad_h_n), as_dense(grad_c_n), {}, as_dense(output), as_dense(reserve),
                as_dense(h0), as_dense(c0), {}, as_dense(weight_hh), sequence, kind, reverse, grads);
@@ -601,14 +608,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_lay
   const int64_t features = check_layer_input(input, weight_ih, sequence, batch_sizes.has_value(), output, kind);
   const int64_t H = sequence.hidden, rows = gate_count(kind) * H;
   Gradients grads;
-  if (need_input)
-    grads.input =
-        empty_output(output, sequence_shape(sequence, batch_sizes.has_value(), features), output.scalar_type());
+  if (need_input) grads.input = empty(output, sequence_shape(sequence, batch_sizes.has_value(), features));
   if (need_weights) {
-    grads.weight_ih = torch::stable::new_empty(output, {rows, features});
-    grads.weight_hh = torch::stable::new_empty(output, {rows, H});
-    grads.bias_ih = torch::stable::new_empty(output, {rows});
-    grads.bias_hh = torch::stable::new_empty(output, {rows});
+    grads.weight_ih = empty(output, {rows, features});
+    grads.weight_hh = empty(output, {rows, H});
+    grads.bias_ih = empty(output, {rows});
+    grads.bias_hh = empty(output, {rows});
   }
   auto [grad_h0, grad_c0] = backward(as_dense(grad_output), as_dense(grad_h_n), as_dense(grad_c_n), as_dense(input),
                                      as_dense(output), as_dense(reserve), as_dense(h0), as_dense(c0),

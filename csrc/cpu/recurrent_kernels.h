@@ -253,9 +253,9 @@ struct LstmStep {
 // From the gates before their activations, and the cell state before the step.
 template <class A>
 SIMD_INLINE LstmStep<A> lstm_step(Vec<A> i, Vec<A> f, Vec<A> g, Vec<A> o, Vec<A> c) {
-  LstmStep<A> s{sigmoid(i), sigmoid(f), tanh(g), sigmoid(o), c, c};
+  LstmStep<A> s{sigmoid<A>(i), sigmoid<A>(f), tanh<A>(g), sigmoid<A>(o), c, c};
   s.c = mul_add(s.f, c, s.i * s.g);
-  s.h = s.o * tanh(s.c);
+  s.h = s.o * tanh<A>(s.c);
   return s;
 }
 
@@ -281,8 +281,8 @@ struct GruStep {
 // From r and z before their activations, the two parts of n before its activation, and the state before the step.
 template <class A>
 SIMD_INLINE GruStep<A> gru_step(Vec<A> r, Vec<A> z, Vec<A> xn, Vec<A> hn, Vec<A> h) {
-  GruStep<A> s{sigmoid(r), sigmoid(z), h, hn, h};
-  s.n = tanh(mul_add(s.r, hn, xn));
+  GruStep<A> s{sigmoid<A>(r), sigmoid<A>(z), h, hn, h};
+  s.n = tanh<A>(mul_add(s.r, hn, xn));
   s.h = mul_add(s.z, h - s.n, s.n);
   return s;
 }
@@ -309,7 +309,7 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
   const int64_t H = job.hidden, at = b * job.stride + unit;
   V h;
   if constexpr (C == Cell::rnn_tanh) {
-    h = tanh(load(sum));
+    h = tanh<A>(load(sum));
   } else if constexpr (C == Cell::rnn_relu) {
     const V x = load(sum);
     h = x <= 0 ? V{} : x;
@@ -483,7 +483,7 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
     const LstmStep<A> v{
         read<Tail>(p, n), read<Tail>(p + H, n), read<Tail>(p + 2 * H, n), read<Tail>(p + 3 * H, n), {}, {}};
     const V before = read<Tail>((previous < 0 ? job.c0 + b * H : job.reserve + (previous * 5 + 4) * H) + unit, n);
-    const LstmGradients<A> d = lstm_gradients<A>(v, before, tanh(read<Tail>(p + 4 * H, n)), dh, load(job.dc + at));
+    const LstmGradients<A> d = lstm_gradients<A>(v, before, tanh<A>(read<Tail>(p + 4 * H, n)), dh, load(job.dc + at));
     store(job.dc + at, d.c);
     gates[0] = d.i;
     gates[1] = d.f;
@@ -681,7 +681,7 @@ SIMD_INLINE void update(const LstmUpdate<T>& job, int64_t group, int64_t j, int 
     write<Tail>(job.c_new + at, v.c, n);
     return;
   }
-  const LstmGradients<A> d = lstm_gradients<A>(v, c, tanh(v.c), read_or_zero<Tail>(job.grad_h, at, n),
+  const LstmGradients<A> d = lstm_gradients<A>(v, c, tanh<A>(v.c), read_or_zero<Tail>(job.grad_h, at, n),
                                                read_or_zero<Tail>(job.grad_c_new, at, n));
   T* const out = job.grad_gates + gate;
   write<Tail>(out, d.i, n);

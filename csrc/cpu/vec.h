@@ -100,7 +100,7 @@ SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
 #elif defined(SIMD_AVX2)
   return (Vec<float>)((VecType<float>::bits)_mm256_cvtepu16_epi32(v) << 16);
 #else
-  VecType<float>::bits wide;
+  VecType<float>::bits wide{};
   for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<uint32_t>(v[i]) << 16;
   return (Vec<float>)wide;
 #endif
@@ -128,7 +128,7 @@ SIMD_INLINE Vec<float> widen(Narrow v, Half) {
 #elif defined(SIMD_AVX2)
   return (Vec<float>)_mm256_cvtph_ps(v);
 #else
-  Vec<float> wide;
+  Vec<float> wide{};
   for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<float>(Half(v[i], Half::from_bits()));
   return wide;
 #endif
@@ -223,6 +223,40 @@ SIMD_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
+// v, but at least or at most `bound`; NaN stays NaN, which is why v is the second operand.
+#if defined(SIMD_AVX512)
+SIMD_INLINE Vec<float> at_least(Vec<float> v, Vec<float> bound) {
+  return (Vec<float>)_mm512_maskz_max_ps(all_lanes, (__m512)bound, (__m512)v);
+}
+SIMD_INLINE Vec<float> at_most(Vec<float> v, Vec<float> bound) {
+  return (Vec<float>)_mm512_maskz_min_ps(all_lanes, (__m512)bound, (__m512)v);
+}
+SIMD_INLINE Vec<double> at_least(Vec<double> v, Vec<double> bound) {
+  return (Vec<double>)_mm512_maskz_max_pd(static_cast<__mmask8>(all_lanes), (__m512d)bound, (__m512d)v);
+}
+SIMD_INLINE Vec<double> at_most(Vec<double> v, Vec<double> bound) {
+  return (Vec<double>)_mm512_maskz_min_pd(static_cast<__mmask8>(all_lanes), (__m512d)bound, (__m512d)v);
+}
+#elif defined(SIMD_AVX2)
+SIMD_INLINE Vec<float> at_least(Vec<float> v, Vec<float> bound) {
+  return (Vec<float>)_mm256_max_ps((__m256)bound, (__m256)v);
+}
+SIMD_INLINE Vec<float> at_most(Vec<float> v, Vec<float> bound) {
+  return (Vec<float>)_mm256_min_ps((__m256)bound, (__m256)v);
+}
+SIMD_INLINE Vec<double> at_least(Vec<double> v, Vec<double> bound) {
+  return (Vec<double>)_mm256_max_pd((__m256d)bound, (__m256d)v);
+}
+SIMD_INLINE Vec<double> at_most(Vec<double> v, Vec<double> bound) {
+  return (Vec<double>)_mm256_min_pd((__m256d)bound, (__m256d)v);
+}
+#else
+SIMD_INLINE Vec<float> at_least(Vec<float> v, Vec<float> bound) { return v < bound ? bound : v; }
+SIMD_INLINE Vec<float> at_most(Vec<float> v, Vec<float> bound) { return v > bound ? bound : v; }
+SIMD_INLINE Vec<double> at_least(Vec<double> v, Vec<double> bound) { return v < bound ? bound : v; }
+SIMD_INLINE Vec<double> at_most(Vec<double> v, Vec<double> bound) { return v > bound ? bound : v; }
+#endif
+
 // Sum of all lanes, by halves.
 template <class A>
 SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
@@ -260,13 +294,12 @@ SIMD_INLINE Vec<float> to_float(VecType<float>::bits v) {
 
 // The 64-bit products of the lanes' lower 32 bits; the upper ones do not matter.
 SIMD_INLINE VecType<double>::bits multiply_lower(VecType<double>::bits a, VecType<double>::bits b) {
-  typedef VecType<double>::bits Bits;
 #if defined(SIMD_AVX512)
-  return (Bits)_mm512_maskz_mul_epu32(static_cast<__mmask8>(all_lanes), (__m512i)a, (__m512i)b);
+  return (VecType<double>::bits)_mm512_maskz_mul_epu32(static_cast<__mmask8>(all_lanes), (__m512i)a, (__m512i)b);
 #elif defined(SIMD_AVX2)
-  return (Bits)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+  return (VecType<double>::bits)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
-  return (Bits)_mm_mul_epu32((__m128i)a, (__m128i)b);
+  return (VecType<double>::bits)_mm_mul_epu32((__m128i)a, (__m128i)b);
 #else
   return (a & 0xffffffff) * (b & 0xffffffff);
 #endif

@@ -1,66 +1,88 @@
-// Elementary functions of vectors.  Float errors are given in ulp of the result; double goes through the C library, lane
-// by lane.  Included after vec.h, once per SIMD level; no include guard.
+// Elementary functions of vectors; errors are in ulp of the result.
+// Included after vec.h, once per SIMD level; no include guard.
 
 // c[0] + c[1] x + c[2] x^2 + ...
-template <int N>
-SIMD_INLINE Vec<float> polynomial(Vec<float> x, const float (&c)[N]) {
-  Vec<float> p = splat(c[N - 1]);
+template <class A, int N>
+SIMD_INLINE Vec<A> polynomial(typename VecType<A>::type x, const A (&c)[N]) {
+  Vec<A> p = splat(c[N - 1]);
   for (int k = N - 2; k >= 0; --k) p = mul_add(p, x, splat(c[k]));
   return p;
 }
 
-// v * 2^n for |n| < 250, with gradual underflow and overflow.
-SIMD_INLINE Vec<float> scale_by_power(Vec<float> v, Vec<float> n) {
+template <class A>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float lowest = -105, highest = 90;  // beyond, e^x is 0 or infinite
+  static constexpr float round = 0x1.8p23f;            // what is added to it is rounded to an integer
+  static constexpr float ln2_upper = 0x1.62e4p-1f, ln2_lower = 0x1.7f7d1cp-20f;  // 150 ln2_upper is exact
+  // Minimax for (e^r - 1 - r) / r^2.
+  static constexpr float q[] = {0.5f, 0x1.555556p-3f, 0x1.5554e4p-5f, 0x1.11114ep-7f, 0x1.6d48d4p-10f, 0x1.a07488p-13f};
+  static constexpr int exponent_bias = 127, mantissa_bits = 23;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double lowest = -746, highest = 710;
+  static constexpr double round = 0x1.8p52;
+  static constexpr double ln2_upper = 0x1.62e42feep-1, ln2_lower = 0x1.a39ef35793c76p-33;
+  // Taylor: 1 / (k + 2)!.
+  static constexpr double q[] = {1. / 2,         1. / 6,          1. / 24,         1. / 120,     1. / 720,
+                                 1. / 5040,      1. / 40320,      1. / 362880,     1. / 3628800, 1. / 39916800,
+                                 1. / 479001600, 1. / 6227020800, 1. / 87178291200};
+  static constexpr int exponent_bias = 1023, mantissa_bits = 52;
+};
+
+// 2^n for an integer n whose result is normal.
+template <class A>
+SIMD_INLINE Vec<A> power_of_two(typename VecType<A>::type n) {
+  typedef ExpConstants<A> C;
+  return (Vec<A>)(((typename VecType<A>::bits)(n + C::round) + C::exponent_bias) << C::mantissa_bits);
+}
+
+// v * 2^n, with gradual underflow and overflow.
+SIMD_INLINE Vec<float> scale(Vec<float> v, Vec<float> n) {
 #if defined(SIMD_AVX512)
   return (Vec<float>)_mm512_maskz_scalef_ps(all_lanes, (__m512)v, (__m512)n);
 #else
-  typedef VecType<float>::index Index;
-  const Index whole = __builtin_convertvector(n, Index), half = whole >> 1;
-  return v * (Vec<float>)((half + 127) << 23) * (Vec<float>)((whole - half + 127) << 23);
+  const Vec<float> half = (0.5f * n + ExpConstants<float>::round) - ExpConstants<float>::round;
+  return v * power_of_two<float>(half) * power_of_two<float>(n - half);
+#endif
+}
+SIMD_INLINE Vec<double> scale(Vec<double> v, Vec<double> n) {
+#if defined(SIMD_AVX512)
+  return (Vec<double>)_mm512_maskz_scalef_pd(static_cast<__mmask8>(all_lanes), (__m512d)v, (__m512d)n);
+#else
+  const Vec<double> half = (0.5 * n + ExpConstants<double>::round) - ExpConstants<double>::round;
+  return v * power_of_two<double>(half) * power_of_two<double>(n - half);
 #endif
 }
 
 template <class A>
 struct Exponential {
-  Vec<A> exp;            // e^x
-  Vec<A> expm1;          // e^x - 1
-  Vec<A> expm1_minus_x;  // e^x - 1 - x, never negative
+  Vec<A> exp;            // e^x; 1 ulp
+  Vec<A> expm1;          // e^x - 1; 2 ulp
+  Vec<A> expm1_minus_x;  // e^x - 1 - x, never negative; 4 ulp
 };
 
-// None of the three cancels: all have a few ulp wherever they are finite and normal.
-SIMD_INLINE Exponential<float> exponential(Vec<float> x) {
-  typedef Vec<float> V;
-  // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r), minimax.  Beyond the bounds e^x is 0 or infinite.
-  V bounded = x < -105.0f ? splat(-105.0f) : x;
-  bounded = bounded > 90.0f ? splat(90.0f) : bounded;
-  const V round = splat(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to an integer
-  const V n = mul_add(bounded, splat(1.44269504f), round) - round;
-  // n times the upper part of ln 2 is exact.
-  V r = mul_add(n, splat(-0x1.62e4p-1f), bounded);
-  r = mul_add(n, splat(-0x1.7f7d1cp-20f), r);
-  const V rest = r * r * polynomial(r, {0.5f, 0x1.555556p-3f, 0x1.5554e4p-5f, 0x1.11114ep-7f, 0x1.6d48d4p-10f,
-                                        0x1.a07488p-13f});
+// None of the three cancels, wherever x is.
+template <class A>
+SIMD_INLINE Exponential<A> exponential(typename VecType<A>::type x) {
+  typedef ExpConstants<A> C;
+  typedef Vec<A> V;
+  // x = n ln 2 + r with |r| <= ln 2 / 2, and e^r = 1 + r + r^2 q(r).
+  const V bounded = at_most(at_least(x, splat(C::lowest)), splat(C::highest));
+  const V n = mul_add(bounded, splat(A(1.4426950408889634)), splat(C::round)) - C::round;
+  const V r = mul_add(n, splat(-C::ln2_lower), mul_add(n, splat(-C::ln2_upper), bounded));
+  const V rest = r * r * polynomial<A>(r, C::q);
   const V y = r + rest;
-  Exponential<float> e;
-  e.exp = scale_by_power(1 + y, n);
+  Exponential<A> e;
+  e.exp = scale(1 + y, n);
   // For n in {-1, 0, 1}, from the parts; elsewhere the plain differences lose nothing.
-  const V power = 1 + n * mul_add(n, splat(0.25f), splat(0.75f));  // 2^n
-  const V constant = mul_add(n, splat(-0.693147181f), power - 1);
+  const V power = 1 + n * mul_add(n, splat(A(0.25)), splat(A(0.75)));  // 2^n
+  const V constant = mul_add(n, splat(A(-0.6931471805599453)), power - 1);
   const auto is_near = n * n < 2;
   e.expm1 = is_near ? mul_add(power, y, power - 1) : e.exp - 1;
   e.expm1_minus_x = is_near ? mul_add(power, rest, mul_add(power - 1, r, constant)) : e.expm1 - x;
-  return e;
-}
-SIMD_INLINE Exponential<double> exponential(Vec<double> x) {
-  Exponential<double> e;
-  for (int i = 0; i < lanes<double>; ++i) {
-    const double v = x[i];
-    e.exp[i] = std::exp(v);
-    e.expm1[i] = std::expm1(v);
-    double series = 1;
-    for (int k = 16; k > 2; --k) series = 1 + series * v / k;
-    e.expm1_minus_x[i] = v > -0.5 && v < 0.5 ? 0.5 * v * v * series : e.expm1[i] - v;
-  }
   return e;
 }
 
@@ -72,8 +94,8 @@ SIMD_INLINE Vec<float> log(Vec<float> x) {
   const Index from_two_thirds = (Index)x - 0x3f2aaaab;
   const V n = __builtin_convertvector(from_two_thirds >> 23, V);
   const V f = (V)((from_two_thirds & 0x7fffff) + 0x3f2aaaab) - 1;
-  const V p = polynomial(f, {0x1.55550cp-2f, -0x1.fffe5ap-3f, 0x1.99ce94p-3f, -0x1.55b886p-3f, 0x1.1eeb88p-3f,
-                             -0x1.f02a78p-4f, 0x1.1e14c2p-3f, -0x1.0e51aep-3f});
+  const V p = polynomial<float>(f, {0x1.55550cp-2f, -0x1.fffe5ap-3f, 0x1.99ce94p-3f, -0x1.55b886p-3f, 0x1.1eeb88p-3f,
+                                    -0x1.f02a78p-4f, 0x1.1e14c2p-3f, -0x1.0e51aep-3f});
   const V square = f * f;
   return mul_add(n, splat(0.693147181f), mul_add(square, mul_add(f, p, splat(-0.5f)), f));
 }
@@ -81,63 +103,12 @@ SIMD_INLINE Vec<float> log(Vec<float> x) {
 // sin x and cos x for |x| <= pi / 4; 1 ulp.
 SIMD_INLINE Vec<float> sin_first_octant(Vec<float> x) {
   const Vec<float> s = x * x;
-  return mul_add(x * s, polynomial(s, {-0x1.555546p-3f, 0x1.11075cp-7f, -0x1.994cfep-13f}), x);
+  return mul_add(x * s, polynomial<float>(s, {-0x1.555546p-3f, 0x1.11075cp-7f, -0x1.994cfep-13f}), x);
 }
 SIMD_INLINE Vec<float> cos_first_octant(Vec<float> x) {
   const Vec<float> s = x * x;
-  return mul_add(s * s, polynomial(s, {0x1.55554ap-5f, -0x1.6c0c86p-10f, 0x1.9a00d8p-16f}), mul_add(s, splat(-0.5f), splat(1.0f)));
-}
-
-// e^x - 1 for 0 <= x <= 40; 2 ulp.
-SIMD_INLINE Vec<float> expm1_of_positive(Vec<float> x) {
-  typedef Vec<float> V;
-  typedef VecType<float>::bits Bits;
-  // As in exponential(), but 2^n is made of the bits of what rounded n.
-  const V round = splat(12582912.0f), rounded = mul_add(x, splat(1.44269504f), round), n = rounded - round;
-  V r = mul_add(n, splat(-0x1.62e4p-1f), x);
-  r = mul_add(n, splat(-0x1.7f7d1cp-20f), r);
-  const V y = mul_add(r * r,
-                      polynomial(r, {0.5f, 0x1.555556p-3f, 0x1.5554e4p-5f, 0x1.11114ep-7f, 0x1.6d48d4p-10f,
-                                     0x1.a07488p-13f}),
-                      r);
-  const V power = (V)(((Bits)rounded << 23) + 0x3f800000);
-  return mul_add(power, y, power - 1);
-}
-
-// e^x = 2^n (1 + y), |y| <= 0.42, for |x| < 1000.
-struct ReducedExponential {
-  Vec<double> n, y;
-};
-SIMD_INLINE ReducedExponential reduced_exponential(Vec<double> x) {
-  typedef Vec<double> V;
-  const V round = splat(6755399441055744.0);  // 1.5 * 2^52
-  const V n = mul_add(x, splat(0x1.71547652b82fep+0), round) - round;
-  V r = mul_add(n, splat(-0x1.62e42feep-1), x);  // exact
-  r = mul_add(n, splat(-0x1.a39ef35793c76p-33), r);
-  // (e^r - 1 - r) / r^2 by Taylor's series: the first term left out is 3e-17 of the first one.
-  V q = splat(1 / 6227020800.0);
-  for (double c : {1 / 479001600.0, 1 / 39916800.0, 1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0, 1 / 720.0,
-                   1 / 120.0, 1 / 24.0, 1 / 6.0, 1 / 2.0})
-    q = mul_add(q, r, splat(c));
-  return {n, mul_add(r * r, q, r)};
-}
-// 2^n for integers n, |n| < 1000.
-SIMD_INLINE Vec<double> power_of_two(Vec<double> n) {
-  typedef VecType<double>::bits Bits;
-  return (Vec<double>)(((Bits)(n + 6755399441055744.0) + 1023) << 52);
-}
-SIMD_INLINE Vec<double> expm1_of_positive(Vec<double> x) {
-  const ReducedExponential e = reduced_exponential(x);
-  const Vec<double> power = power_of_two(e.n);
-  return mul_add(power, e.y, power - 1);
-}
-
-SIMD_INLINE Vec<float> exp_of_negative(Vec<float> x) { return exponential(x).exp; }
-SIMD_INLINE Vec<double> exp_of_negative(Vec<double> x) {
-  const ReducedExponential e = reduced_exponential(x < -750.0 ? splat(-750.0) : x);
-  const auto half = e.n < -500.0;  // in two factors, for gradual underflow
-  const Vec<double> first = half ? splat(-500.0) : e.n;
-  return (1 + e.y) * power_of_two(first) * power_of_two(e.n - first);
+  return mul_add(s * s, polynomial<float>(s, {0x1.55554ap-5f, -0x1.6c0c86p-10f, 0x1.9a00d8p-16f}),
+                 mul_add(s, splat(-0.5f), splat(1.0f)));
 }
 
 template <class A>
@@ -146,22 +117,24 @@ SIMD_INLINE Vec<A> absolute(typename VecType<A>::type x) {
   return (Vec<A>)((Bits)x & ((Bits{} - 1) >> 1));
 }
 
-// 1 / (1 + e^-x); 2 ulp, also of the small results on the negative side.
+// 1 / (1 + e^-x); 2 ulp, also where it is small.
 template <class A>
-SIMD_INLINE Vec<A> sigmoid_of(Vec<A> x, Vec<A> e) {
+SIMD_INLINE Vec<A> sigmoid(typename VecType<A>::type x) {
+  const Vec<A> e = exponential<A>(-absolute<A>(x)).exp;
   return (x < 0 ? e : splat(A(1))) / (1 + e);
 }
-SIMD_INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x, exp_of_negative(-absolute<float>(x))); }
-SIMD_INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x, exp_of_negative(-absolute<double>(x))); }
 
 // 2 ulp; keeps the sign of a zero.
 template <class A>
-SIMD_INLINE Vec<A> tanh_of(typename VecType<A>::type x) {
+SIMD_INLINE Vec<A> tanh(typename VecType<A>::type x) {
+  typedef ExpConstants<A> C;
   typedef Vec<A> V;
   typedef typename VecType<A>::bits Bits;
-  const V magnitude = absolute<A>(x), twice = magnitude + magnitude;
-  const V e = expm1_of_positive(twice > 40 ? splat(A(40)) : twice);
+  // (e^2x - 1) / (e^2x + 1) for positive x, where e^2x - 1 = 2^n (1 + y) - 1 does not cancel.
+  const V magnitude = absolute<A>(x), twice = at_most(magnitude + magnitude, splat(A(40)));
+  const V n = mul_add(twice, splat(A(1.4426950408889634)), splat(C::round)) - C::round;
+  const V r = mul_add(n, splat(-C::ln2_lower), mul_add(n, splat(-C::ln2_upper), twice));
+  const V y = mul_add(r * r, polynomial<A>(r, C::q), r), power = power_of_two<A>(n);
+  const V e = mul_add(power, y, power - 1);
   return (V)((Bits)(e / (e + 2)) | ((Bits)x ^ (Bits)magnitude));
 }
-SIMD_INLINE Vec<float> tanh(Vec<float> x) { return tanh_of<float>(x); }
-SIMD_INLINE Vec<double> tanh(Vec<double> x) { return tanh_of<double>(x); }

@@ -499,8 +499,8 @@ def loop_over_images(layer, x, hx):
 def test_convlstm_equals_a_loop(backend, kernel_size):
     for layers, bias, given in itertools.product((1, 2), (False, True), (False, True)):
         layer = nn.ConvLSTM2d(3, 4, kernel_size, layers, bias=bias).double()
-        x = torch.randn(5, 2, 3, 6, 7, dtype=torch.float64)
-        hx = torch.randn(2, layers, 2, 4, 6, 7, dtype=torch.float64).unbind() if given else None
+        x = torch.randn(3, 2, 3, 4, 5, dtype=torch.float64)
+        hx = torch.randn(2, layers, 2, 4, 4, 5, dtype=torch.float64).unbind() if given else None
         results = []
         for function in (layer, lambda x, hx, layer=layer: loop_over_images(layer, x, hx)):
             leaf = x.clone().requires_grad_()
