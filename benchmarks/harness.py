@@ -16,7 +16,7 @@ import genimg_fast as gf
 from genimg_fast import _native
 
 OURS = "genimg_fast"
-PEERS = ("eager", "inplace", "compile")
+PEERS = ("eager", "inplace", "compile", "diffusers")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

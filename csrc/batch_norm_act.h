@@ -1,20 +1,8 @@
 #pragma once
 // Host side of batch_norm_act that CPU and CUDA share: argument checks and the one description of memory layout.
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/MemoryFormat.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <cstdint>
-#include <optional>
+#include "tensor.h"
 
 namespace genimg_fast {
-
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 enum class Activation : int { identity = 0, relu = 1, leaky_relu = 2 };
 
@@ -74,13 +62,6 @@ inline Geometry geometry(const Tensor& t, MemoryFormat format) {
   return {t.size(0) * spatial, t.size(1), 1};
 }
 
-inline bool is_supported(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;
-}
-
-// Parameters and statistics: float64 beside float64 data, float32 beside everything else.
-inline ScalarType statistics_type(ScalarType t) { return t == ScalarType::Double ? t : ScalarType::Float; }
-
 inline Activation check_activation(int64_t activation) {
   STD_TORCH_CHECK(activation >= 0 && activation <= 2,
                   "batch_norm_act: activation must be 0 (identity), 1 (relu) or 2 (leaky_relu), got ", activation);
@@ -122,11 +103,6 @@ inline Tensor zeros_per_channel(const Tensor& input) {
   Tensor zeros = torch::stable::new_empty(input, {input.size(1)}, statistics_type(input.scalar_type()));
   torch::stable::zero_(zeros);
   return zeros;
-}
-
-template <class T>
-const T* data_or_null(const OptionalTensor& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
 }  // namespace genimg_fast

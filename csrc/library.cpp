@@ -38,6 +38,21 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "Tensor mean, Tensor invstd, bool training, int activation, float negative_slope, "
       "bool need_input, bool need_residual) "
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  // z = mu + exp(logvar / 2) * noise and the KL divergence of N(mu, exp(logvar)) from the prior (N(0, 1) without one),
+  // per sample or per element.  Exactly one of noise and seed is given; seed is a 0-dimensional int64 tensor.  Every
+  // other tensor has mu's shape.  logvar is clamped first; -inf and inf switch that off, free_bits = 0 the lower bound
+  // of each element's divergence.
+  m.def(
+      "reparameterize_kl(Tensor mu, Tensor logvar, Tensor? noise, Tensor? seed, Tensor? prior_mu, "
+      "Tensor? prior_logvar, float logvar_min, float logvar_max, float free_bits, bool per_element) "
+      "-> (Tensor z, Tensor kl)");
+  // Its gradients, with the noise generated again.  grad_z and grad_kl: None is zero.
+  // A gradient that is not needed comes back as an empty tensor; grad_mu and grad_logvar are always computed.
+  m.def(
+      "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor? noise, "
+      "Tensor? seed, Tensor? prior_mu, Tensor? prior_logvar, float logvar_min, float logvar_max, float free_bits, "
+      "bool per_element, bool need_noise, bool need_prior) "
+      "-> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_noise, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
 
   // One recurrent layer in one direction (cell: 0 tanh RNN, 1 relu RNN, 2 GRU, 3 LSTM) over all steps, from the
   // projected input: gates is (T, B, G*H), or (N, G*H) with batch_sizes, the rows of each step as in PackedSequence.

@@ -22,3 +22,15 @@ def test_benchmark_prints_its_table_and_writes_its_figures(tmp_path):
     assert set(row["seconds"]) == {"genimg_fast", "eager", "inplace"}
     assert row["must_move"] == 3 * 4 * 8 * 3 * 33 * 65
     assert all(value > 0 for value in [*row["seconds"].values(), *row["peak_bytes"].values()])
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
+def test_vae_evaluation_runs_and_can_fail(tmp_path):
+    command = [sys.executable, "benchmarks/eval_vae.py", "--steps", "3", "--out", tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 1, result.stderr  # three steps teach nothing
+    assert "FAIL: samples are of the requested class in at least 90%" in result.stdout
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "reconstructions.png", "samples.png", "class-samples.png",
+        "interpolation.png", "interpolation.gif", "latent.png",
+    }  # fmt: skip

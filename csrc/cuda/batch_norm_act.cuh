@@ -4,7 +4,7 @@
 // Three template parameters describe how a kernel reads: T, the element; V, elements per access (16 bytes, or 1 when
 // sizes or addresses are odd); A, channels per access: 1, or V where channels are the fastest dimension.
 // Everything else about the layout is run-time data in a Tiling.  The activation is too: these kernels wait for memory.
-#include "gpu.cuh"
+#include "common.cuh"
 
 namespace genimg_fast::cuda {
 
@@ -14,68 +14,7 @@ constexpr int kMaxGroup = 64;        // channels in a tile of a kernel that redu
 constexpr int kMaxPartials = 512;    // per-thread or per-warp partial results in one block
 constexpr int64_t kMaxRun = (int64_t{1} << 32) - kOnChipThreads;
 
-// ---- Element types --------------------------------------------------------------------------------------------------
-
-template <class T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <class T>
-using Accumulator = typename AccumulatorOf<T>::type;
-
-// What one access moves, as a type that stays packed in registers.
-template <int bytes>
-struct RawOf;
-template <>
-struct RawOf<16> {
-  using type = uint4;
-};
-template <>
-struct RawOf<8> {
-  using type = unsigned long long;
-};
-template <>
-struct RawOf<4> {
-  using type = unsigned;
-};
-template <>
-struct RawOf<2> {
-  using type = unsigned short;
-};
-template <class T, int V>
-using Raw = typename RawOf<sizeof(T) * V>::type;
-
-template <class T, int V>
-__device__ __forceinline__ Raw<T, V> load(const T* p) {
-  return __ldg(reinterpret_cast<const Raw<T, V>*>(p));
-}
-
-template <class T, int V>
-__device__ __forceinline__ void unpack(Raw<T, V> raw, Accumulator<T> (&values)[V]) {
-  T elements[V];
-  memcpy(elements, &raw, sizeof raw);
-#pragma unroll
-  for (int j = 0; j < V; ++j) values[j] = gpu::convert<Accumulator<T>>(elements[j]);
-}
-
-template <class T, int V>
-__device__ __forceinline__ Raw<T, V> pack(const Accumulator<T> (&values)[V]) {
-  T elements[V];
-#pragma unroll
-  for (int j = 0; j < V; ++j) elements[j] = gpu::convert<T>(values[j]);
-  Raw<T, V> raw;
-  memcpy(&raw, elements, sizeof raw);
-  return raw;
-}
-
-template <class T, int V>
-__device__ __forceinline__ void store(T* p, Raw<T, V> raw) {
-  *reinterpret_cast<Raw<T, V>*>(p) = raw;
-}
+// ---- Arithmetic -----------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double square_root(double x) { return sqrt(x); }
@@ -345,19 +284,6 @@ __device__ __forceinline__ void stage(const Tiling& tiling, const Meeting<Acc>& 
     pair.y = total[k].b;
     meeting.staged[channel * tiling.slices + slice] = pair;
   }
-}
-
-// True in all threads of the block that comes last of its tile's; what the others staged is visible to it.
-__device__ __forceinline__ bool is_last_block(const Tiling& tiling, unsigned* arrived) {
-  SHARED(bool, last, );
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(arrived, 1u) + 1 == static_cast<unsigned>(tiling.slices);
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
 }
 
 // Waits until all blocks of the tile have staged their part; they must be resident together.
@@ -680,7 +606,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   combine_block<Moments, A>(tiling, moments, total);
   if (tiling.slices > 1) {
     stage(tiling, meeting, tile, slice, total);
-    if (!is_last_block(tiling, meeting.arrived + tile)) return;
+    if (!is_last_block(meeting.arrived + tile, tiling.slices)) return;
     combine_staged<Moments, V>(tiling, meeting, tile, total);
   }
   finish_statistics(tiling, args, tile, true, total);
@@ -760,7 +686,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   combine_block<Sums, A>(tiling, gradients.sums, total);
   if (tiling.slices > 1) {
     stage(tiling, meeting, tile, slice, total);
-    if (!is_last_block(tiling, meeting.arrived + tile)) return;
+    if (!is_last_block(meeting.arrived + tile, tiling.slices)) return;
     combine_staged<Sums, V>(tiling, meeting, tile, total);
   }
   store_parameter_gradients(tiling, args, tile, total);

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace genimg_fast::cuda {
+#include "device.h"
 
-enum class DType : int { float32, float64, bfloat16, float16 };
+namespace genimg_fast::cuda {
 
 // How a batch statistic is computed; `automatic` leaves the choice to the policy in batch_norm_act.cu.
 enum class Method : int {
@@ -16,17 +16,6 @@ enum class Method : int {
   block,  // one block holds all data of a channel tile on chip: the input is read once
   group,  // several blocks, all resident, hold a channel tile together: likewise
 };
-
-struct DeviceFacts {
-  int multiprocessors;
-  int shared_bytes_per_block;  // the most that a block can opt in to
-  bool cooperative_launch;
-};
-
-// Of a CUDA device; asked once, then remembered.
-int device_facts(int device, DeviceFacts* facts);
-
-const char* error_string(int code);
 
 // Element i of channel c in group o lies at (o * channels + c) * inner + i.
 struct BatchNormActShape {

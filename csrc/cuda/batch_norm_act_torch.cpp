@@ -9,48 +9,22 @@
 
 #include "../batch_norm_act.h"
 #include "cuda/batch_norm_act.h"
-#include "stream.h"
+#include "host.h"
 
 namespace genimg_fast {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
 
-void check_cuda(int error, const char* what) {
-  STD_TORCH_CHECK(error == 0, "batch_norm_act: ", what, " failed: ", cuda::error_string(error), " (CUDA error ", error,
-                  ")");
-}
-
-cuda::DType dtype_of(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return cuda::DType::float64;
-    case ScalarType::BFloat16:
-      return cuda::DType::bfloat16;
-    case ScalarType::Half:
-      return cuda::DType::float16;
-    default:
-      return cuda::DType::float32;
-  }
-}
+constexpr char kFamily[] = "batch_norm_act";
 
 cuda::BatchNormActShape shape_of(const Tensor& t, MemoryFormat format) {
   const Geometry g = geometry(t, format);
   return {dtype_of(t), g.outer, g.channels, g.inner};
 }
 
-cuda::DeviceFacts facts_of(const Tensor& t) {
-  cuda::DeviceFacts facts;
-  check_cuda(cuda::device_facts(t.get_device_index(), &facts), "asking for device properties");
-  return facts;
-}
-
 Tensor empty_data(const Tensor& like, MemoryFormat format) {
   return torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
-}
-
-Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::empty({size}, dtype, std::nullopt, like.device());
 }
 
 Tensor empty_per_channel(const Tensor& input) {
@@ -101,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
   }
 
   const cuda::BatchNormActShape shape = shape_of(x, format);
-  const cuda::DeviceFacts facts = facts_of(x);
+  const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::BatchNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(dense),
                                        data_or_null<void>(weight),
@@ -118,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
   const size_t bytes = cuda::batch_norm_act_train_workspace(shape, call, facts, method());
   const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(cuda::batch_norm_act_train(shape, call, facts, method(), workspace.mutable_data_ptr(), stream),
+  check_cuda(cuda::batch_norm_act_train(shape, call, facts, method(), workspace.mutable_data_ptr(), stream), kFamily,
              "launching the training forward");
   return {output, mean, invstd};
 }
@@ -164,7 +138,7 @@ Tensor eval(const Tensor& input, const OptionalTensor& residual, const OptionalT
                                        static_cast<int>(activation),
                                        negative_slope};
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(cuda::batch_norm_act_eval(shape_of(x, format), call, stream), "launching the evaluation forward");
+  check_cuda(cuda::batch_norm_act_eval(shape_of(x, format), call, stream), kFamily, "launching the evaluation forward");
   return output;
 }
 
@@ -194,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   }
 
   const cuda::BatchNormActShape shape = shape_of(x, format);
-  const cuda::DeviceFacts facts = facts_of(x);
+  const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::BatchNormActBackward call{grad.const_data_ptr(),
                                         x.const_data_ptr(),
                                         data_or_null<void>(dense),
@@ -212,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   const size_t bytes = cuda::batch_norm_act_backward_workspace(shape, call, facts, method());
   const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(cuda::batch_norm_act_backward(shape, call, facts, method(), workspace.mutable_data_ptr(), stream),
+  check_cuda(cuda::batch_norm_act_backward(shape, call, facts, method(), workspace.mutable_data_ptr(), stream), kFamily,
              "launching the backward");
   return {grad_input, grad_residual, grad_weight, grad_bias};
 }

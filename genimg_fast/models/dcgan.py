@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from genimg_fast import nn
+from genimg_fast._evaluating import evaluating
+from genimg_fast.models.common import check_sizes
 from genimg_fast.models.registry import register_model
 
 
@@ -18,12 +20,6 @@ def _init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.BatchNorm2d):
         nn.init.normal_(module.weight, 1.0, 0.02)
         nn.init.zeros_(module.bias)
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
 
 
 class DCGANGenerator(nn.Module):
@@ -47,7 +43,7 @@ class DCGANGenerator(nn.Module):
 
     def __init__(self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
         super().__init__()
-        _check_sizes(z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
+        check_sizes(z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
         self.z_dim = z_dim
         self.image_size = 4 * 2**n_blocks
 
@@ -107,13 +103,8 @@ class DCGANGenerator(nn.Module):
         weight = next(self.parameters())
         device = weight.device if generator is None else generator.device
         z = torch.randn(n, self.z_dim, generator=generator, device=device).to(weight)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             return self(z)
-        finally:
-            for module, training in modes:
-                module.training = training
 
 
 class DCGANDiscriminator(nn.Module):
@@ -136,7 +127,7 @@ class DCGANDiscriminator(nn.Module):
 
     def __init__(self, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
         super().__init__()
-        _check_sizes(c_dim=c_dim, channels=channels, n_blocks=n_blocks)
+        check_sizes(c_dim=c_dim, channels=channels, n_blocks=n_blocks)
         self.c_dim = c_dim
         self.image_size = 4 * 2**n_blocks
 

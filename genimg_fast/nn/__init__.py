@@ -2,7 +2,8 @@
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
 submodule is there. ``BatchNorm1d/2d/3d``, ``Sequential``, ``RNN``, ``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell``
-run on the fused operators; ``BatchNormAct1d/2d/3d`` and ``ConvLSTM2d`` are new.
+run on the fused operators; ``BatchNormAct1d/2d/3d``, ``ConvLSTM2d``, ``GaussianReparameterization`` and
+``DiagonalGaussian`` are new.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from genimg_fast.nn.recurrent import (
     GRUCell as GRUCell,
     LSTMCell as LSTMCell,
 )
+from genimg_fast.nn.reparameterize_kl import DiagonalGaussian, GaussianReparameterization
 from genimg_fast.nn.sequential import Sequential as Sequential
 
 __all__ = [
@@ -42,6 +44,8 @@ __all__ = [
     "BatchNormAct2d",
     "BatchNormAct3d",
     "ConvLSTM2d",
+    "DiagonalGaussian",
+    "GaussianReparameterization",
 ]
 
 

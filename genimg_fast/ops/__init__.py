@@ -13,6 +13,7 @@ from genimg_fast.ops.recurrent import (
     rnn,
     rnn_reference,
 )
+from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
 __all__ = [
     "batch_norm_act",
@@ -25,6 +26,9 @@ __all__ = [
     "lstm_cell_update",
     "lstm_cell_update_reference",
     "lstm_reference",
+    "normal_from_seed",
+    "reparameterize_kl",
+    "reparameterize_kl_reference",
     "rnn",
     "rnn_reference",
 ]

@@ -11,10 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from genimg_fast import _native
+from genimg_fast.ops._dispatch import (
+    PLAIN_TENSORS,
+    TRANSFORMED,
+    describe_paths,
+    find_kernels,
+    is_transformed,
+    why_unavailable,
+)
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
 _NAMES = list(ACTIVATIONS)
@@ -155,14 +161,10 @@ def _is_faster_on_torch(input: Tensor) -> bool:
     )
 
 
-# Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
-_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
-
 _BAD_INPUT = "the arguments are not valid"
-_TRANSFORMED = "the call is being transformed or exported"
 _EMPTY = "the input is empty"
 # Even with backend "native" these go to PyTorch, which raises the error users know or has nothing to compute.
-_LEFT_TO_TORCH = (_BAD_INPUT, _TRANSFORMED, _EMPTY)
+_LEFT_TO_TORCH = (_BAD_INPUT, TRANSFORMED, _EMPTY)
 
 
 def _is_constant(statistics: Tensor | None) -> bool:
@@ -191,13 +193,13 @@ def _is_plain_call(
     return (
         type(input) is Tensor
         and (residual is None or type(residual) is Tensor)
-        and (weight is None or type(weight) in _PLAIN_TENSORS)
-        and (bias is None or type(bias) in _PLAIN_TENSORS)
+        and (weight is None or type(weight) in PLAIN_TENSORS)
+        and (bias is None or type(bias) in PLAIN_TENSORS)
         and (input.is_cpu or input.is_cuda)
         and input.dim() > 1
         and input.numel() > (input.shape[1] if training else 0)
         and eps > 0
-        and _native.load_error is None
+        and bool(_KERNELS)
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
@@ -219,12 +221,12 @@ def _why_not_native(
 
     Whatever PyTorch itself would refuse is left to PyTorch, so that its own error is what the user sees.
     """
-    if type(input) not in _PLAIN_TENSORS or (residual is not None and type(residual) not in _PLAIN_TENSORS):
-        return _TRANSFORMED
+    if type(input) not in PLAIN_TENSORS or (residual is not None and type(residual) not in PLAIN_TENSORS):
+        return TRANSFORMED
     if input.dim() < 2:
         return _BAD_INPUT
     device = input.device
-    if (unavailable := _unavailable(device.type)) is not None:
+    if (unavailable := why_unavailable(_KERNELS, device.type)) is not None:
         return unavailable
     dtype = input.dtype
     statistics_dtype = _STATISTICS_DTYPE.get(dtype)
@@ -244,8 +246,8 @@ def _why_not_native(
             continue
         if tensor.dim() != 1 or tensor.numel() != channels or tensor.device != device:
             return _BAD_INPUT
-        if type(tensor) not in _PLAIN_TENSORS:
-            return _TRANSFORMED
+        if type(tensor) not in PLAIN_TENSORS:
+            return TRANSFORMED
         if tensor.dtype != statistics_dtype:
             return f"parameters and statistics must be {statistics_dtype} for {dtype} input, got {tensor.dtype}"
         if not tensor.is_contiguous():
@@ -254,30 +256,7 @@ def _why_not_native(
         return "running statistics require a gradient"
     if residual is not None and (residual.shape != shape or residual.dtype != dtype or residual.device != device):
         return "residual must have the input's shape, dtype and device"
-    # Dynamo evaluates these two and guards them, so they come before its own case.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return _TRANSFORMED
-    if torch.compiler.is_compiling():
-        return _TRANSFORMED if torch.compiler.is_exporting() else None
-    if torch._C._get_tracing_state() is not None or input.layout is not torch.strided:
-        return _TRANSFORMED
-    # A default device is such a mode, too, but one that changes nothing here.
-    if torch._C._len_torch_function_stack() > 0 and not all(
-        isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
-    ):
-        return _TRANSFORMED
-    return None
-
-
-def _unavailable(device_type: str) -> str | None:
-    """Return why no compiled kernel runs on a device type, or None."""
-    if _native.load_error is not None:
-        return _native.load_error
-    if device_type not in _HAS_KERNEL:
-        return f"there are no compiled kernels for device {device_type!r}"
-    if not _HAS_KERNEL[device_type]:
-        return f"the library was built without {device_type.upper()} kernels"
-    return None
+    return TRANSFORMED if is_transformed(input) else None
 
 
 def _native_forward(
@@ -518,22 +497,12 @@ def _forward_from_statistics(
 
 def paths() -> dict[str, tuple[str, str]]:
     """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
-    described = {}
-    for device in ("cpu", "cuda"):
-        reason = _unavailable(device)
-        if reason is not None:
-            described[device] = ("torch", reason)
-        elif device == "cuda" and not torch.cuda.is_available():
-            described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
-        else:
-            note = ""
-            if device == "cpu":
-                note = (
-                    f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
-                    "torch's own kernels, which start faster"
-                )
-            described[device] = ("native", f"fused kernel{note}; parameters of another dtype run on torch")
-    return described
+    return describe_paths(
+        _KERNELS,
+        note="; parameters of another dtype run on torch",
+        cpu_note=f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
+        "torch's own kernels, which start faster",
+    )
 
 
 def _dense_like(input: Tensor) -> Tensor:
@@ -544,11 +513,9 @@ def _dense_like(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-_HAS_KERNEL: dict[str, bool] = {}
+_KERNELS = find_kernels("batch_norm_act_train_functional")
 
-if _native.load_error is None:
-    for _device in ("cpu", "cuda"):
-        _HAS_KERNEL[_device] = _native.has_kernel("batch_norm_act_train", _device)
+if _KERNELS:
     _train = torch.ops.genimg_fast.batch_norm_act_train.default
     _eval = torch.ops.genimg_fast.batch_norm_act_eval.default
 

@@ -34,6 +34,8 @@ class GANTrainer:
         ['fake_logit', 'images_per_s', 'loss_d', 'loss_g', 'real_logit', 'step']
     """
 
+    curves = (("loss_d", "loss_g"),)
+
     def __init__(
         self,
         model: Any,  # a torch.nn.Module; its attributes are not typed
@@ -98,6 +100,10 @@ class GANTrainer:
             Images in [-1, 1], of shape (n, channels, height, width).
         """
         return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: ``samples``, those of :meth:`samples`. Real images play no part."""
+        return {"samples": self.samples()}
 
     def state_dict(self) -> dict[str, Any]:
         """Get all that the training has changed: networks, optimisers, number of steps."""

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ class Trainer(Protocol):
     model: Any
     device: torch.device
     steps_done: int
+    # Names of the scalars that the progress bar shows and losses.png draws, those of one panel together.
+    curves: Sequence[Sequence[str]]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch; return scalars to log; those named ``loss...`` are plotted."""
+        """Train on one batch; return scalars to log."""
 
-    def samples(self) -> Tensor:
-        """Generate images, from the same noise every time."""
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make images to look at, by name, from the same random numbers and real images every time."""
 
     def state_dict(self) -> dict[str, Any]:
         """Get all that training changes."""
@@ -56,7 +58,7 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
 
-    With a run folder, it writes statistics, sample grids, a plot of the losses and checkpoints there. Ctrl-C stops
+    With a run folder, it writes statistics, pictures, a plot of the losses and checkpoints there. Ctrl-C stops
     after the current step and saves a checkpoint; a second Ctrl-C stops at once.
 
     Args:
@@ -68,7 +70,7 @@ def fit(
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
-        sample_every: Steps between two sample grids; 0 for the last step only.
+        sample_every: Steps between two sets of pictures; 0 for the last step only.
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
         progress: Whether to show a progress bar.
         on_step: Called after every step with its number, from 1, and what it returned.
@@ -97,8 +99,9 @@ def fit(
         )
     dataset = dataset.to(trainer.device)
     stream = batches(dataset, batch_size, seed=seed, start=trainer.steps_done)
+    real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
     if run is not None:
-        run.save_grid("real.png", dataset[torch.linspace(0, len(dataset) - 1, 64).long()][0])
+        run.save_grid("real.png", real_images)
 
     history: list[dict[str, float]] = []
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
@@ -122,7 +125,7 @@ def fit(
             row["images_per_s"] = len(pending) * batch_size / (time.perf_counter() - clock)
             history.append(row)
             if bar is not None:
-                bar.set_postfix_str(_describe(row), refresh=False)
+                bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
                 bar.update(len(pending))
             pending.clear()
             if run is not None:
@@ -133,8 +136,9 @@ def fit(
                         raise _not_finite(f"a weight is not finite after step {step}", run)
                     run.save_checkpoint({**trainer.state_dict(), "rng": _rng_state(), "config": run.config})
                 if sample_due:
-                    run.save_grid(f"samples-{step:06d}.png", trainer.samples())
-                    run.plot_losses(history)
+                    for name, images in trainer.pictures(real_images, real_labels).items():
+                        run.save_grid(f"{name}-{step:06d}.png", images)
+                    run.plot(history, trainer.curves)
             clock = time.perf_counter()  # the time for the files is not that of the steps
     if trainer.steps_done < steps:
         where = "nothing was saved" if run is None else f"checkpoint saved to {run.checkpoint}"
@@ -165,9 +169,9 @@ def _not_finite(what: str, run: RunFolder | None) -> NonFiniteLossError:
     return NonFiniteLossError(f"{what}; no checkpoint was written before")
 
 
-def _describe(row: dict[str, float]) -> str:
-    losses = [f"{name}={value:.3f}" for name, value in row.items() if name.startswith("loss")]
-    return ", ".join([*losses, f"{row['images_per_s']:.0f} images/s"])
+def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
+    values = [f"{name}={row[name]:#.4g}" for panel in curves for name in panel]
+    return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 
 def _rng_state() -> dict[str, Any]:

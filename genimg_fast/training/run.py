@@ -1,9 +1,9 @@
 """The folder that a training run writes, and its checkpoints."""
 
 import json
-import math
 import os
 import re
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import create_model
+from genimg_fast.training.pictures import save_grid
 
 
 class RunFolder:
     """A numbered folder with everything about one training run.
 
-    It holds ``config.json``, ``stats.jsonl`` (one JSON object a line), ``real.png``, ``samples-<step>.png``,
-    ``losses.png`` and ``checkpoint.pt``.
+    It holds ``config.json``, ``stats.jsonl`` (one JSON object a line), ``real.png``, ``samples-<step>.png`` and
+    other pictures of the trainer's, ``losses.png`` and ``checkpoint.pt``.
 
     Args:
         path: An existing folder.
@@ -78,16 +79,20 @@ class RunFolder:
         """Write images in [-1, 1], of shape (n, channels, height, width), as a grid called ``name``."""
         save_grid(images, self.path / name)
 
-    def plot_losses(self, rows: list[dict[str, float]]) -> None:
-        """Draw all that is called ``loss...`` in the rows over their steps, as ``losses.png``."""
+    def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
+        """Draw what the rows hold over their steps, as ``losses.png``; ``panels`` are the names drawn together."""
         # Not pyplot: this touches neither the user's figures nor their backend.
-        figure = optional_import("matplotlib.figure").Figure(figsize=(8, 4), layout="constrained")
-        axes = figure.subplots()
-        for name in (name for name in rows[-1] if name.startswith("loss")):
-            axes.plot([row["step"] for row in rows], [row[name] for row in rows], label=name, linewidth=1)
-        axes.set(xlabel="step", ylabel="loss", title=self.path.name)
-        axes.grid(alpha=0.3)
-        axes.legend()
+        figure = optional_import("matplotlib.figure").Figure(
+            figsize=(8, 1 + 3 * len(panels)), layout="constrained"
+        )
+        figure.suptitle(self.path.name)
+        steps = [row["step"] for row in rows]
+        for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+            for name in names:
+                axes.plot(steps, [row[name] for row in rows], label=name, linewidth=1)
+            axes.set(xlabel="step")
+            axes.grid(alpha=0.3)
+            axes.legend()
         figure.savefig(self.path / "losses.png", dpi=120)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -98,27 +103,6 @@ class RunFolder:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.checkpoint)
-
-
-def save_grid(images: Tensor, path: str | Path) -> None:
-    """Write images as a grid, as square as can be.
-
-    Args:
-        images: Images in [-1, 1], of shape (n, channels, height, width).
-        path: The file; its ending decides the format.
-
-    Raises:
-        OSError: If the file cannot be written.
-        ImportError: If torchvision is missing.
-
-    Example:
-        >>> import tempfile, torch, genimg_fast as gf
-        >>> gf.training.save_grid(torch.zeros(64, 1, 32, 32), tempfile.mkdtemp() + "/grid.png")
-    """
-    columns = math.ceil(math.sqrt(len(images)))
-    optional_import("torchvision.utils").save_image(
-        images, path, nrow=columns, padding=2, normalize=True, value_range=(-1, 1)
-    )
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -154,8 +138,33 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the trained model of a run, and the settings it was trained with.
+
+    Args:
+        path: A checkpoint, or a run folder.
+
+    Returns:
+        The model with the checkpoint's weights, on the CPU, and what ``config.json`` holds.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If the file is damaged, or its model is unknown here.
+
+    Example:
+        >>> model, config = load_run("runs/00000-dcgan-digits")  # doctest: +SKIP
+        >>> config["model"]  # doctest: +SKIP
+        'dcgan'
+    """
+    state = load_checkpoint(path)
+    config = state["config"]
+    model = create_model(config["model"], **config["model_args"])
+    model.load_state_dict(state["model"])
+    return model, config
+
+
 def load_model(path: str | Path) -> nn.Module:
-    """Load the trained model of a run.
+    """Load the trained model of a run: the first that :func:`load_run` returns.
 
     Args:
         path: A checkpoint, or a run folder.
@@ -171,7 +180,4 @@ def load_model(path: str | Path) -> nn.Module:
         >>> load_model("runs/00000-dcgan-digits").sample(16).shape  # doctest: +SKIP
         torch.Size([16, 1, 32, 32])
     """
-    state = load_checkpoint(path)
-    model = create_model(state["config"]["model"], **state["config"]["model_args"])
-    model.load_state_dict(state["model"])
-    return model
+    return load_run(path)[0]

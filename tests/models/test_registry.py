@@ -5,8 +5,27 @@ import genimg_fast as gf
 from genimg_fast.models import registry
 
 # How to run each registered model so that its output depends on all of its parameters. A new model needs a line.
-SMALL_MODELS = {"dcgan": {"z_dim": 8, "c_dim": 2, "channels": 4, "n_blocks": 2}}
-RUN = {"dcgan": lambda model, device: model.discriminator(model(torch.randn(4, 8, device=device)))}
+CONVOLUTIONAL = {"z_dim": 8, "c_dim": 2, "channels": 4, "n_blocks": 2}
+SMALL_MODELS = {
+    "dcgan": CONVOLUTIONAL,
+    "vae": {**CONVOLUTIONAL, "likelihood": "gaussian"},
+    "cvae": {"num_classes": 3, **CONVOLUTIONAL, "likelihood": "gaussian"},
+    "mlp-vae": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12,), "likelihood": "gaussian"},
+}
+
+
+def negative_elbo(model: gf.models.BaseVAE, device: str, labels: torch.Tensor | None = None) -> torch.Tensor:
+    images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
+    output = model(images, None if labels is None else labels.to(device))
+    return gf.losses.negative_elbo(model.log_likelihood(images, output.reconstruction), output.kl).loss
+
+
+RUN = {
+    "dcgan": lambda model, device: model.discriminator(model(torch.randn(4, 8, device=device))),
+    "vae": negative_elbo,
+    "cvae": lambda model, device: negative_elbo(model, device, torch.tensor([0, 1, 2, 0])),
+    "mlp-vae": negative_elbo,
+}
 
 
 @pytest.mark.parametrize("name", gf.models.list_models())
@@ -20,6 +39,7 @@ def test_every_parameter_gets_a_gradient(name: str, device: str) -> None:
 def test_create_and_list() -> None:
     assert "dcgan" in gf.models.list_models()
     assert gf.models.list_models("dc*") == ["dcgan"]
+    assert gf.models.list_models("*vae") == ["cvae", "mlp-vae", "vae"]
     assert gf.models.list_models("nothing*") == []
     assert isinstance(gf.models.create_model("dcgan", **SMALL_MODELS["dcgan"]), gf.models.DCGAN)
 

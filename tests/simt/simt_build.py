@@ -199,6 +199,7 @@ def _sources(variant: Variant) -> list[tuple[Path, tuple[str, ...]]]:
         folder = HERE if name == "selftest" else ROOT / "csrc" / "cuda"
         sources.append((folder / f"{name}.cu", variant.kernel_flags))
         sources.append((HERE / f"bind_{name}.cpp", binding_flags))
+    sources.append((ROOT / "csrc" / "cuda" / "device.cu", variant.kernel_flags))
     sources.append((HERE / "module.cpp", binding_flags))
     sources.append((HERE / "simt.cpp", variant.runtime_flags))
     return sources

@@ -1,0 +1,82 @@
+#pragma once
+// What the kernels of several families share: element types and their accesses, and the meeting of blocks.
+#include "gpu.cuh"
+
+namespace genimg_fast::cuda {
+
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+// What one access moves, as a type that stays packed in registers.
+template <int bytes>
+struct RawOf;
+template <>
+struct RawOf<16> {
+  using type = uint4;
+};
+template <>
+struct RawOf<8> {
+  using type = unsigned long long;
+};
+template <>
+struct RawOf<4> {
+  using type = unsigned;
+};
+template <>
+struct RawOf<2> {
+  using type = unsigned short;
+};
+template <class T, int V>
+using Raw = typename RawOf<sizeof(T) * V>::type;
+
+template <class T, int V>
+__device__ __forceinline__ Raw<T, V> load(const T* p) {
+  return __ldg(reinterpret_cast<const Raw<T, V>*>(p));
+}
+
+template <class T, int V>
+__device__ __forceinline__ void unpack(Raw<T, V> raw, Accumulator<T> (&values)[V]) {
+  T elements[V];
+  memcpy(elements, &raw, sizeof raw);
+#pragma unroll
+  for (int j = 0; j < V; ++j) values[j] = gpu::convert<Accumulator<T>>(elements[j]);
+}
+
+template <class T, int V>
+__device__ __forceinline__ Raw<T, V> pack(const Accumulator<T> (&values)[V]) {
+  T elements[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) elements[j] = gpu::convert<T>(values[j]);
+  Raw<T, V> raw;
+  memcpy(&raw, elements, sizeof raw);
+  return raw;
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store(T* p, Raw<T, V> raw) {
+  *reinterpret_cast<Raw<T, V>*>(p) = raw;
+}
+
+// Counts the block in *arrived, which is zero at launch.  True in all threads of the block that comes last of
+// `blocks`; what the others wrote before is visible to it.
+__device__ __forceinline__ bool is_last_block(unsigned* arrived, int blocks) {
+  SHARED(bool, last, );
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(arrived, 1u) + 1 == static_cast<unsigned>(blocks);
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+}  // namespace genimg_fast::cuda

@@ -1,0 +1,158 @@
+// Host side of the reparameterize_kl kernels: how the work is cut up for which shape, and the launches.
+#include <algorithm>
+
+#include "reparameterize_kl.cuh"
+
+namespace genimg_fast::cuda {
+namespace {
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int element_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// Whether the first `operands` of a call allow 16-byte accesses.
+bool is_dense(const ReparameterizeKlCall& call, int operands) {
+  const int dims = call.samples.dims, bytes = element_bytes(call.dtype);
+  if (call.samples.elements % (bytes == 2 ? 8 : 4) != 0) return false;
+  for (int t = 0; t < operands; ++t) {
+    const SampleLayout& layout = call.layouts[t];
+    if (t != kOutput && !call.inputs[t]) continue;
+    const auto is_zero = [](int64_t stride) { return stride == 0; };
+    if (t == kGradKl && std::all_of(layout.strides, layout.strides + dims, is_zero)) continue;
+    const int size = t == kGradKl ? std::max(bytes, 4) : bytes;
+    const bool rows_aligned = call.samples.batch == 1 || layout.batch_stride * size % 16 == 0;
+    if (!layout.row_major || !rows_aligned || !is_aligned(call.inputs[t])) return false;
+  }
+  return is_aligned(call.z) && (!call.per_element || is_aligned(call.kl)) && is_aligned(call.grad_mu) &&
+         is_aligned(call.grad_logvar) && is_aligned(call.grad_noise) && is_aligned(call.grad_prior_mu) &&
+         is_aligned(call.grad_prior_logvar);
+}
+
+// ---- Policy ---------------------------------------------------------------------------------------------------------
+
+constexpr int kBusyThreads = 1024;      // of a multiprocessor: enough to keep its memory busy
+constexpr int64_t kStepsPerThread = 8;  // and enough for each to make a reduction cheap
+constexpr int64_t kLineThreads = 8;     // that read a line of 128 bytes together
+constexpr int kMinThreads = 64;         // of a block
+constexpr int64_t kMaxSlices = 1024;    // of a sample: one block combines them, keep its work short
+
+// The whole policy.  Each thread gets as many steps as leave the device busy, kStepsPerThread at most, and a sample the
+// threads that this takes: a few neighbouring ones, a block, or several blocks (slices).  Blocks are smaller where
+// there would be fewer of them than multiprocessors.
+ReparameterizeKlPlan choose_plan(const ReparameterizeKlCall& call, int operands, bool reduces,
+                                 const DeviceFacts& facts) {
+  ReparameterizeKlPlan plan{};
+  plan.dense = is_dense(call, operands);
+  plan.step = plan.dense && element_bytes(call.dtype) == 2 ? 8 : 4;
+  const int64_t batch = call.samples.batch, steps = divide_up(call.samples.elements, plan.step);
+  const int64_t multiprocessors = std::max(1, facts.multiprocessors);
+  const int64_t per_thread = std::clamp<int64_t>(batch * steps / (multiprocessors * kBusyThreads), 1, kStepsPerThread);
+
+  const int64_t wanted = std::max(divide_up(steps, per_thread), std::min(steps, kLineThreads));
+  int team = 1;
+  for (; team < kThreads && team < wanted; team *= 2) ++plan.team_log2;
+
+  const int64_t slices = team == kThreads ? std::clamp<int64_t>(steps / (team * per_thread), 1, kMaxSlices) : 1;
+  plan.sample_steps = steps;
+  plan.slice_steps = divide_up(steps, slices);
+  plan.slices = static_cast<int>(divide_up(steps, plan.slice_steps));
+
+  const int64_t teams = batch * plan.slices;
+  plan.threads = kThreads;
+  while (plan.threads > std::max(team, kMinThreads) && teams * team < multiprocessors * plan.threads) {
+    plan.threads /= 2;
+  }
+  plan.blocks = divide_up(teams, plan.threads / team);
+
+  if (plan.slices > 1 && reduces) {
+    const size_t value_bytes = call.dtype == DType::float64 ? 8 : 4;
+    plan.workspace_bytes = static_cast<size_t>(teams) * value_bytes + static_cast<size_t>(batch) * sizeof(unsigned);
+  }
+  return plan;
+}
+
+template <class Acc>
+Options<Acc> options_of(const ReparameterizeKlCall& call) {
+  const bool clamps = call.logvar_min > -INFINITY || call.logvar_max < INFINITY;
+  return {static_cast<Acc>(call.logvar_min), static_cast<Acc>(call.logvar_max), static_cast<Acc>(call.free_bits),
+          clamps};
+}
+
+// ---- Launches -------------------------------------------------------------------------------------------------------
+
+constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
+
+template <class T_, bool dense_>
+struct Instance {
+  using T = T_;
+  static constexpr bool dense = dense_;
+};
+
+// Calls launch with the Instance of the call; each kernel is compiled for the eight instances named here.
+template <class Launch>
+int dispatch(DType dtype, const ReparameterizeKlPlan& plan, Launch launch) {
+  if (plan.blocks > INT32_MAX) return kInvalidConfiguration;
+  switch (dtype) {
+    case DType::float32:
+      return plan.dense ? launch(Instance<float, true>{}) : launch(Instance<float, false>{});
+    case DType::float64:
+      return plan.dense ? launch(Instance<double, true>{}) : launch(Instance<double, false>{});
+    case DType::bfloat16:
+      return plan.dense ? launch(Instance<__nv_bfloat16, true>{}) : launch(Instance<__nv_bfloat16, false>{});
+    case DType::float16:
+      return plan.dense ? launch(Instance<__half, true>{}) : launch(Instance<__half, false>{});
+  }
+  return kInvalidConfiguration;
+}
+
+}  // namespace
+
+ReparameterizeKlPlan reparameterize_kl_forward_plan(const ReparameterizeKlCall& call, const DeviceFacts& facts) {
+  return choose_plan(call, kForwardOperands, !call.per_element, facts);
+}
+
+ReparameterizeKlPlan reparameterize_kl_backward_plan(const ReparameterizeKlCall& call, const DeviceFacts& facts) {
+  return choose_plan(call, kOperands, false, facts);
+}
+
+int reparameterize_kl_forward(const ReparameterizeKlCall& call, const ReparameterizeKlPlan& plan, void* workspace,
+                              void* opaque_stream) {
+  const auto stream = static_cast<gpu::stream_t>(opaque_stream);
+  return dispatch(call.dtype, plan, [&](auto instance) {
+    using I = decltype(instance);
+    using T = typename I::T;
+    using Acc = Accumulator<T>;
+    Meeting<Acc> meeting{};
+    if (plan.workspace_bytes > 0) {
+      meeting.staged = static_cast<Acc*>(workspace);
+      meeting.arrived = reinterpret_cast<unsigned*>(meeting.staged + call.samples.batch * plan.slices);
+      const size_t bytes = static_cast<size_t>(call.samples.batch) * sizeof(unsigned);
+      if (const int error = gpu::memset_async(meeting.arrived, 0, bytes, stream)) return error;
+    }
+    return gpu::launch(forward<T, I::dense>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), 0, stream,
+                       call, plan, options_of<Acc>(call), meeting);
+  });
+}
+
+int reparameterize_kl_backward(const ReparameterizeKlCall& call, const ReparameterizeKlPlan& plan,
+                               void* opaque_stream) {
+  const auto stream = static_cast<gpu::stream_t>(opaque_stream);
+  return dispatch(call.dtype, plan, [&](auto instance) {
+    using I = decltype(instance);
+    using T = typename I::T;
+    return gpu::launch(backward<T, I::dense>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), 0, stream,
+                       call, plan, options_of<Accumulator<T>>(call));
+  });
+}
+
+ReparameterizeKlVisit reparameterize_kl_visit(const ReparameterizeKlCall& call, const ReparameterizeKlPlan& plan,
+                                              Operand operand, unsigned block, int thread) {
+  const Way way = way_of(call.samples, plan, block, thread);
+  int64_t offset[1];
+  locate(call.samples, call.layouts + operand, way.sample, way.begin * plan.step, offset);
+  return {way.sample, way.begin, way.end, offset[0]};
+}
+
+}  // namespace genimg_fast::cuda

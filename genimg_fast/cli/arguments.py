@@ -1,0 +1,143 @@
+"""What the commands have in common: their parser, types of arguments, and arguments of several commands."""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from genimg_fast.data.optional import optional_import
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults, where there is one, and examples line by line."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    @contextmanager
+    def blaming(self, flag: str) -> Iterator[None]:
+        """Report an error that comes of a flag's value like one of parsing it."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            self.error(f"argument {flag}: {' '.join(str(error).split())}")
+
+
+def add_command(
+    commands: Any,  # argparse._SubParsersAction, whose type argument is not subscriptable at run time
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    examples: str = "",
+) -> Parser:
+    """Add a command.
+
+    Args:
+        commands: What ``add_subparsers`` returned.
+        name: What the user types.
+        run: What it does; it gets the arguments, and the command's parser as one of them.
+        text: What it does, in a line.
+        examples: Example calls, one a line, below the help; none if empty.
+
+    Returns:
+        The command's parser.
+    """
+    epilog = "examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
+    new: Parser = commands.add_parser(
+        name, help=text, description=text, epilog=epilog if examples else None, formatter_class=_Help
+    )
+    new.set_defaults(run=run, parser=new)
+    return new
+
+
+def add_data_root(parser: argparse._ActionsContainer) -> None:
+    """Add the folder of downloaded data sets."""
+    parser.add_argument(
+        "--data-root", type=Path, metavar="FOLDER", default=Path("data"), help="where downloaded data sets are"
+    )
+
+
+def add_seed_and_device(parser: argparse._ActionsContainer) -> None:
+    """Add the seed of all random numbers and the device to run on."""
+    parser.add_argument("--seed", type=at_least(0), metavar="N", default=0, help="seed of all random numbers")
+    parser.add_argument(
+        "--device", type=_device, default="auto", help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one"
+    )
+
+
+def check_image_file(parser: Parser, path: Path) -> None:
+    """Complain about ``--out`` before the work if its ending is not that of an image file."""
+    if path.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
+        parser.error(f"argument --out: {str(path)!r} does not end like an image file, such as .png")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Get a type of arguments: integers from ``minimum`` on."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {minimum}, got {text!r}")
+        return value
+
+    return integer
+
+
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Read a number from 0 on."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
+    return value
+
+
+def conv_image_size(text: str) -> int:
+    """Read a size of images that the convolutional networks take."""
+    sizes = [4 * 2**blocks for blocks in range(1, 9)]
+    if text not in map(str, sizes):
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(map(str, sizes))}, got {text!r}")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _device(text: str) -> torch.device:
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:<number>, got {text!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"there is no {text} on this machine")
+    return device

@@ -1,0 +1,226 @@
+"""``genimg-fast train``."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import genimg_fast as gf
+from genimg_fast.cli.arguments import (
+    Parser,
+    add_command,
+    add_data_root,
+    add_seed_and_device,
+    at_least,
+    conv_image_size,
+    not_negative,
+    positive,
+)
+from genimg_fast.data import ImageDataset, load_dataset
+from genimg_fast.losses import GAN_LOSSES
+from genimg_fast.models import LIKELIHOODS, create_model
+from genimg_fast.training import GANTrainer, RunFolder, Trainer, VAETrainer, fit
+
+
+def add(commands: Any) -> None:
+    """Add the command, with a subcommand for each model."""
+    train = add_command(commands, "train", fit_and_report, "Train a model; write a numbered run folder.")
+    models = train.add_subparsers(title="models", dest="model", required=True)
+
+    dcgan = add_command(models, "dcgan", fit_and_report, "Train a DCGAN.", """
+        genimg-fast train dcgan --data digits --channels 32 --z-dim 20 --lr 5e-4 --steps 1500
+        genimg-fast train dcgan --data photos/ --image-size 64 --loss hinge
+    """)  # fmt: skip
+    dcgan.set_defaults(model_args=_dcgan_args, trainer=GANTrainer, trainer_args=_gan_trainer_args)
+    _add_data(dcgan, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
+    _add_model(dcgan, z_dim=100, z_help="length of a noise vector", channels=64)
+    group = _add_training(dcgan, lr=2e-4, lr_help="learning rate of Adam", steps=2000)
+    group.add_argument("--loss", choices=list(GAN_LOSSES), default="non_saturating", help="adversarial loss")
+    _add_output(dcgan)
+
+    for name, text in (
+        ("vae", "Train a convolutional VAE."),
+        ("cvae", "Train a convolutional VAE whose encoder and decoder know the class of an image."),
+    ):
+        vae = add_command(models, name, fit_and_report, text, f"""
+            genimg-fast train {name} --data digits
+            genimg-fast train {name} --data digits --likelihood gaussian --z-dim 10 --beta 10
+            genimg-fast train {name} --data photos/ --image-size 64 --warmup 500 --free-bits 0.1
+        """)  # fmt: skip
+        vae.set_defaults(model_args=_vae_args, trainer=VAETrainer, trainer_args=_vae_trainer_args)
+        _add_data(vae, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
+        _add_model(vae, z_dim=20, z_help="length of a latent vector", channels=32)
+        _add_vae(vae)
+
+    mlp = add_command(models, "mlp-vae", fit_and_report, "Train a VAE of fully connected layers.", """
+        genimg-fast train mlp-vae --data mnist --download
+        genimg-fast train mlp-vae --data digits --image-size 8 --hidden 256 128 --z-dim 10
+    """)  # fmt: skip
+    mlp.set_defaults(model_args=_mlp_vae_args, trainer=VAETrainer, trainer_args=_vae_trainer_args)
+    _add_data(mlp, at_least(1), "pixels a side", 28)
+    group = _add_model(mlp, z_dim=20, z_help="length of a latent vector")
+    group.add_argument("--hidden", type=at_least(1), nargs="+", metavar="N", default=[400],
+                       help="widths of the encoder's hidden layers; the decoder has them in reverse")  # fmt: skip
+    _add_vae(mlp)
+
+
+def fit_and_report(args: argparse.Namespace) -> int:
+    """Train; see :func:`run_training`."""
+    run_training(args)
+    return 0
+
+
+def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, ImageDataset]:
+    """Train as the arguments say, and print where everything is.
+
+    Returns:
+        The run folder, the trainer with the model it has trained, and the data set.
+    """
+    parser: Parser = args.parser
+    with parser.blaming("--backend"):
+        gf.set_backend(args.backend)
+    with parser.blaming("--data"):
+        dataset = load_dataset(
+            args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download
+        )
+    if args.batch_size > len(dataset):
+        parser.error(f"argument --batch-size: must be at most {len(dataset)}, the number of images in {args.data}")
+
+    model_args, trainer_args = args.model_args(args, dataset), args.trainer_args(args)
+    config = {
+        "model": args.model,
+        "model_args": model_args,
+        "data": args.data,
+        "classes": dataset.class_names,
+        "image_size": args.image_size,
+        **trainer_args,
+        "batch_size": args.batch_size,
+        "steps": args.steps,
+        "seed": args.seed,
+        "device": str(args.device),
+        "backend": args.backend,
+        "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
+    }
+    with parser.blaming("--out"):
+        run = RunFolder.create(args.out, f"{args.model}-{Path(args.data).resolve().name}", config)
+
+    torch.manual_seed(args.seed)
+    model = create_model(args.model, **model_args).to(args.device)
+    trainer = args.trainer(model, seed=args.seed, **trainer_args)
+    print(f"{args.model} on {len(dataset)} images of {args.data}, {args.device}, writing to {run.path}")
+    fit(
+        trainer,
+        dataset,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        run=run,
+        log_every=args.log_every,
+        sample_every=args.sample_every,
+        checkpoint_every=args.checkpoint_every,
+        progress=True,
+    )
+    print(f"done: {run.path / f'samples-{args.steps:06d}.png'}, checkpoint {run.checkpoint}")
+    return run, trainer, dataset
+
+
+def _dcgan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    return {
+        "z_dim": args.z_dim,
+        "c_dim": dataset.images.shape[1],
+        "channels": args.channels,
+        "n_blocks": int(math.log2(args.image_size // 4)),
+    }
+
+
+def _vae_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    classes = {"num_classes": len(dataset.class_names)} if args.model == "cvae" else {}
+    return {**classes, **_dcgan_args(args, dataset), "likelihood": args.likelihood}
+
+
+def _mlp_vae_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    return {
+        "z_dim": args.z_dim,
+        "c_dim": dataset.images.shape[1],
+        "image_size": args.image_size,
+        "hidden": args.hidden,
+        "likelihood": args.likelihood,
+    }
+
+
+def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
+    return {"loss": args.loss, "lr": args.lr}
+
+
+def _vae_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "lr": args.lr,
+        "decay_steps": args.steps,
+        "beta": args.beta,
+        "warmup": args.warmup,
+        "free_bits": args.free_bits,
+    }
+
+
+def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, default_size: int) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", default="digits", metavar="NAME|FOLDER",
+                       help="digits, mnist, fashion-mnist, cifar10, or a folder of images")  # fmt: skip
+    group.add_argument("--image-size", type=size, metavar="N", default=default_size, help=size_help)
+    group.add_argument(
+        "--c-dim", type=int, choices=[1, 3], help="1 for grey, 3 for colour; default: the data's own"
+    )
+    add_data_root(group)
+    group.add_argument("--download", action="store_true", help="allow torchvision to download a missing data set")
+
+
+def _add_model(parser: Parser, *, z_dim: int, z_help: str, channels: int | None = None) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("model")
+    group.add_argument("--z-dim", type=at_least(1), metavar="N", default=z_dim, help=z_help)
+    if channels is not None:
+        group.add_argument("--channels", type=at_least(1), metavar="N", default=channels,
+                           help="feature channels at half the resolution")  # fmt: skip
+    return group
+
+
+def _add_vae(parser: Parser) -> None:
+    group = _add_training(
+        parser,
+        lr=1e-3,
+        lr_help="learning rate of Adam, at first: it falls to 0 along half a cosine",
+        steps=1500,
+    )
+    group.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli",
+                       help="p(x|z); mse: gaussian with variance 1, not learned")  # fmt: skip
+    group.add_argument("--beta", type=not_negative, metavar="X", default=1.0, help="weight of the KL term")
+    group.add_argument("--warmup", type=at_least(0), metavar="N", default=0,
+                       help="steps over which that weight rises from 0")  # fmt: skip
+    group.add_argument("--free-bits", type=not_negative, metavar="X", default=0.0,
+                       help="nats of KL per latent dimension that cost no more than less would")  # fmt: skip
+    _add_output(parser)
+
+
+def _add_training(parser: Parser, *, lr: float, lr_help: str, steps: int) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("training")
+    group.add_argument("--steps", type=at_least(1), metavar="N", default=steps, help="steps to train")
+    group.add_argument("--batch-size", type=at_least(2), metavar="N", default=64, help="images in a batch")
+    group.add_argument("--lr", type=positive, metavar="X", default=lr, help=lr_help)
+    add_seed_and_device(group)
+    group.add_argument("--backend", choices=["auto", "native", "reference"], default=gf.get_backend(),
+                       help="fused kernels where they pay, always, or never")  # fmt: skip
+    return group
+
+
+def _add_output(parser: Parser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs"), help="folder of all runs")
+    group.add_argument(
+        "--log-every", type=at_least(1), metavar="N", default=20, help="steps between two rows of statistics"
+    )
+    group.add_argument("--sample-every", type=at_least(0), metavar="N", default=500,
+                       help="steps between two sets of pictures; 0: at the end")  # fmt: skip
+    group.add_argument("--checkpoint-every", type=at_least(0), metavar="N", default=500,
+                       help="steps between two checkpoints; 0: at the end")  # fmt: skip

@@ -1,0 +1,230 @@
+"""The sampling layer of variational autoencoders, and the distribution behind it, on the fused operator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from genimg_fast.ops.reparameterize_kl import reparameterize_kl
+
+
+class GaussianReparameterization(nn.Module):
+    """The step between a VAE's encoder and decoder: a sample in training, the mean in evaluation, and the KL.
+
+    Kingma and Welling 2014, arXiv:1312.6114.
+
+    Args:
+        logvar_clamp: (min, max) of the log-variance, in nats; None for no limits.
+        free_bits: Smallest divergence that a dimension of a sample is charged, in nats; 0 for none.
+
+    Raises:
+        ValueError: The arguments of :meth:`forward` do not fit, as :func:`genimg_fast.ops.reparameterize_kl` says.
+
+    Example:
+        >>> layer = GaussianReparameterization(free_bits=0.05)
+        >>> z, kl = layer(torch.zeros(8, 20), torch.zeros(8, 20))
+        >>> z.shape, kl.shape
+        (torch.Size([8, 20]), torch.Size([8]))
+    """
+
+    def __init__(self, *, logvar_clamp: tuple[float, float] | None = None, free_bits: float = 0.0) -> None:
+        super().__init__()
+        self.logvar_clamp = logvar_clamp
+        self.free_bits = free_bits
+
+    def forward(
+        self,
+        mu: Tensor,
+        logvar: Tensor,
+        *,
+        noise: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Sample N(mu, exp(logvar)) and compute its divergence from N(0, I).
+
+        Args:
+            mu: (B, ...).
+            logvar: Shape of ``mu``.
+            noise: Standard normal, shape of ``mu``, instead of drawing it; ignored in evaluation, as are the next.
+            seed: Of the noise.
+            generator: Draws the seed; torch's default generator if None.
+
+        Returns:
+            ``z``, shape of ``mu`` (``mu`` itself in evaluation), and the divergence (B,) in nats.
+        """
+        if not self.training:
+            noise, seed, generator = _no_noise(mu), None, None
+        z, kl = reparameterize_kl(
+            mu,
+            logvar,
+            noise=noise,
+            seed=seed,
+            generator=generator,
+            logvar_clamp=self.logvar_clamp,
+            free_bits=self.free_bits,
+        )
+        return z if self.training else mu, kl
+
+    def extra_repr(self) -> str:
+        """Describe the layer."""
+        return f"logvar_clamp={self.logvar_clamp}, free_bits={self.free_bits}"
+
+
+def _no_noise(mu: Tensor) -> Tensor:
+    """Noise for calls that want the divergence only: it draws nothing, and no random number is made."""
+    return mu.new_zeros(()).expand_as(mu)
+
+
+class DiagonalGaussian:
+    """A normal distribution with independent dimensions, as an encoder describes it.
+
+    The interface of diffusers' ``DiagonalGaussianDistribution``, on :func:`genimg_fast.ops.reparameterize_kl`. The
+    limits of the log-variance are its as well; :meth:`kl` and :meth:`nll` sum over all dimensions but the first,
+    whatever their number, and in float32 at least; :meth:`sample` takes a seed too; there is no ``deterministic``,
+    which is :meth:`mode`.
+
+    Args:
+        moments: Mean and log-variance, packed as the two halves of dimension ``dim``; (B, 2 * C, ...) for dim 1.
+        dim: The packed dimension.
+        logvar_clamp: (min, max) of the log-variance, in nats; None for no limits.
+
+    Raises:
+        ValueError: ``moments`` has an odd number of entries along ``dim``.
+
+    Example:
+        >>> posterior = DiagonalGaussian(torch.zeros(2, 8, 16, 16))
+        >>> posterior.sample().shape, posterior.kl()
+        (torch.Size([2, 4, 16, 16]), tensor([0., 0.]))
+    """
+
+    def __init__(
+        self, moments: Tensor, *, dim: int = 1, logvar_clamp: tuple[float, float] | None = (-30.0, 20.0)
+    ) -> None:
+        if moments.shape[dim] % 2 != 0:
+            raise ValueError(
+                f"moments must hold mean and log-variance as halves of dimension {dim}, whose size must be even, "
+                f"got shape {tuple(moments.shape)}"
+            )
+        self._mu, self._logvar = moments.chunk(2, dim)
+        self._logvar_clamp = logvar_clamp
+
+    @classmethod
+    def from_parameters(
+        cls, mu: Tensor, logvar: Tensor, *, logvar_clamp: tuple[float, float] | None = (-30.0, 20.0)
+    ) -> DiagonalGaussian:
+        """Build the distribution from its mean and log-variance.
+
+        Args:
+            mu: (B, ...).
+            logvar: Shape of ``mu``.
+            logvar_clamp: (min, max) of the log-variance, in nats; None for no limits.
+
+        Example:
+            >>> DiagonalGaussian.from_parameters(torch.zeros(2, 3), torch.zeros(2, 3)).std
+            tensor([[1., 1., 1.],
+                    [1., 1., 1.]])
+        """
+        distribution = cls.__new__(cls)
+        distribution._mu, distribution._logvar = mu, logvar
+        distribution._logvar_clamp = logvar_clamp
+        return distribution
+
+    @property
+    def mean(self) -> Tensor:
+        """(B, ...)."""
+        return self._mu
+
+    @property
+    def logvar(self) -> Tensor:
+        """Logarithm of the variance, within its limits; shape of the mean."""
+        return self._logvar if self._logvar_clamp is None else self._logvar.clamp(*self._logvar_clamp)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, shape of the mean."""
+        return (0.5 * self.logvar).exp()
+
+    @property
+    def var(self) -> Tensor:
+        """Variance, shape of the mean."""
+        return self.logvar.exp()
+
+    def mode(self) -> Tensor:
+        """Return the most probable value: the mean."""
+        return self._mu
+
+    def sample(self, generator: torch.Generator | None = None, seed: Tensor | int | None = None) -> Tensor:
+        """Draw one sample per entry of the batch, differentiable with respect to the moments.
+
+        Args:
+            generator: Draws the seed; torch's default generator if None.
+            seed: Of the noise, instead; see :func:`genimg_fast.ops.reparameterize_kl`.
+
+        Returns:
+            Shape, dtype and memory format of the mean.
+        """
+        return self.sample_and_kl(generator=generator, seed=seed)[0]
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Tensor:
+        """Return the Kullback-Leibler divergence of this distribution from another.
+
+        Args:
+            other: N(0, I) if None.
+
+        Returns:
+            (B,), in nats, summed over all dimensions but the first; float32, or float64 for float64.
+        """
+        return self.sample_and_kl(other, noise=_no_noise(self._mu))[1]
+
+    def sample_and_kl(
+        self,
+        other: DiagonalGaussian | None = None,
+        *,
+        noise: Tensor | None = None,
+        seed: Tensor | int | None = None,
+        generator: torch.Generator | None = None,
+        free_bits: float = 0.0,
+        reduction: str = "sample",
+    ) -> tuple[Tensor, Tensor]:
+        """Do :meth:`sample` and :meth:`kl` in one pass over the data.
+
+        Args:
+            other: The distribution to compare with; N(0, I) if None.
+            noise: As for :func:`genimg_fast.ops.reparameterize_kl`, like all that follow.
+            seed: Of the noise.
+            generator: Draws the seed.
+            free_bits: Smallest divergence that a dimension of a sample is charged, in nats.
+            reduction: ``"sample"`` or ``"none"``.
+
+        Returns:
+            The sample and its divergence.
+        """
+        return reparameterize_kl(
+            self._mu,
+            self._logvar,
+            noise=noise,
+            seed=seed,
+            generator=generator,
+            prior_mu=None if other is None else other.mean,
+            prior_logvar=None if other is None else other.logvar,
+            logvar_clamp=self._logvar_clamp,
+            free_bits=free_bits,
+            reduction=reduction,
+        )
+
+    def nll(self, x: Tensor) -> Tensor:
+        """Return the negative logarithm of the density.
+
+        Args:
+            x: Shape of the mean.
+
+        Returns:
+            (B,), in nats, summed over all dimensions but the first; float32, or float64 for float64.
+        """
+        dtype = torch.promote_types(self._mu.dtype, torch.float32)
+        logvar = self.logvar.to(dtype)
+        terms = math.log(2 * math.pi) + logvar + (x.to(dtype) - self._mu.to(dtype)).square() * (-logvar).exp()
+        return 0.5 * terms.flatten(1).sum(1)

@@ -1,0 +1,156 @@
+"""One training step of a VAE."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg_fast.losses import active_units, negative_elbo, warmup_beta
+
+
+class VAETrainer:
+    """Trains a VAE by minimising its negative evidence lower bound with Adam.
+
+    Kingma, Welling 2014, https://arxiv.org/abs/1312.6114. Random numbers come from PyTorch's global generator:
+    ``torch.manual_seed`` before the model is built makes a run reproducible.
+
+    Args:
+        model: A VAE of this package, such as :class:`genimg_fast.models.VAE`, on the device to train on.
+        lr: Adam's learning rate. The variance of a Gaussian likelihood, one number that has far to go, has ten
+            times as much.
+        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
+            constant.
+        betas: Adam's decay rates.
+        beta: Weight of the KL term.
+        warmup: Number of the step at which that weight, rising linearly from 0, is reached; 0 for no warm-up.
+        free_bits: Nats of KL divergence per image and latent dimension that cost no more than less would (Kingma
+            et al. 2016, https://arxiv.org/abs/1606.04934).
+        seed: Seed of the fixed latents of :meth:`samples`.
+
+    Raises:
+        ValueError: If a number is negative.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> data = gf.data.load_dataset("digits", image_size=16)
+        >>> trainer = gf.training.VAETrainer(gf.models.VAE(z_dim=8, c_dim=1, channels=8, n_blocks=2))
+        >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
+        >>> sorted(history[-1])
+        ['active_units', 'images_per_s', 'kl', 'loss', 'reconstruction', 'step']
+    """
+
+    curves = (("loss", "reconstruction"), ("kl",))
+
+    def __init__(
+        self,
+        model: Any,  # a BaseVAE; the attributes of a torch.nn.Module are not typed
+        *,
+        lr: float = 1e-3,
+        decay_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta: float = 1.0,
+        warmup: int = 0,
+        free_bits: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        for name, value in (
+            ("decay_steps", decay_steps), ("beta", beta), ("warmup", warmup), ("free_bits", free_bits)
+        ):  # fmt: skip
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        self.model = model
+        self.decay_steps = decay_steps
+        self.beta = beta
+        self.warmup = warmup
+        self.free_bits = free_bits
+        self.seed = seed
+        self.device = next(model.parameters()).device
+        self.steps_done = 0
+        variance = [] if model.image_logvar is None else [model.image_logvar]
+        others = [parameter for parameter in model.parameters() if all(parameter is not v for v in variance)]
+        groups = [{"params": others, "lr": lr}, {"params": variance, "lr": 10 * lr}]
+        # One kernel for all parameters instead of a dozen small ones for each.
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr, betas, fused=fused)
+        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+
+    def step(
+        self, images: Tensor, labels: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Real images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Their classes, int64 of shape (batch,); an unconditional VAE does not look at them.
+            noise: The standard normal numbers to sample the latents with, of shape (batch, z_dim), if given.
+
+        Returns:
+            Scalars without gradient, in nats, means over the batch: the loss and its two terms (the KL divergence
+            before its weight, with free bits if there are any), and the number of active latent dimensions.
+        """
+        step = self.steps_done + 1
+        if self.decay_steps > 0:
+            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
+                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / self.decay_steps)))
+
+        output = self.model(images, self._labels(labels), noise=noise, free_bits=self.free_bits)
+        log_likelihood = self.model.log_likelihood(images, output.reconstruction)
+        terms = negative_elbo(log_likelihood, output.kl, beta=warmup_beta(step, self.warmup, self.beta))
+        self.optimizer.zero_grad()
+        terms.loss.backward()
+        self.optimizer.step()
+
+        self.steps_done = step
+        return {
+            "loss": terms.loss.detach(),
+            "reconstruction": terms.reconstruction.detach(),
+            "kl": terms.kl.detach(),
+            "active_units": active_units(output.mu.detach()).to(terms.loss),
+        }
+
+    def samples(self, n: int = 64) -> Tensor:
+        """Generate images from the same latents every time, to watch the training.
+
+        Args:
+            n: Number of images; a class-conditional VAE generates all classes in order.
+
+        Returns:
+            Images in [-1, 1], of shape (n, channels, height, width).
+        """
+        return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: samples, and real images with their reconstructions.
+
+        Args:
+            images: Real images in [-1, 1], of shape (n, channels, height, width).
+            labels: Their classes, int64 of shape (n,).
+
+        Returns:
+            ``samples`` (those of :meth:`samples`) and ``reconstructions``: each image with the model's version of
+            it to its right, of shape (n, channels, height, 2 * width).
+        """
+        reconstructions = self.model.reconstruct(images, self._labels(labels))
+        return {"samples": self.samples(), "reconstructions": torch.cat([images, reconstructions], dim=3)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Get all that the training has changed: network, optimiser, number of steps."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned.
+
+        Args:
+            state: The state, of a model of the same size.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_done = state["step"]
+
+    def _labels(self, labels: Tensor | None) -> Tensor | None:
+        return labels if self.model.num_classes > 0 else None
