@@ -321,7 +321,7 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return empty_output(like, sizes); }
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return empty_output(like, sizes, like.scalar_type()); }
 
 Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
