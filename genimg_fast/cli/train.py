@@ -78,7 +78,7 @@ def add(commands: Any) -> None:
                        help="widths of the encoder's hidden layers; the decoder has them in reverse")  # fmt: skip
     _add_vae(mlp)
 
-    rows = add_command(models, "row-rnn", fit_and_report, "Train a recurrent network that makes images by rows.", """
+    rows = add_command(models, "row-rnn", fit_and_report, "Train an RNN that makes images row by row.", """
         genimg-fast train row-rnn --data digits
         genimg-fast train row-rnn --data mnist --download --image-size 28 --cell gru --components 40
     """)  # fmt: skip
@@ -91,7 +91,7 @@ def add(commands: Any) -> None:
                        help="components of the mixture that a row is drawn from")  # fmt: skip
     group.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli",
                        help="of a component's pixels; gaussian: with a learned variance")  # fmt: skip
-    _add_training(rows, lr=2e-3, lr_help=_DECAYING, steps=1500)
+    _add_training(rows, lr=3e-3, lr_help=_DECAYING, steps=1500)
     _add_output(rows)
 
     predictor = add_command(models, "frame-predictor", fit_and_report, "Train a predictor of the next frame.", """
@@ -106,7 +106,7 @@ def add(commands: Any) -> None:
     group = _add_frame_model(predictor, hidden_size=64)
     group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
                        help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
-    group = _add_training(predictor, lr=2e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    group = _add_training(predictor, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
     group.add_argument("--context", type=at_least(1), metavar="N",
                        help="frames that are always given; default: half of them")  # fmt: skip
     group.add_argument("--teacher-forcing", type=probability, metavar="P", default=0.0,
@@ -124,7 +124,7 @@ def add(commands: Any) -> None:
         picture="fillings-{:06d}.gif",
     )  # fmt: skip
     _add_frame_model(filler, hidden_size=32)
-    _add_training(filler, lr=2e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    _add_training(filler, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
     _add_output(filler)
 
 

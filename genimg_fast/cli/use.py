@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         genimg-fast sample runs/00001-cvae-digits --n 100
         genimg-fast sample runs/00001-cvae-digits --class 7
         genimg-fast sample runs/00002-frame-predictor-moving-digits --out prediction.webp
-    """, None, "image file to write; of frames: .gif, .webp, or film strips; default: grid.png, or frames.gif")  # fmt: skip
+    """, None, "image file to write; default: grid.png, or frames.gif")  # fmt: skip
     sample.add_argument("--n", type=at_least(1), metavar="N",
                         help="number of images, or of sequences; default: 64, or 8")  # fmt: skip
     sample.add_argument("--class", dest="class_name", metavar="NAME|N",

@@ -149,7 +149,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         self,
         model: Any,  # a FramePredictor; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 2e-3,
+        lr: float = 3e-3,
         decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         context: int | None = None,
@@ -239,7 +239,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         self,
         model: Any,  # a FrameFiller; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 2e-3,
+        lr: float = 3e-3,
         decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         seed: int = 0,
@@ -318,7 +318,7 @@ class RowRNNTrainer(_SequenceTrainer):
         self,
         model: Any,  # a RowRNN; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 2e-3,
+        lr: float = 3e-3,
         decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         seed: int = 0,
