@@ -16,12 +16,17 @@ _FUSED = {
     torch_nn.BatchNorm1d: nn.BatchNorm1d,
     torch_nn.BatchNorm2d: nn.BatchNorm2d,
     torch_nn.BatchNorm3d: nn.BatchNorm3d,
+    torch_nn.RNN: nn.RNN,
+    torch_nn.GRU: nn.GRU,
+    torch_nn.LSTM: nn.LSTM,
+    torch_nn.GRUCell: nn.GRUCell,
+    torch_nn.LSTMCell: nn.LSTMCell,
 }
 _PLAIN = {fused: plain for plain, fused in _FUSED.items()}
 
 
 def fuse(model: Model) -> Model:
-    """Make a model's ``Sequential`` and batch norm layers run on the fused operators, in place.
+    """Make a model's ``Sequential``, batch norm and recurrent layers run on the fused operators, in place.
 
     Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are.
 

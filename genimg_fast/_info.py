@@ -9,10 +9,15 @@ import torch
 
 from genimg_fast import _native
 from genimg_fast.ops.batch_norm_act import paths as batch_norm_act_paths
+from genimg_fast.ops.recurrent import paths as recurrent_paths
 from genimg_fast.ops.reparameterize_kl import paths as reparameterize_kl_paths
 
 # Operator name -> function that returns device -> (path, reason).
-_OPERATORS = {"batch_norm_act": batch_norm_act_paths, "reparameterize_kl": reparameterize_kl_paths}
+_OPERATORS = {
+    "batch_norm_act": batch_norm_act_paths,
+    "reparameterize_kl": reparameterize_kl_paths,
+    "recurrent": recurrent_paths,
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 // Outputs of CPU kernels in memory that is cheap to touch.
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <vector>
 
 namespace genimg_fast {
 
@@ -15,5 +19,9 @@ namespace genimg_fast {
 // page has one writer, its first write does that better: the cleared page is still in the cache then.
 torch::stable::Tensor empty_output(const torch::stable::Tensor& t, torch::headeronly::MemoryFormat format,
                                    bool interleaved = false);
+
+// The same with sizes and dtype of its own, contiguous.
+torch::stable::Tensor empty_output(const torch::stable::Tensor& t, const std::vector<int64_t>& sizes,
+                                   torch::headeronly::ScalarType type);
 
 }  // namespace genimg_fast

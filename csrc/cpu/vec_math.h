@@ -110,3 +110,31 @@ SIMD_INLINE Vec<float> cos_first_octant(Vec<float> x) {
   return mul_add(s * s, polynomial<float>(s, {0x1.55554ap-5f, -0x1.6c0c86p-10f, 0x1.9a00d8p-16f}),
                  mul_add(s, splat(-0.5f), splat(1.0f)));
 }
+
+template <class A>
+SIMD_INLINE Vec<A> absolute(typename VecType<A>::type x) {
+  typedef typename VecType<A>::bits Bits;
+  return (Vec<A>)((Bits)x & ((Bits{} - 1) >> 1));
+}
+
+// 1 / (1 + e^-x); 2 ulp, also where it is small.
+template <class A>
+SIMD_INLINE Vec<A> sigmoid(typename VecType<A>::type x) {
+  const Vec<A> e = exponential<A>(-absolute<A>(x)).exp;
+  return (x < 0 ? e : splat(A(1))) / (1 + e);
+}
+
+// 2 ulp; keeps the sign of a zero.
+template <class A>
+SIMD_INLINE Vec<A> tanh(typename VecType<A>::type x) {
+  typedef ExpConstants<A> C;
+  typedef Vec<A> V;
+  typedef typename VecType<A>::bits Bits;
+  // (e^2x - 1) / (e^2x + 1) for positive x, where e^2x - 1 = 2^n (1 + y) - 1 does not cancel.
+  const V magnitude = absolute<A>(x), twice = at_most(magnitude + magnitude, splat(A(40)));
+  const V n = mul_add(twice, splat(A(1.4426950408889634)), splat(C::round)) - C::round;
+  const V r = mul_add(n, splat(-C::ln2_lower), mul_add(n, splat(-C::ln2_upper), twice));
+  const V y = mul_add(r * r, polynomial<A>(r, C::q), r), power = power_of_two<A>(n);
+  const V e = mul_add(power, y, power - 1);
+  return (V)((Bits)(e / (e + 2)) | ((Bits)x ^ (Bits)magnitude));
+}

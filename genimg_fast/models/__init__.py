@@ -7,6 +7,17 @@ from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenera
 from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
 from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
+from genimg_fast.models.rnn import OUTPUT_ACTIVATIONS, RNN, RNNOutput
+from genimg_fast.models.sequence import (
+    CORES,
+    BaseFrameModel,
+    FrameFiller,
+    FrameFilling,
+    FramePrediction,
+    FramePredictor,
+    RowPrediction,
+    RowRNN,
+)
 from genimg_fast.models.vae import (
     LIKELIHOODS,
     MLPVAE,
@@ -18,15 +29,19 @@ from genimg_fast.models.vae import (
 )
 
 __all__ = [
+    "CORES",
     "DCGAN",
     "GLO",
     "LIKELIHOODS",
     "MLPGAN",
     "MLPVAE",
+    "OUTPUT_ACTIVATIONS",
+    "RNN",
     "VAE",
     "WGAN",
     "Autoencoder",
     "BaseDiscriminator",
+    "BaseFrameModel",
     "BaseGAN",
     "BaseGenerator",
     "BaseVAE",
@@ -35,14 +50,21 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DeepImagePrior",
+    "FrameFiller",
+    "FrameFilling",
+    "FramePrediction",
+    "FramePredictor",
     "MLPDiscriminator",
     "MLPGenerator",
     "PatchDiscriminator",
     "Pix2Pix",
+    "RNNOutput",
     "ResNetGenerator",
     "ResidualDiscriminator",
     "ResidualGAN",
     "ResidualGenerator",
+    "RowPrediction",
+    "RowRNN",
     "UNetGenerator",
     "VAEOutput",
     "create_model",

@@ -1,8 +1,9 @@
 """Everything in ``torch.nn``, with fused layers in place of some and beside them.
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
-submodule is there. ``BatchNorm1d/2d/3d`` and ``Sequential`` run on the fused operators;
-``BatchNormAct1d/2d/3d``, ``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
+submodule is there. ``BatchNorm1d/2d/3d``, ``Sequential``, ``RNN``, ``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell``
+run on the fused operators; ``BatchNormAct1d/2d/3d``, ``ConvLSTM2d``, ``GaussianReparameterization`` and
+``DiagonalGaussian`` are new.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ from genimg_fast.nn.batch_norm_act import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
+from genimg_fast.nn.recurrent import (
+    GRU as GRU,
+    LSTM as LSTM,
+    RNN as RNN,
+    ConvLSTM2d,
+    GRUCell as GRUCell,
+    LSTMCell as LSTMCell,
+)
 from genimg_fast.nn.reparameterize_kl import DiagonalGaussian, GaussianReparameterization
 from genimg_fast.nn.sequential import Sequential as Sequential
 
@@ -34,6 +43,7 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "ConvLSTM2d",
     "DiagonalGaussian",
     "GaussianReparameterization",
 ]

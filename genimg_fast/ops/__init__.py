@@ -1,12 +1,34 @@
 """Fused operators in functional form; beside each, its reference in plain PyTorch."""
 
 from genimg_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
+from genimg_fast.ops.recurrent import (
+    gru,
+    gru_cell_update,
+    gru_cell_update_reference,
+    gru_reference,
+    lstm,
+    lstm_cell_update,
+    lstm_cell_update_reference,
+    lstm_reference,
+    rnn,
+    rnn_reference,
+)
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
 __all__ = [
     "batch_norm_act",
     "batch_norm_act_reference",
+    "gru",
+    "gru_cell_update",
+    "gru_cell_update_reference",
+    "gru_reference",
+    "lstm",
+    "lstm_cell_update",
+    "lstm_cell_update_reference",
+    "lstm_reference",
     "normal_from_seed",
     "reparameterize_kl",
     "reparameterize_kl_reference",
+    "rnn",
+    "rnn_reference",
 ]

@@ -19,6 +19,10 @@ SMALL_MODELS = {
     "autoencoder": CONVOLUTIONAL,
     "glo": {"num_images": 4, **CONVOLUTIONAL},
     "deep-image-prior": {"c_dim": 2, "channels": 6, "n_blocks": 2, "image_size": 16},
+    "rnn": {"hidden_size": 8},
+    "frame-predictor": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "frame-filler": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "row-rnn": {"c_dim": 2, "image_size": 16, "hidden_size": 8, "likelihood": "gaussian"},
 }
 
 
@@ -38,6 +42,15 @@ def patch_logits(model: gf.models.Pix2Pix, device: str) -> torch.Tensor:
     return model.discriminator(images, model(images))
 
 
+def row_likelihood(model: gf.models.RowRNN, device: str) -> torch.Tensor:
+    images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
+    return model.log_likelihood(images, model(images))
+
+
+def frames(device: str) -> torch.Tensor:
+    return torch.rand(2, 5, 2, 16, 16, device=device) * 2 - 1
+
+
 RUN = {
     "dcgan": logits,
     "wgan": logits,
@@ -51,6 +64,12 @@ RUN = {
     "vae": negative_elbo,
     "cvae": lambda model, device: negative_elbo(model, device, torch.tensor([0, 1, 2, 0])),
     "mlp-vae": negative_elbo,
+    "rnn": lambda model, device: model(torch.randn(6, 4, 3, device=device)).output,
+    "frame-predictor": lambda model, device: model(frames(device)).decoded,
+    "frame-filler": lambda model, device: (
+        model(frames(device), torch.tensor([True, False, True, False, True], device=device)).decoded
+    ),
+    "row-rnn": row_likelihood,
 }
 
 

@@ -1,0 +1,213 @@
+#pragma once
+// Host side of the recurrent family that CPU and CUDA share: argument checks and the shape of a sequence.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "tensor.h"
+
+namespace genimg_fast {
+
+enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, gru = 2, lstm = 3 };
+
+// Gates of a hidden unit.  GRU: r z n; LSTM: i f g o.
+constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+
+// Values of a hidden unit and step that backward needs beside the output.  GRU: r z n hn, with hn = W_n h + b_n;
+// LSTM: i f g o c.
+constexpr int reserve_count(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
+
+// Rows of all steps lie one after the other: step t has rows offsets[t] ... offsets[t + 1], one per sequence that is
+// longer than t.  Sequences are sorted by length, longest first.
+struct Sequence {
+  int64_t steps, batch, hidden;
+  std::vector<int64_t> offsets;  // steps + 1
+
+  int64_t rows() const { return offsets.back(); }
+  int64_t active(int64_t t) const { return offsets[t + 1] - offsets[t]; }
+};
+
+inline Cell check_cell(int64_t cell) {
+  STD_TORCH_CHECK(cell >= 0 && cell <= 3,
+                  "recurrent: cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got ", cell);
+  return static_cast<Cell>(cell);
+}
+
+inline std::string shape_of(const Tensor& t) {
+  std::string s = "(";
+  for (int64_t d = 0; d < t.dim(); ++d) s += (d > 0 ? ", " : "") + std::to_string(t.size(d));
+  return s + (t.dim() == 1 ? ",)" : ")");
+}
+
+// t must have the first tensor's dtype and device, and these sizes.
+inline void check_operand(const Tensor& t, const Tensor& first, std::initializer_list<int64_t> sizes,
+                          const char* name) {
+  STD_TORCH_CHECK(t.device() == first.device(), "recurrent: ", name, " must be on the device of the other tensors");
+  STD_TORCH_CHECK(t.scalar_type() == first.scalar_type(), "recurrent: ", name,
+                  " must have the dtype of the other tensors");
+  bool same = t.dim() == static_cast<int64_t>(sizes.size());
+  int64_t d = 0;
+  for (int64_t size : sizes) same = same && t.size(d++) == size;
+  if (!same) {
+    std::string expected;
+    for (int64_t size : sizes) expected += (expected.empty() ? "" : ", ") + std::to_string(size);
+    STD_TORCH_CHECK(false, "recurrent: ", name, " must have shape (", expected, "), got ", shape_of(t));
+  }
+}
+
+inline void check_operand(const OptionalTensor& t, const Tensor& first, std::initializer_list<int64_t> sizes,
+                          const char* name) {
+  if (t) check_operand(*t, first, sizes, name);
+}
+
+// The steps of `data`, which has `width` values per row: (T, B, width), or (N, width) with batch_sizes.
+inline Sequence check_sequence(const Tensor& data, int64_t width, const Tensor& h0, const OptionalTensor& batch_sizes,
+                               const char* name) {
+  STD_TORCH_CHECK(is_supported(data.scalar_type()), "recurrent: ", name,
+                  " must be float32, float64, bfloat16 or float16");
+  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
+  Sequence s{0, h0.size(0), h0.size(1), {}};
+  STD_TORCH_CHECK(s.hidden > 0, "recurrent: the hidden size must be greater than 0");
+  const int64_t dim = batch_sizes ? 2 : 3;
+  STD_TORCH_CHECK(data.dim() == dim && data.size(dim - 1) == width, "recurrent: ", name, " must have shape (",
+                  batch_sizes ? "rows" : "steps, batch", ", ", width, "), got ", shape_of(data));
+  if (!batch_sizes) {
+    STD_TORCH_CHECK(data.size(1) == s.batch, "recurrent: ", name, " has ", data.size(1), " sequences, h0 has ",
+                    s.batch);
+    s.steps = data.size(0);
+    s.offsets.resize(s.steps + 1);
+    for (int64_t t = 0; t <= s.steps; ++t) s.offsets[t] = t * s.batch;
+    return s;
+  }
+  STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu() &&
+                      batch_sizes->is_contiguous(),
+                  "recurrent: batch_sizes must be a contiguous one-dimensional int64 tensor on the CPU");
+  s.steps = batch_sizes->size(0);
+  s.offsets.resize(s.steps + 1);
+  const int64_t* sizes = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
+  for (int64_t t = 0; t < s.steps; ++t) {
+    STD_TORCH_CHECK(sizes[t] >= 0 && (t == 0 ? sizes[t] == s.batch : sizes[t] <= sizes[t - 1]),
+                    "recurrent: batch_sizes must begin with the batch size of h0, ", s.batch,
+                    ", and never increase; element ", t, " is ", sizes[t]);
+    s.offsets[t + 1] = s.offsets[t] + sizes[t];
+  }
+  STD_TORCH_CHECK(s.rows() == data.size(0), "recurrent: batch_sizes add up to ", s.rows(), ", but ", name, " has ",
+                  data.size(0), " rows");
+  return s;
+}
+
+// Checks every argument of recurrent.
+inline Sequence check_forward(const Tensor& gates, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+                              const OptionalTensor& bias_n, const OptionalTensor& batch_sizes, Cell cell) {
+  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
+  const int64_t width = gate_count(cell) * h0.size(1);
+  const Sequence s = check_sequence(gates, width, h0, batch_sizes, "gates");
+  check_operand(h0, gates, {s.batch, s.hidden}, "h0");
+  check_operand(weight_hh, gates, {width, s.hidden}, "weight_hh");
+  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  check_operand(c0, gates, {s.batch, s.hidden}, "c0");
+  STD_TORCH_CHECK(!bias_n || cell == Cell::gru, "recurrent: bias_n belongs to a GRU, and to no other cell");
+  check_operand(bias_n, gates, {s.hidden}, "bias_n");
+  return s;
+}
+
+// Checks every argument of recurrent_backward.
+inline Sequence check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const Tensor& output, const Tensor& reserve,
+                               const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
+                               const OptionalTensor& batch_sizes, Cell cell) {
+  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
+  const Sequence s = check_sequence(output, h0.size(1), h0, batch_sizes, "output");
+  check_operand(h0, output, {s.batch, s.hidden}, "h0");
+  check_operand(weight_hh, output, {gate_count(cell) * s.hidden, s.hidden}, "weight_hh");
+  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  check_operand(c0, output, {s.batch, s.hidden}, "c0");
+  if (reserve_count(cell) > 0) check_operand(reserve, output, {s.rows(), reserve_count(cell) * s.hidden}, "reserve");
+  if (grad_output) {
+    if (batch_sizes)
+      check_operand(*grad_output, output, {s.rows(), s.hidden}, "grad_output");
+    else
+      check_operand(*grad_output, output, {s.steps, s.batch, s.hidden}, "grad_output");
+  }
+  check_operand(grad_h_n, output, {s.batch, s.hidden}, "grad_h_n");
+  STD_TORCH_CHECK(!grad_c_n || cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
+  check_operand(grad_c_n, output, {s.batch, s.hidden}, "grad_c_n");
+  return s;
+}
+
+// Checks a layer's input and its weights, given the sequence that the other arguments make; returns the input's
+// features.
+inline int64_t check_layer_input(const Tensor& input, const Tensor& weight_ih, const Sequence& s, bool packed,
+                                 const Tensor& like, Cell cell) {
+  STD_TORCH_CHECK(input.dim() == (packed ? 2 : 3), "recurrent: input must have shape (",
+                  packed ? "rows" : "steps, batch", ", features), got ", shape_of(input));
+  const int64_t features = input.size(input.dim() - 1);
+  if (packed)
+    check_operand(input, like, {s.rows(), features}, "input");
+  else
+    check_operand(input, like, {s.steps, s.batch, features}, "input");
+  check_operand(weight_ih, like, {gate_count(cell) * s.hidden, features}, "weight_ih");
+  return features;
+}
+
+// Checks every argument of recurrent_layer.
+inline Sequence check_layer(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_ih,
+                            const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
+                            const OptionalTensor& batch_sizes, Cell cell) {
+  STD_TORCH_CHECK(input.dim() == (batch_sizes ? 2 : 3), "recurrent: input must have shape (",
+                  batch_sizes ? "rows" : "steps, batch", ", features), got ", shape_of(input));
+  const Sequence s = check_sequence(input, input.size(input.dim() - 1), h0, batch_sizes, "input");
+  const int64_t rows = gate_count(cell) * s.hidden;
+  check_operand(h0, input, {s.batch, s.hidden}, "h0");
+  check_operand(weight_ih, input, {rows, input.size(input.dim() - 1)}, "weight_ih");
+  check_operand(weight_hh, input, {rows, s.hidden}, "weight_hh");
+  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  check_operand(c0, input, {s.batch, s.hidden}, "c0");
+  check_operand(bias_ih, input, {rows}, "bias_ih");
+  check_operand(bias_hh, input, {rows}, "bias_hh");
+  return s;
+}
+
+// A cell update sees (batch, G * hidden, *) as `outer` groups of G gates with `inner` consecutive values each.
+struct CellShape {
+  MemoryFormat format;
+  int64_t outer, inner;
+};
+
+// gates is (batch, G * hidden, *) for a state (batch, hidden, *).
+inline void check_gates(const Tensor& gates, const Tensor& state, int gate_count, const char* name) {
+  STD_TORCH_CHECK(is_supported(state.scalar_type()),
+                  "cell update: tensors must be float32, float64, bfloat16 or float16");
+  STD_TORCH_CHECK(gates.device() == state.device() && gates.scalar_type() == state.scalar_type(), "cell update: ", name,
+                  " must have the state's dtype and device");
+  bool same = state.dim() >= 2 && gates.dim() == state.dim();
+  for (int64_t d = 0; same && d < state.dim(); ++d) same = gates.size(d) == state.size(d) * (d == 1 ? gate_count : 1);
+  STD_TORCH_CHECK(same, "cell update: ", name, " must have ", gate_count, " times the state's size along dimension 1, ",
+                  "and its size elsewhere: the state has shape ", shape_of(state), ", ", name, " has ",
+                  shape_of(gates));
+}
+
+inline void check_like_state(const Tensor& t, const Tensor& state, const char* name) {
+  STD_TORCH_CHECK(t.device() == state.device() && t.scalar_type() == state.scalar_type() && same_shape(t, state),
+                  "cell update: ", name, " must have the state's dtype, device and shape ", shape_of(state), ", got ",
+                  shape_of(t));
+}
+
+// channels_last where the gates are dense in it and in nothing else, else contiguous.
+inline CellShape cell_shape(const Tensor& gates, const Tensor& state) {
+  int64_t spatial = 1;
+  for (int64_t d = 2; d < gates.dim(); ++d) spatial *= gates.size(d);
+  const bool candidate = (gates.dim() == 4 || gates.dim() == 5) && !gates.is_contiguous();
+  int64_t expected = 1;
+  bool dense = candidate;
+  for (int64_t j = 0; dense && j < gates.dim(); ++j) {
+    const int64_t d = j == 0 ? 1 : j == gates.dim() - 1 ? 0 : gates.dim() - j;
+    dense = gates.size(d) == 1 || gates.stride(d) == expected;
+    expected *= gates.size(d);
+  }
+  if (!dense) return {MemoryFormat::Contiguous, gates.size(0), state.size(1) * spatial};
+  return {gates.dim() == 4 ? MemoryFormat::ChannelsLast : MemoryFormat::ChannelsLast3d, gates.size(0) * spatial,
+          state.size(1)};
+}
+
+}  // namespace genimg_fast

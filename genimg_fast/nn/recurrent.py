@@ -1,0 +1,389 @@
+"""Recurrent layers and cells on the fused operators, and the convolutional LSTM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from genimg_fast import _native
+from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.ops.recurrent import (
+    DTYPES,
+    GRU as GRU_CELL,
+    LSTM as LSTM_CELL,
+    RNN_RELU,
+    RNN_TANH,
+    choose_path,
+    gru_cell_update,
+    lstm_cell_update,
+    run_native,
+    why_not_native,
+)
+
+_CELLS = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "GRU": GRU_CELL, "LSTM": LSTM_CELL}
+
+
+def _forward(module: nn.RNNBase, torchs_forward: Any, input: Any, hx: Any) -> Any:
+    """Do what torch's recurrent layers do in ``forward``; leave to them what is not fused, and every complaint."""
+    if isinstance(input, torch.fx.Proxy):
+        return _leaf(module, input, hx)
+    result = _fused_forward(module, input, hx)
+    return torchs_forward(input, hx) if result is None else result
+
+
+@torch._disable_dynamo
+def _forward_outside_graphs(module: nn.RNNBase, torchs_forward: Any, input: Any, hx: Any) -> Any:
+    return _forward(module, torchs_forward, input, hx)
+
+
+def _choose_forward() -> Any:
+    """Dynamo breaks its graph at the recurrent layers of torch and whatever derives from them, unless told not to.
+
+    Then it is to leave all of ``forward`` alone, not to compile what it finds between attributes of the layer.
+    """
+    if torch.compiler.is_compiling() and not torch._dynamo.config.allow_rnn:
+        return _forward_outside_graphs
+    return _forward
+
+
+def _leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any) -> torch.fx.Proxy:
+    # A tracer takes layers from torch.nn as leaves of its graph; these are to be some as well.
+    arguments = (input,) if hx is None else (input, hx)
+    tracer: Any = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
+
+
+def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
+    """Return what torch's ``forward`` returns, or None where it has to run itself."""
+    if module.proj_size > 0 or _native._backend == "reference":
+        return None
+    module._update_flat_weights()
+    cell, directions = _CELLS[module.mode], 2 if module.bidirectional else 1
+    count = module.num_layers * directions
+    weights: Sequence[Any] = module._flat_weights
+    packed = isinstance(input, PackedSequence)
+    data, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
+    pair = isinstance(hx, (tuple, list))
+    states: Sequence[Any] = () if hx is None else hx if pair else (hx,)
+    if (
+        pair != (cell == LSTM_CELL and hx is not None)
+        or len(weights) != count * (4 if module.bias else 2)
+        or len(states) not in (0, 2 if pair else 1)
+        or why_not_native((data, *states, *weights)) is not None
+    ):
+        return None
+    computed_in, result_dtype = _dtypes(cell, packed, data, states, weights)
+    if computed_in is None:
+        return None
+    unbatched = data.dim() == 2 and not packed
+    if data.dim() != (2 if packed or unbatched else 3) or data.shape[-1] != module.input_size or data.numel() == 0:
+        return None
+    if unbatched:
+        data = data.unsqueeze(1)
+    elif module.batch_first and not packed:
+        data = data.transpose(0, 1)
+    batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
+    shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
+    steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    if any(s.shape != shape for s in states) or not choose_path(
+        cell, data.device, data.dtype, steps, batch, module.input_size, module.hidden_size
+    ):
+        return None
+
+    if computed_in != data.dtype or computed_in != weights[0].dtype:
+        data, states = data.to(computed_in), tuple(s.to(computed_in) for s in states)
+        weights = [w.to(computed_in) for w in weights]
+    if not states:
+        zeros = data.new_zeros(batch, module.hidden_size)
+        rows: list[Sequence[Tensor | None]] = [[zeros] * count, [zeros if cell == LSTM_CELL else None] * count]
+    else:
+        if unbatched:
+            states = tuple(s.unsqueeze(1) for s in states)
+        elif sorted_indices is not None:
+            states = tuple(s.index_select(1, sorted_indices) for s in states)
+        rows = [s.unbind() for s in states]
+        if cell != LSTM_CELL:
+            rows.append([None] * count)
+    output: Any
+    output, finals = _run_layers(module, cell, data, rows, weights, batch_sizes)
+
+    if result_dtype != computed_in:
+        output, finals = output.to(result_dtype), [f.to(result_dtype) for f in finals]
+    if packed:
+        if unsorted_indices is not None:
+            finals = [f.index_select(1, unsorted_indices) for f in finals]
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+    elif unbatched:
+        output, finals = output.squeeze(1), [f.squeeze(1) for f in finals]
+    elif module.batch_first:
+        output = output.transpose(0, 1)
+    return output, tuple(finals) if cell == LSTM_CELL else finals[0]
+
+
+def _dtypes(
+    cell: int, packed: bool, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[torch.dtype | None, torch.dtype]:
+    """Return the dtypes to compute in, None for what torch has to do, and of the results."""
+    device, dtype = data.device, data.dtype
+    autocast = torch.is_autocast_enabled(device.type)
+    for tensor in (*states, *weights):
+        if tensor.device != device or (tensor.dtype != dtype and not autocast):
+            return None, dtype
+    if not autocast:
+        return (dtype if dtype in DTYPES else None), dtype
+    lower = torch.get_autocast_dtype(device.type)
+    used = {dtype, *(t.dtype for t in states), *(t.dtype for t in weights)}
+    mixed = bool(states) and states[0].dtype != states[-1].dtype
+    if mixed or not used <= {torch.float32, torch.bfloat16, torch.float16}:
+        return None, dtype
+    if device.type != "cpu" or cell in (RNN_TANH, RNN_RELU):
+        return lower, lower
+    if cell == LSTM_CELL and not packed:
+        # oneDNN's layer, which autocast knows, if it is there for this dtype at all.
+        fits = lower == torch.bfloat16 and torch.backends.mkldnn.enabled
+        return (lower if fits else None), lower
+    # For the others autocast knows the products only, and the results follow the states.
+    return lower, states[0].dtype if states else dtype
+
+
+def _run_layers(
+    module: nn.RNNBase,
+    cell: int,
+    x: Tensor,
+    states: Sequence[Sequence[Any]],
+    weights: Sequence[Any],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the last layer's output and the final states of all layers and directions, stacked."""
+    directions, per_direction = 2 if module.bidirectional else 1, 4 if module.bias else 2
+    finals: list[Sequence[Tensor]] = []
+    for layer in range(module.num_layers):
+        outputs = []
+        for direction in range(directions):
+            k = len(finals)
+            weight_ih, weight_hh, *biases = weights[k * per_direction : (k + 1) * per_direction]
+            biases = biases or [None, None]
+            output, *final = run_native(
+                x, states[0][k], states[1][k], weight_ih, weight_hh, biases[0], biases[1], batch_sizes,
+                cell, direction == 1,
+            )  # fmt: skip
+            outputs.append(output)
+            finals.append(final)
+        x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
+        if module.training and module.dropout > 0 and layer < module.num_layers - 1:
+            x = torch.dropout(x, module.dropout, True)
+    kinds = 2 if cell == LSTM_CELL else 1
+    return x, [torch.stack([final[kind] for final in finals]) for kind in range(kinds)]
+
+
+class RNN(nn.RNN, metaclass=StandsFor):
+    """:class:`torch.nn.RNN` on the fused operator."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output and final state."""
+        return _choose_forward()(self, super().forward, input, hx)
+
+
+class GRU(nn.GRU, metaclass=StandsFor):
+    """:class:`torch.nn.GRU` on the fused operator."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output and final state."""
+        return _choose_forward()(self, super().forward, input, hx)
+
+
+class LSTM(nn.LSTM, metaclass=StandsFor):
+    """:class:`torch.nn.LSTM` on the fused operator; with ``proj_size`` it runs torch's."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output, final states."""
+        return _choose_forward()(self, super().forward, input, hx)
+
+
+# Where no gradient is recorded, torch's cells start faster than these: those with fewer hidden values keep theirs.
+SMALLEST_FUSED_CELL = 4096
+
+
+def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor, Sequence[Tensor]] | None:
+    """Return input and states with a batch dimension, or None where torch's ``forward`` has to run itself."""
+    states: Sequence[Any] = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
+    weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
+    if _native._backend == "reference" or why_not_native((input, *states, *weights)) is not None:
+        return None
+    if input.dim() not in (1, 2) or input.shape[-1] != module.input_size or input.dtype not in DTYPES:
+        return None
+    expected = (*input.shape[:-1], module.hidden_size)
+    if any(s.shape != expected or s.device != input.device for s in states):
+        return None
+    if (
+        _native._backend == "auto"
+        and not torch.is_grad_enabled()
+        and input.shape[:-1].numel() * module.hidden_size < SMALLEST_FUSED_CELL
+        and not torch.compiler.is_compiling()
+    ):
+        return None
+    if input.dim() == 1:
+        input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
+    if not states:
+        zeros = input.new_zeros(input.shape[0], module.hidden_size)
+        states = (zeros, zeros)
+    return input, states
+
+
+class LSTMCell(nn.LSTMCell, metaclass=StandsFor):
+    """:class:`torch.nn.LSTMCell` on the fused update."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Take one step with ``input``, (B, I) or (I); return the new state and cell state."""
+        if isinstance(input, torch.fx.Proxy):
+            return _leaf(self, input, hx)
+        operands = _cell_operands(self, input, hx)
+        if operands is None or len(operands[1]) != 2:
+            return super().forward(input, hx)
+        x, (h, c) = operands
+        bias = self.bias_ih + self.bias_hh if self.bias else None
+        gates = torch.addmm(F.linear(x, self.weight_ih, bias), h, self.weight_hh.t())
+        h, c = lstm_cell_update(gates, c)
+        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+
+class GRUCell(nn.GRUCell, metaclass=StandsFor):
+    """:class:`torch.nn.GRUCell` on the fused update."""
+
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        """Take one step with ``input``, (B, I) or (I); return the new state."""
+        if isinstance(input, torch.fx.Proxy):
+            return _leaf(self, input, hx)
+        operands = _cell_operands(self, input, hx)
+        if operands is None or isinstance(hx, (tuple, list)):
+            return super().forward(input, hx)
+        x, (h, *_) = operands
+        gates_x = F.linear(x, self.weight_ih, self.bias_ih)
+        h = gru_cell_update(gates_x, F.linear(h, self.weight_hh, self.bias_hh), h)
+        return h if input.dim() == 2 else h.squeeze(0)
+
+
+class ConvLSTM2d(nn.Module):
+    """Convolutional LSTM over sequences of images: an LSTM whose products are convolutions.
+
+    Of each layer, one convolution projects the input of all steps; a step is then one convolution of the state and
+    the fused :func:`genimg_fast.ops.lstm_cell_update`. Images keep their size. Shi et al. 2015,
+    arXiv:1506.04214, without the peephole connections.
+
+    Args:
+        input_channels: Channels C of the images.
+        hidden_channels: Channels H of the state, in every layer.
+        kernel_size: Of both convolutions, odd: one number, or (height, width).
+        num_layers: Each but the first runs over the states of the one before.
+        bias: Learn a bias per gate and channel.
+        batch_first: Input and output are (B, T, ...) instead of (T, B, ...).
+        device: Of the parameters.
+        dtype: Likewise.
+
+    Raises:
+        ValueError: A size is not positive, the kernel's is even, or an input has the wrong shape.
+
+    Example:
+        >>> layer = ConvLSTM2d(3, 16, kernel_size=3, num_layers=2)
+        >>> output, (h_n, c_n) = layer(torch.randn(5, 2, 3, 8, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 2, 16, 8, 8]), torch.Size([2, 2, 16, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        hidden_channels: int,
+        kernel_size: int | tuple[int, int],
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        for name, size in (
+            ("input_channels", input_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers)
+        ):  # fmt: skip
+            if size < 1:
+                raise ValueError(f"{name} must be positive, got {size}")
+        if height < 1 or width < 1 or height % 2 == 0 or width % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that images keep their size, got {kernel_size}")
+        self.input_channels, self.hidden_channels = input_channels, hidden_channels
+        self.kernel_size, self.num_layers = (height, width), num_layers
+        self.bias, self.batch_first = bias, batch_first
+        for layer in range(num_layers):
+            inputs = hidden_channels if layer else input_channels
+            for name, channels in (("ih", inputs), ("hh", hidden_channels)):
+                weight = torch.empty(4 * hidden_channels, channels, height, width, device=device, dtype=dtype)
+                self.register_parameter(f"weight_{name}_l{layer}", nn.Parameter(weight))
+            empty = torch.empty(4 * hidden_channels, device=device, dtype=dtype) if bias else None
+            self.register_parameter(f"bias_l{layer}", None if empty is None else nn.Parameter(empty))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as torch's recurrent layers do: uniform with the state's fan-in."""
+        bound = 1.0 / math.sqrt(self.hidden_channels * math.prod(self.kernel_size))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run all layers over a sequence of images.
+
+        Args:
+            input: (T, B, C, height, width), or (B, T, C, height, width) with ``batch_first``.
+            hx: States and cell states to begin with, (num_layers, B, H, height, width) each; None stands for
+                zeros.
+
+        Returns:
+            States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
+            of all layers after the last step, (num_layers, B, H, height, width) each.
+        """
+        if input.dim() != 5 or input.shape[2] != self.input_channels or 0 in input.shape[:2]:
+            order = "(B, T, " if self.batch_first else "(T, B, "
+            raise ValueError(
+                f"input must have shape {order}{self.input_channels}, height, width) with at least one step and "
+                f"sequence, got {tuple(input.shape)}"
+            )
+        x = input.transpose(0, 1) if self.batch_first else input
+        shape = (x.shape[1], self.hidden_channels, *x.shape[3:])
+        if hx is not None:
+            for name, state in zip(("h", "c"), hx, strict=True):
+                if state.shape != (self.num_layers, *shape):
+                    raise ValueError(
+                        f"hx: {name} must have shape {(self.num_layers, *shape)}, got {tuple(state.shape)}"
+                    )
+        padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        finals = []
+        for layer in range(self.num_layers):
+            weight_ih, weight_hh = getattr(self, f"weight_ih_l{layer}"), getattr(self, f"weight_hh_l{layer}")
+            projected = F.conv2d(x.flatten(0, 1), weight_ih, getattr(self, f"bias_l{layer}"), padding=padding)
+            h, c = (None, x.new_zeros(shape)) if hx is None else (hx[0][layer], hx[1][layer])
+            states = []
+            for gates in projected.unflatten(0, x.shape[:2]).unbind():
+                if h is not None:  # else it is zero
+                    gates = gates + F.conv2d(h, weight_hh, padding=padding)
+                h, c = lstm_cell_update(gates, c)
+                states.append(h)
+            x = torch.stack(states)
+            finals.append((states[-1], c))
+        h_n, c_n = (torch.stack(kind) for kind in zip(*finals, strict=True))
+        return (x.transpose(0, 1) if self.batch_first else x), (h_n, c_n)
+
+    def extra_repr(self) -> str:
+        """Describe the layer: its sizes, and what differs from the defaults."""
+        text = f"{self.input_channels}, {self.hidden_channels}, kernel_size={self.kernel_size}"
+        if self.num_layers != 1:
+            text += f", num_layers={self.num_layers}"
+        return text + ("" if self.bias else ", bias=False") + (", batch_first=True" if self.batch_first else "")
