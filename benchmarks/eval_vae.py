@@ -25,7 +25,7 @@ from torch import Tensor
 import genimg_fast as gf
 from genimg_fast.losses import active_units, importance_weighted_bound
 from genimg_fast.models import MLPVAE, VAE, BaseVAE, ConditionalVAE
-from genimg_fast.training import VAETrainer, fit, plot_latents, save_animation, save_grid
+from genimg_fast.training import Recipe, VAETrainer, fit, plot_latents, save_animation, save_grid
 
 # 1,400 digits teach so small a variance that every latent becomes a detailed code, and few samples from the prior
 # hit one. A heavier KL term keeps the codes together. It is for the training only: the ELBOs below are true ones.
@@ -99,7 +99,10 @@ def main() -> int:
 
 def train(model: BaseVAE, dataset: gf.data.ImageDataset, args: argparse.Namespace, beta: float = BETA) -> None:
     started = time.perf_counter()
-    fit(VAETrainer(model, beta=beta, decay_steps=args.steps), dataset, steps=args.steps, seed=args.seed)
+    recipe = Recipe(schedule="cosine", decay_steps=args.steps)
+    trainer = VAETrainer(model, beta=beta, recipe=recipe)
+    fit(trainer, dataset, steps=args.steps, seed=args.seed)
+    model.load_state_dict(trainer.sampler.state_dict())
     print(
         f"\n{type(model).__name__}, {model.z_dim} latents, {model.likelihood} likelihood, trained with "
         f"beta {beta:g}: {args.steps} steps of 64 in {time.perf_counter() - started:.0f} s"

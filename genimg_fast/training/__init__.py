@@ -11,13 +11,16 @@ from genimg_fast.training.sequence import (
     draw_known_frames,
     teacher_forcing_probability,
 )
+from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.vae import VAETrainer
 
 __all__ = [
+    "BaseTrainer",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",
     "NonFiniteLossError",
+    "Recipe",
     "RowRNNTrainer",
     "RunFolder",
     "Trainer",

@@ -7,23 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genimg_fast.losses import GANLoss
+from genimg_fast.losses import GANLoss, gradient_penalty, r1_penalty
+from genimg_fast.models.common import check_sizes
+from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
-class GANTrainer:
-    """Trains a GAN by alternating one step of the discriminator and one of the generator.
+class GANTrainer(BaseTrainer):
+    """Trains a GAN by alternating steps of the discriminator and of the generator.
 
     Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661; Adam's settings are those of Radford et al. 2016,
     https://arxiv.org/abs/1511.06434. Noise comes from PyTorch's global generator: ``torch.manual_seed`` before the
-    model is built makes a run reproducible.
+    model is built makes a run reproducible. A class-conditional model sees the labels of the data.
 
     Args:
-        model: A model with ``generator``, ``discriminator`` and ``sample(n, generator=)``, such as
-            :class:`genimg_fast.models.DCGAN`, on the device to train on.
+        model: A GAN of this package, such as :class:`genimg_fast.models.DCGAN`, on the device to train on.
         loss: One of ``genimg_fast.losses.GAN_LOSSES``.
-        lr: Adam's learning rate for both networks.
+        label_smoothing: How far the label of real images lies below 1.
+        lr: Adam's learning rate for the generator, and for the discriminator unless ``lr_d`` is given.
+        lr_d: Adam's learning rate for the discriminator.
         betas: Adam's decay rates.
+        n_critic: Steps of the discriminator, each with a batch of its own, for one of the generator.
+        gp: Weight of the gradient penalty, 10 in its paper; see :func:`genimg_fast.losses.gradient_penalty`.
+        r1: Weight of the penalty on the gradient at real images; see :func:`genimg_fast.losses.r1_penalty`.
+        clip_weights: Largest magnitude of the discriminator's weights, 0.01 in the paper on Wasserstein GANs; 0
+            for any.
+        recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the fixed noise of :meth:`samples`.
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
 
     Example:
         >>> import genimg_fast as gf
@@ -38,92 +50,127 @@ class GANTrainer:
 
     def __init__(
         self,
-        model: Any,  # a torch.nn.Module; its attributes are not typed
+        model: Any,  # a BaseGAN; the attributes of a torch.nn.Module are not typed
         *,
         loss: str = "non_saturating",
+        label_smoothing: float = 0.0,
         lr: float = 2e-4,
+        lr_d: float | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
+        n_critic: int = 1,
+        gp: float = 0.0,
+        r1: float = 0.0,
+        clip_weights: float = 0.0,
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        self.model = model
-        self.loss = GANLoss(loss)
-        self.seed = seed
-        self.device = next(model.parameters()).device
-        self.steps_done = 0
-        # One kernel for all parameters instead of a dozen small ones for each.
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer_g = torch.optim.Adam(self.model.generator.parameters(), lr, betas, fused=fused)
-        self.optimizer_d = torch.optim.Adam(self.model.discriminator.parameters(), lr, betas, fused=fused)
+        super().__init__(model, recipe=recipe, seed=seed)
+        check_sizes(n_critic=n_critic)
+        for name, value in (("gp", gp), ("r1", r1), ("clip_weights", clip_weights)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        self.loss = GANLoss(loss, label_smoothing=label_smoothing)
+        self.n_critic, self.gp, self.r1, self.clip_weights = n_critic, gp, r1, clip_weights
+        self._generator = self.prepared(model.generator)
+        self._discriminator = self.prepared(model.discriminator)
+        self._loss_g = torch.zeros((), device=self.device)
+        self.add_optimizer("g", model.generator.parameters(), lr=lr, betas=betas)
+        self.add_optimizer("d", model.discriminator.parameters(), lr=lr if lr_d is None else lr_d, betas=betas)
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Take one step of the discriminator and one of the generator.
+        """Take one step of the discriminator and, every ``n_critic`` steps, one of the generator.
 
         Args:
             images: Real images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
-            labels: Their classes; an unconditional GAN does not look at them.
+            labels: Their classes, int64 of shape (batch,); an unconditional GAN does not look at them.
 
         Returns:
-            Scalars without gradient: both losses, and the mean logits of real and generated images.
+            Scalars without gradient: both losses (the generator's is the last one there is), and the mean logits
+            of real and generated images.
         """
-        generator, discriminator = self.model.generator, self.model.discriminator
-        fake = generator(torch.randn(len(images), generator.z_dim, device=self.device))
+        if self.model.num_classes == 0:
+            labels = None
+        generator_turn = (self.steps_done + 1) % self.n_critic == 0
+        # In one part, the generator's turn takes up the images that the discriminator has seen.
+        keep = generator_turn and self.recipe.accumulate == 1
+        fakes: list[tuple[Tensor, Any]] = []
+        logged: list[Tensor] = []
 
-        # Discriminator: detached, the generated images pass no gradient on to the generator.
-        real_logits, fake_logits = discriminator(images), discriminator(fake.detach())
-        loss_d = self.loss.discriminator(real_logits, fake_logits)
-        self.optimizer_d.zero_grad()
-        loss_d.backward()
-        self.optimizer_d.step()
+        with self.descending("d"):
+            for real, classes in self.parts(images, labels):
+                with self.autocast():
+                    with torch.set_grad_enabled(keep):
+                        fake = self._fake(len(real), classes)
+                    fakes.append((fake, classes))
+                    # Detached, the generated images pass no gradient on to the generator.
+                    real_logits = self._discriminator(real, classes)
+                    fake_logits = self._discriminator(fake.detach(), classes)
+                    loss_d = self.loss.discriminator(real_logits, fake_logits)
+                loss_d = loss_d + self._penalties(real, fake, classes)
+                self.backward(loss_d)
+                logged.append(torch.stack([loss_d, real_logits.mean(), fake_logits.mean()]).detach())
+        if self.clip_weights > 0:
+            with torch.no_grad():
+                for parameter in self.model.discriminator.parameters():
+                    parameter.clamp_(-self.clip_weights, self.clip_weights)
 
-        # Generator: the gradient flows through the discriminator, but none is computed for its parameters.
-        with _frozen(discriminator):
-            loss_g = self.loss.generator(discriminator(fake))
-            self.optimizer_g.zero_grad()
-            loss_g.backward()
-            self.optimizer_g.step()
+        if generator_turn:
+            # The gradient flows through the discriminator, but none is computed for its parameters.
+            losses = []
+            with _frozen(self.model.discriminator), self.descending("g"):
+                for fake, classes in fakes:
+                    with self.autocast():
+                        images_g = fake if keep else self._fake(len(fake), classes)
+                        loss_g = self.loss.generator(self._discriminator(images_g, classes))
+                    self.backward(loss_g)
+                    losses.append(loss_g.detach())
+            self._loss_g = torch.stack(losses).mean()
 
-        self.steps_done += 1
-        return {
-            "loss_d": loss_d.detach(),
-            "loss_g": loss_g.detach(),
-            "real_logit": real_logits.detach().mean(),
-            "fake_logit": fake_logits.detach().mean(),
-        }
+        self.finish_step()
+        loss_d, real_logit, fake_logit = torch.stack(logged).mean(0)
+        return {"loss_d": loss_d, "loss_g": self._loss_g, "real_logit": real_logit, "fake_logit": fake_logit}
+
+    def _fake(self, n: int, labels: Tensor | None) -> Tensor:
+        return self._generator(torch.randn(n, self.model.generator.z_dim, device=self.device), labels)
+
+    def _penalties(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor | float:
+        # In full precision, whatever the recipe: these are gradients of gradients. Not compiled: torch.compile has
+        # no second derivatives.
+        penalty: Tensor | float = 0.0
+        discriminator = self.model.discriminator
+        if self.gp > 0:
+            penalty = self.gp * gradient_penalty(lambda x: discriminator(x, labels), real, fake.to(real.dtype))
+        if self.r1 > 0:
+            penalty = penalty + self.r1 * r1_penalty(lambda x: discriminator(x, labels), real)
+        return penalty
 
     def samples(self, n: int = 64) -> Tensor:
-        """Generate images from the same noise every time, to watch the training.
+        """Generate images from the same noise every time, with the averaged weights, to watch the training.
 
         Args:
-            n: Number of images.
+            n: Number of images; a class-conditional GAN generates all classes in order.
 
         Returns:
             Images in [-1, 1], of shape (n, channels, height, width).
         """
-        return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+        return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: ``samples``, those of :meth:`samples`. Real images play no part."""
         return {"samples": self.samples()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Get all that the training has changed: networks, optimisers, number of steps."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer_g": self.optimizer_g.state_dict(),
-            "optimizer_d": self.optimizer_d.state_dict(),
-            "step": self.steps_done,
-        }
+        """Get all that the training has changed, the generator's last loss included."""
+        return {**super().state_dict(), "loss_g": self._loss_g}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`state_dict` returned.
 
         Args:
-            state: The state, of a model of the same size.
+            state: The state, of a trainer with the same settings.
         """
-        self.model.load_state_dict(state["model"])
-        self.optimizer_g.load_state_dict(state["optimizer_g"])
-        self.optimizer_d.load_state_dict(state["optimizer_d"])
-        self.steps_done = state["step"]
+        super().load_state_dict(state)
+        self._loss_g = state["loss_g"].to(self.device)
 
 
 @contextmanager

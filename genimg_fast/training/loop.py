@@ -13,7 +13,14 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
-from genimg_fast.training.run import RunFolder
+from genimg_fast.training.processes import (
+    any_process,
+    gather_objects,
+    mean_over_processes,
+    rank,
+    world_size,
+)
+from genimg_fast.training.run import RunFolder, load_checkpoint
 
 
 class Trainer(Protocol):
@@ -55,17 +62,21 @@ def fit(
     checkpoint_every: int = 500,
     progress: bool = False,
     on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
 
     With a run folder, it writes statistics, pictures, a plot of the losses and checkpoints there. Ctrl-C stops
     after the current step and saves a checkpoint; a second Ctrl-C stops at once.
 
+    Resumed from the run folder's checkpoint, training goes on as if it had never stopped: on the CPU, bit for bit.
+    In several processes (``torchrun``), every one has its share of each batch, and the first one writes.
+
     Args:
         trainer: What to train.
         dataset: Real images, or sequences of them, of the size and channels that the model takes.
         steps: Number of the last step.
-        batch_size: Images, or sequences, in a batch.
+        batch_size: Images, or sequences, in a batch, of every process.
         seed: Decides the order of the images.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
@@ -74,12 +85,14 @@ def fit(
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
         progress: Whether to show a progress bar.
         on_step: Called after every step with its number, from 1, and what it returned.
+        resume: Whether to go on from the run folder's checkpoint.
 
     Returns:
         The rows of statistics: number of a step, means since the row before, and images, or frames, per second.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or the checkpoint does not fit.
+        FileNotFoundError: If there is no checkpoint to resume from.
         NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
             and the last good checkpoint, which stays.
         KeyboardInterrupt: After Ctrl-C, when everything is saved; the message says where.
@@ -97,28 +110,35 @@ def fit(
             "log_every must be at least 1, sample_every and checkpoint_every at least 0, "
             f"got {log_every}, {sample_every} and {checkpoint_every}"
         )
+    history: list[dict[str, float]] = []
+    if resume:
+        if run is None:
+            raise ValueError("resume needs a run folder")
+        history = _resume(trainer, run)
     dataset = dataset.to(trainer.device)
-    stream = batches(dataset, batch_size, seed=seed, start=trainer.steps_done)
+    processes, writing = world_size(), rank() == 0
+    stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
     if real_images.ndim == 5:  # sequences are long to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
-    if run is not None:
+    if run is not None and writing and not resume:
         run.save_images("real", real_images)
 
-    history: list[dict[str, float]] = []
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
-    batch_images = batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
+    batch_images = processes * batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
     trainer.model.train()
     done = trainer.steps_done >= steps
-    with _deferred_interrupt() as interrupted, _progress_bar(progress, trainer.steps_done, steps) as bar:
+    bar_shown = progress and writing
+    with _deferred_interrupt() as interrupted, _progress_bar(bar_shown, trainer.steps_done, steps) as bar:
         clock = time.perf_counter()
         while not done:
-            pending.append(trainer.step(*next(stream)))
+            images, labels = next(stream)
+            pending.append(trainer.step(images[rank() :: processes], labels[rank() :: processes]))
             step = trainer.steps_done
             if on_step is not None:
                 on_step(step, pending[-1])
 
-            done = step >= steps or interrupted.is_set()
+            done = step >= steps or any_process(interrupted.is_set(), trainer.device)
             sample_due = done or _due(step, sample_every)
             checkpoint_due = done or _due(step, checkpoint_every)
             if not (sample_due or checkpoint_due or _due(step, log_every)):
@@ -131,16 +151,20 @@ def fit(
                 bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
                 bar.update(len(pending))
             pending.clear()
-            if run is not None:
+            if trainer.device.type == "cuda":
+                row["gpu_memory_mb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e6
+            if run is not None and checkpoint_due:
+                # The losses are those before the last update: it may have spoilt the weights all the same.
+                if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
+                    raise _not_finite(f"a weight is not finite after step {step}", run)
+                rng = gather_objects(_rng_state(trainer.device))
+                if writing:
+                    run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+            if run is not None and writing:
                 run.log(row)
-                if checkpoint_due:
-                    # The losses are those before the last update: it may have spoilt the weights all the same.
-                    if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
-                        raise _not_finite(f"a weight is not finite after step {step}", run)
-                    run.save_checkpoint({**trainer.state_dict(), "rng": _rng_state(), "config": run.config})
                 if sample_due:
-                    for name, images in trainer.pictures(real_images, real_labels).items():
-                        run.save_images(f"{name}-{step:06d}", images)
+                    for name, pictures in trainer.pictures(real_images, real_labels).items():
+                        run.save_images(f"{name}-{step:06d}", pictures)
                     run.plot(history, trainer.curves)
             clock = time.perf_counter()  # the time for the files is not that of the steps
     if trainer.steps_done < steps:
@@ -157,7 +181,8 @@ def _summarise(pending: list[dict[str, Tensor]], step: int, run: RunFolder | Non
     """Average what the last steps returned, and raise if any of it is not finite."""
     names = list(pending[0])
     # One transfer from the accelerator for all steps.
-    values = torch.stack([torch.stack([row[name] for name in names]) for row in pending]).double().cpu()
+    values = torch.stack([torch.stack([row[name] for name in names]) for row in pending]).float()
+    values = mean_over_processes(values).double().cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad) > 0:
         row, column = bad[0].tolist()
@@ -177,9 +202,25 @@ def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
     return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 
-def _rng_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def _rng_state(device: torch.device) -> dict[str, Tensor]:
+    """Get the state of this process's random number generators."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
+    """Put everything back that the run's checkpoint holds; return the rows of statistics up to there."""
+    state = load_checkpoint(run.path)
+    if len(state["rng"]) != world_size():
+        raise ValueError(f"the run had {len(state['rng'])} processes, and now there are {world_size()}")
+    trainer.load_state_dict(state)
+    rng = state["rng"][rank()]
+    torch.set_rng_state(rng["cpu"])
+    if "cuda" in rng and trainer.device.type == "cuda":
+        torch.cuda.set_rng_state(rng["cuda"], trainer.device)
+    return run.rows_until(state["step"])
 
 
 def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManager[Any]:

@@ -10,10 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import create_model
 from genimg_fast.training.pictures import save_animation, save_grid
+
+
+# Settings that a run may be resumed with in another form.
+_MAY_CHANGE = {"steps", "device", "versions"}
 
 
 class RunFolder:
@@ -70,10 +75,68 @@ class RunFolder:
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         return cls(path, config)
 
+    @classmethod
+    def reopen(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
+        """Open the folder of a run in order to go on with it.
+
+        Args:
+            path: The folder.
+            config: Settings to go on with. They have to be those of the run, but for the number of steps, the
+                device and the versions.
+
+        Returns:
+            The run.
+
+        Raises:
+            FileNotFoundError: If the folder has no checkpoint.
+            ValueError: If a setting is another one; the message shows which.
+        """
+        path = Path(path)
+        if not (path / "checkpoint.pt").is_file():
+            raise FileNotFoundError(f"no checkpoint in {path}")
+        before = json.loads((path / "config.json").read_text())
+        now = json.loads(json.dumps(config))
+        changed = [
+            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+            for key in {**before, **now}
+            if key not in _MAY_CHANGE and before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ValueError(f"the settings differ from those of {path}: {'; '.join(changed)}")
+        return cls(path, config)
+
+    @classmethod
+    def latest(cls, out: str | Path, name: str) -> Path | None:
+        """Find the newest run of a name that has a checkpoint, or None.
+
+        Args:
+            out: Folder of all runs.
+            name: What follows the number.
+        """
+        folders = Path(out).glob(f"*-{name}") if Path(out).is_dir() else []
+        found = [f for f in folders if re.fullmatch(rf"\d+-{re.escape(name)}", f.name)]
+        return max((f for f in found if (f / "checkpoint.pt").is_file()), key=lambda f: f.name, default=None)
+
     def log(self, row: dict[str, float]) -> None:
         """Append a row to ``stats.jsonl``."""
         with open(self.path / "stats.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def rows_until(self, step: int) -> list[dict[str, float]]:
+        """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again."""
+        stats = self.path / "stats.jsonl"
+        rows = []
+        for line in stats.read_text().splitlines() if stats.is_file() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # a line that was being written when the process was killed
+                break
+            if row["step"] <= step:
+                rows.append(row)
+        temporary = stats.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        os.replace(temporary, stats)
+        return rows
 
     def save_images(self, name: str, images: Tensor) -> None:
         """Write images in [-1, 1] as ``name.png``, a grid, or sequences of them as ``name.gif``, an animated one.
@@ -145,7 +208,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the trained model of a run, and the settings it was trained with.
+    """Load the trained model of a run, with averaged weights if it has any, and the settings it was trained with.
 
     Args:
         path: A checkpoint, or a run folder.
@@ -166,6 +229,10 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     config = state["config"]
     model = create_model(config["model"], **config["model_args"])
     model.load_state_dict(state["model"])
+    if state.get("ema") is not None:
+        averaged = AveragedModel(model, use_buffers=True)
+        averaged.load_state_dict(state["ema"])
+        model = averaged.module
     return model, config
 
 

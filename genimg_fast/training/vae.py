@@ -1,15 +1,15 @@
 """One training step of a VAE."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genimg_fast.losses import active_units, negative_elbo, warmup_beta
+from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
-class VAETrainer:
+class VAETrainer(BaseTrainer):
     """Trains a VAE by minimising its negative evidence lower bound with Adam.
 
     Kingma, Welling 2014, https://arxiv.org/abs/1312.6114. Random numbers come from PyTorch's global generator:
@@ -19,13 +19,12 @@ class VAETrainer:
         model: A VAE of this package, such as :class:`genimg_fast.models.VAE`, on the device to train on.
         lr: Adam's learning rate. The variance of a Gaussian likelihood, one number that has far to go, has ten
             times as much.
-        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
-            constant.
         betas: Adam's decay rates.
         beta: Weight of the KL term.
         warmup: Number of the step at which that weight, rising linearly from 0, is reached; 0 for no warm-up.
         free_bits: Nats of KL divergence per image and latent dimension that cost no more than less would (Kingma
             et al. 2016, https://arxiv.org/abs/1606.04934).
+        recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the fixed latents of :meth:`samples`.
 
     Raises:
@@ -47,33 +46,25 @@ class VAETrainer:
         model: Any,  # a BaseVAE; the attributes of a torch.nn.Module are not typed
         *,
         lr: float = 1e-3,
-        decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         beta: float = 1.0,
         warmup: int = 0,
         free_bits: float = 0.0,
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        for name, value in (
-            ("decay_steps", decay_steps), ("beta", beta), ("warmup", warmup), ("free_bits", free_bits)
-        ):  # fmt: skip
+        super().__init__(model, recipe=recipe, seed=seed)
+        for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-        self.model = model
-        self.decay_steps = decay_steps
         self.beta = beta
         self.warmup = warmup
         self.free_bits = free_bits
-        self.seed = seed
-        self.device = next(model.parameters()).device
-        self.steps_done = 0
         variance = [] if model.image_logvar is None else [model.image_logvar]
         others = [parameter for parameter in model.parameters() if all(parameter is not v for v in variance)]
         groups = [{"params": others, "lr": lr}, {"params": variance, "lr": 10 * lr}]
-        # One kernel for all parameters instead of a dozen small ones for each.
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam([group for group in groups if group["params"]], lr, betas, fused=fused)
-        self._base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.add_optimizer("all", [group for group in groups if group["params"]], lr=lr, betas=betas)
+        self._forward = self.prepared(model)
 
     def step(
         self, images: Tensor, labels: Tensor | None = None, *, noise: Tensor | None = None
@@ -89,25 +80,21 @@ class VAETrainer:
             Scalars without gradient, in nats, means over the batch: the loss and its two terms (the KL divergence
             before its weight, with free bits if there are any), and the number of active latent dimensions.
         """
-        step = self.steps_done + 1
-        if self.decay_steps > 0:
-            for group, lr in zip(self.optimizer.param_groups, self._base_lrs, strict=True):
-                group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - 1) / self.decay_steps)))
-
-        output = self.model(images, self._labels(labels), noise=noise, free_bits=self.free_bits)
-        log_likelihood = self.model.log_likelihood(images, output.reconstruction)
-        terms = negative_elbo(log_likelihood, output.kl, beta=warmup_beta(step, self.warmup, self.beta))
-        self.optimizer.zero_grad()
-        terms.loss.backward()
-        self.optimizer.step()
-
-        self.steps_done = step
-        return {
-            "loss": terms.loss.detach(),
-            "reconstruction": terms.reconstruction.detach(),
-            "kl": terms.kl.detach(),
-            "active_units": active_units(output.mu.detach()).to(terms.loss),
-        }
+        beta = warmup_beta(self.steps_done + 1, self.warmup, self.beta)
+        logged = []
+        with self.descending("all"):
+            for part, classes, given in self.parts(images, self._labels(labels), noise):
+                with self.autocast():
+                    output = self._forward(part, classes, noise=given, free_bits=self.free_bits)
+                # Sums over all pixels: in full precision.
+                decoded = output.reconstruction.to(part.dtype)
+                terms = negative_elbo(self.model.log_likelihood(part, decoded), output.kl, beta=beta)
+                self.backward(terms.loss)
+                active = active_units(output.mu.detach()).to(terms.loss)
+                logged.append(torch.stack([terms.loss, terms.reconstruction, terms.kl, active]).detach())
+        self.finish_step()
+        values = torch.stack(logged).mean(0).unbind()
+        return dict(zip(("loss", "reconstruction", "kl", "active_units"), values, strict=True))
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same latents every time, to watch the training.
@@ -118,7 +105,7 @@ class VAETrainer:
         Returns:
             Images in [-1, 1], of shape (n, channels, height, width).
         """
-        return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+        return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: samples, and real images with their reconstructions.
@@ -131,26 +118,8 @@ class VAETrainer:
             ``samples`` (those of :meth:`samples`) and ``reconstructions``: each image with the model's version of
             it to its right, of shape (n, channels, height, 2 * width).
         """
-        reconstructions = self.model.reconstruct(images, self._labels(labels))
+        reconstructions = self.sampler.reconstruct(images, self._labels(labels))
         return {"samples": self.samples(), "reconstructions": torch.cat([images, reconstructions], dim=3)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Get all that the training has changed: network, optimiser, number of steps."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.steps_done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned.
-
-        Args:
-            state: The state, of a model of the same size.
-        """
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps_done = state["step"]
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:
         return labels if self.model.num_classes > 0 else None

@@ -1,0 +1,69 @@
+"""Training in several processes, started by ``torchrun``: who does what, and what they tell each other."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Number of this process: 0 for the one that writes files and talks to the user."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Join the other processes, if ``torchrun`` has started any; leave them at the end.
+
+    Args:
+        device: Where to train. ``cuda`` becomes the GPU with this process's local number.
+
+    Yields:
+        The device of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor that every process has, of one shape; in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Tell every process whether one of them says yes."""
+    if world_size() == 1:
+        return flag
+    said = torch.tensor(float(flag), device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX)
+    return bool(said)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Get what every process passes, in the order of their numbers."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered

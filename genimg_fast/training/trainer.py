@@ -1,0 +1,204 @@
+"""What all trainers share: recipe, optimisers, averaged weights, and what a checkpoint holds."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from genimg_fast.models.common import check_choice, check_sizes
+from genimg_fast.training.processes import world_size
+
+_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train, whatever is trained.
+
+    Args:
+        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to it; fp16 with scaled losses.
+        channels_last: Whether images and weights of convolutions are in that memory format.
+        compile: Whether networks go through :func:`torch.compile`, each on its own.
+        grad_clip: Largest norm of a network's whole gradient; 0 for any.
+        accumulate: Number of parts that a batch is cut into, whose gradients add up to one step: for batches that
+            do not fit into memory at once. Batch norm sees the parts.
+        schedule: Course of the learning rate down to 0 at ``decay_steps``: ``"linear"`` or ``"cosine"``; or
+            ``"constant"``.
+        decay_steps: Number of the step at which it is 0.
+        ema: Decay of the average of weights and buffers that is used for pictures and samples; 0 for none. It
+            starts lower, so that the average forgets the first steps: (1 + step) / (10 + step).
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> recipe = gf.training.Recipe(precision="bf16", channels_last=True)
+        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(channels=8), recipe=recipe)
+    """
+
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    grad_clip: float = 0.0
+    accumulate: int = 1
+    schedule: str = "constant"
+    decay_steps: int = 0
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, _DTYPES)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_sizes(accumulate=self.accumulate)
+        if not self.grad_clip >= 0:
+            raise ValueError(f"grad_clip must be at least 0, got {self.grad_clip}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if self.decay_steps < 1 and self.schedule != "constant":
+            raise ValueError(f"a {self.schedule} schedule needs decay_steps of at least 1, got {self.decay_steps}")
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the learning rate after ``step`` steps."""
+        done = min(1.0, step / self.decay_steps) if self.schedule != "constant" else 0.0
+        return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
+
+
+class BaseTrainer:
+    """A model, its optimisers, their recipe; a subclass adds ``step`` and ``pictures``.
+
+    Args:
+        model: What to train, on the device to train on.
+        recipe: How; ``Recipe()`` if None.
+        seed: Seed of the fixed random numbers behind pictures.
+    """
+
+    def __init__(self, model: Any, *, recipe: Recipe | None, seed: int) -> None:
+        recipe = Recipe() if recipe is None else recipe
+        self.model = model
+        self.recipe = recipe
+        self.seed = seed
+        self.device = next(model.parameters()).device
+        self.steps_done = 0
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._lrs: dict[str, list[float]] = {}
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.averaged: AveragedModel | None = None
+        if recipe.ema > 0:
+            self.averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
+            self.averaged.requires_grad_(False)
+
+    @property
+    def sampler(self) -> Any:
+        """The model with averaged weights, or, without them, the one that is trained."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def add_optimizer(
+        self, name: str, parameters: Iterable[Any], *, lr: float, betas: tuple[float, float]
+    ) -> None:
+        """Make an Adam for parameters, or groups of them, under a name."""
+        # One kernel for all parameters instead of a dozen small ones for each.
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.Adam(parameters, lr, betas, fused=fused)
+        self.optimizers[name] = optimizer
+        self._lrs[name] = [group["lr"] for group in optimizer.param_groups]
+
+    def prepared(self, network: nn.Module) -> Any:
+        """Return what to call for a network in training: compiled, its gradients averaged over processes."""
+        wrapped: Any = torch.compile(network) if self.recipe.compile else network
+        if world_size() > 1:
+            # Each process keeps its own running statistics: they are not broadcast, since writing to them between
+            # two forward passes would spoil the first one's backward pass.
+            wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
+        return wrapped
+
+    def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """Cut a batch into the recipe's parts; images get its memory format."""
+        if self.recipe.channels_last:
+            tensors = tuple(
+                t.contiguous(memory_format=torch.channels_last) if t is not None and t.ndim == 4 else t
+                for t in tensors
+            )
+        batch = next(len(t) for t in tensors if t is not None)
+        if batch < self.recipe.accumulate:
+            raise ValueError(f"accumulate must be at most the batch, {batch}, got {self.recipe.accumulate}")
+        cut = [
+            [None] * self.recipe.accumulate if t is None else t.tensor_split(self.recipe.accumulate)
+            for t in tensors
+        ]
+        return zip(*cut, strict=True)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Get the context to compute losses in."""
+        dtype = _DTYPES[self.recipe.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def descending(self, name: str) -> Iterator[None]:
+        """Take a step of an optimiser, with the gradients that :meth:`backward` adds up inside the context."""
+        optimizer = self.optimizers[name]
+        for group, lr in zip(optimizer.param_groups, self._lrs[name], strict=True):
+            group["lr"] = lr * self.recipe.lr_factor(self.steps_done)
+        optimizer.zero_grad()
+        yield
+        if self.recipe.grad_clip > 0:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.recipe.grad_clip)
+        self.scaler.step(optimizer)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of one part's loss."""
+        self.scaler.scale(loss / self.recipe.accumulate).backward()
+
+    def finish_step(self) -> None:
+        """Average the weights and count the step; to be called at the end of every one."""
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+        self.steps_done += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Get all that the training has changed: weights, their average, optimisers, loss scale, step."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
+            "step": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned.
+
+        Args:
+            state: The state, of a trainer with the same settings.
+        """
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = state["step"]
+
+
+def _moving_average(decay: float) -> Any:
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        step = int(count)
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, share)
+        else:  # counters
+            torch._foreach_copy_(averaged, current)
+
+    return update

@@ -1,0 +1,264 @@
+"""What all trainers share: recipes, averaged weights, exact resumption, several processes."""
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import genimg_fast as gf
+from genimg_fast.training import BaseTrainer, GANTrainer, Recipe, RunFolder, VAETrainer, fit, load_checkpoint
+
+SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
+TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
+    "dcgan": lambda **o: GANTrainer(gf.models.DCGAN(**SIZES), **o),
+    "cdcgan": lambda **o: GANTrainer(gf.models.ConditionalDCGAN(10, **SIZES), loss="hinge", r1=0.1, **o),
+    "wgan": lambda **o: GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", gp=10.0, n_critic=2, **o),
+    "vae": lambda **o: VAETrainer(gf.models.VAE(**SIZES, likelihood="gaussian"), **o),
+}
+ALL_OPTIONS = Recipe(
+    precision="bf16", channels_last=True, grad_clip=1.0, accumulate=2, schedule="linear", decay_steps=8
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> gf.data.ImageDataset:
+    return gf.data.load_dataset("digits", image_size=16)
+
+
+def make(name: str, **options: Any) -> BaseTrainer:
+    torch.manual_seed(0)
+    return TRAINERS[name](**options)
+
+
+def batch(n: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, 1, 16, 16, generator=generator) * 2 - 1, torch.arange(n) % 10
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), ALL_OPTIONS], ids=["plain", "all-options"])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_resumed_run_equals_an_uninterrupted_one(
+    name: str, recipe: Recipe, digits: gf.data.ImageDataset, tmp_path: Path
+) -> None:
+    config = {"model": name, "steps": 6}
+    options = {"batch_size": 8, "log_every": 1}
+    whole = make(name, recipe=recipe)
+    expected = fit(whole, digits, steps=6, **options)
+
+    run = RunFolder.create(tmp_path, name, config)
+    fit(make(name, recipe=recipe), digits, steps=3, run=run, **options)
+    torch.manual_seed(99)  # whatever state the new process is in
+    resumed = TRAINERS[name](recipe=recipe)
+    history = fit(resumed, digits, steps=6, run=RunFolder.reopen(run.path, config), resume=True, **options)
+
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
+    for ours, theirs in zip(history, expected, strict=True):
+        assert {**ours, "images_per_s": 0} == {**theirs, "images_per_s": 0}
+    rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_config_is_refused_with_the_difference(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "dcgan", {"lr": 1e-3, "steps": 1, "device": "cpu"})
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        RunFolder.reopen(run.path, run.config)
+    fit(make("dcgan"), digits, steps=1, batch_size=8, run=run)
+    assert RunFolder.reopen(run.path, {"lr": 1e-3, "steps": 9, "device": "cuda"}).config["steps"] == 9
+    with pytest.raises(ValueError, match=r"settings differ .*: lr was 0\.001 and is 0\.002; n was None and is 3"):
+        RunFolder.reopen(run.path, {"lr": 2e-3, "steps": 1, "device": "cpu", "n": 3})
+
+
+def test_latest_run(tmp_path: Path) -> None:
+    assert RunFolder.latest(tmp_path / "none", "a") is None
+    folders = [RunFolder.create(tmp_path, name, {}).path for name in ("a", "b", "a", "a", "b-a")]
+    for folder in folders[:3]:
+        (folder / "checkpoint.pt").touch()
+    assert RunFolder.latest(tmp_path, "a") == folders[2]
+
+
+KILLED = """
+    import sys, genimg_fast as gf, torch
+    from genimg_fast.training import GANTrainer, RunFolder, fit
+    torch.manual_seed(0)
+    trainer = GANTrainer(gf.models.DCGAN(z_dim=8, c_dim=1, channels=4, n_blocks=2))
+    data = gf.data.load_dataset("digits", image_size=16)
+    run = RunFolder(gf.training.run.Path(sys.argv[1]), {"model": "dcgan"})
+    fit(trainer, data, steps=10**6, batch_size=8, run=run, log_every=1, sample_every=0, checkpoint_every=1)
+"""
+
+
+def test_killed_run_resumes_from_the_last_good_checkpoint(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
+    """It writes a checkpoint after every step, so the kill mostly comes while it is writing one."""
+    run = RunFolder.create(tmp_path, "killed", {"model": "dcgan"})
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(KILLED), run.path])
+    deadline = time.monotonic() + 60
+    while not (run.path / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (run.path / "checkpoint.tmp").write_bytes(b"half a checkpoint")
+    with open(run.path / "stats.jsonl", "a") as stats:
+        stats.write('{"step": 10')  # half a line
+
+    done = load_checkpoint(run.path)["step"]
+    assert done >= 1
+    whole = make("dcgan")
+    fit(whole, digits, steps=done + 2, batch_size=8)
+    resumed = make("dcgan")
+    fit(resumed, digits, steps=done + 2, batch_size=8, run=run, resume=True)
+    torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+def test_accumulation_equals_the_whole_batch() -> None:
+    """For a network whose samples do not meet."""
+    images, _ = batch()
+    states = []
+    for parts in (1, 4):
+        trainer = make("wgan", recipe=Recipe(accumulate=parts))
+        trainer._penalties = lambda *_: 0.0  # drawn at random
+        trainer._fake = lambda n, labels: images[:1].neg().expand(n, -1, -1, -1)
+        trainer.step(images)
+        states.append(trainer.model.discriminator.state_dict())
+    torch.testing.assert_close(*states)
+
+
+def test_average_of_weights_and_buffers() -> None:
+    trainer = make("dcgan", recipe=Recipe(ema=0.5))
+    images, labels = batch()
+    expected = None
+    for step in range(4):
+        trainer.step(images, labels)
+        now = copy.deepcopy(trainer.model.state_dict())
+        share = 1 - min(0.5, (1 + step) / (10 + step))
+        expected = now if expected is None else {
+            key: torch.lerp(expected[key], value, share) if value.is_floating_point() else value
+            for key, value in now.items()
+        }  # fmt: skip
+    torch.testing.assert_close(trainer.sampler.state_dict(), expected)
+    assert make("dcgan", recipe=Recipe(ema=0)).averaged is None
+
+
+def test_gradients_are_clipped() -> None:
+    trainer = make("wgan", recipe=Recipe(grad_clip=1e-3))
+    trainer.step(*batch())
+    norms = [p.grad.norm() for p in trainer.model.discriminator.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_schedules() -> None:
+    assert [Recipe().lr_factor(s) for s in (0, 9)] == [1, 1]
+    assert [Recipe(schedule="linear", decay_steps=4).lr_factor(s) for s in (0, 1, 4, 9)] == [1, 0.75, 0, 0]
+    cosine = Recipe(schedule="cosine", decay_steps=4)
+    assert [cosine.lr_factor(s) for s in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_autocast_reaches_the_networks(precision: str) -> None:
+    trainer = make("dcgan", recipe=Recipe(precision=precision))
+    seen = []
+    trainer.model.discriminator.main[0].register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    trainer.step(*batch())
+    assert set(seen) == {{"bf16": torch.bfloat16, "fp16": torch.float16}[precision]}
+    assert trainer.scaler.is_enabled() == (precision == "fp16")
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
+
+
+def test_channels_last_reaches_the_networks() -> None:
+    trainer = make("dcgan", recipe=Recipe(channels_last=True))
+    seen = []
+    trainer.model.discriminator.main[2].register_forward_hook(lambda *a: seen.append(a[1][0]))
+    trainer.step(*batch())
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+def test_compiled_networks_train_alike() -> None:
+    images, labels = batch()
+    plain, compiled = (make("vae", recipe=Recipe(compile=c)) for c in (False, True))
+    torch.manual_seed(5)
+    expected = plain.step(images, labels)
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled.step(images, labels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_clipped_weights() -> None:
+    torch.manual_seed(0)
+    trainer = GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", clip_weights=0.01)
+    trainer.step(*batch())
+    assert max(p.abs().max() for p in trainer.model.discriminator.parameters()) <= 0.01
+
+
+def test_the_generator_waits_for_the_critic() -> None:
+    trainer = make("wgan")
+    before = copy.deepcopy(trainer.model.generator.main[0].weight)
+    trainer.step(*batch())
+    assert torch.equal(trainer.model.generator.main[0].weight, before)
+    trainer.step(*batch())
+    assert not torch.equal(trainer.model.generator.main[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
+        ({"schedule": "step"}, "schedule must be one of constant, linear, cosine, got 'step'"),
+        ({"schedule": "linear"}, "a linear schedule needs decay_steps of at least 1, got 0"),
+        ({"accumulate": 0}, "accumulate must be at least 1, got 0"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1\.0"),
+        ({"grad_clip": -1}, "grad_clip must be at least 0, got -1"),
+    ],
+)
+def test_bad_recipes(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_bad_trainers(digits: gf.data.ImageDataset) -> None:
+    with pytest.raises(ValueError, match="n_critic must be at least 1, got 0"):
+        GANTrainer(gf.models.DCGAN(**SIZES), n_critic=0)
+    with pytest.raises(ValueError, match="gp must be at least 0, got -1"):
+        GANTrainer(gf.models.DCGAN(**SIZES), gp=-1)
+    with pytest.raises(ValueError, match="accumulate must be at most the batch, 8, got 9"):
+        make("dcgan", recipe=Recipe(accumulate=9)).step(*batch())
+    with pytest.raises(ValueError, match="resume needs a run folder"):
+        fit(make("dcgan"), digits, steps=1, batch_size=8, resume=True)
+
+
+IN_PROCESSES = """
+    import sys, torch, genimg_fast as gf
+    from genimg_fast.training import GANTrainer, RunFolder, fit
+    from genimg_fast.training.processes import process_group, rank
+    with process_group(torch.device("cpu")):
+        torch.manual_seed(0)
+        trainer = GANTrainer(gf.models.WGAN(z_dim=8, c_dim=1, channels=4, n_blocks=2), loss="hinge", r1=0.1)
+        trainer.model.generator.eval()
+        noise = iter(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2)))
+        trainer._fake = lambda n, labels: trainer._generator(next(noise)[rank() :: 8 // n])
+        data = gf.data.load_dataset("digits", image_size=16)
+        trainer.model.train = lambda mode=True: trainer.model  # batch norm of the generator stays in eval mode
+        fit(trainer, data, steps=3, batch_size=int(sys.argv[2]))
+        if rank() == 0:
+            torch.save(trainer.model.state_dict(), sys.argv[1])
+"""
+
+
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(IN_PROCESSES))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run([*launch, script, tmp_path / "two.pt", "4"], capture_output=True, text=True)
+    assert two.returncode == 0, two.stderr
+    one = subprocess.run([sys.executable, script, tmp_path / "one.pt", "8"], capture_output=True, text=True)
+    assert one.returncode == 0, one.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt"))
