@@ -2,8 +2,8 @@
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
 submodule is there. ``BatchNorm1d/2d/3d``, ``Sequential``, ``RNN``, ``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell``
-run on the fused operators; ``BatchNormAct1d/2d/3d``, ``ConvLSTM2d``, ``GaussianReparameterization`` and
-``DiagonalGaussian`` are new.
+run on the fused operators; ``BatchNormAct1d/2d/3d``, ``SyncBatchNormAct``, ``ConvLSTM2d``,
+``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from genimg_fast.nn.recurrent import (
 )
 from genimg_fast.nn.reparameterize_kl import DiagonalGaussian, GaussianReparameterization
 from genimg_fast.nn.sequential import Sequential as Sequential
+from genimg_fast.nn.sync_batch_norm_act import SyncBatchNormAct
 
 __all__ = [
     *(name for name in dir(torch.nn) if not name.startswith("_")),
@@ -46,6 +47,7 @@ __all__ = [
     "ConvLSTM2d",
     "DiagonalGaussian",
     "GaussianReparameterization",
+    "SyncBatchNormAct",
 ]
 
 

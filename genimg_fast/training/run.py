@@ -16,7 +16,6 @@ from genimg_fast.data.optional import optional_import
 from genimg_fast.models import create_model
 from genimg_fast.training.pictures import save_animation, save_grid
 
-
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions"}
 

@@ -1,0 +1,130 @@
+import copy
+import datetime
+import itertools
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from genimg_fast import nn
+
+# Rows of the whole batch that each of the two processes has.
+SPLITS = {"even": (3, 3), "ragged": (5, 1), "empty": (6, 0)}
+CHANNELS = 4
+OPTIONS: list[dict[str, Any]] = [
+    {"activation": "relu"},
+    {"activation": "leaky_relu", "negative_slope": 0.2, "momentum": None},
+    {"activation": "identity", "affine": False, "track_running_stats": False},
+]
+
+
+def whole_batch() -> Tensor:
+    x = torch.randn(6, CHANNELS, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x + 100 * torch.arange(CHANNELS).view(1, -1, 1, 1)  # far from zero: E[x^2] - E[x]^2 would show
+
+
+def plain_layer(options: dict[str, Any]) -> nn.BatchNormAct2d:
+    torch.manual_seed(1)
+    layer = nn.BatchNormAct2d(CHANNELS, dtype=torch.float64, **options)
+    if layer.affine:
+        torch.nn.init.uniform_(layer.weight)
+        torch.nn.init.uniform_(layer.bias)
+    return layer
+
+
+def derivatives(layer: torch.nn.Module, x: Tensor, residual: Tensor, weights: Tensor) -> list[Tensor]:
+    """Output, gradient, and the gradient of a gradient penalty, at the input."""
+    output = layer(x, residual)
+    (first,) = torch.autograd.grad((output * weights).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    return [output.detach(), first.detach(), second]
+
+
+def parameter_gradients(layer: torch.nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
+    twin = copy.deepcopy(layer)  # whose running statistics may change
+    loss = (twin(x) * weights).sum()
+    return list(torch.autograd.grad(loss, list(twin.parameters()))) if layer.affine else []
+
+
+def in_a_process(rank: int, file: str, results: Any) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{file}", timeout, rank=rank, world_size=2)
+    for (name, split), options in itertools.product(SPLITS.items(), OPTIONS):
+        layer = nn.SyncBatchNormAct.convert_sync_batchnorm(plain_layer(options))
+        assert isinstance(layer, nn.SyncBatchNormAct)
+        begin = sum(split[:rank])
+        rows = slice(begin, begin + split[rank])
+        x = whole_batch()[rows].requires_grad_()
+        weights = whole_batch().flip(0).cos()[rows]
+        found = derivatives(layer, x, x.detach().sin(), weights)
+        parameters = (
+            torch.autograd.grad((layer(x) * weights).sum(), list(layer.parameters())) if layer.affine else ()
+        )
+        key = (name, OPTIONS.index(options), rank)
+        results[key] = (
+            found,
+            [p.clone() for p in parameters],
+            {k: v.clone() for k, v in layer.state_dict().items()},
+        )
+    with pytest.raises(ValueError, match="more than 1 value per channel when training, over all processes"):
+        nn.SyncBatchNormAct(2)(torch.ones(1 - rank, 2))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with mp.Manager() as manager:
+        shared = manager.dict()
+        mp.spawn(in_a_process, (str(tmp_path_factory.mktemp("group") / "file"), shared), nprocs=2)
+        yield dict(shared)
+
+
+@pytest.mark.parametrize("option", range(len(OPTIONS)))
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_processes_equal_one_with_the_whole_batch(split: str, option: int, results: Any) -> None:
+    layer = plain_layer(OPTIONS[option])
+    x = whole_batch().requires_grad_()
+    weights = whole_batch().flip(0).cos()
+    expected = derivatives(layer, x, x.detach().sin(), weights)
+    state = dict(layer.state_dict())
+    parameters = parameter_gradients(layer, x, weights)
+    (first, first_parameters, first_state), (second, second_parameters, second_state) = (
+        results[split, option, rank] for rank in (0, 1)
+    )
+    for a, b, whole in zip(first, second, expected, strict=True):
+        torch.testing.assert_close(torch.cat((a, b)), whole, rtol=1e-9, atol=1e-10)
+    for a, b, whole in zip(first_parameters, second_parameters, parameters, strict=True):
+        torch.testing.assert_close(a + b, whole, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(first_state, state, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(second_state, first_state, rtol=0, atol=0)
+
+
+def test_conversion_keeps_parameters_statistics_and_activation() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNormAct2d(4, activation="leaky_relu"),
+        torch.nn.BatchNorm2d(4, momentum=None),
+    )  # fmt: skip
+    before, tensors = copy.deepcopy(model), dict(model.state_dict(keep_vars=True))
+    converted = nn.SyncBatchNormAct.convert_sync_batchnorm(model)
+    assert converted is model
+    assert [type(layer).__name__ for layer in model] == [
+        "Conv2d", "SyncBatchNormAct", "ReLU", "SyncBatchNormAct", "SyncBatchNormAct",
+    ]  # fmt: skip
+    assert [model[k].activation for k in (1, 3, 4)] == ["identity", "leaky_relu", "identity"]
+    assert model[4].momentum is None
+    assert all(value is tensors[key] for key, value in model.state_dict(keep_vars=True).items())
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(x), before(x))  # alone, it is a batch norm like others
+    torch.testing.assert_close(model.eval()(x), before.eval()(x))
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="expected at least 2D input"):
+        nn.SyncBatchNormAct(4)(torch.randn(4))
+    with pytest.raises(ValueError, match="unknown activation 'gelu'"):
+        nn.SyncBatchNormAct(4, activation="gelu")
