@@ -61,15 +61,9 @@ def in_a_process(rank: int, file: str, results: Any) -> None:
         x = whole_batch()[rows].requires_grad_()
         weights = whole_batch().flip(0).cos()[rows]
         found = derivatives(layer, x, x.detach().sin(), weights)
-        parameters = (
-            torch.autograd.grad((layer(x) * weights).sum(), list(layer.parameters())) if layer.affine else ()
-        )
-        key = (name, OPTIONS.index(options), rank)
-        results[key] = (
-            found,
-            [p.clone() for p in parameters],
-            {k: v.clone() for k, v in layer.state_dict().items()},
-        )
+        state = {key: value.clone() for key, value in layer.state_dict().items()}
+        parameters = parameter_gradients(layer, x, weights)
+        results[name, OPTIONS.index(options), rank] = (found, parameters, state)
     with pytest.raises(ValueError, match="more than 1 value per channel when training, over all processes"):
         nn.SyncBatchNormAct(2)(torch.ones(1 - rank, 2))
     dist.barrier()
