@@ -17,9 +17,9 @@ from genimg_fast._info import Info, info
 from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, get_backend, set_backend
 
 if TYPE_CHECKING:
-    from genimg_fast import data, losses, models, training
+    from genimg_fast import data, losses, metrics, models, training
 
-_LAZY = ("data", "losses", "models", "training")
+_LAZY = ("data", "losses", "metrics", "models", "training")
 
 __all__ = [
     "Info",
@@ -32,6 +32,7 @@ __all__ = [
     "get_backend",
     "info",
     "losses",
+    "metrics",
     "models",
     "nn",
     "ops",

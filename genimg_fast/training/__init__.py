@@ -12,14 +12,18 @@ from genimg_fast.training.sequence import (
     teacher_forcing_probability,
 )
 from genimg_fast.training.trainer import BaseTrainer, Recipe
+from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
 
 __all__ = [
+    "AutoencoderTrainer",
     "BaseTrainer",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",
+    "GLOTrainer",
     "NonFiniteLossError",
+    "Pix2PixTrainer",
     "Recipe",
     "RowRNNTrainer",
     "RunFolder",

@@ -117,7 +117,7 @@ class GANTrainer(BaseTrainer):
         if generator_turn:
             # The gradient flows through the discriminator, but none is computed for its parameters.
             losses = []
-            with _frozen(self.model.discriminator), self.descending("g"):
+            with frozen(self.model.discriminator), self.descending("g"):
                 for fake, classes in fakes:
                     with self.autocast():
                         images_g = fake if keep else self._fake(len(fake), classes)
@@ -174,7 +174,8 @@ class GANTrainer(BaseTrainer):
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Compute no gradients of a network's parameters."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

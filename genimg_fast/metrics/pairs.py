@@ -1,0 +1,98 @@
+"""How near images come to those that they should equal; images in [-1, 1] throughout."""
+
+from typing import Any
+
+from torch import Tensor
+
+from genimg_fast.data.optional import optional_import
+
+
+def psnr(images: Tensor, target: Tensor) -> Tensor:
+    """Compute the peak signal-to-noise ratio of each image.
+
+    Args:
+        images: Images in [-1, 1], of shape (batch, channels, height, width).
+        target: What they should be, of the same shape.
+
+    Returns:
+        Decibels, of shape (batch,); infinite for equal images.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2))  # a tenth of the range
+        tensor([20.])
+    """
+    _check(images, target)
+    error = (images.double() - target.double()).square().flatten(1).mean(1)
+    return (10 * (4 / error).log10()).to(images.dtype)
+
+
+def ssim(images: Tensor, target: Tensor) -> Tensor:
+    """Compute the structural similarity of each image, with the Gaussian window of 11 pixels of its paper.
+
+    Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity". Computed by
+    torchmetrics.
+
+    Args:
+        images: Images in [-1, 1], of shape (batch, channels, height, width), at least 11 pixels a side.
+        target: What they should be, of the same shape.
+
+    Returns:
+        1 for equal images, of shape (batch,).
+
+    Raises:
+        ValueError: If the shapes differ.
+        ImportError: If torchmetrics is missing.
+
+    Example:
+        >>> import torch
+        >>> image = torch.rand(1, 3, 16, 16)
+        >>> ssim(image, image)
+        tensor([1.])
+    """
+    _check(images, target)
+    similarity = optional_import("torchmetrics.functional.image", "metrics").structural_similarity_index_measure
+    return similarity(images, target, data_range=2.0, reduction="none").view(-1)
+
+
+class PerceptualSimilarity:
+    """LPIPS: a distance between images that agrees with people's, computed by the ``lpips`` package.
+
+    Zhang et al. 2018, https://arxiv.org/abs/1801.03924. The package downloads the weights of the backbone when it
+    is first used.
+
+    Args:
+        backbone: ``"alex"``, ``"vgg"`` or ``"squeeze"``; or a module of the caller's that takes two batches of
+            images in [-1, 1] and returns their distances.
+        device: Where the images are.
+
+    Raises:
+        ImportError: If the package is missing.
+
+    Example:
+        >>> import torch
+        >>> distance = PerceptualSimilarity(lambda a, b: (a - b).abs().mean((1, 2, 3)))
+        >>> distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, backbone: Any = "alex", *, device: Any = "cpu") -> None:
+        if isinstance(backbone, str):
+            backbone = optional_import("lpips", "metrics").LPIPS(net=backbone, verbose=False).eval().to(device)
+        self._distance = backbone
+
+    def __call__(self, images: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of each pair, (batch,); 0 for equal images."""
+        _check(images, target)
+        return self._distance(images, target).flatten()
+
+
+def _check(images: Tensor, target: Tensor) -> None:
+    if images.dim() != 4 or images.shape != target.shape:
+        raise ValueError(
+            "images and target must have the same shape (batch, channels, height, width), "
+            f"got {tuple(images.shape)} and {tuple(target.shape)}"
+        )

@@ -1,0 +1,265 @@
+"""One training step of the models that turn images into images: Pix2Pix, autoencoder, GLO."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg_fast._evaluating import evaluating
+from genimg_fast.losses import GANLoss
+from genimg_fast.models.common import check_choice
+from genimg_fast.training.gan import frozen
+from genimg_fast.training.trainer import BaseTrainer, Recipe
+
+
+class Pix2PixTrainer(BaseTrainer):
+    """Trains a Pix2Pix on pairs of images: an adversarial loss and the mean absolute error.
+
+    Isola et al. 2017, https://arxiv.org/abs/1611.07004. A pair comes as one image, its halves A | B side by side.
+
+    Args:
+        model: A :class:`genimg_fast.models.Pix2Pix`, on the device to train on.
+        direction: ``"a2b"`` or ``"b2a"``: which half goes in.
+        l1: Weight of the mean absolute error.
+        loss: One of ``genimg_fast.losses.GAN_LOSSES``.
+        lr: Adam's learning rate for both networks.
+        betas: Adam's decay rates.
+        recipe: How to train; ``Recipe()`` by default.
+        seed: Not used: nothing is drawn for pictures.
+
+    Raises:
+        ValueError: If a value is out of range or unknown.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> trainer = gf.training.Pix2PixTrainer(gf.models.Pix2Pix(1, 1, channels=4, image_size=16))
+        >>> values = trainer.step(torch.rand(4, 1, 16, 32) * 2 - 1)
+        >>> sorted(values)
+        ['l1', 'loss_d', 'loss_g']
+    """
+
+    curves = (("loss_d", "loss_g"), ("l1",))
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        direction: str = "a2b",
+        l1: float = 100.0,
+        loss: str = "non_saturating",
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        recipe: Recipe | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, recipe=recipe, seed=seed)
+        check_choice("direction", direction, ("a2b", "b2a"))
+        if not l1 >= 0:
+            raise ValueError(f"l1 must be at least 0, got {l1}")
+        self.direction, self.l1, self.loss = direction, l1, GANLoss(loss)
+        self._generator = self.prepared(model.generator)
+        self._discriminator = self.prepared(model.discriminator)
+        self.add_optimizer("g", model.generator.parameters(), lr=lr, betas=betas)
+        self.add_optimizer("d", model.discriminator.parameters(), lr=lr, betas=betas)
+
+    def halves(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut pairs, (batch, channels, height, 2 * width), into what goes in and what should come out."""
+        if pairs.ndim != 4 or pairs.shape[3] != 2 * pairs.shape[2]:
+            raise ValueError(
+                "expected pairs of square images side by side, (batch, channels, n, 2 n), "
+                f"got {tuple(pairs.shape)}"
+            )
+        a, b = pairs.chunk(2, dim=3)
+        a, b = a[:, : self._channels(0)], b[:, : self._channels(1)]
+        return (a, b) if self.direction == "a2b" else (b, a)
+
+    def _channels(self, half: int) -> int:
+        into_b = self.direction == "a2b"
+        return self.model.in_channels if (half == 0) == into_b else self.model.out_channels
+
+    def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Take one step of the discriminator and one of the generator.
+
+        Args:
+            images: Pairs in [-1, 1], of shape (batch, channels, height, 2 * width), on the model's device.
+            labels: Not looked at.
+
+        Returns:
+            Scalars without gradient: both adversarial losses, and the mean absolute error.
+        """
+        source, target = self.halves(images)
+        with torch.no_grad() if self.recipe.accumulate > 1 else torch.enable_grad():
+            fakes = [self._translated(part) for (part,) in self.parts(source)]
+        losses: list[list[Tensor]] = [[], [], []]
+        parts = [(*pair, fake) for pair, fake in zip(self.parts(source, target), fakes, strict=True)]
+        with self.descending("d"):
+            for given, real, fake in parts:
+                with self.autocast():
+                    loss_d = 0.5 * self.loss.discriminator(
+                        self._discriminator(given, real), self._discriminator(given, fake.detach())
+                    )
+                self.backward(loss_d)
+                losses[0].append(loss_d.detach())
+        with frozen(self.model.discriminator), self.descending("g"):
+            for given, real, fake in parts:
+                output = fake if fake.requires_grad else self._translated(given)
+                with self.autocast():
+                    loss_g = self.loss.generator(self._discriminator(given, output))
+                error = (output.float() - real).abs().mean()
+                self.backward(loss_g + self.l1 * error)
+                losses[1].append(loss_g.detach())
+                losses[2].append(error.detach())
+        self.finish_step()
+        means = [torch.stack(values).mean() for values in losses]
+        return dict(zip(("loss_d", "loss_g", "l1"), means, strict=True))
+
+    def _translated(self, source: Tensor) -> Tensor:
+        with self.autocast():
+            return self._generator(source)
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: ``translations``, input, output and target side by side.
+
+        Args:
+            images: Pairs in [-1, 1], of shape (n, channels, height, 2 * width).
+            labels: Not looked at.
+        """
+        source, target = self.halves(images)
+        output = self.sampler.translate(source)
+        channels = max(source.shape[1], target.shape[1])
+        panels = [panel.expand(-1, channels, -1, -1) for panel in (source, output, target)]
+        return {"translations": torch.cat(panels, dim=3)}
+
+
+class _ReconstructionTrainer(BaseTrainer):
+    """What the two trainers of the mean squared error share."""
+
+    curves = (("loss",),)
+
+    def __init__(
+        self,
+        model: Any,
+        parameters: Any,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        recipe: Recipe | None,
+        seed: int,
+    ) -> None:
+        super().__init__(model, recipe=recipe, seed=seed)
+        self._forward = self.prepared(model)
+        self.add_optimizer("all", parameters, lr=lr, betas=betas)
+
+    def _descend(self, images: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+        losses = []
+        with self.descending("all"):
+            for part, given in self.parts(images, inputs):
+                with self.autocast():
+                    output = self._forward(given)
+                loss = (output.float() - part).square().mean()
+                self.backward(loss)
+                losses.append(loss.detach())
+        self.finish_step()
+        return {"loss": torch.stack(losses).mean()}
+
+
+class AutoencoderTrainer(_ReconstructionTrainer):
+    """Trains an autoencoder by the mean squared error of its reconstructions.
+
+    Args:
+        model: A :class:`genimg_fast.models.Autoencoder`, on the device to train on.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates.
+        recipe: How to train; ``Recipe()`` by default.
+        seed: Not used: nothing is drawn for pictures.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.Autoencoder(z_dim=8, c_dim=1, channels=4, n_blocks=2)
+        >>> sorted(gf.training.AutoencoderTrainer(model).step(torch.zeros(4, 1, 16, 16)))
+        ['loss']
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        recipe: Recipe | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, model.parameters(), lr=lr, betas=betas, recipe=recipe, seed=seed)
+
+    def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Not looked at.
+
+        Returns:
+            A scalar without gradient: the mean squared error.
+        """
+        return self._descend(images, images)
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: ``reconstructions``, each image with the model's version to its right."""
+        return {"reconstructions": torch.cat([images, self.sampler.reconstruct(images)], dim=3)}
+
+
+class GLOTrainer(_ReconstructionTrainer):
+    """Trains a GLO by the mean squared error between each image and what is decoded from its code.
+
+    Bojanowski et al. 2018, https://arxiv.org/abs/1707.05776. The "labels" of the data set are the images' numbers:
+    ``ImageDataset(images, torch.arange(len(images)))``.
+
+    Args:
+        model: A :class:`genimg_fast.models.GLO`, on the device to train on.
+        lr: Adam's learning rate; ten times as much for the codes, each of which is seen once an epoch.
+        betas: Adam's decay rates.
+        recipe: How to train; ``Recipe()`` by default.
+        seed: Seed of the fixed codes of ``samples``.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.GLO(num_images=4, z_dim=8, c_dim=1, channels=4, n_blocks=2)
+        >>> sorted(gf.training.GLOTrainer(model).step(torch.zeros(4, 1, 16, 16), torch.arange(4)))
+        ['loss']
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        recipe: Recipe | None = None,
+        seed: int = 0,
+    ) -> None:
+        groups = [
+            {"params": list(model.decoder.parameters())},
+            {"params": list(model.codes.parameters()), "lr": 10 * lr},
+        ]
+        super().__init__(model, groups, lr=lr, betas=betas, recipe=recipe, seed=seed)
+
+    def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Their numbers, int64 of shape (batch,).
+
+        Returns:
+            A scalar without gradient: the mean squared error.
+        """
+        values = self._descend(images, labels)
+        self.model.project_codes()
+        return values
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: ``samples``, and ``reconstructions`` to the right of their images."""
+        with torch.no_grad(), evaluating(self.sampler):
+            decoded = self.sampler(labels)
+        samples = self.sampler.sample(64, generator=torch.Generator().manual_seed(self.seed))
+        return {"samples": samples, "reconstructions": torch.cat([images, decoded], dim=3)}

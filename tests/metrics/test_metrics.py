@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import genimg_fast as gf
+from genimg_fast.metrics import (
+    DigitsNetwork,
+    FeatureNetwork,
+    InceptionNetwork,
+    PerceptualSimilarity,
+    frechet_distance,
+    judge_discriminator,
+    plot_roc,
+    psnr,
+    real_statistics,
+    ssim,
+)
+
+
+class Pixels(FeatureNetwork):
+    dim, num_classes, identity = 4, 2, "pixels"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        features = images.flatten(1)[:, :4] * self.weight
+        return features, features[:, :2]
+
+
+def dataset(seed: int = 0) -> gf.data.ImageDataset:
+    generator = torch.Generator().manual_seed(seed)
+    return gf.data.ImageDataset(torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=generator))
+
+
+def test_real_statistics_are_kept_for_the_same_images_and_network(tmp_path: Path) -> None:
+    network = Pixels()
+    first = real_statistics(dataset(), network, cache=tmp_path)
+    assert network.calls == 1
+    again = real_statistics(dataset(), network, cache=tmp_path)
+    assert network.calls == 1
+    assert frechet_distance(first, again) < 1e-12
+    real_statistics(dataset(1), network, cache=tmp_path)  # other images
+    with torch.no_grad():
+        network.weight.mul_(2)
+    real_statistics(dataset(), network, cache=tmp_path)  # another network
+    assert network.calls == 3
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_digits_network_reads_digits_and_is_always_the_same() -> None:
+    torch.manual_seed(5)
+    network = DigitsNetwork(steps=60)
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are left alone
+    data = gf.data.load_dataset("digits", image_size=32)
+    images, labels = data[torch.arange(0, len(data), 5)]
+    features, logits = network(images)
+    assert features.shape == (len(images), 64)
+    assert (logits.argmax(1) == labels).double().mean() > 0.8
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_inception_network(tmp_path: Path) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    weights = tmp_path / "inception.pt"
+    torch.save(torchvision.models.inception_v3(weights=None, init_weights=False).state_dict(), weights)
+    network = InceptionNetwork(weights)
+    features, logits = network(torch.rand(2, 1, 32, 32) * 2 - 1)
+    assert features.shape == (2, 2048)
+    assert logits.shape == (2, 1000)
+    torch.save({"a": torch.zeros(1)}, weights)
+    with pytest.raises(ValueError, match="does not hold the weights of inception_v3"):
+        InceptionNetwork(weights)
+    with pytest.raises(FileNotFoundError, match="needs a file of weights, or leave to download them"):
+        InceptionNetwork()
+
+
+def test_psnr_and_ssim_equal_torchmetrics() -> None:
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 3, 2, 24, 24) * 2 - 1
+    each = [functional.peak_signal_noise_ratio(x, y, data_range=2.0) for x, y in zip(a, b, strict=True)]
+    torch.testing.assert_close(psnr(a, b), torch.stack(each))
+    assert psnr(a, a).isinf().all()
+    torch.testing.assert_close(ssim(a, a), torch.ones(3))
+    assert (ssim(a, b) < 0.2).all()
+    with pytest.raises(ValueError, match="must have the same shape"):
+        psnr(a, b[:1])
+
+
+def test_perceptual_similarity_with_a_network_of_ones_own() -> None:
+    distance = PerceptualSimilarity(lambda a, b: (a - b).abs().mean((1, 2, 3), keepdim=True))
+    assert distance(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)).tolist() == [1, 1]
+
+
+def test_discriminators_that_know_all_nothing_or_the_opposite(tmp_path: Path) -> None:
+    high, low = torch.linspace(1, 2, 10), torch.linspace(-2, -1, 10)
+    assert judge_discriminator(high, low)[:2] == (1, 1)
+    assert judge_discriminator(low, high)[:2] == (0, 0)
+    same = judge_discriminator(high, high)
+    assert same[:2] == (0.5, 0.5)
+    plot_roc(same, tmp_path / "roc.png")
+    assert (tmp_path / "roc.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="must not be empty"):
+        judge_discriminator(high, torch.zeros(0))
+    with pytest.raises(ValueError, match="must be finite"):
+        judge_discriminator(high, torch.tensor([torch.nan]))
