@@ -1,0 +1,228 @@
+"""What the GANs learn in a few minutes: figures, pictures, and if they are good enough.
+
+    python benchmarks/eval_gan.py --out FOLDER
+    python benchmarks/eval_gan.py gaussians pix2pix
+
+gaussians    WGAN-GP on a grid of 25 Gaussians in the plane, the toy of the WGAN-GP paper (Gulrajani et al.
+             2017, https://arxiv.org/abs/1704.00028): modes found, samples near one of them
+conditional  a class-conditional DCGAN on scikit-learn's digits: samples of each requested class, judged by a
+             support vector machine that has seen real digits only
+pix2pix      thin lines to the digits that they are the ridges of: mean absolute error on held-out digits, beside
+             those of two answers that need no network, the training mean and the input itself
+
+Exit status 1 if a figure misses what the project asks for. The Fréchet distance of a DCGAN on digits comes from
+the command line: genimg-fast eval.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from sklearn.svm import SVC
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+import genimg_fast as gf
+from genimg_fast import nn
+from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, fit, save_grid
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--out", type=Path, default=Path("eval-gan"), help="folder for the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the splits and of the training")
+    parser.add_argument("--steps", type=int, help="steps of each training instead of its own number")
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"unknown part {sorted(unknown)[0]!r}; choose of {', '.join(PARTS)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gf.info().backend} backend")
+    checks: dict[str, bool] = {}
+    for part in args.parts or PARTS:
+        torch.manual_seed(args.seed)
+        started = time.perf_counter()
+        checks |= PARTS[part](args)
+        print(f"  {time.perf_counter() - started:.0f} s in all, pictures in {args.out}\n")
+    for check, passed in checks.items():
+        print(f"{'pass' if passed else 'FAIL'}: {check}")
+    return 0 if all(checks.values()) else 1
+
+
+SIGMA, SPACING = 0.05, 1.0  # of the Gaussians
+
+
+class Points(torch.utils.data.Dataset):
+    """Draws from the 25 Gaussians."""
+
+    def __init__(self, points: Tensor) -> None:
+        self.points, self.device = points, points.device
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.points[index], torch.zeros(len(self.points[index]), dtype=torch.int64)
+
+    def to(self, device: Any) -> "Points":
+        return Points(self.points.to(device))
+
+
+class PointGenerator(nn.Module):
+    z_dim, num_classes = 2, 0
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.main = mlp(self.z_dim, width, 2)
+
+    def forward(self, z: Tensor, labels: None = None) -> Tensor:
+        return self.main(z)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        with torch.no_grad():
+            return self(torch.randn(n, self.z_dim, generator=generator))
+
+
+class PointCritic(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.main = mlp(2, width, 1)
+
+    def forward(self, points: Tensor, labels: None = None) -> Tensor:
+        return self.main(points).flatten()
+
+
+def mlp(inputs: int, width: int, outputs: int) -> nn.Sequential:
+    layers = [nn.Linear(inputs, width), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))
+
+
+class PointGAN(nn.Module):
+    num_classes = 0
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.generator, self.discriminator = PointGenerator(width), PointCritic(width)
+
+    def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.generator.sample(n, generator=generator)
+
+
+def gaussians(args: argparse.Namespace) -> dict[str, bool]:
+    steps = args.steps or 40_000
+    axis = SPACING * torch.arange(-2.0, 3.0)
+    centres = torch.cartesian_prod(axis, axis)
+    data = Points(centres[torch.randint(25, (100_000,))] + SIGMA * torch.randn(100_000, 2))
+    recipe = Recipe(schedule="linear", decay_steps=steps, ema=0.999)
+    trainer = GANTrainer(
+        PointGAN(), loss="wasserstein", gp=0.1, n_critic=5, lr=1e-3, betas=(0.5, 0.9), recipe=recipe
+    )
+    fit(trainer, data, steps=steps, batch_size=256, seed=args.seed, log_every=1000)
+    samples = trainer.sampler.sample(10_000, generator=torch.Generator().manual_seed(args.seed))
+    distance, nearest = torch.cdist(samples, centres).min(1)
+    near = distance < 3 * SIGMA
+    modes, share = len(nearest[near].unique()), near.double().mean().item()
+    counts = nearest[near].bincount(minlength=25)
+    print(f"25 Gaussians, WGAN-GP, {steps} steps of the critic with 256 points, 5 for one of the generator")
+    print(f"  {modes} of 25 modes, {share:.1%} of 10,000 samples within 3 standard deviations of one")
+    print(f"  between {counts.min()} and {counts.max()} samples near a mode")
+    figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
+    axes.scatter(*data.points[:10_000].T, s=1, label="data")
+    axes.scatter(*samples.T, s=1, label="samples")
+    axes.set_aspect("equal")
+    axes.legend(markerscale=6, loc="upper right")
+    figure.savefig(args.out / "gaussians.png", dpi=120)
+    return {"all 25 modes are found": modes == 25, "at least 80% of the samples are near one": share >= 0.8}
+
+
+def split_digits(seed: int) -> tuple[gf.data.ImageDataset, gf.data.ImageDataset]:
+    """Digits to train on, and a fifth of them that is held out."""
+    digits = gf.data.load_dataset("digits", image_size=32)
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
+    pieces = order[len(digits) // 5 :], order[: len(digits) // 5]
+    training, held_out = (gf.data.ImageDataset(digits.images[k], digits.labels[k]) for k in pieces)
+    return training, held_out
+
+
+def conditional(args: argparse.Namespace) -> dict[str, bool]:
+    steps = args.steps or 3000
+    training, held_out = split_digits(args.seed)
+    classifier = SVC(C=10).fit(training[:][0].flatten(1).numpy(), training.labels.numpy())
+    model = gf.models.ConditionalDCGAN(10, z_dim=32, c_dim=1, channels=32)
+    recipe = Recipe(schedule="linear", decay_steps=steps)
+    trainer = GANTrainer(model, lr=4e-4, recipe=recipe)
+    fit(trainer, training, steps=steps, batch_size=64, seed=args.seed)
+    labels = torch.arange(1000) % 10
+    samples = trainer.sampler.sample(1000, labels=labels, generator=torch.Generator().manual_seed(args.seed))
+
+    def judged(images: Tensor) -> Tensor:
+        return torch.from_numpy(classifier.predict(images.flatten(1).numpy()))
+
+    right = (judged(samples) == labels).double()
+    real = (judged(held_out[:][0]) == held_out.labels).double().mean()
+    by_class = [right[labels == k].mean().item() for k in range(10)]
+    print(f"conditional DCGAN, digits at 32x32: {steps} steps of 64; averaged weights")
+    print(f"  classifier on real held-out digits: {real:.1%} right")
+    print(f"  1,000 samples of a requested class: {right.mean():.1%} right; by class ", end="")
+    print("  ".join(f"{k}: {share:.0%}" for k, share in enumerate(by_class)))
+    save_grid(
+        samples[:100].unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1), args.out / "classes.png", columns=10
+    )
+    return {
+        "at least 90% of the samples are of the requested class": right.mean().item() >= 0.9,
+        "all ten classes are there": min(by_class) > 0.5,
+    }
+
+
+def ridges(images: Tensor) -> Tensor:
+    """Keep the pixels of digits that are the brightest ones across a stroke: lines one or two pixels wide."""
+    across = [
+        max_pool2d(images, size, stride=1, padding=(size[0] // 2, size[1] // 2)) for size in ((1, 5), (5, 1))
+    ]
+    on_ridge = ((images == across[0]) | (images == across[1])) & (images > 0)
+    return torch.where(on_ridge, 1.0, -1.0)
+
+
+def pix2pix(args: argparse.Namespace) -> dict[str, bool]:
+    steps = args.steps or 1000
+
+    def pairs(dataset: gf.data.ImageDataset) -> gf.data.ImageDataset:
+        images = dataset[:][0]
+        side_by_side = torch.cat([ridges(images), images], dim=3)
+        return gf.data.ImageDataset(((side_by_side + 1) * 127.5).round().to(torch.uint8))
+
+    training, held_out = (pairs(dataset) for dataset in split_digits(args.seed))
+    trainer = Pix2PixTrainer(
+        gf.models.Pix2Pix(1, 1, channels=16, image_size=32), recipe=Recipe(schedule="linear", decay_steps=steps)
+    )
+    fit(trainer, training, steps=steps, batch_size=32, seed=args.seed)
+    source, target = trainer.halves(held_out[:][0])
+    mean = trainer.halves(training[:][0])[1].mean(0)
+    answers = {
+        "network": trainer.sampler.translate(source), "training mean": mean.expand_as(target), "input": source
+    }  # fmt: skip
+    errors = {name: (answer - target).abs().mean().item() for name, answer in answers.items()}
+    print(f"Pix2Pix, ridges to digits at 32x32: {steps} steps of 32; averaged weights")
+    print("  mean absolute error on held-out digits, in [-1, 1]: ", end="")
+    print(", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
+    pictures = trainer.pictures(held_out[:64][0], torch.zeros(64))["translations"]
+    save_grid(pictures, args.out / "pix2pix.png", columns=8)
+    return {
+        "error at least 30% below that of the training mean": errors["network"] <= 0.7 * errors["training mean"],
+        "error below that of the input itself": errors["network"] < errors["input"],
+    }
+
+
+PARTS = {"gaussians": gaussians, "conditional": conditional, "pix2pix": pix2pix}
+
+if __name__ == "__main__":
+    sys.exit(main())
