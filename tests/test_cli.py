@@ -132,7 +132,7 @@ FRAME_MODEL = {"c_dim": 1, "channels": 2, "n_blocks": 1, "hidden_size": 4, "num_
             {
                 "model_args": {
                     "c_dim": 1, "image_size": 8, "hidden_size": 8, "num_layers": 2,
-                    "cell": "lstm", "components": 20, "likelihood": "bernoulli",
+                    "cell": "lstm", "components": 30,
                 },
                 "data": "digits", "classes": list("0123456789"),
             },

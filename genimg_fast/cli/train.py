@@ -87,10 +87,8 @@ def add(commands: Any) -> None:
     group = rows.add_argument_group("model")
     _add_recurrent(group, hidden_size=256, hidden_help="length of the state")
     group.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="lstm", help="kind of recurrent layer")
-    group.add_argument("--components", type=at_least(1), metavar="N", default=20,
+    group.add_argument("--components", type=at_least(1), metavar="N", default=30,
                        help="components of the mixture that a row is drawn from")  # fmt: skip
-    group.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli",
-                       help="of a component's pixels; gaussian: with a learned variance")  # fmt: skip
     _add_training(rows, lr=3e-3, lr_help=_DECAYING, steps=1500)
     _add_output(rows)
 
@@ -238,7 +236,6 @@ def _row_rnn_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, 
         "num_layers": args.num_layers,
         "cell": args.cell,
         "components": args.components,
-        "likelihood": args.likelihood,
     }
 
 

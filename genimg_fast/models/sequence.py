@@ -26,7 +26,7 @@ from torch.nn.functional import pad, unfold
 
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
-from genimg_fast.losses.elbo import bernoulli_log_likelihood, gaussian_log_likelihood
+from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.registry import register_model
 
@@ -49,7 +49,8 @@ class FrameFilling(NamedTuple):
 class RowPrediction(NamedTuple):
     """What a :class:`RowRNN` returns: a mixture for each row, given those above it."""
 
-    decoded: Tensor  # the components' means or logits, (batch, image_size, components, c_dim * image_size)
+    mean: Tensor  # of the components' pixels, (batch, image_size, components, c_dim * image_size)
+    log_scale: Tensor  # of them, of the same shape
     mixture: Tensor  # logits of the components, (batch, image_size, components)
 
 
@@ -418,8 +419,9 @@ class RowRNN(nn.Module):
     """Generates an image row by row, from the top: a recurrent network whose steps are the rows.
 
     A row, given those above it, has the density of a mixture whose components are whole rows of independent pixels
-    (Graves 2013, https://arxiv.org/abs/1308.0850). Pixels drawn one by one would mix what the row might be; those
-    of a component belong together. As with the VAEs here, samples show means: of a component drawn for each row.
+    (Graves 2013, https://arxiv.org/abs/1308.0850), rounded logistic ones (Salimans et al. 2017,
+    https://arxiv.org/abs/1701.05517). Pixels alone would mix what the row might be; those of a component belong
+    together.
 
     Args:
         c_dim: Colour channels of the images.
@@ -428,10 +430,9 @@ class RowRNN(nn.Module):
         num_layers: Layers of the recurrent network.
         cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
         components: Number of components of the mixture.
-        likelihood: Of a component's pixels: ``"bernoulli"``, or ``"gaussian"`` with one learned variance.
 
     Raises:
-        ValueError: If a size is below 1 or a name is unknown.
+        ValueError: If a size is below 1 or the cell is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -450,8 +451,7 @@ class RowRNN(nn.Module):
         hidden_size: int = 256,
         num_layers: int = 2,
         cell: str = "lstm",
-        components: int = 20,
-        likelihood: str = "bernoulli",
+        components: int = 30,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -460,15 +460,12 @@ class RowRNN(nn.Module):
         )  # fmt: skip
         layers = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
         check_choice("cell", cell, layers)
-        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
         self.c_dim = c_dim
         self.image_size = image_size
         self.components = components
-        self.likelihood = likelihood
         row = c_dim * image_size
         self.recurrent = layers[cell](row, hidden_size, num_layers, batch_first=True)
-        self.readout = nn.Linear(hidden_size, components * (row + 1))
-        self.image_logvar = nn.Parameter(torch.zeros(())) if likelihood == "gaussian" else None
+        self.readout = nn.Linear(hidden_size, components * (2 * row + 1))
 
     def forward(self, images: Tensor) -> RowPrediction:
         """Predict each row of images from those above it.
@@ -499,14 +496,10 @@ class RowRNN(nn.Module):
         Raises:
             ValueError: If the shape is another.
         """
-        rows = self._rows(images, self.image_size).unsqueeze(2).expand_as(output.decoded)
-        shape = output.mixture.shape
-        if self.image_logvar is None:
-            each = bernoulli_log_likelihood(rows.flatten(0, 2), output.decoded.flatten(0, 2))
-        else:
-            each = gaussian_log_likelihood(rows.flatten(0, 2), output.decoded.flatten(0, 2), self.image_logvar)
+        rows = self._rows(images, self.image_size).unsqueeze(2).expand_as(output.mean)
+        each = logistic_log_likelihood(*(part.flatten(0, 2) for part in (rows, output.mean, output.log_scale)))
         weights = output.mixture.to(each.dtype).log_softmax(-1)
-        return (weights + each.view(shape)).logsumexp(-1).sum(-1)
+        return (weights + each.view(weights.shape)).logsumexp(-1).sum(-1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Generate images, in evaluation mode, without recording gradients.
@@ -550,21 +543,25 @@ class RowRNN(nn.Module):
         with evaluating(self):
             fed, state = torch.cat([rows.new_zeros(len(rows), 1, rows.shape[2]), rows], 1), None
             for _ in range(self.image_size - rows.shape[1]):
-                (decoded, mixture), state = self._run(fed, state)
+                (mean, log_scale, mixture), state = self._run(fed, state)
                 # The smallest of exponential numbers, each over its rate, is drawn with the rates as weights.
                 race = torch.empty(mixture[:, -1].shape, device=device).exponential_(generator=generator)
                 winner = (mixture[:, -1].float() - race.to(rows.device).log()).argmax(-1)
-                fed = decoded[torch.arange(len(rows), device=rows.device), -1, winner].unsqueeze(1)
-                fed = (fed / 2).tanh() if self.likelihood == "bernoulli" else fed
+                at = torch.arange(len(rows), device=rows.device), -1, winner
+                uniform = torch.rand(mean[at].shape, generator=generator, device=device).to(mean)
+                drawn = mean[at] + log_scale[at].exp() * torch.logit(uniform, eps=1e-5)
+                levels = drawn.clamp(-1, 1).add(1).mul(127.5).round()
+                fed = levels.div(127.5).sub(1).unsqueeze(1)
                 new.append(fed)
         return torch.cat(new, 1).unflatten(2, (self.c_dim, self.image_size)).transpose(1, 2)
 
     def _run(self, above: Tensor, state: Any = None) -> tuple[RowPrediction, Any]:
         """Predict the row below each given one; return the state after the last one, too."""
         states, state = self.recurrent(above, state)
-        decoded, mixture = self.readout(states).split([self.components * above.shape[2], self.components], -1)
-        decoded = decoded.unflatten(-1, (self.components, above.shape[2]))
-        return RowPrediction(decoded if self.likelihood == "bernoulli" else decoded.tanh(), mixture), state
+        numbers = self.components * above.shape[2]
+        mean, log_scale, mixture = self.readout(states).split([numbers, numbers, self.components], -1)
+        shape = (self.components, above.shape[2])
+        return RowPrediction(mean.unflatten(-1, shape), log_scale.unflatten(-1, shape), mixture), state
 
     def _rows(self, images: Tensor, height: int | None = None) -> Tensor:
         """Turn images into rows, (batch, rows, c_dim * image_size)."""
