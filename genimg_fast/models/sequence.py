@@ -290,7 +290,7 @@ class FramePredictor(BaseFrameModel):
         logits, made = output.flatten(0, 1).split([output.shape[2] - self.c_dim, self.c_dim], 1)
         weights = logits.softmax(1).unsqueeze(1)
         last = pad(frames.flatten(0, 1), [self.reach] * 4, mode="replicate")
-        around = unfold(last, 2 * self.reach + 1).view(*made.shape[:2], -1, *made.shape[2:])
+        around = unfold(last, 2 * self.reach + 1).view(*made.shape[:2], weights.shape[2] - 1, *made.shape[2:])
         images = (weights[:, :, :-1] * around).sum(2) + weights[:, :, -1] * made.tanh()
         # The logits of probabilities that keep a distance of 0.0005 from 0 and 1.
         return 2 * torch.atanh(0.999 * images).unflatten(0, output.shape[:2]), state
