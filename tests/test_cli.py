@@ -124,7 +124,7 @@ FRAME_MODEL = {"c_dim": 1, "channels": 2, "n_blocks": 1, "hidden_size": 4, "num_
         ),
         (
             "frame-filler",
-            {"model_args": {**FRAME_MODEL, "core": "gru"}, "speed": [0.05, 0.2]},
+            {"model_args": {**FRAME_MODEL, "core": "gru", "reach": 2}, "speed": [0.05, 0.2]},
             {"real.gif", "fillings-000003.gif"},
         ),
         (
@@ -492,6 +492,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
             ["train", "frame-predictor", "--batch-size", "10001"],
             "--batch-size: must be at most 10000, the number of",
         ),
+        (["train", "frame-filler", "--reach", "32"], "argument --reach: must be below 32, the image size, got 32"),
         (["train", "frame-filler", "--context", "3"], "unrecognized arguments: --context 3"),
         (["train", "frame-filler", "--speed", "1.5"], "argument --speed: must be a number from 0 to 1, got '1.5'"),
         (["train", "row-rnn", "--components", "0"], "argument --components: must be an integer of at least 1"),

@@ -98,12 +98,10 @@ def add(commands: Any) -> None:
         genimg-fast train frame-predictor --data film.mp4 --image-size 64 --reach 4 --batch-size 8
     """)  # fmt: skip
     predictor.set_defaults(
-        model_args=_frame_predictor_args, trainer=FramePredictorTrainer, trainer_args=_predictor_trainer_args,
+        model_args=_frame_model_args, trainer=FramePredictorTrainer, trainer_args=_predictor_trainer_args,
         picture="predictions-{:06d}.gif",
     )  # fmt: skip
-    group = _add_frame_model(predictor, hidden_size=64)
-    group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
-                       help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
+    _add_frame_model(predictor, hidden_size=64)
     group = _add_training(predictor, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
     group.add_argument("--context", type=at_least(1), metavar="N",
                        help="frames that are always given; default: half of them")  # fmt: skip
@@ -118,7 +116,7 @@ def add(commands: Any) -> None:
         genimg-fast train frame-filler --data clips/ --c-dim 1
     """)  # fmt: skip
     filler.set_defaults(
-        model_args=_frame_filler_args, trainer=FrameFillerTrainer, trainer_args=_sequence_trainer_args,
+        model_args=_frame_model_args, trainer=FrameFillerTrainer, trainer_args=_sequence_trainer_args,
         picture="fillings-{:06d}.gif",
     )  # fmt: skip
     _add_frame_model(filler, hidden_size=32)
@@ -146,6 +144,8 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     kind = "images" if isinstance(dataset, ImageDataset) else f"sequences of {args.frames} frames"
     if args.batch_size > len(dataset):
         parser.error(f"argument --batch-size: must be at most {len(dataset)}, the number of {kind} in {args.data}")
+    if not isinstance(dataset, ImageDataset) and args.reach >= args.image_size:
+        parser.error(f"argument --reach: must be below {args.image_size}, the image size, got {args.reach}")
     if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:
         parser.error(f"argument --context: must be below {args.frames}, the number of frames, got {args.context}")
 
@@ -239,7 +239,7 @@ def _row_rnn_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, 
     }
 
 
-def _frame_filler_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
+def _frame_model_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
     frames, _ = dataset[torch.zeros(1, dtype=torch.int64)]
     return {
         "c_dim": frames.shape[2],
@@ -248,11 +248,8 @@ def _frame_filler_args(args: argparse.Namespace, dataset: BatchedDataset) -> dic
         "core": args.core,
         "hidden_size": args.hidden_size,
         "num_layers": args.num_layers,
+        "reach": args.reach,
     }
-
-
-def _frame_predictor_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
-    return {**_frame_filler_args(args, dataset), "reach": args.reach}
 
 
 def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
@@ -300,8 +297,8 @@ def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_h
     group.add_argument("--num-layers", type=at_least(1), metavar="N", default=2, help="recurrent layers")
 
 
-def _add_frame_model(parser: Parser, *, hidden_size: int) -> argparse._ArgumentGroup:
-    """Add the data and the model of frame models; return the group of the latter."""
+def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
+    """Add the data and the model of frame models."""
     parser.set_defaults(load=_load_sequences)
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
@@ -318,7 +315,8 @@ def _add_frame_model(parser: Parser, *, hidden_size: int) -> argparse._ArgumentG
     group.add_argument("--channels", type=at_least(1), metavar="N", default=32,
                        help="feature channels at half the resolution")  # fmt: skip
     _add_recurrent(group, hidden_size=hidden_size, hidden_help="channels, or length, of the core's state")
-    return group
+    group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
+                       help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
 
 
 def _add_model(parser: Parser, *, z_dim: int, z_help: str, channels: int | None = None) -> argparse._ArgumentGroup:

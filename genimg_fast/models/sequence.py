@@ -17,6 +17,7 @@ core         encoder and decoder                       state
 ============ ========================================= =========================================================
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -65,11 +66,11 @@ class BaseFrameModel(nn.Module):
         core: ``"convlstm"``, ``"gru"`` or ``"lstm"``.
         hidden_size: Channels, or length, of the core's state.
         num_layers: Layers of the core.
-        out_channels: Channels of what comes out of the decoder.
+        reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
         bidirectional: Whether the core also runs from the last frame to the first.
 
     Raises:
-        ValueError: If a size is below 1 or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
     """
 
     core: nn.Module
@@ -84,7 +85,7 @@ class BaseFrameModel(nn.Module):
         core: str,
         hidden_size: int,
         num_layers: int,
-        out_channels: int,
+        reach: int,
         bidirectional: bool,
     ) -> None:
         super().__init__()
@@ -94,7 +95,13 @@ class BaseFrameModel(nn.Module):
         check_choice("core", core, CORES)
         self.c_dim = c_dim
         self.image_size = 4 * 2**n_blocks
-        width = hidden_size * (2 if bidirectional else 1)
+        if not 0 <= reach < self.image_size:
+            raise ValueError(f"reach must lie in 0..{self.image_size - 1}, got {reach}")
+        self.reach = reach
+        self.candidates = (2 * reach + 1) ** 2 + 1  # what a pixel can be made of: those around, and a new one
+        directions = 2 if bidirectional else 1
+        width = directions * hidden_size
+        out_channels = c_dim if reach == 0 else c_dim + directions * self.candidates + directions - 1
         if core == "convlstm":
             self.encoder = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
@@ -128,6 +135,17 @@ class BaseFrameModel(nn.Module):
         states, state = self.core(features.unflatten(0, (steps, batch)), state)
         return self.decoder(states.flatten(0, 1)).unflatten(0, (steps, batch)).transpose(0, 1), state
 
+    def _advect(self, last: Tensor, logits: Tensor, made: Tensor) -> Tensor:
+        """Make frames, (batch, c_dim, ...), of the pixels around each place in the last ones and of new pixels."""
+        weights = logits.softmax(1).unsqueeze(1)
+        around = unfold(pad(last, [self.reach] * 4, mode="replicate"), 2 * self.reach + 1)
+        around = around.view(*made.shape[:2], self.candidates - 1, *made.shape[2:])
+        return (weights[:, :, :-1] * around).sum(2) + weights[:, :, -1] * made.tanh()
+
+    def _to_logits(self, images: Tensor) -> Tensor:
+        """Do the opposite of ``to_images``, with probabilities that keep a distance of 0.0005 from 0 and 1."""
+        return 2 * torch.atanh(0.999 * images)
+
     def _check(self, frames: Tensor, least: int) -> None:
         expected = (self.c_dim, self.image_size, self.image_size)
         if frames.ndim != 5 or frames.shape[2:] != expected or frames.shape[1] < least:
@@ -155,7 +173,7 @@ class FramePredictor(BaseFrameModel):
         reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
 
     Raises:
-        ValueError: If a size is below 1, ``reach`` is below 0 or not below ``image_size``, or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -178,15 +196,10 @@ class FramePredictor(BaseFrameModel):
         num_layers: int = 2,
         reach: int = 2,
     ) -> None:
-        if not 0 <= reach < 4 * 2**n_blocks:
-            raise ValueError(f"reach must lie in 0..{4 * 2**n_blocks - 1}, got {reach}")
-        candidates = (2 * reach + 1) ** 2
         super().__init__(
             in_channels=c_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks, core=core,
-            hidden_size=hidden_size, num_layers=num_layers, bidirectional=False,
-            out_channels=c_dim + (candidates + 1 if reach > 0 else 0),
+            hidden_size=hidden_size, num_layers=num_layers, reach=reach, bidirectional=False,
         )  # fmt: skip
-        self.reach = reach
 
     def forward(
         self,
@@ -287,20 +300,18 @@ class FramePredictor(BaseFrameModel):
         output, state = self._run(frames, state)
         if self.reach == 0:
             return output, state
-        logits, made = output.flatten(0, 1).split([output.shape[2] - self.c_dim, self.c_dim], 1)
-        weights = logits.softmax(1).unsqueeze(1)
-        last = pad(frames.flatten(0, 1), [self.reach] * 4, mode="replicate")
-        around = unfold(last, 2 * self.reach + 1).view(*made.shape[:2], weights.shape[2] - 1, *made.shape[2:])
-        images = (weights[:, :, :-1] * around).sum(2) + weights[:, :, -1] * made.tanh()
-        # The logits of probabilities that keep a distance of 0.0005 from 0 and 1.
-        return 2 * torch.atanh(0.999 * images).unflatten(0, output.shape[:2]), state
+        logits, made = output.flatten(0, 1).split([self.candidates, self.c_dim], 1)
+        images = self._advect(frames.flatten(0, 1), logits, made)
+        return self._to_logits(images).unflatten(0, output.shape[:2]), state
 
 
 @register_model("frame-filler")
 class FrameFiller(BaseFrameModel):
     """Fills in missing frames of a sequence from those before and after them, and so changes its speed.
 
-    Its core runs in both directions. A missing frame goes in grey, and an extra channel tells which are known.
+    Its core runs in both directions. A missing frame goes in grey, and an extra channel tells which are known. As
+    in a :class:`FramePredictor`, pixels come from frames nearby: once from the frame before, itself known or filled
+    in, once from the frame behind, and the network mixes both.
 
     Args:
         c_dim: Colour channels of the frames.
@@ -309,9 +320,10 @@ class FrameFiller(BaseFrameModel):
         core: ``"convlstm"``, ``"gru"`` or ``"lstm"``; see :mod:`genimg_fast.models.sequence`.
         hidden_size: Channels of a ConvLSTM's state, or length of another core's state and of its input.
         num_layers: Layers of the core.
+        reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
 
     Raises:
-        ValueError: If a size is below 1 or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -332,10 +344,11 @@ class FrameFiller(BaseFrameModel):
         core: str = "convlstm",
         hidden_size: int = 32,
         num_layers: int = 2,
+        reach: int = 2,
     ) -> None:
         super().__init__(
             in_channels=c_dim + 1, c_dim=c_dim, channels=channels, n_blocks=n_blocks, core=core,
-            hidden_size=hidden_size, num_layers=num_layers, bidirectional=True, out_channels=c_dim,
+            hidden_size=hidden_size, num_layers=num_layers, reach=reach, bidirectional=True,
         )  # fmt: skip
 
     def forward(self, frames: Tensor, known: Tensor) -> FrameFilling:
@@ -356,7 +369,13 @@ class FrameFiller(BaseFrameModel):
         # Not a product: an unknown frame may hold NaN.
         visible = torch.where(known, frames, torch.zeros_like(frames))
         channel = known.to(frames.dtype).expand(-1, -1, 1, *frames.shape[3:])
-        return FrameFilling(self._run(torch.cat([visible, channel], 2))[0])
+        output, _ = self._run(torch.cat([visible, channel], 2))
+        if self.reach == 0:
+            return FrameFilling(output)
+        before, behind, share, made = output.split([self.candidates, self.candidates, 1, self.c_dim], 2)
+        forwards = self._walk(visible.unbind(1), known.unbind(1), before.unbind(1), made.unbind(1))
+        backwards = self._walk(*(parts.flip(1).unbind(1) for parts in (visible, known, behind, made)))
+        return FrameFilling(self._to_logits(torch.lerp(backwards.flip(1), forwards, share.sigmoid())))
 
     @torch.no_grad()
     def fill(self, frames: Tensor, known: Tensor) -> Tensor:
@@ -400,6 +419,16 @@ class FrameFiller(BaseFrameModel):
             spread[:, ::factor] = frames
             frames = self.fill(spread, torch.arange(spread.shape[1], device=frames.device) % factor == 0)
         return frames[:, :: fraction.numerator]
+
+    def _walk(
+        self, frames: Sequence[Tensor], known: Sequence[Tensor], logits: Sequence[Tensor], made: Sequence[Tensor]
+    ) -> Tensor:
+        """Make each frame of the one before it: the known one, or the one that was made."""
+        images = [made[0].tanh()]
+        for step in range(1, len(frames)):
+            last = torch.where(known[step - 1], frames[step - 1], images[-1])
+            images.append(self._advect(last, logits[step], made[step]))
+        return torch.stack(images, 1)
 
     def _mask(self, frames: Tensor, known: Tensor) -> Tensor:
         """Check the shapes; return ``known`` with those of ``frames`` but 1 for all behind the first two."""

@@ -156,9 +156,10 @@ def test_errors(call: object, message: str) -> None:
 
 
 @every_core
+@pytest.mark.parametrize("reach", [0, 2])
 @pytest.mark.parametrize("c_dim", [1, 3])
-def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, c_dim: int, device: str) -> None:
-    model = FrameFiller(c_dim, core=core, **SIZES).to(device)
+def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, reach: int, c_dim: int, device: str) -> None:
+    model = FrameFiller(c_dim, core=core, reach=reach, **SIZES).to(device)
     frames = clip(c_dim, device=device)
     known = torch.tensor([True, False, True, True, False, True], device=device)
     filled = model.fill(frames, known)
@@ -167,6 +168,22 @@ def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, c_dim: int,
     hidden = frames.masked_fill(~known.view(1, 6, 1, 1, 1), math.nan)
     assert torch.equal(model.fill(hidden, known), filled)
     assert torch.equal(model.fill(frames, known.expand(3, 6)), filled)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_filler_takes_pixels_from_both_sides(share: float) -> None:
+    model = FrameFiller(**SIZES)
+    frames, known = clip(), torch.tensor([True, True, False, False, False, True])
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.zero_()
+        model.decoder[-1].bias[[11, 26 + 11]] = 40.0  # a pixel to the right, both ways
+        model.decoder[-1].bias[52] = 80 * share - 40
+    filled = model.fill(frames, known)[..., 5:-5]
+    for step in (2, 3, 4):
+        source, distance = (1, step - 1) if share == 1 else (5, 5 - step)
+        expected = torch.roll(frames[:, source], distance, -1)[..., 5:-5]
+        torch.testing.assert_close(filled[:, step], 0.999 * expected, rtol=1e-5, atol=1e-4)
 
 
 @every_core
