@@ -310,8 +310,8 @@ class FrameFiller(BaseFrameModel):
     """Fills in missing frames of a sequence from those before and after them, and so changes its speed.
 
     Its core runs in both directions. A missing frame goes in grey, and an extra channel tells which are known. As
-    in a :class:`FramePredictor`, pixels come from frames nearby: once from the frame before, itself known or filled
-    in, once from the frame behind, and the network mixes both.
+    in a :class:`FramePredictor`, pixels come from frames nearby: once from the frame before, itself known or
+    filled in, once from the frame behind, and the network mixes both.
 
     Args:
         c_dim: Colour channels of the frames.
