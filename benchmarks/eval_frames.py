@@ -20,7 +20,7 @@ from torch import Tensor
 
 import genimg_fast as gf
 from genimg_fast.models import FramePredictor
-from genimg_fast.training import FramePredictorTrainer, fit, save_animation, save_grid
+from genimg_fast.training import FramePredictorTrainer, Recipe, fit, save_animation, save_grid
 from genimg_fast.training.sequence import prediction_panels
 
 CONTEXT, ROLLOUT = 10, 5
@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a frame predictor; print how good it is; draw pictures.")
     parser.add_argument("--out", type=Path, default=Path("eval-frames"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sequences and of the training")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the training")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the training")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences in a batch")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -45,14 +45,16 @@ def main() -> int:
     torch.manual_seed(args.seed)
     model = FramePredictor().to(memory_format=torch.channels_last)  # a sixth faster on the CPU
     trainer = FramePredictorTrainer(
-        model, decay_steps=args.steps, context=CONTEXT, teacher_forcing=0.0, forcing_steps=args.steps
-    )
+        model, context=CONTEXT, teacher_forcing=0.0, forcing_steps=args.steps,
+        recipe=Recipe(schedule="cosine", decay_steps=args.steps),
+    )  # fmt: skip
     started = time.perf_counter()
     fit(trainer, training, steps=args.steps, batch_size=args.batch_size, seed=args.seed, progress=True)
     seconds = time.perf_counter() - started
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"FramePredictor, {size:,} parameters: {args.steps} steps of {args.batch_size} in {seconds:.0f} s")
 
+    model = trainer.sampler
     true = held_out[:, CONTEXT:]
     repeated = error(held_out[:, CONTEXT - 1 : -1], true).mean().item()
     predicted = error(model.predict(held_out[:, :-1])[:, CONTEXT - 1 :], true).mean().item()

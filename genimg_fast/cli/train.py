@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,36 @@ from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_se
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
+    AutoencoderTrainer,
     FrameFillerTrainer,
     FramePredictorTrainer,
     GANTrainer,
+    GLOTrainer,
+    Recipe,
     RowRNNTrainer,
     RunFolder,
     Trainer,
     VAETrainer,
     fit,
+    load_checkpoint,
 )
+from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
+from genimg_fast.training.trainer import SCHEDULES
 
-_DECAYING = "learning rate of Adam, at first: it falls to 0 along half a cosine"
+# What the GANs have for options beside those of all: text, defaults, and the options of the model itself.
+_GANS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dcgan": ("Train a DCGAN.", {"norm": "batch"}),
+    "cdcgan": ("Train a class-conditional DCGAN.", {"norm": "batch", "condition": "projection"}),
+    "wgan": (
+        "Train a DCGAN whose critic has no batch norm, with a Wasserstein loss and gradient penalty.",
+        {"norm": "none", "loss": "wasserstein", "gp": 10.0, "n_critic": 5, "betas": (0.0, 0.9)},
+    ),
+    "resgan": (
+        "Train a GAN of residual blocks, with a Wasserstein loss and gradient penalty.",
+        {"norm": "none", "loss": "wasserstein", "gp": 10.0, "n_critic": 5, "betas": (0.0, 0.9)},
+    ),
+    "mlp-gan": ("Train a GAN of fully connected layers.", {}),
+}
 
 
 def add(commands: Any) -> None:
@@ -42,17 +62,65 @@ def add(commands: Any) -> None:
     train = add_command(commands, "train", fit_and_report, "Train a model; write a numbered run folder.")
     models = train.add_subparsers(title="models", dest="model", required=True)
 
-    dcgan = add_command(models, "dcgan", fit_and_report, "Train a DCGAN.", """
-        genimg-fast train dcgan --data digits --channels 32 --z-dim 20 --lr 5e-4 --steps 1500
-        genimg-fast train dcgan --data photos/ --image-size 64 --loss hinge
-    """)  # fmt: skip
-    dcgan.set_defaults(model_args=_dcgan_args, trainer=GANTrainer, trainer_args=_gan_trainer_args)
-    _add_data(dcgan, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
-    _add_model(dcgan, z_dim=100, z_help="length of a noise vector", channels=64)
-    group = _add_training(dcgan, lr=2e-4, lr_help="learning rate of Adam", steps=2000)
-    group.add_argument("--loss", choices=list(GAN_LOSSES), default="non_saturating", help="adversarial loss")
-    _add_output(dcgan)
+    for name, (text, defaults) in _GANS.items():
+        _add_gan(models, name, text, **defaults)
+    _add_vaes(models)
+    _add_row_rnn(models)
+    _add_frame_models(models)
+    _add_reconstruction(models)
 
+
+def _add_gan(
+    models: Any,
+    name: str,
+    text: str,
+    *,
+    norm: str | None = None,
+    condition: str | None = None,
+    loss: str = "non_saturating",
+    gp: float = 0.0,
+    n_critic: int = 1,
+    betas: tuple[float, float] = (0.5, 0.999),
+) -> None:
+    gan = add_command(models, name, fit_and_report, text, f"""
+        genimg-fast train {name} --data digits --steps 1500
+        genimg-fast train {name} --data photos/ --image-size 64 --precision bf16 --channels-last
+        genimg-fast train {name} --data digits --steps 3000 --resume auto
+    """)  # fmt: skip
+    gan.set_defaults(model_args=_gan_args, trainer=GANTrainer, trainer_args=_gan_trainer_args)
+    convolutional = name != "mlp-gan"
+    if convolutional:
+        _add_data(gan, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
+    else:
+        _add_data(gan, at_least(1), "pixels a side", 28)
+    group = _add_model(gan, z_dim=100, z_help="length of a noise vector", channels=64 if convolutional else None)
+    if norm is not None:
+        choices = ["batch", "spectral", "none"] if norm == "batch" else ["none", "spectral"]
+        group.add_argument("--norm", choices=choices, default=norm, help="of the discriminator")
+    if condition is not None:
+        group.add_argument("--condition", choices=["projection", "concat"], default=condition,
+                           help="how the discriminator sees the class")  # fmt: skip
+    if not convolutional:
+        group.add_argument("--hidden", type=at_least(1), nargs="+", metavar="N", default=[256, 512],
+                           help="widths of the generator's hidden layers")  # fmt: skip
+    group = _add_training(gan, lr=2e-4, lr_help="learning rate of Adam", steps=2000, schedule="constant")
+    group.add_argument("--lr-d", type=positive, metavar="X", help="of the discriminator; default: --lr")
+    group.add_argument("--betas", type=probability, nargs=2, metavar="X", default=list(betas),
+                       help="decay rates of Adam")  # fmt: skip
+    group.add_argument("--loss", choices=list(GAN_LOSSES), default=loss, help="adversarial loss")
+    group.add_argument("--label-smoothing", type=probability, metavar="X", default=0.0,
+                       help="how far the label of real images lies below 1")  # fmt: skip
+    group.add_argument("--n-critic", type=at_least(1), metavar="N", default=n_critic,
+                       help="steps of the discriminator for one of the generator")  # fmt: skip
+    group.add_argument("--gp", type=not_negative, metavar="X", default=gp, help="weight of the gradient penalty")
+    group.add_argument("--r1", type=not_negative, metavar="X", default=0.0,
+                       help="weight of the penalty on the gradient at real images")  # fmt: skip
+    group.add_argument("--clip-weights", type=not_negative, metavar="X", default=0.0,
+                       help="largest magnitude of the discriminator's weights; 0: any")  # fmt: skip
+    _add_output(gan)
+
+
+def _add_vaes(models: Any) -> None:
     for name, text in (
         ("vae", "Train a convolutional VAE."),
         ("cvae", "Train a convolutional VAE whose encoder and decoder know the class of an image."),
@@ -78,6 +146,8 @@ def add(commands: Any) -> None:
                        help="widths of the encoder's hidden layers; the decoder has them in reverse")  # fmt: skip
     _add_vae(mlp)
 
+
+def _add_row_rnn(models: Any) -> None:
     rows = add_command(models, "row-rnn", fit_and_report, "Train an RNN that makes images row by row.", """
         genimg-fast train row-rnn --data digits
         genimg-fast train row-rnn --data mnist --download --image-size 28 --cell gru --components 40
@@ -87,26 +157,24 @@ def add(commands: Any) -> None:
     group = rows.add_argument_group("model")
     _add_recurrent(group, hidden_size=256, hidden_help="length of the state")
     group.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="lstm", help="kind of recurrent layer")
-    group.add_argument("--components", type=at_least(1), metavar="N", default=20,
+    group.add_argument("--components", type=at_least(1), metavar="N", default=30,
                        help="components of the mixture that a row is drawn from")  # fmt: skip
-    group.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli",
-                       help="of a component's pixels; gaussian: with a learned variance")  # fmt: skip
-    _add_training(rows, lr=3e-3, lr_help=_DECAYING, steps=1500)
+    _add_training(rows, lr=3e-3, lr_help="learning rate of Adam", steps=1500)
     _add_output(rows)
 
+
+def _add_frame_models(models: Any) -> None:
     predictor = add_command(models, "frame-predictor", fit_and_report, "Train a predictor of the next frame.", """
         genimg-fast train frame-predictor --data moving-digits
         genimg-fast train frame-predictor --data clips/ --frames 16 --core lstm --hidden-size 256
         genimg-fast train frame-predictor --data film.mp4 --image-size 64 --reach 4 --batch-size 8
     """)  # fmt: skip
     predictor.set_defaults(
-        model_args=_frame_predictor_args, trainer=FramePredictorTrainer, trainer_args=_predictor_trainer_args,
+        model_args=_frame_model_args, trainer=FramePredictorTrainer, trainer_args=_predictor_trainer_args,
         picture="predictions-{:06d}.gif",
     )  # fmt: skip
-    group = _add_frame_model(predictor, hidden_size=64)
-    group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
-                       help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
-    group = _add_training(predictor, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    _add_frame_model(predictor, hidden_size=64)
+    group = _add_training(predictor, lr=3e-3, lr_help="learning rate of Adam", steps=1000, batch_size=16)
     group.add_argument("--context", type=at_least(1), metavar="N",
                        help="frames that are always given; default: half of them")  # fmt: skip
     group.add_argument("--teacher-forcing", type=probability, metavar="P", default=0.0,
@@ -120,12 +188,29 @@ def add(commands: Any) -> None:
         genimg-fast train frame-filler --data clips/ --c-dim 1
     """)  # fmt: skip
     filler.set_defaults(
-        model_args=_frame_filler_args, trainer=FrameFillerTrainer, trainer_args=_sequence_trainer_args,
+        model_args=_frame_model_args, trainer=FrameFillerTrainer, trainer_args=_sequence_trainer_args,
         picture="fillings-{:06d}.gif",
     )  # fmt: skip
     _add_frame_model(filler, hidden_size=32)
-    _add_training(filler, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    _add_training(filler, lr=3e-3, lr_help="learning rate of Adam", steps=1000, batch_size=16)
     _add_output(filler)
+
+
+def _add_reconstruction(models: Any) -> None:
+    for name, text, trainer in (
+        ("autoencoder", "Train an autoencoder.", AutoencoderTrainer),
+        ("glo", "Train a generator together with a code for each image.", GLOTrainer),
+    ):
+        new = add_command(models, name, fit_and_report, text, f"genimg-fast train {name} --data digits --z-dim 20")
+        new.set_defaults(
+            model_args=_glo_args if name == "glo" else _dcgan_args, trainer=trainer,
+            trainer_args=lambda args: {"lr": args.lr},
+        )  # fmt: skip
+        _add_data(new, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
+        new.set_defaults(picture="reconstructions-{:06d}.png")
+        _add_model(new, z_dim=100, z_help="length of a code", channels=32)
+        _add_training(new, lr=1e-3, lr_help="learning rate of Adam", steps=1500)
+        _add_output(new)
 
 
 def fit_and_report(args: argparse.Namespace) -> int:
@@ -135,22 +220,36 @@ def fit_and_report(args: argparse.Namespace) -> int:
 
 
 def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
-    """Train as the arguments say, and print where everything is.
+    """Train as the arguments say, in one or more processes, and print where everything is.
 
     Returns:
         The run folder, the trainer with the model it has trained, and the data set.
     """
+    with process_group(args.device) as device:
+        args.device = device
+        return _run_training(args)
+
+
+def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     parser: Parser = args.parser
     with parser.blaming("--backend"):
         gf.set_backend(args.backend)
     with parser.blaming("--data"):
         dataset, data_config = args.load(args)
     kind = "images" if isinstance(dataset, ImageDataset) else f"sequences of {args.frames} frames"
-    if args.batch_size > len(dataset):
-        parser.error(f"argument --batch-size: must be at most {len(dataset)}, the number of {kind} in {args.data}")
+    if args.batch_size * world_size() > len(dataset):
+        most = len(dataset) // world_size()
+        parser.error(
+            f"argument --batch-size: must be at most {most}: there are {len(dataset)} {kind} in {args.data}"
+        )
+    if args.accumulate > args.batch_size:
+        parser.error(f"argument --accumulate: must be at most {args.batch_size}, the batch size")
+    if not isinstance(dataset, ImageDataset) and args.reach >= args.image_size:
+        parser.error(f"argument --reach: must be below {args.image_size}, the image size, got {args.reach}")
     if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:
         parser.error(f"argument --context: must be below {args.frames}, the number of frames, got {args.context}")
 
+    recipe = _recipe(args)
     model_args, trainer_args = args.model_args(args, dataset), args.trainer_args(args)
     config = {
         "model": args.model,
@@ -159,20 +258,27 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         **data_config,
         "image_size": args.image_size,
         **trainer_args,
+        "recipe": asdict(recipe),
+        "sync_batch_norm": args.sync_batch_norm,
         "batch_size": args.batch_size,
+        "processes": world_size(),
         "steps": args.steps,
         "seed": args.seed,
         "device": str(args.device),
         "backend": args.backend,
         "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
     }
-    with parser.blaming("--out"):
-        run = RunFolder.create(args.out, f"{args.model}-{Path(args.data).resolve().name}", config)
+    run, resume = _open_run(args, config)
 
     torch.manual_seed(args.seed)
-    model = create_model(args.model, **model_args).to(args.device)
-    trainer = args.trainer(model, seed=args.seed, **trainer_args)
-    print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
+    model = create_model(args.model, **model_args)
+    if args.sync_batch_norm:
+        model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model)
+    with parser.blaming("--label-smoothing"):  # what else can be wrong, the types of arguments have seen
+        trainer = args.trainer(model.to(args.device), seed=args.seed, recipe=recipe, **trainer_args)
+    torch.manual_seed(args.seed + rank())  # each process draws its own noise
+    if rank() == 0:
+        print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
     fit(
         trainer,
         dataset,
@@ -184,9 +290,39 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         sample_every=args.sample_every,
         checkpoint_every=args.checkpoint_every,
         progress=True,
+        resume=resume,
     )
-    print(f"done: {run.path / args.picture.format(args.steps)}, checkpoint {run.checkpoint}")
+    if rank() == 0:
+        print(f"done: {run.path / args.picture.format(args.steps)}, checkpoint {run.checkpoint}")
     return run, trainer, dataset
+
+
+def _open_run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[RunFolder, bool]:
+    """Make the run's folder, or open it again; tell if there is something to go on with."""
+    name = f"{args.model}-{Path(args.data).resolve().name}"
+    with args.parser.blaming("--resume"):
+        before = RunFolder.latest(args.out, name) if args.resume == "auto" else args.resume
+        if before is not None:
+            run = RunFolder.reopen(before, config)
+            load_checkpoint(run.path)  # a damaged one is to be reported now
+            return run, True
+    with args.parser.blaming("--out"):
+        # The first process makes the folder, the others hear of it.
+        made = RunFolder.create(args.out, name, config).path if rank() == 0 else None
+        return RunFolder(gather_objects(made)[0], config), False
+
+
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe(
+        precision=args.precision,
+        channels_last=args.channels_last,
+        compile=args.compile,
+        grad_clip=args.grad_clip,
+        accumulate=args.accumulate,
+        schedule=args.schedule,
+        decay_steps=0 if args.schedule == "constant" else args.steps,
+        ema=args.ema,
+    )
 
 
 def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
@@ -194,6 +330,8 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
     dataset = load_dataset(
         args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download
     )
+    if args.model == "glo":  # which tells images apart by their numbers
+        return ImageDataset(dataset.images, torch.arange(len(dataset))), {}
     return dataset, {"classes": dataset.class_names}
 
 
@@ -213,6 +351,22 @@ def _dcgan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, An
         "channels": args.channels,
         "n_blocks": int(math.log2(args.image_size // 4)),
     }
+
+
+def _gan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    if args.model == "mlp-gan":
+        sizes = {"c_dim": dataset.images.shape[1], "image_size": args.image_size}
+        return {"z_dim": args.z_dim, **sizes, "hidden": args.hidden}
+    conditional = {"num_classes": len(dataset.class_names), "condition": args.condition}
+    return {
+        **(conditional if args.model == "cdcgan" else {}),
+        **_dcgan_args(args, dataset),
+        "norm": args.norm,
+    }
+
+
+def _glo_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    return {"num_images": len(dataset), **_dcgan_args(args, dataset)}
 
 
 def _vae_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
@@ -238,11 +392,10 @@ def _row_rnn_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, 
         "num_layers": args.num_layers,
         "cell": args.cell,
         "components": args.components,
-        "likelihood": args.likelihood,
     }
 
 
-def _frame_filler_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
+def _frame_model_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
     frames, _ = dataset[torch.zeros(1, dtype=torch.int64)]
     return {
         "c_dim": frames.shape[2],
@@ -251,21 +404,27 @@ def _frame_filler_args(args: argparse.Namespace, dataset: BatchedDataset) -> dic
         "core": args.core,
         "hidden_size": args.hidden_size,
         "num_layers": args.num_layers,
+        "reach": args.reach,
     }
 
 
-def _frame_predictor_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
-    return {**_frame_filler_args(args, dataset), "reach": args.reach}
-
-
 def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
-    return {"loss": args.loss, "lr": args.lr}
+    return {
+        "loss": args.loss,
+        "label_smoothing": args.label_smoothing,
+        "lr": args.lr,
+        "lr_d": args.lr_d,
+        "betas": args.betas,
+        "n_critic": args.n_critic,
+        "gp": args.gp,
+        "r1": args.r1,
+        "clip_weights": args.clip_weights,
+    }
 
 
 def _vae_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "lr": args.lr,
-        "decay_steps": args.steps,
         "beta": args.beta,
         "warmup": args.warmup,
         "free_bits": args.free_bits,
@@ -273,7 +432,7 @@ def _vae_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sequence_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
-    return {"lr": args.lr, "decay_steps": args.steps}
+    return {"lr": args.lr}
 
 
 def _predictor_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
@@ -303,8 +462,8 @@ def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_h
     group.add_argument("--num-layers", type=at_least(1), metavar="N", default=2, help="recurrent layers")
 
 
-def _add_frame_model(parser: Parser, *, hidden_size: int) -> argparse._ArgumentGroup:
-    """Add the data and the model of frame models; return the group of the latter."""
+def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
+    """Add the data and the model of frame models."""
     parser.set_defaults(load=_load_sequences)
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
@@ -321,7 +480,8 @@ def _add_frame_model(parser: Parser, *, hidden_size: int) -> argparse._ArgumentG
     group.add_argument("--channels", type=at_least(1), metavar="N", default=32,
                        help="feature channels at half the resolution")  # fmt: skip
     _add_recurrent(group, hidden_size=hidden_size, hidden_help="channels, or length, of the core's state")
-    return group
+    group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
+                       help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
 
 
 def _add_model(parser: Parser, *, z_dim: int, z_help: str, channels: int | None = None) -> argparse._ArgumentGroup:
@@ -337,7 +497,7 @@ def _add_vae(parser: Parser) -> None:
     group = _add_training(
         parser,
         lr=1e-3,
-        lr_help=_DECAYING,
+        lr_help="learning rate of Adam",
         steps=1500,
     )
     group.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli",
@@ -351,22 +511,38 @@ def _add_vae(parser: Parser) -> None:
 
 
 def _add_training(
-    parser: Parser, *, lr: float, lr_help: str, steps: int, batch_size: int = 64
+    parser: Parser, *, lr: float, lr_help: str, steps: int, batch_size: int = 64, schedule: str = "cosine"
 ) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=at_least(1), metavar="N", default=steps, help="steps to train")
     group.add_argument("--batch-size", type=at_least(2), metavar="N", default=batch_size,
-                       help="images, or sequences, in a batch")  # fmt: skip
+                       help="images, or sequences, in a batch of each process")  # fmt: skip
     group.add_argument("--lr", type=positive, metavar="X", default=lr, help=lr_help)
+    group.add_argument("--schedule", choices=SCHEDULES, default=schedule,
+                       help="course of the learning rate, down to 0 at the last step")  # fmt: skip
+    group.add_argument("--ema", type=probability, metavar="X", default=0.999,
+                       help="decay of the average of the weights that samples come from; 0: none")  # fmt: skip
+    group.add_argument("--grad-clip", type=not_negative, metavar="X", default=0.0,
+                       help="largest norm of a network's gradient; 0: any")  # fmt: skip
+    group.add_argument("--accumulate", type=at_least(1), metavar="N", default=1,
+                       help="parts that a batch is cut into to save memory")  # fmt: skip
     add_seed_and_device(group)
-    group.add_argument("--backend", choices=["auto", "native", "reference"], default=gf.get_backend(),
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--backend", choices=["auto", "native", "reference"], default=gf.get_backend(),
                        help="fused kernels where they pay, always, or never")  # fmt: skip
+    speed.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of autocast")
+    speed.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
+    speed.add_argument("--compile", action="store_true", help="run networks through torch.compile")
+    speed.add_argument("--sync-batch-norm", action="store_true",
+                       help="batch statistics over all processes of torchrun")  # fmt: skip
     return group
 
 
 def _add_output(parser: Parser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs"), help="folder of all runs")
+    group.add_argument("--resume", metavar="RUN|auto",
+                       help="run folder to go on with; auto: newest of this model and data, if any")  # fmt: skip
     group.add_argument(
         "--log-every", type=at_least(1), metavar="N", default=20, help="steps between two rows of statistics"
     )

@@ -88,7 +88,9 @@ def add(commands: Any) -> None:
     ) -> Parser:
         new = command(name, run, text, examples, out,
                       "image file to write; .gif, .webp: an animation, else film strips", edits)  # fmt: skip
-        new.add_argument("--n", type=at_least(1), metavar="N", default=8, help="number of sequences")
+        new.add_argument(
+            "--n", type=at_least(1), metavar="N", help="number of sequences; default: 8, if there are"
+        )
         new.add_argument("--frames", type=at_least(1), metavar="N", help=n_help)
         _add_data(new, "real sequences: a folder of frames, a video ...")
         add_seed_and_device(new)
@@ -182,7 +184,6 @@ def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict
     """Show real sequences beside what the model makes of them."""
     if args.class_name is not None:
         args.parser.error(f"argument --class: {config['model']} is not class-conditional")
-    args.n = args.n or 8
     args.out = args.out or Path("frames.gif")
     frames = _sequences(args, model, config, config["frames"])
     if isinstance(model, FramePredictor):
@@ -271,6 +272,7 @@ def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str
             args.data or config["data"], frames=frames, image_size=model.image_size, channels=model.c_dim,
             speed=tuple(config["speed"]), train=False, seed=args.seed,
         )  # fmt: skip
+    args.n = args.n or min(8, len(dataset))
     if args.n > len(dataset):
         args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of sequences")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))

@@ -6,6 +6,7 @@ from genimg_fast.losses.elbo import (
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
     importance_weighted_bound,
+    logistic_log_likelihood,
     negative_elbo,
     warmup_beta,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "gaussian_log_likelihood",
     "gradient_penalty",
     "importance_weighted_bound",
+    "logistic_log_likelihood",
     "negative_elbo",
     "r1_penalty",
     "warmup_beta",

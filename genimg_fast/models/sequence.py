@@ -17,6 +17,7 @@ core         encoder and decoder                       state
 ============ ========================================= =========================================================
 """
 
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from torch.nn.functional import pad, unfold
 
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
-from genimg_fast.losses.elbo import bernoulli_log_likelihood, gaussian_log_likelihood
+from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.registry import register_model
 
@@ -49,7 +50,8 @@ class FrameFilling(NamedTuple):
 class RowPrediction(NamedTuple):
     """What a :class:`RowRNN` returns: a mixture for each row, given those above it."""
 
-    decoded: Tensor  # the components' means or logits, (batch, image_size, components, c_dim * image_size)
+    mean: Tensor  # of the components' pixels, (batch, image_size, components, c_dim * image_size)
+    log_scale: Tensor  # of them, of the same shape
     mixture: Tensor  # logits of the components, (batch, image_size, components)
 
 
@@ -64,11 +66,11 @@ class BaseFrameModel(nn.Module):
         core: ``"convlstm"``, ``"gru"`` or ``"lstm"``.
         hidden_size: Channels, or length, of the core's state.
         num_layers: Layers of the core.
-        out_channels: Channels of what comes out of the decoder.
+        reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
         bidirectional: Whether the core also runs from the last frame to the first.
 
     Raises:
-        ValueError: If a size is below 1 or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
     """
 
     core: nn.Module
@@ -83,7 +85,7 @@ class BaseFrameModel(nn.Module):
         core: str,
         hidden_size: int,
         num_layers: int,
-        out_channels: int,
+        reach: int,
         bidirectional: bool,
     ) -> None:
         super().__init__()
@@ -93,7 +95,13 @@ class BaseFrameModel(nn.Module):
         check_choice("core", core, CORES)
         self.c_dim = c_dim
         self.image_size = 4 * 2**n_blocks
-        width = hidden_size * (2 if bidirectional else 1)
+        if not 0 <= reach < self.image_size:
+            raise ValueError(f"reach must lie in 0..{self.image_size - 1}, got {reach}")
+        self.reach = reach
+        self.candidates = (2 * reach + 1) ** 2 + 1  # what a pixel can be made of: those around, and a new one
+        directions = 2 if bidirectional else 1
+        width = directions * hidden_size
+        out_channels = c_dim if reach == 0 else c_dim + directions * self.candidates + directions - 1
         if core == "convlstm":
             self.encoder = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
@@ -127,6 +135,17 @@ class BaseFrameModel(nn.Module):
         states, state = self.core(features.unflatten(0, (steps, batch)), state)
         return self.decoder(states.flatten(0, 1)).unflatten(0, (steps, batch)).transpose(0, 1), state
 
+    def _advect(self, last: Tensor, logits: Tensor, made: Tensor) -> Tensor:
+        """Make frames, (batch, c_dim, ...), of the pixels around each place in the last ones and of new pixels."""
+        weights = logits.softmax(1).unsqueeze(1)
+        around = unfold(pad(last, [self.reach] * 4, mode="replicate"), 2 * self.reach + 1)
+        around = around.view(*made.shape[:2], self.candidates - 1, *made.shape[2:])
+        return (weights[:, :, :-1] * around).sum(2) + weights[:, :, -1] * made.tanh()
+
+    def _to_logits(self, images: Tensor) -> Tensor:
+        """Do the opposite of ``to_images``, with probabilities that keep a distance of 0.0005 from 0 and 1."""
+        return 2 * torch.atanh(0.999 * images)
+
     def _check(self, frames: Tensor, least: int) -> None:
         expected = (self.c_dim, self.image_size, self.image_size)
         if frames.ndim != 5 or frames.shape[2:] != expected or frames.shape[1] < least:
@@ -154,7 +173,7 @@ class FramePredictor(BaseFrameModel):
         reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
 
     Raises:
-        ValueError: If a size is below 1, ``reach`` is below 0 or not below ``image_size``, or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -177,15 +196,10 @@ class FramePredictor(BaseFrameModel):
         num_layers: int = 2,
         reach: int = 2,
     ) -> None:
-        if not 0 <= reach < 4 * 2**n_blocks:
-            raise ValueError(f"reach must lie in 0..{4 * 2**n_blocks - 1}, got {reach}")
-        candidates = (2 * reach + 1) ** 2
         super().__init__(
             in_channels=c_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks, core=core,
-            hidden_size=hidden_size, num_layers=num_layers, bidirectional=False,
-            out_channels=c_dim + (candidates + 1 if reach > 0 else 0),
+            hidden_size=hidden_size, num_layers=num_layers, reach=reach, bidirectional=False,
         )  # fmt: skip
-        self.reach = reach
 
     def forward(
         self,
@@ -286,20 +300,18 @@ class FramePredictor(BaseFrameModel):
         output, state = self._run(frames, state)
         if self.reach == 0:
             return output, state
-        logits, made = output.flatten(0, 1).split([output.shape[2] - self.c_dim, self.c_dim], 1)
-        weights = logits.softmax(1).unsqueeze(1)
-        last = pad(frames.flatten(0, 1), [self.reach] * 4, mode="replicate")
-        around = unfold(last, 2 * self.reach + 1).view(*made.shape[:2], -1, *made.shape[2:])
-        images = (weights[:, :, :-1] * around).sum(2) + weights[:, :, -1] * made.tanh()
-        # The logits of probabilities that keep a distance of 0.0005 from 0 and 1.
-        return 2 * torch.atanh(0.999 * images).unflatten(0, output.shape[:2]), state
+        logits, made = output.flatten(0, 1).split([self.candidates, self.c_dim], 1)
+        images = self._advect(frames.flatten(0, 1), logits, made)
+        return self._to_logits(images).unflatten(0, output.shape[:2]), state
 
 
 @register_model("frame-filler")
 class FrameFiller(BaseFrameModel):
     """Fills in missing frames of a sequence from those before and after them, and so changes its speed.
 
-    Its core runs in both directions. A missing frame goes in grey, and an extra channel tells which are known.
+    Its core runs in both directions. A missing frame goes in grey, and an extra channel tells which are known. As
+    in a :class:`FramePredictor`, pixels come from frames nearby: once from the frame before, itself known or
+    filled in, once from the frame behind, and the network mixes both.
 
     Args:
         c_dim: Colour channels of the frames.
@@ -308,9 +320,10 @@ class FrameFiller(BaseFrameModel):
         core: ``"convlstm"``, ``"gru"`` or ``"lstm"``; see :mod:`genimg_fast.models.sequence`.
         hidden_size: Channels of a ConvLSTM's state, or length of another core's state and of its input.
         num_layers: Layers of the core.
+        reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
 
     Raises:
-        ValueError: If a size is below 1 or the core is unknown.
+        ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -331,10 +344,11 @@ class FrameFiller(BaseFrameModel):
         core: str = "convlstm",
         hidden_size: int = 32,
         num_layers: int = 2,
+        reach: int = 2,
     ) -> None:
         super().__init__(
             in_channels=c_dim + 1, c_dim=c_dim, channels=channels, n_blocks=n_blocks, core=core,
-            hidden_size=hidden_size, num_layers=num_layers, bidirectional=True, out_channels=c_dim,
+            hidden_size=hidden_size, num_layers=num_layers, reach=reach, bidirectional=True,
         )  # fmt: skip
 
     def forward(self, frames: Tensor, known: Tensor) -> FrameFilling:
@@ -355,7 +369,13 @@ class FrameFiller(BaseFrameModel):
         # Not a product: an unknown frame may hold NaN.
         visible = torch.where(known, frames, torch.zeros_like(frames))
         channel = known.to(frames.dtype).expand(-1, -1, 1, *frames.shape[3:])
-        return FrameFilling(self._run(torch.cat([visible, channel], 2))[0])
+        output, _ = self._run(torch.cat([visible, channel], 2))
+        if self.reach == 0:
+            return FrameFilling(output)
+        before, behind, share, made = output.split([self.candidates, self.candidates, 1, self.c_dim], 2)
+        forwards = self._walk(visible.unbind(1), known.unbind(1), before.unbind(1), made.unbind(1))
+        backwards = self._walk(*(parts.flip(1).unbind(1) for parts in (visible, known, behind, made)))
+        return FrameFilling(self._to_logits(torch.lerp(backwards.flip(1), forwards, share.sigmoid())))
 
     @torch.no_grad()
     def fill(self, frames: Tensor, known: Tensor) -> Tensor:
@@ -400,6 +420,16 @@ class FrameFiller(BaseFrameModel):
             frames = self.fill(spread, torch.arange(spread.shape[1], device=frames.device) % factor == 0)
         return frames[:, :: fraction.numerator]
 
+    def _walk(
+        self, frames: Sequence[Tensor], known: Sequence[Tensor], logits: Sequence[Tensor], made: Sequence[Tensor]
+    ) -> Tensor:
+        """Make each frame of the one before it: the known one, or the one that was made."""
+        images = [made[0].tanh()]
+        for step in range(1, len(frames)):
+            last = torch.where(known[step - 1], frames[step - 1], images[-1])
+            images.append(self._advect(last, logits[step], made[step]))
+        return torch.stack(images, 1)
+
     def _mask(self, frames: Tensor, known: Tensor) -> Tensor:
         """Check the shapes; return ``known`` with those of ``frames`` but 1 for all behind the first two."""
         self._check(frames, 1)
@@ -418,8 +448,9 @@ class RowRNN(nn.Module):
     """Generates an image row by row, from the top: a recurrent network whose steps are the rows.
 
     A row, given those above it, has the density of a mixture whose components are whole rows of independent pixels
-    (Graves 2013, https://arxiv.org/abs/1308.0850). Pixels drawn one by one would mix what the row might be; those
-    of a component belong together. As with the VAEs here, samples show means: of a component drawn for each row.
+    (Graves 2013, https://arxiv.org/abs/1308.0850), rounded logistic ones (Salimans et al. 2017,
+    https://arxiv.org/abs/1701.05517). Pixels alone would mix what the row might be; those of a component belong
+    together.
 
     Args:
         c_dim: Colour channels of the images.
@@ -428,10 +459,9 @@ class RowRNN(nn.Module):
         num_layers: Layers of the recurrent network.
         cell: ``"gru"``, ``"lstm"`` or ``"rnn"``.
         components: Number of components of the mixture.
-        likelihood: Of a component's pixels: ``"bernoulli"``, or ``"gaussian"`` with one learned variance.
 
     Raises:
-        ValueError: If a size is below 1 or a name is unknown.
+        ValueError: If a size is below 1 or the cell is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -450,8 +480,7 @@ class RowRNN(nn.Module):
         hidden_size: int = 256,
         num_layers: int = 2,
         cell: str = "lstm",
-        components: int = 20,
-        likelihood: str = "bernoulli",
+        components: int = 30,
     ) -> None:
         super().__init__()
         check_sizes(
@@ -460,15 +489,12 @@ class RowRNN(nn.Module):
         )  # fmt: skip
         layers = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
         check_choice("cell", cell, layers)
-        check_choice("likelihood", likelihood, ("bernoulli", "gaussian"))
         self.c_dim = c_dim
         self.image_size = image_size
         self.components = components
-        self.likelihood = likelihood
         row = c_dim * image_size
         self.recurrent = layers[cell](row, hidden_size, num_layers, batch_first=True)
-        self.readout = nn.Linear(hidden_size, components * (row + 1))
-        self.image_logvar = nn.Parameter(torch.zeros(())) if likelihood == "gaussian" else None
+        self.readout = nn.Linear(hidden_size, components * (2 * row + 1))
 
     def forward(self, images: Tensor) -> RowPrediction:
         """Predict each row of images from those above it.
@@ -499,14 +525,10 @@ class RowRNN(nn.Module):
         Raises:
             ValueError: If the shape is another.
         """
-        rows = self._rows(images, self.image_size).unsqueeze(2).expand_as(output.decoded)
-        shape = output.mixture.shape
-        if self.image_logvar is None:
-            each = bernoulli_log_likelihood(rows.flatten(0, 2), output.decoded.flatten(0, 2))
-        else:
-            each = gaussian_log_likelihood(rows.flatten(0, 2), output.decoded.flatten(0, 2), self.image_logvar)
+        rows = self._rows(images, self.image_size).unsqueeze(2).expand_as(output.mean)
+        each = logistic_log_likelihood(*(part.flatten(0, 2) for part in (rows, output.mean, output.log_scale)))
         weights = output.mixture.to(each.dtype).log_softmax(-1)
-        return (weights + each.view(shape)).logsumexp(-1).sum(-1)
+        return (weights + each.view(weights.shape)).logsumexp(-1).sum(-1)
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Generate images, in evaluation mode, without recording gradients.
@@ -550,21 +572,25 @@ class RowRNN(nn.Module):
         with evaluating(self):
             fed, state = torch.cat([rows.new_zeros(len(rows), 1, rows.shape[2]), rows], 1), None
             for _ in range(self.image_size - rows.shape[1]):
-                (decoded, mixture), state = self._run(fed, state)
+                (mean, log_scale, mixture), state = self._run(fed, state)
                 # The smallest of exponential numbers, each over its rate, is drawn with the rates as weights.
                 race = torch.empty(mixture[:, -1].shape, device=device).exponential_(generator=generator)
                 winner = (mixture[:, -1].float() - race.to(rows.device).log()).argmax(-1)
-                fed = decoded[torch.arange(len(rows), device=rows.device), -1, winner].unsqueeze(1)
-                fed = (fed / 2).tanh() if self.likelihood == "bernoulli" else fed
+                at = torch.arange(len(rows), device=rows.device), -1, winner
+                uniform = torch.rand(mean[at].shape, generator=generator, device=device).to(mean)
+                drawn = mean[at] + log_scale[at].exp() * torch.logit(uniform, eps=1e-5)
+                levels = drawn.clamp(-1, 1).add(1).mul(127.5).round()
+                fed = levels.div(127.5).sub(1).unsqueeze(1)
                 new.append(fed)
         return torch.cat(new, 1).unflatten(2, (self.c_dim, self.image_size)).transpose(1, 2)
 
     def _run(self, above: Tensor, state: Any = None) -> tuple[RowPrediction, Any]:
         """Predict the row below each given one; return the state after the last one, too."""
         states, state = self.recurrent(above, state)
-        decoded, mixture = self.readout(states).split([self.components * above.shape[2], self.components], -1)
-        decoded = decoded.unflatten(-1, (self.components, above.shape[2]))
-        return RowPrediction(decoded if self.likelihood == "bernoulli" else decoded.tanh(), mixture), state
+        numbers = self.components * above.shape[2]
+        mean, log_scale, mixture = self.readout(states).split([numbers, numbers, self.components], -1)
+        shape = (self.components, above.shape[2])
+        return RowPrediction(mean.unflatten(-1, shape), log_scale.unflatten(-1, shape), mixture), state
 
     def _rows(self, images: Tensor, height: int | None = None) -> Tensor:
         """Turn images into rows, (batch, rows, c_dim * image_size)."""

@@ -1,12 +1,12 @@
 """One training step of the models of sequences."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
+from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
 def teacher_forcing_probability(step: int, steps: int, final: float = 0.0) -> float:
@@ -68,49 +68,15 @@ def filling_panels(model: Any, frames: Tensor, known: Tensor) -> list[Tensor]:
     return [frames, frames * known.view(*known.shape, 1, 1, 1), model.fill(frames, known)]
 
 
-class _SequenceTrainer:
-    """What the trainers here have in common: Adam, and what a checkpoint holds."""
+class _SequenceTrainer(BaseTrainer):
+    """What the trainers here have in common: one Adam for everything."""
 
-    def __init__(self, model: Any, *, lr: float, decay_steps: int, betas: tuple[float, float], seed: int) -> None:
-        if decay_steps < 0:
-            raise ValueError(f"decay_steps must be at least 0, got {decay_steps}")
-        self.model = model
-        self.lr = lr
-        self.decay_steps = decay_steps
-        self.seed = seed
-        self.device = next(model.parameters()).device
-        self.steps_done = 0
-        # One kernel for all parameters instead of a dozen small ones for each.
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(model.parameters(), lr, betas, fused=fused)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Get all that the training has changed: network, optimiser, number of steps."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.steps_done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned.
-
-        Args:
-            state: The state, of a model of the same size.
-        """
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steps_done = state["step"]
-
-    def _descend(self, loss: Tensor) -> None:
-        if self.decay_steps > 0:
-            done = min(1.0, self.steps_done / self.decay_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * done))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.steps_done += 1
+    def __init__(
+        self, model: Any, *, lr: float, betas: tuple[float, float], recipe: Recipe | None, seed: int
+    ) -> None:
+        super().__init__(model, recipe=recipe, seed=seed)
+        self._forward = self.prepared(model)
+        self.add_optimizer("all", model.parameters(), lr=lr, betas=betas)
 
 
 class FramePredictorTrainer(_SequenceTrainer):
@@ -123,12 +89,11 @@ class FramePredictorTrainer(_SequenceTrainer):
     Args:
         model: A :class:`genimg_fast.models.FramePredictor`, on the device to train on.
         lr: Adam's learning rate.
-        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
-            constant.
         betas: Adam's decay rates.
         context: Frames at the beginning of a sequence that are always given; half of them by default.
         teacher_forcing: Last probability that the true frame goes in behind them.
         forcing_steps: Number of the step at which that probability, falling linearly from 1, is reached.
+        recipe: How to train; ``Recipe()`` by default.
         seed: Not used: nothing is drawn for pictures.
 
     Raises:
@@ -150,14 +115,14 @@ class FramePredictorTrainer(_SequenceTrainer):
         model: Any,  # a FramePredictor; the attributes of a torch.nn.Module are not typed
         *,
         lr: float = 3e-3,
-        decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
         context: int | None = None,
         teacher_forcing: float = 1.0,
         forcing_steps: int = 0,
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
         if context is not None and context < 1:
             raise ValueError(f"context must be at least 1, got {context}")
         if not 0 <= teacher_forcing <= 1:
@@ -181,14 +146,21 @@ class FramePredictorTrainer(_SequenceTrainer):
         """
         context = self._context(images)
         probability = teacher_forcing_probability(self.steps_done + 1, self.forcing_steps, self.teacher_forcing)
-        decoded = self.model(images, context=context, teacher_forcing=probability).decoded
-        targets = images[:, 1:]
-        loss = -bernoulli_log_likelihood(targets.flatten(0, 1), decoded.flatten(0, 1)).mean()
-        self._descend(loss)
-        with torch.no_grad():
-            predicted = self.model.to_images(decoded[:, context - 1 :])
-            mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
-        return {"loss": loss.detach(), "mse": mse, "teacher_forcing": loss.new_tensor(probability)}
+        logged = []
+        with self.descending("all"):
+            for (part,) in self.parts(images):
+                with self.autocast():
+                    decoded = self._forward(part, context=context, teacher_forcing=probability).decoded.float()
+                targets = part[:, 1:]
+                loss = -bernoulli_log_likelihood(targets.flatten(0, 1), decoded.flatten(0, 1)).mean()
+                self.backward(loss)
+                with torch.no_grad():
+                    predicted = self.model.to_images(decoded[:, context - 1 :])
+                    mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
+                logged.append(torch.stack([loss.detach(), mse]))
+        self.finish_step()
+        loss, mse = torch.stack(logged).mean(0)
+        return {"loss": loss, "mse": mse, "teacher_forcing": loss.new_tensor(probability)}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: sequences beside their continuation by the model.
@@ -201,7 +173,7 @@ class FramePredictorTrainer(_SequenceTrainer):
             ``predictions``, of shape (n, steps, channels, height, 2 * width): on the left the sequence, on the
             right its context and what the model makes of it.
         """
-        return {"predictions": torch.cat(prediction_panels(self.model, images, self._context(images)), 4)}
+        return {"predictions": torch.cat(prediction_panels(self.sampler, images, self._context(images)), 4)}
 
     def _context(self, images: Tensor) -> int:
         return self.context or max(1, images.shape[1] // 2)
@@ -216,9 +188,8 @@ class FrameFillerTrainer(_SequenceTrainer):
     Args:
         model: A :class:`genimg_fast.models.FrameFiller`, on the device to train on.
         lr: Adam's learning rate.
-        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
-            constant.
         betas: Adam's decay rates.
+        recipe: How to train; ``Recipe()`` by default.
         seed: Of the frames that are missing in pictures.
 
     Raises:
@@ -240,11 +211,11 @@ class FrameFillerTrainer(_SequenceTrainer):
         model: Any,  # a FrameFiller; the attributes of a torch.nn.Module are not typed
         *,
         lr: float = 3e-3,
-        decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
 
     def step(
         self, images: Tensor, labels: Tensor | None = None, *, known: Tensor | None = None
@@ -263,16 +234,22 @@ class FrameFillerTrainer(_SequenceTrainer):
         if known is None:
             known = draw_known_frames(*images.shape[:2])
         known = known.to(self.device)
-        decoded = self.model(images, known).decoded
-        missing = ~known.flatten()
-        targets, decoded = images.flatten(0, 1), decoded.flatten(0, 1)
-        count = missing.sum().clamp(min=1)
-        # Weights instead of a selection, whose size the processor would have to wait for.
-        loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
-        self._descend(loss)
-        with torch.no_grad():
-            squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
-        return {"loss": loss.detach(), "mse": (squared * missing).sum() / count}
+        logged = []
+        with self.descending("all"):
+            for part, seen in self.parts(images, known):
+                with self.autocast():
+                    decoded = self._forward(part, seen).decoded.flatten(0, 1).float()
+                missing, targets = ~seen.flatten(), part.flatten(0, 1)
+                count = missing.sum().clamp(min=1)
+                # Weights instead of a selection, whose size the processor would have to wait for.
+                loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
+                self.backward(loss)
+                with torch.no_grad():
+                    squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
+                logged.append(torch.stack([loss.detach(), (squared * missing).sum() / count]))
+        self.finish_step()
+        loss, mse = torch.stack(logged).mean(0)
+        return {"loss": loss, "mse": mse}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: sequences, what the model sees of them, and what it makes of that.
@@ -286,7 +263,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         """
         generator = torch.Generator().manual_seed(self.seed)
         known = draw_known_frames(*images.shape[:2], generator=generator)
-        return {"fillings": torch.cat(filling_panels(self.model, images, known), 4)}
+        return {"fillings": torch.cat(filling_panels(self.sampler, images, known), 4)}
 
 
 class RowRNNTrainer(_SequenceTrainer):
@@ -295,9 +272,8 @@ class RowRNNTrainer(_SequenceTrainer):
     Args:
         model: A :class:`genimg_fast.models.RowRNN`, on the device to train on.
         lr: Adam's learning rate.
-        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
-            constant.
         betas: Adam's decay rates.
+        recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the random numbers of :meth:`samples` and of completions.
 
     Raises:
@@ -319,11 +295,11 @@ class RowRNNTrainer(_SequenceTrainer):
         model: Any,  # a RowRNN; the attributes of a torch.nn.Module are not typed
         *,
         lr: float = 3e-3,
-        decay_steps: int = 0,
         betas: tuple[float, float] = (0.9, 0.999),
+        recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step.
@@ -335,9 +311,16 @@ class RowRNNTrainer(_SequenceTrainer):
         Returns:
             A scalar without gradient: the loss, in nats an image.
         """
-        loss = -self.model.log_likelihood(images, self.model(images)).mean()
-        self._descend(loss)
-        return {"loss": loss.detach()}
+        losses = []
+        with self.descending("all"):
+            for (part,) in self.parts(images):
+                with self.autocast():
+                    output = self._forward(part)
+                loss = -self.model.log_likelihood(part, type(output)(*(t.float() for t in output))).mean()
+                self.backward(loss)
+                losses.append(loss.detach())
+        self.finish_step()
+        return {"loss": torch.stack(losses).mean()}
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same random numbers every time, to watch the training.
@@ -348,7 +331,7 @@ class RowRNNTrainer(_SequenceTrainer):
         Returns:
             Images in [-1, 1], of shape (n, channels, height, width).
         """
-        return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+        return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: samples, and images beside the model's completion of their upper half.
@@ -361,5 +344,5 @@ class RowRNNTrainer(_SequenceTrainer):
             ``samples`` (those of :meth:`samples`) and ``completions``, of shape (n, channels, height, 2 * width).
         """
         generator = torch.Generator().manual_seed(self.seed)
-        completed = self.model.complete(images[:, :, : images.shape[2] // 2], generator=generator)
+        completed = self.sampler.complete(images[:, :, : images.shape[2] // 2], generator=generator)
         return {"samples": self.samples(), "completions": torch.cat([images, completed], 3)}

@@ -132,5 +132,5 @@ def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
 
 
 def test_bad_input_gets_torchs_error() -> None:
-    with pytest.raises(RuntimeError, match="input.size"):
+    with pytest.raises(RuntimeError, match=r"input\.size"):
         RNN(3, 4, 1)(torch.randn(5, 2, 7))

@@ -146,7 +146,6 @@ def test_a_predictor_learns_motion() -> None:
         (lambda: FrameFiller(**SIZES).retime(clip(), 0.1), "speed must be at least 1/8, got 0.1"),
         (lambda: RowRNN(components=0), "components must be at least 1, got 0"),
         (lambda: RowRNN(cell="qrnn"), "cell must be one of gru, lstm, rnn, got 'qrnn'"),
-        (lambda: RowRNN(likelihood="l2"), "likelihood must be one of bernoulli, gaussian, got 'l2'"),
         (lambda: RowRNN(image_size=8)(torch.zeros(2, 1, 6, 8)), r"shape \(batch, 1, 8, 8\), got \(2, 1, 6, 8\)"),
         (lambda: RowRNN(image_size=8).complete(torch.zeros(2, 1, 9, 8)), r"shape \(batch, 1, any, 8\), got"),
     ],
@@ -157,9 +156,10 @@ def test_errors(call: object, message: str) -> None:
 
 
 @every_core
+@pytest.mark.parametrize("reach", [0, 2])
 @pytest.mark.parametrize("c_dim", [1, 3])
-def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, c_dim: int, device: str) -> None:
-    model = FrameFiller(c_dim, core=core, **SIZES).to(device)
+def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, reach: int, c_dim: int, device: str) -> None:
+    model = FrameFiller(c_dim, core=core, reach=reach, **SIZES).to(device)
     frames = clip(c_dim, device=device)
     known = torch.tensor([True, False, True, True, False, True], device=device)
     filled = model.fill(frames, known)
@@ -168,6 +168,22 @@ def test_filler_keeps_what_is_known_and_sees_nothing_else(core: str, c_dim: int,
     hidden = frames.masked_fill(~known.view(1, 6, 1, 1, 1), math.nan)
     assert torch.equal(model.fill(hidden, known), filled)
     assert torch.equal(model.fill(frames, known.expand(3, 6)), filled)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_filler_takes_pixels_from_both_sides(share: float) -> None:
+    model = FrameFiller(**SIZES)
+    frames, known = clip(), torch.tensor([True, True, False, False, False, True])
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.zero_()
+        model.decoder[-1].bias[[11, 26 + 11]] = 40.0  # a pixel to the right, both ways
+        model.decoder[-1].bias[52] = 80 * share - 40
+    filled = model.fill(frames, known)[..., 5:-5]
+    for step in (2, 3, 4):
+        source, distance = (1, step - 1) if share == 1 else (5, 5 - step)
+        expected = torch.roll(frames[:, source], distance, -1)[..., 5:-5]
+        torch.testing.assert_close(filled[:, step], 0.999 * expected, rtol=1e-5, atol=1e-4)
 
 
 @every_core
@@ -197,17 +213,16 @@ def test_retime(speed: float, steps: int) -> None:
             assert torch.equal(retimed[:, index], frames[:, int(index * step)])
 
 
-def rows(likelihood: str = "bernoulli", c_dim: int = 1, **sizes: int) -> RowRNN:
-    return RowRNN(c_dim, 8, **{"hidden_size": 12, "components": 3, **sizes}, likelihood=likelihood)
+def rows(c_dim: int = 1, **sizes: int) -> RowRNN:
+    return RowRNN(c_dim, 8, **{"hidden_size": 12, "components": 3, **sizes})
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
 @pytest.mark.parametrize("c_dim", [1, 3])
-def test_row_rnn_shapes(likelihood: str, c_dim: int, device: str) -> None:
-    model = rows(likelihood, c_dim).to(device)
+def test_row_rnn_shapes(c_dim: int, device: str) -> None:
+    model = rows(c_dim).to(device)
     images = torch.rand(4, c_dim, 8, 8, device=device) * 2 - 1
     output = model(images)
-    assert output.decoded.shape == (4, 8, 3, 8 * c_dim)
+    assert output.mean.shape == output.log_scale.shape == (4, 8, 3, 8 * c_dim)
     assert model.log_likelihood(images, output).shape == (4,)
     samples = model.sample(5)
     assert samples.shape == (5, c_dim, 8, 8)
@@ -219,20 +234,20 @@ def test_row_rnn_shapes(likelihood: str, c_dim: int, device: str) -> None:
     assert model.sample(0).shape == (0, c_dim, 8, 8)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
-def test_row_rnn_likelihood_is_that_of_a_mixture(likelihood: str) -> None:
-    model = rows(likelihood).double()
-    if model.image_logvar is not None:
-        model.image_logvar.data.fill_(-1.0)
-    images = torch.rand(4, 1, 8, 8, dtype=torch.float64) * 2 - 1
+def test_row_rnn_likelihood_is_that_of_a_mixture() -> None:
+    model = rows().double()
+    images = torch.randint(0, 256, (4, 1, 8, 8)).double() / 127.5 - 1
+    images[:, :, 3] = torch.tensor([-1.0, 1.0] * 4)
     output = model(images)
-    if likelihood == "bernoulli":
-        pixels = torch.distributions.Bernoulli(logits=output.decoded, validate_args=False)
-        targets = (images + 1) / 2
-    else:
-        pixels, targets = torch.distributions.Normal(output.decoded, math.exp(-0.5)), images
-    by_component = pixels.log_prob(targets[:, 0].unsqueeze(2)).sum(-1)
-    expected = (by_component.exp() * output.mixture.softmax(-1)).sum(-1).log().sum(-1)
+    targets, half = images[:, 0].unsqueeze(2), 1 / 255
+
+    def below(level: Tensor) -> Tensor:
+        return torch.sigmoid((level - output.mean) / output.log_scale.exp())
+
+    upper = torch.where(targets == 1, 1.0, below(targets + half))
+    lower = torch.where(targets == -1, 0.0, below(targets - half))
+    by_component = (upper - lower).prod(-1)
+    expected = (by_component * output.mixture.softmax(-1)).sum(-1).log().sum(-1)
     torch.testing.assert_close(model.log_likelihood(images, output), expected)
 
 
@@ -241,30 +256,36 @@ def test_row_rnn_looks_upwards_only() -> None:
     images = torch.rand(2, 1, 8, 8) * 2 - 1
     changed = images.clone()
     changed[:, :, 5:] = 0
-    before, after = model(images).decoded, model(changed).decoded
+    before, after = model(images).mean, model(changed).mean
     torch.testing.assert_close(after[:, :6], before[:, :6])
     assert not torch.equal(after[:, 6:], before[:, 6:])
 
 
 def test_row_rnn_samples_are_what_it_predicts() -> None:
-    # With one component nothing is random: every row is the mean that the rows above it give.
+    # One component and next to no scale: nothing is random, every row is the mean that the rows above it give.
     model = rows(components=1)
+    with torch.no_grad():
+        model.readout.weight[8:16] = 0
+        model.readout.bias[8:16] = -20
     images = model.sample(2)
-    expected = (model(images).decoded[:, :, 0] / 2).tanh()
-    torch.testing.assert_close(images[:, 0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(images[:, 0], model(images).mean[:, :, 0], rtol=0, atol=1.01 / 255)
 
 
-def test_row_rnn_draws_components_by_their_weight() -> None:
+def test_row_rnn_draws_from_its_mixture() -> None:
     model = rows()
     with torch.no_grad():
         model.readout.weight.zero_()
-        model.readout.bias.zero_()
-        for component, level in enumerate((-2.0, 0.0, 2.0)):
-            model.readout.bias[8 * component : 8 * component + 8] = level
-        model.readout.bias[24:] = torch.tensor([0.5, 0.2, 0.3]).log()
-    first_rows = model.sample(4000, generator=torch.Generator().manual_seed(0))[:, 0, 0, 0]
-    shares = [((first_rows - math.tanh(level / 2)).abs() < 1e-6).float().mean().item() for level in (-2, 0, 2)]
-    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.03)
+        model.readout.bias[:24] = torch.tensor([-0.5, 0.0, 0.5]).repeat_interleave(8)
+        model.readout.bias[24:48] = -4.0
+        model.readout.bias[48:] = torch.tensor([0.5, 0.2, 0.3]).log()
+    samples = model.sample(2000, generator=torch.Generator().manual_seed(0))[:, 0]
+    levels = (samples * 255 + 255) / 2
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    component = (samples.mean(-1) * 2).round()  # all pixels of a row belong to one
+    shares = [(component == level).float().mean().item() for level in (-1, 0, 1)]
+    assert shares == pytest.approx([0.5, 0.2, 0.3], abs=0.02)
+    scale = (samples - component.unsqueeze(-1) / 2).std() * math.sqrt(3) / math.pi
+    assert scale.item() == pytest.approx(math.exp(-4), rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["frame-predictor", "frame-filler", "row-rnn"])
