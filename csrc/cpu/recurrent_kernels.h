@@ -348,19 +348,6 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
   write<Tail>(job.output + row * H + unit, h, n);
 }
 
-// Where the sums of a vector of units begin: at the biases, or at the gates that the input was projected to.
-template <Cell C, bool Tail, class T, class E>
-SIMD_INLINE void begin_sums(const Forward<T, E>& job, Acc<T>* sum, int64_t gate_stride, int64_t row, int64_t unit,
-                            int n) {
-  for (int slot = 0; slot < slot_count(C); ++slot)
-    store(sum + slot * gate_stride, load(job.bias + slot * job.stride + unit));
-  if (job.gates == nullptr) return;
-  constexpr int G = gate_count(C);
-  for (int slot = 0; slot < G; ++slot)
-    store(sum + slot * gate_stride,
-          read<Tail>(job.gates + (row * G + (slot + first_gate(C)) % G) * job.hidden + unit, n));
-}
-
 // Panel p of step s for the sequences [first, last).
 template <Cell C, class T, class E>
 void forward_panel(const Forward<T, E>& shared, int64_t s, int64_t p, int64_t first, int64_t last) {
@@ -379,16 +366,12 @@ void forward_panel(const Forward<T, E>& shared, int64_t s, int64_t p, int64_t fi
     const int64_t b1 = std::min(b0 + group_rows, last);
     for (int64_t b = b0; b < b1; ++b)
       for (int u = 0; u < units; ++u) {
-        const int64_t unit = unit0 + u * L, n = job.hidden - unit;
         A* const sum = sums + (b - b0) * sum_stride + u * L;
-        if (n >= L)
-          begin_sums<C, false>(job, sum, gate_stride, rows + b, unit, 0);
-        else
-          begin_sums<C, true>(job, sum, gate_stride, rows + b, unit, n);
+        for (int slot = 0; slot < slot_count(C); ++slot)
+          store(sum + slot * gate_stride, load(job.bias + slot * job.stride + unit0 + u * L));
       }
-    if (job.input)
-      multiply_panel(job.from_input, p, job.input_panels, 0, job.from_input.depth,
-                     job.input + (rows + b0) * job.input_stride, job.input_stride, b1 - b0, sums, sum_stride);
+    multiply_panel(job.from_input, p, job.input_panels, 0, job.from_input.depth,
+                   job.input + (rows + b0) * job.input_stride, job.input_stride, b1 - b0, sums, sum_stride);
     multiply_panel(layout, p, job.state_panels, 0, layout.depth, state + b0 * job.stride, job.stride, b1 - b0,
                    sums + (slot_count(C) - gate_count(C)) * gate_stride, sum_stride);
     for (int64_t b = b0; b < b1; ++b)
@@ -494,9 +477,6 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
   E* const to = job.gates + row * job.gate_stride + unit;  // lanes past the last unit are zero, like all that they meet
   if constexpr (C == Cell::gru) store(to, gates[3]);
   for (int g = 0; g < G; ++g) store(to + (g + slot_count(C) - G) * job.stride, gates[g]);
-  if (job.grad_gates == nullptr) return;
-  for (int g = 0; g < G; ++g) write<Tail>(job.grad_gates + (row * G + g) * H + unit, gates[g], n);
-  if constexpr (C == Cell::gru) write<Tail>(job.grad_hidden_n + row * H + unit, gates[3], n);
 }
 
 // sums += gradients at the gates, from `slot` on, times panel p.

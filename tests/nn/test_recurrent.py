@@ -113,6 +113,16 @@ def test_dtypes(name, dtype, kind, fused):
     assert len(fused) == 4
 
 
+def test_auto_leaves_to_torch_what_torch_is_faster_at(fused):
+    for name, shape, ours in (("LSTM", (3, 1, 3), False), ("LSTM", (3, 2, 3), True), ("GRU", (3, 1, 3), True)):
+        layer, theirs = pair(name, 3, 256)
+        with gf.backend("auto"):
+            torch.testing.assert_close(layer(torch.ones(shape)), theirs(torch.ones(shape)))
+        assert len(fused) == ours
+        fused.clear()
+    assert "256 or more hidden units" in str(gf.info())
+
+
 def test_relu(fused):
     ours, theirs = pair("RNN", 3, 5, 2, nonlinearity="relu", dtype=torch.float64)
     x = make_input("padded", dtype=torch.float64)
