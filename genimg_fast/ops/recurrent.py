@@ -416,8 +416,8 @@ class LayerCall(NamedTuple):
 # On the CPU that is where the benchmark says so by more than 5 %: a single sequence's products only read weights,
 # and oneDNN, which torch has for LSTMs, reads those of the input once for all steps.
 #
-# On CUDA it is a prediction, not yet measured: up to H = 128 one block holds the recurrent weights for all steps; the
-# products of larger layers are cuDNN's.
+# On CUDA it is a prediction, not yet measured: up to H = 128 one block holds the recurrent weights for all steps;
+# the products of larger layers are cuDNN's.
 TORCHS_LAYERS: dict[str, tuple[str, Callable[[LayerCall], bool]]] = {
     "cpu": (
         "an LSTM of a single sequence with 256 or more hidden units",
