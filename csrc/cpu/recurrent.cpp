@@ -11,8 +11,9 @@
 //
 // Sequences do not depend on each other: a thread owns a tile of the batch and takes it through all steps alone.  Where
 // the batch is too small for that, or the weights outgrow a core's cache, the threads share each step by panels
-// instead.  Every sum is made of chains of fixed length in a fixed order, so neither the choice nor the number of
-// threads changes a bit.
+// instead.  Very few sequences have their inputs' products of all steps made at once, outside the steps, so that
+// weight_ih need not be read for each.  Every sum is made of chains of fixed length in a fixed order, so neither the
+// choice nor the number of threads changes a bit.
 //
 // Products are those of the type of the arithmetic, whatever the data.  Where the machine multiplies pairs of bfloat16,
 // bfloat16 data is not converted for them: states and gradients at the gates are rounded to it before each product.
@@ -52,8 +53,11 @@ constexpr int factor_values = std::is_same<E, BFloat16>::value ? 2 : 1;
 constexpr int64_t tile_rows = 64;                 // of a tile, at most: its state stays in the L2 cache
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
 constexpr int64_t thread_elements = 1 << 14;      // nor for fewer elements of an elementwise pass
+constexpr int64_t thread_packed = 1 << 16;        // nor for fewer weights to pack
+constexpr int64_t step_products = 1 << 16;        // threads are not worth joining after fewer in every step
+constexpr int64_t few_sequences = 8;              // fewer do not make up for reading weight_ih in every step
 constexpr int64_t core_cache = int64_t(1) << 20;  // bytes of panels that a thread can reread in every step
-constexpr int64_t outer_depth = 128;              // rows of a chain in the weights' gradients
+constexpr int64_t outer_depth = 256;              // rows of a chain in the weights' gradients
 constexpr int64_t column_group = 16;              // columns of a matrix that are packed together; strides are multiples
 
 // Panels of a matrix depth x (gates * width): depth x vectors x lanes each.
@@ -101,9 +105,10 @@ struct Forward : Steps {
   const E* input;
   int64_t input_stride;
   E *input_panels, *state_panels;
-  Acc<T>* bias;  // [slot][stride]: where the sums begin
-  E* state[2];   // read and written by turns
-  Acc<T>* cell;  // LSTM: the cell state; GRU: the state before it is rounded to an operand
+  Acc<T>* bias;       // [slot][stride]: where the sums begin
+  Acc<T>* projected;  // the products with the inputs of all steps, or null: they are part of each step
+  E* state[2];        // read and written by turns
+  Acc<T>* cell;       // LSTM: the cell state; GRU: the state before it is rounded to an operand
 
   int64_t panels() const { return from_state.panels; }
 };
@@ -119,7 +124,9 @@ struct Backward : Steps {
   int64_t gate_stride;
   Acc<T>*dh, *dc;
 
-  int64_t panels() const { return to_state.panels + to_input.panels; }
+  bool input_in_steps;  // else its gradient is made of all steps' rows in the end
+
+  int64_t panels() const { return to_state.panels + (input_in_steps ? to_input.panels : 0); }
 
   // The row of the time that forward took before step s's, or -1 if sequence b began at step s.
   int64_t row_before(int64_t s, int64_t b) const {
@@ -136,6 +143,7 @@ struct Right {
   int64_t first, last;  // groups of the columns of the gradients at the gates
   Acc<T>* product;      // [column][width]
   int64_t product_stride;
+  T *weight, *bias;  // in torch's order
 
   const T* row(int64_t i) const {
     if (source == nullptr) return rows + i * width;
@@ -145,8 +153,9 @@ struct Right {
 
 template <class T, class E>
 struct WeightGradients {
-  int64_t rows;
-  const E* gates;  // as in Backward
+  Cell kind;
+  int64_t hidden, stride, rows;  // stride: columns of a slot
+  const E* gates;                // as in Backward
   int64_t gate_stride;
   Acc<T>* sums;  // over all rows
   Right<T> right[2];
@@ -299,7 +308,8 @@ template <class Tile, class Shared>
 void run(const Sequence& sequence, int64_t weights, int64_t weight_bytes, int64_t panels, const Tile& tile,
          const Shared& shared) {
   const int64_t threads = threads_for(sequence.rows() * weights, thread_products);
-  if (threads > 1 && panels > 1 && (sequence.batch < threads * 4 || weight_bytes > core_cache)) {
+  if (threads > 1 && panels > 1 && sequence.rows() * weights >= sequence.steps * step_products &&
+      (sequence.batch < threads * 4 || weight_bytes > core_cache)) {
     shared(std::min(threads, panels));
     return;
   }
@@ -404,12 +414,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent(Tensor input_, Tensor h0_, 
     workspace.add(job.state_panels, job.from_state.size());
     workspace.add(job.input_panels, job.from_input.size());
     workspace.add(job.bias, slot_count(kind) * job.stride);
+    job.projected = nullptr;
+    if (B < few_sequences) workspace.add(job.projected, N * slot_count(kind) * job.stride);
     for (E*& s : job.state) workspace.add(s, state);
     workspace.add(job.cell, state);
     workspace.add(converted_input, input_as_it_is ? 0 : N * job.input_stride);
     workspace.allocate(input);
     set_bias(job, data_or_null<T>(bias_ih), data_or_null<T>(bias_hh));
-    parallel_each(job.panels(), threads_for(weights, thread_elements), [&](int64_t p) {
+    parallel_each(job.panels(), threads_for(weights, thread_packed), [&](int64_t p) {
       OPERAND_DISPATCH(E, pack_transposed(job.from_state, p, data<T>(weight_hh), H, 0, job.state_panels));
       OPERAND_DISPATCH(
           E, pack_transposed(job.from_input, p, data<T>(weight_ih), features, first_gate(kind), job.input_panels));
@@ -425,8 +437,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent(Tensor input_, Tensor h0_, 
             E, convert_rows(data<T>(input) + begin * features, features, end - begin, features, to, job.input_stride));
       });
     }
+    int64_t step_weights = weights;
+    if (job.projected) {
+      step_weights = job.from_state.size();
+      parallel_each(job.panels(), threads_for(N * job.from_input.size(), thread_products),
+                    [&](int64_t p) { OPERAND_DISPATCH(E, project_panel(job, p)); });
+    }
     run(
-        sequence, weights, weights * sizeof(E), job.panels(),
+        sequence, step_weights, step_weights * sizeof(E), job.panels(),
         [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, forward_tile(job, first, last)); },
         [&](int64_t threads) {
           OPERAND_DISPATCH(E, begin_forward(job, 0, B));
@@ -464,31 +482,49 @@ void weight_gradients(const Backward<T, E>& job, const Sequence& sequence, const
   const int64_t H = job.hidden, G = gate_count(job.kind), slots = slot_count(job.kind), columns = slots * job.stride;
   const int64_t gate_groups = job.stride / column_group, groups = slots * gate_groups;
   const std::vector<int64_t> before = rows_before(sequence, reverse);
+  const int64_t I = job.features;
   WeightGradients<T, E> sums;
+  sums.kind = job.kind;
+  sums.hidden = H;
+  sums.stride = job.stride;
   sums.rows = sequence.rows();
   sums.gates = job.gates;
   sums.gate_stride = job.gate_stride;
-  sums.right[0] = {data<T>(input),        nullptr, nullptr, job.features, (slots - G) * gate_groups, groups, nullptr,
-                   round_up(job.features)};
-  sums.right[1] = {job.output, job.h0, before.data(), H, 0, G * gate_groups, nullptr, job.stride};
+  sums.right[0] = {data<T>(input),
+                   nullptr,
+                   nullptr,
+                   I,
+                   (slots - G) * gate_groups,
+                   groups,
+                   nullptr,
+                   round_up(I),
+                   data<T>(grads.weight_ih),
+                   data<T>(grads.bias_ih)};
+  sums.right[1] = {job.output,
+                   job.h0,
+                   before.data(),
+                   H,
+                   0,
+                   G * gate_groups,
+                   nullptr,
+                   job.stride,
+                   data<T>(grads.weight_hh),
+                   data<T>(grads.bias_hh)};
   Workspace workspace;
   workspace.add(sums.sums, columns);
-  for (Right<T>& right : sums.right) workspace.add(right.product, columns * right.product_stride);
-  workspace.allocate(input);
-  parallel(groups, threads_for(sums.rows * G * H * (job.features + H), thread_products),
-           [&](int64_t begin, int64_t end) { OPERAND_DISPATCH(E, weight_gradients(sums, begin, end)); });
-  T* const weights[] = {data<T>(grads.weight_ih), data<T>(grads.weight_hh)};
-  T* const biases[] = {data<T>(grads.bias_ih), data<T>(grads.bias_hh)};
-  for (int k = 0; k < 2; ++k) {
-    const Right<T>& right = sums.right[k];
-    for (int64_t g = 0; g < G; ++g) {
-      const int64_t slot = k == 0 ? g + slots - G : (g + G - first_gate(job.kind)) % G, column = slot * job.stride;
-      const Acc<T>* const product = right.product + column * right.product_stride;
-      OPERAND_DISPATCH(E, convert_rows(product, right.product_stride, H, right.width, weights[k] + g * H * right.width,
-                                       right.width));
-      OPERAND_DISPATCH(E, convert(sums.sums + column, H, biases[k] + g * H));
+  for (Right<T>& right : sums.right) {
+    if constexpr (std::is_same<T, Acc<T>>::value) {
+      // The product has torch's order and no gaps.
+      if (first_gate(job.kind) == 0 && job.stride == H && right.product_stride == right.width) {
+        right.product = right.weight;
+        continue;
+      }
     }
+    workspace.add(right.product, columns * right.product_stride);
   }
+  workspace.allocate(input);
+  parallel(groups, threads_for(sums.rows * G * H * (I + H), thread_products),
+           [&](int64_t begin, int64_t end) { OPERAND_DISPATCH(E, weight_gradients(sums, begin, end)); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_backward(
@@ -532,6 +568,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
     job.grad_c0 = data<T>(grad_c0);
     job.gate_stride = slot_count(kind) * job.stride + column_group;  // rows begin in different cache sets
     const int64_t state = B * job.stride, weights = job.to_state.size() + job.to_input.size();
+    job.input_in_steps = B >= few_sequences;
     Workspace workspace, kept;
     workspace.add(job.state_panels, job.to_state.size());
     workspace.add(job.input_panels, job.to_input.size());
@@ -540,15 +577,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
     workspace.allocate(output);
     kept.add(job.gates, N * job.gate_stride);
     kept.allocate(output);
-    parallel_each(job.panels(), threads_for(weights, thread_elements), [&](int64_t p) {
+    parallel_each(job.to_state.panels + job.to_input.panels, threads_for(weights, thread_packed), [&](int64_t p) {
       if (p < job.to_state.panels) {
         OPERAND_DISPATCH(E, pack(job.to_state, p, data<T>(weight_hh), H, G, first_gate(kind), job.state_panels));
       } else {
         OPERAND_DISPATCH(E, pack(job.to_input, p - job.to_state.panels, data<T>(weight_ih), H, G, 0, job.input_panels));
       }
     });
+    const int64_t step_weights = job.input_in_steps ? weights : job.to_state.size();
     run(
-        sequence, weights, weights * sizeof(E), job.panels(),
+        sequence, step_weights, step_weights * sizeof(E), job.panels(),
         [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, backward_tile(job, first, last)); },
         [&](int64_t threads) {
           OPERAND_DISPATCH(E, begin_backward(job, 0, B));
@@ -557,6 +595,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_bac
                           [&](int64_t p) { OPERAND_DISPATCH(E, backward_panel(job, s, p, 0, B)); });
           OPERAND_DISPATCH(E, end_backward(job, 0, B));
         });
+    if (!job.input_in_steps)
+      parallel_each(job.to_input.panels, threads_for(N * job.to_input.size(), thread_products),
+                    [&](int64_t p) { OPERAND_DISPATCH(E, input_gradient(job, p, 0, N)); });
     if (need_weights) weight_gradients(job, sequence, input, reverse, grads);
   });
   return {grad_input, grad_h0, grad_c0, grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};

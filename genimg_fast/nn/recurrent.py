@@ -63,10 +63,9 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     """Return what torch's ``forward`` returns, or None where it has to run itself."""
     if module.proj_size > 0 or _native._backend == "reference":
         return None
-    module._update_flat_weights()
     cell, directions = _CELLS[module.mode], 2 if module.bidirectional else 1
     count = module.num_layers * directions
-    weights: Sequence[Any] = module._flat_weights
+    weights: Sequence[Any] = _weights(module)
     packed = isinstance(input, PackedSequence)
     data, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
     pair = isinstance(hx, (tuple, list))
@@ -123,6 +122,18 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     elif module.batch_first:
         output = output.transpose(0, 1)
     return output, tuple(finals) if cell == LSTM_CELL else finals[0]
+
+
+def _weights(module: nn.RNNBase) -> list[Tensor]:
+    """Return the parameters in torch's order; those that are missing are left out.
+
+    ``module._flat_weights`` has them, too, but the check that they are up to date takes longer than a small layer.
+    """
+    found = module._parameters
+    weights = [found.get(name, None) for name in module._flat_weights_names]
+    if any(w is None for w in weights):  # parametrised, or replaced by a plain tensor
+        weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    return [w for w in weights if w is not None]
 
 
 def _dtypes(
