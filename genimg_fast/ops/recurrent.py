@@ -404,24 +404,39 @@ class LayerCall(NamedTuple):
     """What decides between the compiled operator and torch's own layer."""
 
     cell: int
-    dtype: torch.dtype
     steps: int
     batch: int
     input_size: int
     hidden: int
 
+    @property
+    def rows(self) -> int:
+        """Rows of the input's product."""
+        return self.steps * self.batch
 
-# Where torch's layer is the faster one, and for `info`, in words.
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return CELLS[self.cell].gates * self.hidden * (self.input_size + self.hidden)
+
+
+# Where torch's layer is the faster one: for `info` in words, then as a rule.
 #
-# On the CPU that is where the benchmark says so by more than 5 %: a single sequence's products only read weights,
-# and oneDNN, which torch has for LSTMs, reads those of the input once for all steps.
+# On the CPU that is where measurements say so by more than 5 %. Packing the weights takes about as long as
+# multiplying ten rows by them; torch's RNN and GRU do not pack them, its LSTM, which is oneDNN's, does.
 #
 # On CUDA it is a prediction, not yet measured: up to H = 128 one block holds the recurrent weights for all steps;
 # the products of larger layers are cuDNN's.
 TORCHS_LAYERS: dict[str, tuple[str, Callable[[LayerCall], bool]]] = {
     "cpu": (
-        "an LSTM of a single sequence with 256 or more hidden units",
-        lambda call: call.cell == LSTM and call.batch == 1 and call.hidden >= 256,
+        "RNNs and GRUs with 2^17 weights over fewer than 8 rows (T * B), with 2^20 over one step of fewer than 32",
+        lambda call: (
+            call.cell != LSTM
+            and (
+                (call.rows < 8 and call.weights >= 1 << 17)
+                or (call.steps == 1 and call.batch < 32 and call.weights >= 1 << 20)
+            )
+        ),
     ),
     "cuda": (
         "more than 128 hidden units, unless cuDNN is disabled",

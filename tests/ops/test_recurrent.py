@@ -104,7 +104,15 @@ def test_dtypes_and_directions(cell, dtype, packed, reverse, device):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 1), (2, 3, 1, 5), (5, 1, 3, 16), (3, 17, 20, 33), (16, 16, 3, 64), (9, 40, 64, 100)],
+    [
+        (1, 1, 1, 1),
+        (2, 3, 1, 5),
+        (5, 1, 3, 16),
+        (40, 1, 70, 80),
+        (3, 17, 20, 33),
+        (16, 16, 3, 64),
+        (9, 40, 64, 100),
+    ],
     ids=str,
 )
 def test_shapes(cell, shape, device):
