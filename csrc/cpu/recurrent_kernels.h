@@ -349,13 +349,13 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
 }
 
 // Panel p's sums for the rows [row, row + count) of the data, but for the products with the states.
-template <class T, class E>
+template <int Slots, class T, class E>
 void begin_sums(const Forward<T, E>& job, int64_t p, int64_t row, int64_t count, Acc<T>* sums, int64_t sum_stride) {
   constexpr int L = lanes<Acc<T>>;
   const int units = job.from_state.units(p);
   const Acc<T>* const bias = job.bias + p * job.from_state.unit_vectors * L;
   for (int64_t i = 0; i < count; ++i)
-    for (int slot = 0; slot < slot_count(job.kind); ++slot)
+    for (int slot = 0; slot < Slots; ++slot)
       for (int u = 0; u < units; ++u)
         store(sums + i * sum_stride + (slot * units + u) * L, load(bias + slot * job.stride + u * L));
   multiply_panel(job.from_input, p, job.input_panels, 0, job.from_input.depth, job.input + row * job.input_stride,
@@ -373,8 +373,14 @@ SIMD_INLINE Acc<T>* projected_panel(const Forward<T, E>& job, int64_t p) {
 template <class T, class E>
 void project_panel(const Forward<T, E>& job, int64_t p) {
   const int64_t width = slot_count(job.kind) * job.from_state.units(p) * lanes<Acc<T>>, rows = job.offsets[job.steps];
-  for (int64_t row = 0; row < rows; row += group_rows)
-    begin_sums(job, p, row, std::min(group_rows, rows - row), projected_panel(job, p) + row * width, width);
+  for (int64_t row = 0; row < rows; row += group_rows) {
+    const int64_t count = std::min(group_rows, rows - row);
+    Acc<T>* const sums = projected_panel(job, p) + row * width;
+    if (slot_count(job.kind) == 1)
+      begin_sums<1>(job, p, row, count, sums, width);
+    else
+      begin_sums<4>(job, p, row, count, sums, width);
+  }
 }
 
 // Panel p of step s for the sequences [first, last).
@@ -397,7 +403,7 @@ void forward_panel(const Forward<T, E>& shared, int64_t s, int64_t p, int64_t fi
     if (job.projected)
       sums = projected_panel(job, p) + (rows + b0) * sum_stride;
     else
-      begin_sums(job, p, rows + b0, b1 - b0, sums, sum_stride);
+      begin_sums<slot_count(C)>(job, p, rows + b0, b1 - b0, sums, sum_stride);
     multiply_panel(layout, p, job.state_panels, 0, layout.depth, state + b0 * job.stride, job.stride, b1 - b0,
                    sums + (slot_count(C) - gate_count(C)) * gate_stride, sum_stride);
     for (int64_t b = b0; b < b1; ++b)
