@@ -78,6 +78,17 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "bool reverse, bool need_input, bool need_weights) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh, "
       "Tensor grad_bias_ih, Tensor grad_bias_hh)");
+  // The recurrence alone, on CUDA, where torch's products project the input: as `recurrent`, from gates (T, B, G*H), or
+  // (N, G*H) with batch_sizes, which hold all biases but bias_n, GRU's within the reset gate.
+  m.def(
+      "recurrent_steps(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, "
+      "int cell, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  // Gradients at the gates, at GRU's W_n h + b_n (else empty) and at the initial states (grad_c0 of an LSTM, else
+  // empty).  Those of weight_hh and the biases are products of these with output and h0.
+  m.def(
+      "recurrent_steps_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, "
+      "Tensor reserve, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? batch_sizes, int cell, bool reverse) "
+      "-> (Tensor grad_gates, Tensor grad_hidden_n, Tensor grad_h0, Tensor grad_c0)");
   // The elementwise part of one step, for cells and ConvLSTM: gates along dimension 1, i f g o and r z n.
   m.def("lstm_cell_update(Tensor gates, Tensor c) -> (Tensor h, Tensor c_new)");
   m.def(

@@ -75,13 +75,17 @@ RecurrentPlan persistent_plan(const RecurrentSequence& s, bool backward, int row
 
 // The whole policy.
 //
-//   persistent   Weights and state fit in a block's shared memory (H200: LSTM to H = 160 in 16 bits and 112 in
-//   float32).
-//                Tensor cores take 16 rows; otherwise as few rows as keep every multiprocessor busy, 4 at least.
-//   steps        Everything else.
+//   persistent   Weights, operands and state fit in a block's shared memory.  Largest hidden sizes on an H200, forward
+//                and backward:       tanh, relu    GRU         LSTM
+//                  16 bits           320, 304      176, 176    160, 144
+//                  float32           236, 234      136, 134    118, 115
+//                  float64           166, 164      96, 93      83, 80
+//                Tensor cores take 16 rows of the batch to a block; else 4, or as many up to 16 as it takes for one
+//                block to a multiprocessor.
+//   steps        Everything else, and 16 bits before compute capability 8.0.
 //
 // Whether cuDNN is used instead of either is decided in Python.  That persistent wins wherever it fits, and the choice
-// of rows, are predictions: no GPU has been measured yet.
+// of rows, are predictions until they are measured on a GPU.
 RecurrentPlan make_plan(const RecurrentSequence& s, bool backward, const DeviceFacts& facts, RecurrentMethod wanted) {
   RecurrentPlan best{RecurrentMethod::steps, 0, 0, 0, 0, 0};
   if (wanted == RecurrentMethod::steps) return best;
