@@ -63,13 +63,12 @@ RecurrentPlan persistent_plan(const RecurrentSequence& s, bool backward, int row
   if (s.hidden > 1024 || plan.blocks > INT32_MAX) return plan;
   plan.shared_bytes = recurrent_shared_bytes(s.dtype, s.cell, s.hidden, rows, backward);
   if (plan.shared_bytes > plan.shared_limit) return plan;
-  const int most = dispatch(s.dtype, s.cell, [](auto i) { return kPersistentThreads<typename decltype(i)::T>; });
-  const int wanted = static_cast<int>(tensor_cores ? divide_up(s.hidden, 8) * 32 : s.hidden * (rows / 4));
-  if (tensor_cores) {
-    plan.threads = std::min(wanted, most);
-  } else if (wanted <= most) {
-    plan.threads = static_cast<int>(divide_up(wanted, 32) * 32);
-  }
+  // A warp for each tile, or each few tiles where there are too many.
+  plan.threads = dispatch(s.dtype, s.cell, [&](auto instance) {
+    using T = typename decltype(instance)::T;
+    const int64_t tiles = block_layout<T>(static_cast<int>(s.hidden), rows, 0, 0).tiles;
+    return static_cast<int>(divide_up(tiles, divide_up(tiles * 32, kPersistentThreads<T>)) * 32);
+  });
   return plan;
 }
 

@@ -9,8 +9,9 @@
 //             for the next.  Forward: the state; backward: the gradients at the gates.
 //   kept      what a thread keeps between steps, in the type of the arithmetic: the cell state of an LSTM, the state of
 //             a GRU before it is rounded; in backward the gradients at both
-// float32 and float64 are multiplied by FMA, bfloat16 and float16 by tensor cores with sums in float32.  Either way a
-// thread has four sums of each gate, for which it applies the cell's formulas in registers: Place says where they are.
+// A warp makes one tile of results at a time: 8 hidden units of 16 rows by tensor cores with sums in float32 (bfloat16
+// and float16), or of 4 rows by FMA (float32 and float64).  Either way the sums of a unit's gates end in one thread,
+// which applies the cell's formulas to them in registers.
 #include "common.cuh"
 #include "math/gaussian.h"
 #include "recurrent.h"
@@ -38,7 +39,7 @@ template <Cell C>
 constexpr int kGates = gate_count(C);
 template <Cell C>  // values of a hidden unit and step that backward reads: the reserve, or the output where there is
                    // none
-                   constexpr int kSaved = reserve_count(C) > 0 ? reserve_count(C) : 1;
+constexpr int kSaved = reserve_count(C) > 0 ? reserve_count(C) : 1;
 template <Cell C>  // whether more is kept between steps than the rounded state
 constexpr bool kKeeps = C == Cell::gru || C == Cell::lstm;
 
@@ -112,15 +113,11 @@ constexpr bool kTensorCores = sizeof(T) == 2;
 template <class T>
 constexpr int kVector = 16 / sizeof(T);
 
-// Where a thread's four values of a tile are: value j is `row(j)` rows and `unit(j)` hidden units after value 0.
-template <bool tensor_cores>
-struct Place {  // a hidden unit of four rows
-  static __host__ __device__ constexpr int row(int j) { return j; }
-  static __host__ __device__ constexpr int unit(int) { return 0; }
-};
-template <>
-struct Place<true> {  // as mma.m16n8 leaves its sums
-  static __host__ __device__ constexpr int row(int j) { return j / 2 * 8; }
+// Results of a tile that a thread has, and where: value j is `row(j)` rows and `unit(j)` hidden units after value 0.
+template <class T>
+struct Values {
+  static constexpr int count = kTensorCores<T> ? 4 : 1;
+  static __host__ __device__ constexpr int row(int j) { return j / 2 * 8; }  // as mma.m16n8 leaves its sums
   static __host__ __device__ constexpr int unit(int j) { return j % 2; }
 };
 
@@ -129,8 +126,7 @@ struct BlockLayout {
   int hidden, rows, depth;
   int padded_depth;    // whole accesses, or whole fragments
   int operand_stride;  // elements from a row to the next: for fragments such that a warp's rows lie in different banks
-  int tiles;           // of four values for each of `lanes` threads
-  int lanes;
+  int unit_tiles, tiles;
   size_t weight_bytes, operand_bytes, kept_bytes;  // operand_bytes of each buffer, kept_bytes of each value
 
   size_t bytes(int kept) const { return weight_bytes + 2 * operand_bytes + kept * kept_bytes; }
@@ -138,21 +134,18 @@ struct BlockLayout {
 
 template <class T>
 __host__ __device__ __forceinline__ BlockLayout block_layout(int hidden, int rows, int depth, int gates) {
-  const auto round_up = [](int n, int to) { return (n + to - 1) / to * to; };
-  BlockLayout b{hidden, rows, depth, 0, 0, 1, hidden * (rows / 4), 0, 0, 0};
-  int width = hidden;
-  if (kTensorCores<T>) {
-    b.padded_depth = round_up(depth, 16);
-    b.operand_stride = b.padded_depth + 8;
-    b.tiles = (hidden + 7) / 8;
-    b.lanes = 32;
-    width = b.tiles * 8;
-  } else {
-    b.padded_depth = b.operand_stride = round_up(depth, kVector<T>);
-  }
-  b.weight_bytes = sizeof(T) * gates * width * b.padded_depth;
+  BlockLayout b{};
+  const int granule = kTensorCores<T> ? 16 : kVector<T>;
+  b.hidden = hidden;
+  b.rows = rows;
+  b.depth = depth;
+  b.padded_depth = (depth + granule - 1) / granule * granule;
+  b.operand_stride = b.padded_depth + (kTensorCores<T> ? 8 : 0);
+  b.unit_tiles = (hidden + 7) / 8;
+  b.tiles = b.unit_tiles * (kTensorCores<T> ? 1 : rows / 4);
+  b.weight_bytes = sizeof(T) * gates * (kTensorCores<T> ? b.unit_tiles * 8 : hidden) * b.padded_depth;
   b.operand_bytes = sizeof(T) * rows * b.operand_stride;
-  b.kept_bytes = sizeof(Accumulator<T>) * b.tiles * 4 * b.lanes;
+  b.kept_bytes = sizeof(Accumulator<T>) * b.tiles * 32 * Values<T>::count;
   return b;
 }
 
@@ -160,18 +153,17 @@ __host__ __device__ __forceinline__ BlockLayout block_layout(int hidden, int row
 template <class T, int N>
 struct Block {
   using Acc = Accumulator<T>;
-  using At = Place<kTensorCores<T>>;
+  using At = Values<T>;
+  static constexpr int J = At::count;
 
   const BlockLayout layout;
   T* const weights;
   T* const operands;
   Acc* const kept;
-  const int64_t first;         // row of the batch
-  const int rows;              // of the batch that there are
-  const int lane, first_tile;  // this thread's; none: first_tile == layout.tiles
-  const int tile_step;
-  const int row;  // of value 0
-  const bool paired;
+  const int64_t first;  // row of the batch
+  const int rows;       // of the batch that there are
+  const int warp, warps, lane;
+  const bool paired;  // two neighbouring values can be accessed at once
 
   __device__ __forceinline__ Block(unsigned char* shared, const RecurrentSequence& s, const RecurrentPlan& plan,
                                    int depth, bool paired)
@@ -181,42 +173,46 @@ struct Block {
         kept(reinterpret_cast<Acc*>(shared + layout.weight_bytes + 2 * layout.operand_bytes)),
         first(static_cast<int64_t>(blockIdx.x) * plan.rows),
         rows(static_cast<int>(s.batch - first < plan.rows ? s.batch - first : plan.rows)),
-        lane(kTensorCores<T> ? threadIdx.x % 32 : threadIdx.x),
-        first_tile(kTensorCores<T>       ? threadIdx.x / 32
-                   : lane < layout.lanes ? 0
-                                         : 1),
-        tile_step(kTensorCores<T> ? blockDim.x / 32 : 1),
-        row(kTensorCores<T> ? lane / 4 : lane / layout.hidden * 4),
+        warp(threadIdx.x / 32),
+        warps(blockDim.x / 32),
+        lane(threadIdx.x % 32),
         paired(paired) {}
 
-  // The hidden unit of value 0.
+  // Of value 0.
+  __device__ __forceinline__ int row(int tile) const {
+    return kTensorCores<T> ? lane / 4 : tile / layout.unit_tiles * 4 + lane / 8;
+  }
   __device__ __forceinline__ int unit(int tile) const {
-    return kTensorCores<T> ? tile * 8 + lane % 4 * 2 : lane % layout.hidden;
+    return kTensorCores<T> ? tile * 8 + lane % 4 * 2 : tile % layout.unit_tiles * 8 + lane % 8;
+  }
+  // Element of value j in an operand of one value per unit.
+  __device__ __forceinline__ int place(int tile, int j) const {
+    return (row(tile) + At::row(j)) * layout.operand_stride + unit(tile) + At::unit(j);
   }
   __device__ __forceinline__ T* operand(int buffer) const {
     return operands + buffer * layout.rows * layout.operand_stride;
   }
   __device__ __forceinline__ Acc& keep(int which, int tile, int j) const {
-    return kept[((which * layout.tiles + tile) * 4 + j) * layout.lanes + lane];
+    return kept[((which * layout.tiles + tile) * J + j) * 32 + lane];
   }
   // Bit j: value j belongs to one of the first `count` rows, and to a hidden unit that there is.
   __device__ __forceinline__ unsigned live(int tile, int count) const {
     unsigned mask = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      mask |= static_cast<unsigned>(row + At::row(j) < count && unit(tile) + At::unit(j) < layout.hidden) << j;
+    for (int j = 0; j < J; ++j) {
+      mask |= static_cast<unsigned>(row(tile) + At::row(j) < count && unit(tile) + At::unit(j) < layout.hidden) << j;
     }
     return mask;
   }
 
-  // Four values of the rows from `first_row` on, which are `width` wide, at `column` + unit.  Others are zero.
+  // A thread's values of the rows from `first_row` on, which are `width` wide, at `column` + unit.  Others are zero.
   __device__ __forceinline__ void read(const void* data, int64_t first_row, int64_t width, int64_t column, int tile,
-                                       unsigned live, Acc (&values)[4]) const {
-    const T* const p = static_cast<const T*>(data) + (first_row + row) * width + column + unit(tile);
+                                       unsigned live, Acc (&values)[J]) const {
+    const T* const p = static_cast<const T*>(data) + (first_row + row(tile)) * width + column + unit(tile);
     if constexpr (kTensorCores<T>) {
       if (paired) {
 #pragma unroll
-        for (int j = 0; j < 4; j += 2) {
+        for (int j = 0; j < J; j += 2) {
           Acc pair[2] = {0, 0};
           if (live >> j & 1) unpack<T, 2>(load<T, 2>(p + At::row(j) * width), pair);
           values[j] = pair[0];
@@ -226,19 +222,19 @@ struct Block {
       }
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       values[j] = 0;
-      if (live >> j & 1) values[j] = gpu::convert<Acc>(p[At::row(j) * width + At::unit(j)]);
+      if (live >> j & 1) values[j] = gpu::convert<Acc>(__ldg(p + At::row(j) * width + At::unit(j)));
     }
   }
 
   __device__ __forceinline__ void write(void* data, int64_t first_row, int64_t width, int64_t column, int tile,
-                                        unsigned live, const Acc (&values)[4]) const {
-    T* const p = static_cast<T*>(data) + (first_row + row) * width + column + unit(tile);
+                                        unsigned live, const Acc (&values)[J]) const {
+    T* const p = static_cast<T*>(data) + (first_row + row(tile)) * width + column + unit(tile);
     if constexpr (kTensorCores<T>) {
       if (paired) {
 #pragma unroll
-        for (int j = 0; j < 4; j += 2) {
+        for (int j = 0; j < J; j += 2) {
           const Acc pair[2] = {values[j], values[j + 1]};
           if (live >> j & 1) store<T, 2>(p + At::row(j) * width, pack<T, 2>(pair));
         }
@@ -246,7 +242,7 @@ struct Block {
       }
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       if (live >> j & 1) p[At::row(j) * width + At::unit(j)] = gpu::convert<T>(values[j]);
     }
   }
@@ -266,7 +262,7 @@ struct Block {
     if constexpr (kTensorCores<T>) {
       const int fragments = layout.padded_depth / 16;
 #pragma unroll 4
-      for (int i = threadIdx.x / 32; i < layout.tiles * fragments * N; i += blockDim.x / 32) {
+      for (int i = warp; i < layout.tiles * fragments * N; i += warps) {
         const int n = i % N, k = i / N % fragments * 16 + lane % 4 * 2, unit = i / N / fragments * 8 + lane / 4;
         const T fragment[4] = {padded(k, n, unit), padded(k + 1, n, unit), padded(k + 8, n, unit),
                                padded(k + 9, n, unit)};
@@ -286,66 +282,98 @@ struct Block {
     }
   }
 
-  // sums[n][j] = the operand of value j's row times the weights of its unit.  Tensor cores take a whole warp.
-  __device__ __forceinline__ void multiply(const T* operand, int tile, Acc (&sums)[N][4]) const {
+  // sums[n][j] = the operand of value j's row times the weights of its unit.  For all lanes of a warp.
+  __device__ __forceinline__ void multiply(const T* operand, int tile, Acc (&sums)[N][J]) const {
+    if constexpr (kTensorCores<T>) {
+      multiply_fragments(operand, tile, sums);
+    } else {
+      multiply_slices(operand, tile, sums);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void multiply_fragments(const T* operand, int tile, float (&sums)[N][4]) const {
+    const int fragments = layout.padded_depth / 16;
+    const uint2* const b = reinterpret_cast<const uint2*>(weights) + tile * fragments * N * 32 + lane;
+    const unsigned* const top =
+        reinterpret_cast<const unsigned*>(operand + lane / 4 * layout.operand_stride) + lane % 4;
+    const unsigned* const bottom = top + 4 * layout.operand_stride;  // eight rows below
+    const auto add = [&](int k, float (&to)[N][4]) {
+      const unsigned fragment[4] = {top[8 * k], bottom[8 * k], top[8 * k + 4], bottom[8 * k + 4]};
+#pragma unroll
+      for (int n = 0; n < N; ++n) {
+        const uint2 pairs = b[(k * N + n) * 32];
+        const unsigned other[2] = {pairs.x, pairs.y};
+        gpu::mma_m16n8k16<T>(to[n], fragment, other);
+      }
+    };
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) sums[n][j] = 0;
     }
-    const T* const a = operand + row * layout.operand_stride;
-    if constexpr (kTensorCores<T>) {
-      const int fragments = layout.padded_depth / 16;
-      const uint2* const b = reinterpret_cast<const uint2*>(weights) + tile * fragments * N * 32 + lane;
-      const unsigned* const top = reinterpret_cast<const unsigned*>(a) + lane % 4;
-      const unsigned* const bottom = top + 4 * layout.operand_stride;  // eight rows below
-      const auto add = [&](int k, float (&to)[N][4]) {
-        const unsigned fragment[4] = {top[8 * k], bottom[8 * k], top[8 * k + 4], bottom[8 * k + 4]};
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-          const uint2 pairs = b[(k * N + n) * 32];
-          const unsigned other[2] = {pairs.x, pairs.y};
-          gpu::mma_m16n8k16<T>(to[n], fragment, other);
-        }
-      };
-      if constexpr (N == 1) {  // a lone sum is made of two chains, which overlap
-        float odd[1][4] = {{0, 0, 0, 0}};
-        int k = 0;
+    if constexpr (N == 1) {  // a lone sum is made of two chains, which overlap
+      float odd[1][4] = {{0, 0, 0, 0}};
+      int k = 0;
 #pragma unroll 2
-        for (; k + 2 <= fragments; k += 2) {
-          add(k, sums);
-          add(k + 1, odd);
-        }
-        if (k < fragments) add(k, sums);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[0][j] += odd[0][j];
-      } else {
-#pragma unroll 2
-        for (int k = 0; k < fragments; ++k) add(k, sums);
+      for (; k + 2 <= fragments; k += 2) {
+        add(k, sums);
+        add(k + 1, odd);
       }
+      if (k < fragments) add(k, sums);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[0][j] += odd[0][j];
     } else {
-      constexpr int V = kVector<T>;
-      const T* b = weights + unit(tile) * V;
 #pragma unroll 2
-      for (int k = 0; k < layout.padded_depth; k += V, b += N * layout.hidden * V) {
-        T terms[4][V];
+      for (int k = 0; k < fragments; ++k) add(k, sums);
+    }
+  }
+
+  // Eight lanes, one for each unit, take every fourth access of the terms for all four rows; then the lanes of a unit
+  // add up, so that each has the sums of one row.
+  __device__ __forceinline__ void multiply_slices(const T* operand, int tile, Acc (&sums)[N][1]) const {
+    constexpr int V = kVector<T>;
+    const int slice = lane / 8, step = N * layout.hidden * V;
+    const int column = unit(tile) < layout.hidden ? unit(tile) : 0;  // some unit that there is: nobody reads its sums
+    const T* const a = operand + (row(tile) - slice) * layout.operand_stride;
+    Acc parts[N][4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint4 raw = gpu::load_128(a + j * layout.operand_stride + k);
-          memcpy(terms[j], &raw, sizeof raw);
-        }
+    for (int n = 0; n < N; ++n) {
 #pragma unroll
-        for (int n = 0; n < N; ++n) {
-          T factors[V];
-          const uint4 raw = gpu::load_128(b + n * layout.hidden * V);
-          memcpy(factors, &raw, sizeof raw);
+      for (int j = 0; j < 4; ++j) parts[n][j] = 0;
+    }
+    const T* b = weights + slice * step + column * V;
+#pragma unroll 2
+    for (int k = slice * V; k < layout.padded_depth; k += 4 * V, b += 4 * step) {
+      T terms[4][V];
 #pragma unroll
-          for (int v = 0; v < V; ++v) {
+      for (int j = 0; j < 4; ++j) {
+        const uint4 raw = gpu::load_128(a + j * layout.operand_stride + k);
+        memcpy(terms[j], &raw, sizeof raw);
+      }
 #pragma unroll
-            for (int j = 0; j < 4; ++j) sums[n][j] = multiply_add(terms[j][v], factors[v], sums[n][j]);
-          }
+      for (int n = 0; n < N; ++n) {
+        T factors[V];
+        const uint4 raw = gpu::load_128(b + n * layout.hidden * V);
+        memcpy(factors, &raw, sizeof raw);
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) parts[n][j] = multiply_add(terms[j][v], factors[v], parts[n][j]);
         }
       }
+    }
+    // Each exchange halves the rows: a lane gives away what it has of the rows that the other will end with.
+    const bool high = slice & 2, odd = slice & 1;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+      Acc(&part)[4] = parts[n];
+      Acc pair[2];
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        pair[j] = (high ? part[j + 2] : part[j]) + __shfl_xor_sync(0xffffffffu, high ? part[j] : part[j + 2], 16);
+      }
+      sums[n][0] = (odd ? pair[1] : pair[0]) + __shfl_xor_sync(0xffffffffu, odd ? pair[0] : pair[1], 8);
     }
   }
 };
@@ -374,31 +402,30 @@ struct Times {
 //      theirs.  One barrier ends the step.
 //   3. The last states are written.
 template <class T, Cell C>
-__global__ void __launch_bounds__(kPersistentThreads<T>)
+__global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     forward_persistent(const __grid_constant__ RecurrentSequence sequence,
                        const __grid_constant__ RecurrentForward call, const __grid_constant__ RecurrentPlan plan,
                        bool paired) {
   using Acc = Accumulator<T>;
-  using At = Place<kTensorCores<T>>;
-  constexpr int G = kGates<C>, S = kSaved<C>;
+  using At = Values<T>;
+  constexpr int G = kGates<C>, S = kSaved<C>, J = At::count;
   DYN_SHARED(unsigned char, shared);
   const int H = static_cast<int>(sequence.hidden);
   const Block<T, G> block(shared, sequence, plan, H, paired);
   const Times times{sequence};
-  const int stride = block.layout.operand_stride;
 
   const T* const weight_hh = static_cast<const T*>(call.weight_hh);
   block.begin([&](int k, int n, int unit) { return __ldg(weight_hh + static_cast<int64_t>(n * H + unit) * H + k); });
   __syncthreads();
-  for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+  for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc h[4], c[4];
+    Acc h[J], c[J];
     block.read(call.h0, block.first, H, 0, tile, live, h);
     if (C == Cell::lstm) block.read(call.c0, block.first, H, 0, tile, live, c);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       if (live >> j & 1) {
-        block.operand(0)[(block.row + At::row(j)) * stride + block.unit(tile) + At::unit(j)] = gpu::convert<T>(h[j]);
+        block.operand(0)[block.place(tile, j)] = gpu::convert<T>(h[j]);
       }
       if (kKeeps<C>) block.keep(0, tile, j) = C == Cell::lstm ? c[j] : h[j];
     }
@@ -415,23 +442,23 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
     const T* const before = block.operand(buffer);
     T* const after = block.operand(buffer ^ 1);
 #pragma unroll 1
-    for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+    for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
       const unsigned live = block.live(tile, active);
-      Acc x[G][4], sums[G][4], bias[4] = {0, 0, 0, 0};
+      Acc x[G][J], sums[G][J], bias[J] = {};
 #pragma unroll
       for (int g = 0; g < G; ++g) block.read(call.gates, first_row, G * H, g * H, tile, live, x[g]);
       if (C == Cell::gru && call.bias_n) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < J; ++j) {
           const int unit = block.unit(tile) + At::unit(j);
           if (unit < H) bias[j] = gpu::convert<Acc>(__ldg(static_cast<const T*>(call.bias_n) + unit));
         }
       }
       block.multiply(before, tile, sums);
 
-      Acc h[4], saved[S][4];
+      Acc h[J], saved[S][J];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < J; ++j) {
         Acc x_of[G], h_of[G], saved_of[S], kept = kKeeps<C> ? block.keep(0, tile, j) : Acc(0);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
@@ -443,7 +470,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
 #pragma unroll
         for (int k = 0; k < S; ++k) saved[k][j] = saved_of[k];
         if (kKeeps<C> && live >> j & 1) block.keep(0, tile, j) = kept;
-        const int at = (block.row + At::row(j)) * stride + block.unit(tile) + At::unit(j);
+        const int at = block.place(tile, j);
         if (block.unit(tile) + At::unit(j) < H) after[at] = live >> j & 1 ? gpu::convert<T>(h[j]) : before[at];
       }
       block.write(call.output, first_row, H, 0, tile, live, h);
@@ -458,15 +485,14 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
     __syncthreads();
   }
 
-  for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+  for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc h[4], c[4];
+    Acc h[J], c[J];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       h[j] = 0;
       if (live >> j & 1) {
-        h[j] = gpu::convert<Acc>(
-            block.operand(buffer)[(block.row + At::row(j)) * stride + block.unit(tile) + At::unit(j)]);
+        h[j] = gpu::convert<Acc>(block.operand(buffer)[block.place(tile, j)]);
       }
       if (C == Cell::lstm) c[j] = block.keep(0, tile, j);
     }
@@ -483,28 +509,27 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
 //      keep their gradients.  One barrier ends the step.
 //   3. A last product completes the gradients at the initial states.
 template <class T, Cell C>
-__global__ void __launch_bounds__(kPersistentThreads<T>)
+__global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     backward_persistent(const __grid_constant__ RecurrentSequence sequence,
                         const __grid_constant__ RecurrentBackward call, const __grid_constant__ RecurrentPlan plan,
                         bool paired) {
   using Acc = Accumulator<T>;
-  using At = Place<kTensorCores<T>>;
-  constexpr int G = kGates<C>, S = kSaved<C>;
+  using At = Values<T>;
+  constexpr int G = kGates<C>, S = kSaved<C>, J = At::count;
   DYN_SHARED(unsigned char, shared);
   const int H = static_cast<int>(sequence.hidden);
   const Block<T, 1> block(shared, sequence, plan, G * H, paired);
   const Times times{sequence};
-  const int stride = block.layout.operand_stride;
 
   const T* const weight_hh = static_cast<const T*>(call.weight_hh);
   block.begin([&](int k, int, int unit) { return __ldg(weight_hh + static_cast<int64_t>(k) * H + unit); });
-  for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+  for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc dh[4], dc[4];
+    Acc dh[J], dc[J];
     block.read(call.grad_h_n, block.first, H, 0, tile, call.grad_h_n ? live : 0, dh);
     if (C == Cell::lstm) block.read(call.grad_c_n, block.first, H, 0, tile, call.grad_c_n ? live : 0, dc);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       block.keep(0, tile, j) = dh[j];
       if (C == Cell::lstm) block.keep(1, tile, j) = dc[j];
     }
@@ -522,16 +547,16 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
     const int known = times.active(t_before, block.first, active);  // rows for which it was not the first step
     const int64_t row_before = known > 0 ? times.begin(t_before) + block.first : 0;
 #pragma unroll 1
-    for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+    for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
       const unsigned live = block.live(tile, active);
-      Acc grad[4], saved[S][4], before[4] = {0, 0, 0, 0}, product[1][4];
+      Acc grad[J], saved[S][J], before[J] = {}, product[1][J];
       block.read(call.grad_output, first_row, H, 0, tile, call.grad_output ? live : 0, grad);
       const void* const from = kKeeps<C> ? call.reserve : call.output;
 #pragma unroll
       for (int k = 0; k < S; ++k) block.read(from, first_row, S * H, k * H, tile, live, saved[k]);
       if constexpr (kKeeps<C>) {
         const unsigned not_first = block.live(tile, known);
-        Acc initial[4];
+        Acc initial[J];
         if (C == Cell::lstm) {
           block.read(call.reserve, row_before, S * H, 4 * H, tile, not_first, before);
         } else {
@@ -539,13 +564,13 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
         }
         block.read(C == Cell::lstm ? call.c0 : call.h0, block.first, H, 0, tile, live & ~not_first, initial);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) before[j] += initial[j];  // one of them is zero
+        for (int j = 0; j < J; ++j) before[j] += initial[j];  // one of them is zero
       }
       block.multiply(block.operand(buffer), tile, product);
 
-      Acc d[G][4], dhn[4];
+      Acc d[G][J], dhn[J];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
+      for (int j = 0; j < J; ++j) {
         const Acc dh = block.keep(0, tile, j) + product[0][j];
         Acc saved_of[S], d_of[G], dc = C == Cell::lstm ? block.keep(1, tile, j) : Acc(0);
         dhn[j] = 0;
@@ -556,7 +581,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
         block.keep(0, tile, j) = lives ? rest : dh;
         if (C == Cell::lstm && lives) block.keep(1, tile, j) = dc;
         const int unit = block.unit(tile) + At::unit(j);
-        T* const after = block.operand(buffer ^ 1) + (block.row + At::row(j)) * stride + unit;
+        T* const after = block.operand(buffer ^ 1) + block.place(tile, j);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
           d[g][j] = d_of[g];
@@ -572,12 +597,12 @@ __global__ void __launch_bounds__(kPersistentThreads<T>)
     __syncthreads();
   }
 
-  for (int tile = block.first_tile; tile < block.layout.tiles; tile += block.tile_step) {
+  for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc product[1][4], dh[4], dc[4];
+    Acc product[1][J], dh[J], dc[J];
     block.multiply(block.operand(buffer), tile, product);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < J; ++j) {
       dh[j] = block.keep(0, tile, j) + product[0][j];
       if (C == Cell::lstm) dc[j] = block.keep(1, tile, j);
     }

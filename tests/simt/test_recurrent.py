@@ -407,9 +407,10 @@ def test_what_fits_on_h200(emulator: ModuleType, dtype: str, cell: int, forward:
     [
         ("bfloat16", 64, 128, 16, 512, 4),
         ("bfloat16", 64, 64, 16, 256, 4),
-        ("float32", 64, 64, 4, 64, 16),
-        ("float32", 1000, 64, 8, 128, 125),
-        ("float32", 4096, 64, 16, 256, 256),
+        ("float32", 64, 64, 4, 256, 16),
+        ("float32", 1000, 64, 8, 512, 125),
+        ("float32", 4096, 64, 16, 512, 256),
+        ("float32", 4096, 100, 16, 416, 256),
     ],
 )
 def test_plan_on_h200(
