@@ -265,7 +265,8 @@ RecurrentPlan recurrent_backward_plan(const RecurrentSequence& s, const DeviceFa
 
 int recurrent_forward(const RecurrentSequence& s, const RecurrentForward& call, const RecurrentPlan& plan,
                       void* stream) {
-  const bool paired = is_paired(s, {call.gates, call.h0, call.c0, call.output, call.h_n, call.c_n, call.reserve});
+  const bool paired =
+      is_paired(s, {call.gates, call.h0, call.c0, call.bias_n, call.output, call.h_n, call.c_n, call.reserve});
   return dispatch(s.dtype, s.cell, [&](auto instance) {
     using I = decltype(instance);
     return launch_persistent(forward_persistent<typename I::T, I::C>, s, call, plan, paired, stream);

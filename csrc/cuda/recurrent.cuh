@@ -12,6 +12,8 @@
 // A warp makes one tile of results at a time: 8 hidden units of 16 rows by tensor cores with sums in float32 (bfloat16
 // and float16), or of 4 rows by FMA (float32 and float64).  Either way the sums of a unit's gates end in one thread,
 // which applies the cell's formulas to them in registers.
+#include <type_traits>
+
 #include "common.cuh"
 #include "math/gaussian.h"
 #include "recurrent.h"
@@ -205,26 +207,39 @@ struct Block {
     return mask;
   }
 
-  // A thread's values of the rows from `first_row` on, which are `width` wide, at `column` + unit.  Others are zero.
-  __device__ __forceinline__ void read(const void* data, int64_t first_row, int64_t width, int64_t column, int tile,
-                                       unsigned live, Acc (&values)[J]) const {
+  // A thread's values of the rows from `first_row` on, which are `width` wide, at `column` + unit, on their way:
+  // nothing waits for them before `value` converts them.  Those that do not live are zero.
+  struct Fetched {
+    std::conditional_t<kTensorCores<T>, unsigned, T> words[J];  // the first of two holds both if they are paired
+  };
+  __device__ __forceinline__ Fetched fetch(const void* data, int64_t first_row, int64_t width, int64_t column, int tile,
+                                           unsigned live) const {
     const T* const p = static_cast<const T*>(data) + (first_row + row(tile)) * width + column + unit(tile);
-    if constexpr (kTensorCores<T>) {
-      if (paired) {
+    Fetched fetched{};
+    if constexpr (!kTensorCores<T>) {
+      if (live) fetched.words[0] = __ldg(p);
+    } else if (paired) {
 #pragma unroll
-        for (int j = 0; j < J; j += 2) {
-          Acc pair[2] = {0, 0};
-          if (live >> j & 1) unpack<T, 2>(load<T, 2>(p + At::row(j) * width), pair);
-          values[j] = pair[0];
-          values[j + 1] = pair[1];
-        }
-        return;
+      for (int j = 0; j < J; j += 2) {
+        if (live >> j & 1) fetched.words[j] = load<T, 2>(p + At::row(j) * width);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < J; ++j) {
+        if (live >> j & 1) fetched.words[j] = load<T, 1>(p + At::row(j) * width + At::unit(j));
       }
     }
-#pragma unroll
-    for (int j = 0; j < J; ++j) {
-      values[j] = 0;
-      if (live >> j & 1) values[j] = gpu::convert<Acc>(__ldg(p + At::row(j) * width + At::unit(j)));
+    return fetched;
+  }
+  __device__ __forceinline__ Acc value(const Fetched& fetched, int j) const {
+    if constexpr (kTensorCores<T>) {
+      const unsigned word = !paired ? fetched.words[j] : j % 2 == 0 ? fetched.words[j] : fetched.words[j - 1] >> 16;
+      const auto bits = static_cast<unsigned short>(word);
+      T element;
+      memcpy(&element, &bits, sizeof bits);
+      return gpu::convert<Acc>(element);
+    } else {
+      return fetched.words[j];
     }
   }
 
@@ -247,28 +262,29 @@ struct Block {
     }
   }
 
-  // Fills both operand buffers with zeros, and the weights with weight(k, n, unit) for term k of sum n of a hidden
-  // unit. Products find them as
+  // Fills both operand buffers with zeros, and the weights from a matrix with these strides: term k of sum n of a
+  // hidden unit.  Products find them as
   //   FMA           [k / vector][n][unit][k % vector]
   //   tensor cores  [tile][k / 16][n][lane], the four that mma.m16n8k16 expects of a lane
-  template <class Weight>
-  __device__ __forceinline__ void begin(Weight weight) const {
+  __device__ __forceinline__ void begin(const void* matrix, int k_stride, int n_stride, int unit_stride) const {
     for (int i = threadIdx.x; i < 2 * layout.rows * layout.operand_stride; i += blockDim.x) {
       operands[i] = gpu::convert<T>(0.0f);
     }
-    const auto padded = [&](int k, int n, int unit) {
-      return k < layout.depth && unit < layout.hidden ? weight(k, n, unit) : gpu::convert<T>(0.0f);
+    // Zero where there is no such term or unit.  Without a branch, so that many loads are on their way at a time.
+    const auto weight = [&](int k, int n, int unit) {
+      const bool exists = (k < layout.depth) & (unit < layout.hidden);
+      const int at = k * k_stride + n * n_stride + unit * unit_stride;
+      const Raw<T, 1> bits = load<T, 1>(static_cast<const T*>(matrix) + (exists ? at : 0));
+      return exists ? bits : Raw<T, 1>(0);
     };
     if constexpr (kTensorCores<T>) {
       const int fragments = layout.padded_depth / 16;
 #pragma unroll 4
       for (int i = warp; i < layout.tiles * fragments * N; i += warps) {
         const int n = i % N, k = i / N % fragments * 16 + lane % 4 * 2, unit = i / N / fragments * 8 + lane / 4;
-        const T fragment[4] = {padded(k, n, unit), padded(k + 1, n, unit), padded(k + 8, n, unit),
-                               padded(k + 9, n, unit)};
-        Raw<T, 4> raw;
-        memcpy(&raw, fragment, sizeof raw);
-        store<T, 4>(weights + (i * 32 + lane) * 4, raw);
+        const unsigned low = weight(k, n, unit) | static_cast<unsigned>(weight(k + 1, n, unit)) << 16;
+        const unsigned high = weight(k + 8, n, unit) | static_cast<unsigned>(weight(k + 9, n, unit)) << 16;
+        reinterpret_cast<uint2*>(weights)[i * 32 + lane] = make_uint2(low, high);
       }
     } else {
       constexpr int V = kVector<T>;
@@ -276,8 +292,12 @@ struct Block {
 #pragma unroll 4
       for (int i = threadIdx.x; i < layout.padded_depth / V * columns; i += blockDim.x) {
         const int k = i / columns * V, n = i % columns / layout.hidden, unit = i % layout.hidden;
+        Raw<T, 1> terms[V];
 #pragma unroll
-        for (int v = 0; v < V; ++v) weights[i * V + v] = padded(k + v, n, unit);
+        for (int v = 0; v < V; ++v) terms[v] = weight(k + v, n, unit);
+        uint4 raw;
+        memcpy(&raw, terms, sizeof raw);
+        gpu::store_128(weights + i * V, raw);
       }
     }
   }
@@ -414,20 +434,16 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   const Block<T, G> block(shared, sequence, plan, H, paired);
   const Times times{sequence};
 
-  const T* const weight_hh = static_cast<const T*>(call.weight_hh);
-  block.begin([&](int k, int n, int unit) { return __ldg(weight_hh + static_cast<int64_t>(n * H + unit) * H + k); });
+  block.begin(call.weight_hh, 1, H * H, H);
   __syncthreads();
   for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc h[J], c[J];
-    block.read(call.h0, block.first, H, 0, tile, live, h);
-    if (C == Cell::lstm) block.read(call.c0, block.first, H, 0, tile, live, c);
+    const auto h0 = block.fetch(call.h0, block.first, H, 0, tile, live);
+    const auto c0 = C == Cell::lstm ? block.fetch(call.c0, block.first, H, 0, tile, live) : h0;
 #pragma unroll
     for (int j = 0; j < J; ++j) {
-      if (live >> j & 1) {
-        block.operand(0)[block.place(tile, j)] = gpu::convert<T>(h[j]);
-      }
-      if (kKeeps<C>) block.keep(0, tile, j) = C == Cell::lstm ? c[j] : h[j];
+      if (live >> j & 1) block.operand(0)[block.place(tile, j)] = gpu::convert<T>(block.value(h0, j));
+      if (kKeeps<C>) block.keep(0, tile, j) = block.value(c0, j);
     }
   }
   __syncthreads();
@@ -444,16 +460,11 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
 #pragma unroll 1
     for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
       const unsigned live = block.live(tile, active);
-      Acc x[G][J], sums[G][J], bias[J] = {};
+      typename Block<T, G>::Fetched x[G], bias{};
+      Acc sums[G][J];
 #pragma unroll
-      for (int g = 0; g < G; ++g) block.read(call.gates, first_row, G * H, g * H, tile, live, x[g]);
-      if (C == Cell::gru && call.bias_n) {
-#pragma unroll
-        for (int j = 0; j < J; ++j) {
-          const int unit = block.unit(tile) + At::unit(j);
-          if (unit < H) bias[j] = gpu::convert<Acc>(__ldg(static_cast<const T*>(call.bias_n) + unit));
-        }
-      }
+      for (int g = 0; g < G; ++g) x[g] = block.fetch(call.gates, first_row, G * H, g * H, tile, live);
+      if (C == Cell::gru && call.bias_n) bias = block.fetch(call.bias_n, 0, 0, 0, tile, live);
       block.multiply(before, tile, sums);
 
       Acc h[J], saved[S][J];
@@ -462,10 +473,10 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
         Acc x_of[G], h_of[G], saved_of[S], kept = kKeeps<C> ? block.keep(0, tile, j) : Acc(0);
 #pragma unroll
         for (int g = 0; g < G; ++g) {
-          x_of[g] = x[g][j];
+          x_of[g] = block.value(x[g], j);
           h_of[g] = sums[g][j];
         }
-        if constexpr (C == Cell::gru) h_of[2] += bias[j];
+        if constexpr (C == Cell::gru) h_of[2] += block.value(bias, j);
         h[j] = advance<C>(x_of, h_of, kept, saved_of);
 #pragma unroll
         for (int k = 0; k < S; ++k) saved[k][j] = saved_of[k];
@@ -521,17 +532,15 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   const Block<T, 1> block(shared, sequence, plan, G * H, paired);
   const Times times{sequence};
 
-  const T* const weight_hh = static_cast<const T*>(call.weight_hh);
-  block.begin([&](int k, int, int unit) { return __ldg(weight_hh + static_cast<int64_t>(k) * H + unit); });
+  block.begin(call.weight_hh, H, 0, 1);
   for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
     const unsigned live = block.live(tile, block.rows);
-    Acc dh[J], dc[J];
-    block.read(call.grad_h_n, block.first, H, 0, tile, call.grad_h_n ? live : 0, dh);
-    if (C == Cell::lstm) block.read(call.grad_c_n, block.first, H, 0, tile, call.grad_c_n ? live : 0, dc);
+    const auto dh = block.fetch(call.grad_h_n, block.first, H, 0, tile, call.grad_h_n ? live : 0);
+    const auto dc = block.fetch(call.grad_c_n, block.first, H, 0, tile, call.grad_c_n ? live : 0);
 #pragma unroll
     for (int j = 0; j < J; ++j) {
-      block.keep(0, tile, j) = dh[j];
-      if (C == Cell::lstm) block.keep(1, tile, j) = dc[j];
+      block.keep(0, tile, j) = block.value(dh, j);
+      if (C == Cell::lstm) block.keep(1, tile, j) = block.value(dc, j);
     }
   }
   __syncthreads();
@@ -549,22 +558,17 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
 #pragma unroll 1
     for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
       const unsigned live = block.live(tile, active);
-      Acc grad[J], saved[S][J], before[J] = {}, product[1][J];
-      block.read(call.grad_output, first_row, H, 0, tile, call.grad_output ? live : 0, grad);
+      typename Block<T, 1>::Fetched saved[S], before{}, initial{};
+      Acc product[1][J];
+      const auto grad = block.fetch(call.grad_output, first_row, H, 0, tile, call.grad_output ? live : 0);
       const void* const from = kKeeps<C> ? call.reserve : call.output;
 #pragma unroll
-      for (int k = 0; k < S; ++k) block.read(from, first_row, S * H, k * H, tile, live, saved[k]);
+      for (int k = 0; k < S; ++k) saved[k] = block.fetch(from, first_row, S * H, k * H, tile, live);
       if constexpr (kKeeps<C>) {
         const unsigned not_first = block.live(tile, known);
-        Acc initial[J];
-        if (C == Cell::lstm) {
-          block.read(call.reserve, row_before, S * H, 4 * H, tile, not_first, before);
-        } else {
-          block.read(call.output, row_before, H, 0, tile, not_first, before);
-        }
-        block.read(C == Cell::lstm ? call.c0 : call.h0, block.first, H, 0, tile, live & ~not_first, initial);
-#pragma unroll
-        for (int j = 0; j < J; ++j) before[j] += initial[j];  // one of them is zero
+        before = C == Cell::lstm ? block.fetch(call.reserve, row_before, S * H, 4 * H, tile, not_first)
+                                 : block.fetch(call.output, row_before, H, 0, tile, not_first);
+        initial = block.fetch(C == Cell::lstm ? call.c0 : call.h0, block.first, H, 0, tile, live & ~not_first);
       }
       block.multiply(block.operand(buffer), tile, product);
 
@@ -575,8 +579,9 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
         Acc saved_of[S], d_of[G], dc = C == Cell::lstm ? block.keep(1, tile, j) : Acc(0);
         dhn[j] = 0;
 #pragma unroll
-        for (int k = 0; k < S; ++k) saved_of[k] = saved[k][j];
-        const Acc rest = retreat<C>(saved_of, before[j], dh + grad[j], dc, d_of, dhn[j]);
+        for (int k = 0; k < S; ++k) saved_of[k] = block.value(saved[k], j);
+        const Acc state = block.value(before, j) + block.value(initial, j);  // one of them is zero
+        const Acc rest = retreat<C>(saved_of, state, dh + block.value(grad, j), dc, d_of, dhn[j]);
         const bool lives = live >> j & 1;
         block.keep(0, tile, j) = lives ? rest : dh;
         if (C == Cell::lstm && lives) block.keep(1, tile, j) = dc;
