@@ -68,8 +68,8 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "bool reverse, bool need_input, bool need_weights) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh, "
       "Tensor grad_bias_ih, Tensor grad_bias_hh)");
-  // The same without the products over all steps, where those are torch's: on CUDA.  gates is the projected input with
-  // both biases, but for GRU's within the reset gate, bias_n.
+  // The recurrence alone, on CUDA, where torch's products project the input: as `recurrent`, from gates (T, B, G*H), or
+  // (N, G*H) with batch_sizes, which hold all biases but bias_n, GRU's within the reset gate.
   m.def(
       "recurrent_steps(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, "
       "int cell, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");

@@ -4,18 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "recurrent_cell.h"
 #include "tensor.h"
 
 namespace genimg_fast {
-
-enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, gru = 2, lstm = 3 };
-
-// Gates of a hidden unit.  GRU: r z n; LSTM: i f g o.
-constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
-// Values of a hidden unit and step that backward needs beside the output.  GRU: r z n hn, with hn = W_n h + b_n;
-// LSTM: i f g o c.
-constexpr int reserve_count(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 // Rows of all steps lie one after the other: step t has rows offsets[t] ... offsets[t + 1], one per sequence that is
 // longer than t.  Sequences are sorted by length, longest first.
