@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a frame predictor; print how good it is; draw pictures.")
     parser.add_argument("--out", type=Path, default=Path("eval-frames"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sequences and of the training")
-    parser.add_argument("--steps", type=int, default=1500, help="steps of the training")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the training")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences in a batch")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
