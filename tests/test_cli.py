@@ -21,6 +21,12 @@ TINY_VAES = {
     "cvae": ["train", "cvae", *SMALL, "--channels", "2", "--likelihood", "gaussian", "--free-bits", "0.1"],
     "mlp-vae": ["train", "mlp-vae", *SMALL, "--hidden", "12", "8", "--beta", "2", "--warmup", "5"],
 }
+TINY_FRAMES = ["--image-size", "8", "--frames", "6", "--channels", "2", "--hidden-size", "4", "--batch-size", "4"]
+TINY_SEQUENCES = {
+    "frame-predictor": ["train", "frame-predictor", *TINY_FRAMES, "--reach", "1", "--context", "4"],
+    "frame-filler": ["train", "frame-filler", *TINY_FRAMES, "--core", "gru", "--speed", "0.2", "0.05"],
+    "row-rnn": ["train", "row-rnn", "--image-size", "8", "--hidden-size", "8", "--batch-size", "8"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +50,15 @@ def vae_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         assert main([*flags, "--steps", "3", "--out", str(out), "--device", "cpu"]) == 0
         runs[name] = out / f"0000{number}-{name}-digits"
     return runs
+
+
+@pytest.fixture(scope="module")
+def sequence_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("runs")
+    for flags in TINY_SEQUENCES.values():
+        assert main([*flags, "--steps", "3", "--out", str(out), "--device", "cpu"]) == 0
+    names = ("00000-frame-predictor-moving-digits", "00001-frame-filler-moving-digits", "00002-row-rnn-digits")
+    return {name: out / folder for name, folder in zip(TINY_SEQUENCES, names, strict=True)}
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -90,6 +105,50 @@ def test_train_vaes(
     assert {key: config[key] for key in expected} == expected
     (row,) = map(json.loads, (vae_runs[name] / "stats.jsonl").read_text().splitlines())
     assert {"loss", "reconstruction", "kl", "active_units"} <= row.keys()
+
+
+FRAME_MODEL = {"c_dim": 1, "channels": 2, "n_blocks": 1, "hidden_size": 4, "num_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "pictures"),
+    [
+        (
+            "frame-predictor",
+            {
+                "model_args": {**FRAME_MODEL, "core": "convlstm", "reach": 1},
+                "data": "moving-digits", "frames": 6, "speed": [0.1, 0.1],
+                "context": 4, "teacher_forcing": 0.0, "forcing_steps": 3, "lr": 3e-3, "decay_steps": 3,
+            },
+            {"real.gif", "predictions-000003.gif"},
+        ),
+        (
+            "frame-filler",
+            {"model_args": {**FRAME_MODEL, "core": "gru", "reach": 2}, "speed": [0.05, 0.2]},
+            {"real.gif", "fillings-000003.gif"},
+        ),
+        (
+            "row-rnn",
+            {
+                "model_args": {
+                    "c_dim": 1, "image_size": 8, "hidden_size": 8, "num_layers": 2,
+                    "cell": "lstm", "components": 30,
+                },
+                "data": "digits", "classes": list("0123456789"),
+            },
+            {"real.png", "samples-000003.png", "completions-000003.png"},
+        ),
+    ],
+)  # fmt: skip
+def test_train_sequences(
+    name: str, config: dict[str, object], pictures: set[str], sequence_runs: dict[str, Path]
+) -> None:
+    run = sequence_runs[name]
+    assert {f.name for f in run.iterdir()} == {
+        "config.json", "stats.jsonl", "losses.png", "checkpoint.pt", *pictures
+    }  # fmt: skip
+    written = json.loads((run / "config.json").read_text())
+    assert {key: written[key] for key in config} == config
 
 
 def test_train_is_seeded(run: Path, tmp_path: Path) -> None:
@@ -221,6 +280,136 @@ def test_bad_use_of_a_run_gives_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def animation(path: Path) -> tuple[tuple[int, int], int]:
+    """Size and number of frames, of which Pillow merges equal ones."""
+    with Image.open(path) as frames:
+        return frames.size, frames.n_frames
+
+
+@pytest.mark.parametrize(("name", "panels"), [("frame-predictor", 2), ("frame-filler", 3)])
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_sample_of_frames(
+    name: str, panels: int, suffix: str, sequence_runs: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, device: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    command = ["sample", str(sequence_runs[name]), "--device", device]
+    assert main([*command, "--n", "3", "--out", f"a{suffix}"]) == 0
+    assert capsys.readouterr().out == f"a{suffix}\n"
+    size, count = animation(tmp_path / f"a{suffix}")
+    assert size == (2 * (panels * 8 + 2) + 2, 2 * (8 + 2) + 2)
+    assert 1 < count <= 6
+    assert main([*command, "--n", "3", "--out", "strips.png"]) == 0
+    assert image_size(tmp_path / "strips.png") == (6 * (8 + 2) + 2, 3 * panels * (8 + 2) + 2)
+    assert main(command) == 0
+    assert animation(tmp_path / "frames.gif")[0] == (3 * (panels * 8 + 2) + 2, 3 * (8 + 2) + 2)  # 8 sequences
+
+
+def test_sample_of_rows(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
+    run = str(sequence_runs["row-rnn"])
+    assert main(["sample", run, "--n", "9", "--out", str(tmp_path / "grid.png")]) == 0
+    assert image_size(tmp_path / "grid.png") == (3 * (8 + 2) + 2,) * 2
+    assert main(["edit", "complete", run, "--n", "4", "--rows", "3", "--out", str(tmp_path / "c.png")]) == 0
+    assert image_size(tmp_path / "c.png") == (2 * (2 * 8 + 2) + 2, 2 * (8 + 2) + 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "frames"),
+    [
+        ("frame-predictor", ["continue", "--steps", "5"], 9),
+        ("frame-predictor", ["continue", "--frames", "2", "--steps", "1"], 3),
+        ("frame-filler", ["fill", "--missing", "2-3", "5"], 6),
+        ("frame-filler", ["retime", "--speed", "0.5"], 11),
+        ("frame-filler", ["retime", "--frames", "9", "--speed", "2"], 5),
+    ],
+)
+def test_edit(
+    name: str, edit: list[str], frames: int, sequence_runs: dict[str, Path], tmp_path: Path, device: str
+) -> None:
+    command = ["edit", edit[0], str(sequence_runs[name]), "--n", "2", "--device", device, *edit[1:]]
+    assert main([*command, "--out", str(tmp_path / "strip.png")]) == 0
+    assert image_size(tmp_path / "strip.png") == (frames * (8 + 2) + 2, 2 * (8 + 2) + 2)
+    assert main([*command, "--out", str(tmp_path / "a.gif")]) == 0
+    assert animation(tmp_path / "a.gif")[0] == (2 * (8 + 2) + 2, (8 + 2) + 2)
+
+
+def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
+    for number in range(1, 8):
+        Image.new("L", (8, 8), 30 * number).save(tmp_path / f"{number}.png")
+    out = tmp_path / "out" / "strip.png"
+    out.parent.mkdir()
+    flags = ["--data", str(tmp_path), "--frames", "7", "--out", str(out)]
+    assert main(["edit", "fill", str(sequence_runs["frame-filler"]), *flags, "--missing", "3"]) == 0
+    with Image.open(out) as strip:
+        levels = [strip.convert("L").getpixel((10 * number + 5, 5)) for number in range(7)]
+    assert levels[:2] + levels[3:] == [30, 60, 120, 150, 180, 210]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "flags", "message"),
+    [
+        (
+            ["edit", "fill"],
+            "frame-predictor",
+            ["--missing", "2"],
+            "RUN: frame-predictor cannot do this; it takes a",
+        ),
+        (["edit", "continue"], "row-rnn", [], "RUN: row-rnn cannot do this; it takes a frame-predictor"),
+        (
+            ["edit", "complete"],
+            "frame-filler",
+            [],
+            "RUN: frame-filler cannot complete images; this is for row-rnn",
+        ),
+        (["edit", "complete"], "row-rnn", ["--rows", "8"], "--rows: must be below 8, the height, got 8"),
+        (["edit", "fill"], "frame-filler", [], "the following arguments are required: --missing"),
+        (
+            ["edit", "fill"],
+            "frame-filler",
+            ["--missing", "x"],
+            "--missing: must be a number from 1 on, or a range",
+        ),
+        (
+            ["edit", "fill"],
+            "frame-filler",
+            ["--missing", "5-3"],
+            "--missing: must be a number from 1 on, or a range",
+        ),
+        (
+            ["edit", "fill"],
+            "frame-filler",
+            ["--missing", "7"],
+            "--missing: must leave some of the 6 frames, and none",
+        ),
+        (["edit", "fill"], "frame-filler", ["--missing", "1-6"], "--missing: must leave some of the 6 frames"),
+        (["edit", "retime"], "frame-filler", ["--speed", "0.01"], "--speed: speed must be at least 1/8, got 0.01"),
+        (["edit", "retime"], "frame-filler", ["--data", "nowhere"], "--data: 'nowhere' is neither a folder nor a"),
+        (
+            ["edit", "retime"],
+            "frame-filler",
+            ["--n", "10001"],
+            "--n: must be at most 10000, the number of sequences",
+        ),
+        (["edit", "retime"], "frame-filler", ["--out", "a.txt"], "--out: 'a.txt' does not end like an image file"),
+        (["sample"], "frame-filler", ["--class", "1"], "--class: frame-filler is not class-conditional"),
+        (["sample"], "row-rnn", ["--class", "1"], "--class: row-rnn is not class-conditional"),
+        (["interpolate"], "row-rnn", [], "RUN: row-rnn has no latents; this is for GANs and VAEs"),
+        (["reconstruct"], "frame-filler", [], "RUN: frame-filler has no encoder; this is for VAEs"),
+    ],
+)
+def test_bad_use_of_a_sequence_run_gives_one_line(
+    command: list[str], name: str, flags: list[str], message: str, sequence_runs: dict[str, Path],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, str(sequence_runs[name]), *flags])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
     assert capsys.readouterr().out == f"{gf.info()}\n"
@@ -240,8 +429,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     [
         [],
         ["train"],
-        *(["train", model] for model in ("dcgan", "vae", "cvae", "mlp-vae")),
-        *([command] for command in ("sample", "reconstruct", "interpolate", "latent", "demo", "info")),
+        *(["train", model] for model in ("dcgan", "vae", "cvae", "mlp-vae", *TINY_SEQUENCES)),
+        *([command] for command in ("sample", "reconstruct", "interpolate", "latent", "edit", "demo", "info")),
+        *(["edit", edit] for edit in ("continue", "fill", "retime", "complete")),
     ],
 )
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,6 +474,28 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "cvae", "--warmup", "1.5"], "argument --warmup: must be an integer of at least 0"),
         (["train", "mlp-vae", "--hidden", "400", "0"], "argument --hidden: must be an integer of at least 1"),
         (["train", "mlp-vae", "--image-size", "0"], "argument --image-size: must be an integer of at least 1"),
+        (["train", "frame-predictor", "--core", "tcn"], "argument --core: invalid choice: 'tcn'"),
+        (
+            ["train", "frame-predictor", "--teacher-forcing", "2"],
+            "--teacher-forcing: must be a number from 0 to 1",
+        ),
+        (
+            ["train", "frame-predictor", "--context", "20"],
+            "--context: must be below 20, the number of frames, got",
+        ),
+        (["train", "frame-predictor", "--frames", "1"], "argument --frames: must be an integer of at least 2"),
+        (
+            ["train", "frame-predictor", "--data", "nowhere"],
+            "argument --data: 'nowhere' is neither a folder nor a",
+        ),
+        (
+            ["train", "frame-predictor", "--batch-size", "10001"],
+            "--batch-size: must be at most 10000, the number of",
+        ),
+        (["train", "frame-filler", "--reach", "32"], "argument --reach: must be below 32, the image size, got 32"),
+        (["train", "frame-filler", "--context", "3"], "unrecognized arguments: --context 3"),
+        (["train", "frame-filler", "--speed", "1.5"], "argument --speed: must be a number from 0 to 1, got '1.5'"),
+        (["train", "row-rnn", "--components", "0"], "argument --components: must be an integer of at least 1"),
         (["train", "dcgan", "--stpes", "3"], "unrecognized arguments: --stpes 3"),
         (["sample", "nowhere"], "argument RUN: no checkpoint at nowhere"),
         (["sample", __file__], "argument RUN: .* is damaged or not a checkpoint"),

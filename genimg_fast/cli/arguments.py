@@ -116,6 +116,14 @@ def not_negative(text: str) -> float:
     return value
 
 
+def probability(text: str) -> float:
+    """Read a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
 def conv_image_size(text: str) -> int:
     """Read a size of images that the convolutional networks take."""
     sizes = [4 * 2**blocks for blocks in range(1, 9)]

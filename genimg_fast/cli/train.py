@@ -18,11 +18,23 @@ from genimg_fast.cli.arguments import (
     conv_image_size,
     not_negative,
     positive,
+    probability,
 )
-from genimg_fast.data import ImageDataset, load_dataset
+from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_sequences
 from genimg_fast.losses import GAN_LOSSES
-from genimg_fast.models import LIKELIHOODS, create_model
-from genimg_fast.training import GANTrainer, RunFolder, Trainer, VAETrainer, fit
+from genimg_fast.models import CORES, LIKELIHOODS, create_model
+from genimg_fast.training import (
+    FrameFillerTrainer,
+    FramePredictorTrainer,
+    GANTrainer,
+    RowRNNTrainer,
+    RunFolder,
+    Trainer,
+    VAETrainer,
+    fit,
+)
+
+_DECAYING = "learning rate of Adam, at first: it falls to 0 along half a cosine"
 
 
 def add(commands: Any) -> None:
@@ -66,6 +78,51 @@ def add(commands: Any) -> None:
                        help="widths of the encoder's hidden layers; the decoder has them in reverse")  # fmt: skip
     _add_vae(mlp)
 
+    rows = add_command(models, "row-rnn", fit_and_report, "Train an RNN that makes images row by row.", """
+        genimg-fast train row-rnn --data digits
+        genimg-fast train row-rnn --data mnist --download --image-size 28 --cell gru --components 40
+    """)  # fmt: skip
+    rows.set_defaults(model_args=_row_rnn_args, trainer=RowRNNTrainer, trainer_args=_sequence_trainer_args)
+    _add_data(rows, at_least(1), "pixels a side", 16)
+    group = rows.add_argument_group("model")
+    _add_recurrent(group, hidden_size=256, hidden_help="length of the state")
+    group.add_argument("--cell", choices=["gru", "lstm", "rnn"], default="lstm", help="kind of recurrent layer")
+    group.add_argument("--components", type=at_least(1), metavar="N", default=30,
+                       help="components of the mixture that a row is drawn from")  # fmt: skip
+    _add_training(rows, lr=3e-3, lr_help=_DECAYING, steps=1500)
+    _add_output(rows)
+
+    predictor = add_command(models, "frame-predictor", fit_and_report, "Train a predictor of the next frame.", """
+        genimg-fast train frame-predictor --data moving-digits
+        genimg-fast train frame-predictor --data clips/ --frames 16 --core lstm --hidden-size 256
+        genimg-fast train frame-predictor --data film.mp4 --image-size 64 --reach 4 --batch-size 8
+    """)  # fmt: skip
+    predictor.set_defaults(
+        model_args=_frame_model_args, trainer=FramePredictorTrainer, trainer_args=_predictor_trainer_args,
+        picture="predictions-{:06d}.gif",
+    )  # fmt: skip
+    _add_frame_model(predictor, hidden_size=64)
+    group = _add_training(predictor, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    group.add_argument("--context", type=at_least(1), metavar="N",
+                       help="frames that are always given; default: half of them")  # fmt: skip
+    group.add_argument("--teacher-forcing", type=probability, metavar="P", default=0.0,
+                       help="probability, at last, that the true frame goes in behind them")  # fmt: skip
+    group.add_argument("--forcing-steps", type=at_least(0), metavar="N",
+                       help="steps over which it falls from 1; default: all steps")  # fmt: skip
+    _add_output(predictor)
+
+    filler = add_command(models, "frame-filler", fit_and_report, "Train a model that fills in missing frames.", """
+        genimg-fast train frame-filler --data moving-digits --speed 0.03 0.12
+        genimg-fast train frame-filler --data clips/ --c-dim 1
+    """)  # fmt: skip
+    filler.set_defaults(
+        model_args=_frame_model_args, trainer=FrameFillerTrainer, trainer_args=_sequence_trainer_args,
+        picture="fillings-{:06d}.gif",
+    )  # fmt: skip
+    _add_frame_model(filler, hidden_size=32)
+    _add_training(filler, lr=3e-3, lr_help=_DECAYING, steps=1000, batch_size=16)
+    _add_output(filler)
+
 
 def fit_and_report(args: argparse.Namespace) -> int:
     """Train; see :func:`run_training`."""
@@ -73,7 +130,7 @@ def fit_and_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, ImageDataset]:
+def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     """Train as the arguments say, and print where everything is.
 
     Returns:
@@ -83,18 +140,21 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, ImageDat
     with parser.blaming("--backend"):
         gf.set_backend(args.backend)
     with parser.blaming("--data"):
-        dataset = load_dataset(
-            args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download
-        )
+        dataset, data_config = args.load(args)
+    kind = "images" if isinstance(dataset, ImageDataset) else f"sequences of {args.frames} frames"
     if args.batch_size > len(dataset):
-        parser.error(f"argument --batch-size: must be at most {len(dataset)}, the number of images in {args.data}")
+        parser.error(f"argument --batch-size: must be at most {len(dataset)}, the number of {kind} in {args.data}")
+    if not isinstance(dataset, ImageDataset) and args.reach >= args.image_size:
+        parser.error(f"argument --reach: must be below {args.image_size}, the image size, got {args.reach}")
+    if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:
+        parser.error(f"argument --context: must be below {args.frames}, the number of frames, got {args.context}")
 
     model_args, trainer_args = args.model_args(args, dataset), args.trainer_args(args)
     config = {
         "model": args.model,
         "model_args": model_args,
         "data": args.data,
-        "classes": dataset.class_names,
+        **data_config,
         "image_size": args.image_size,
         **trainer_args,
         "batch_size": args.batch_size,
@@ -110,7 +170,7 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, ImageDat
     torch.manual_seed(args.seed)
     model = create_model(args.model, **model_args).to(args.device)
     trainer = args.trainer(model, seed=args.seed, **trainer_args)
-    print(f"{args.model} on {len(dataset)} images of {args.data}, {args.device}, writing to {run.path}")
+    print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
     fit(
         trainer,
         dataset,
@@ -123,8 +183,25 @@ def run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, ImageDat
         checkpoint_every=args.checkpoint_every,
         progress=True,
     )
-    print(f"done: {run.path / f'samples-{args.steps:06d}.png'}, checkpoint {run.checkpoint}")
+    print(f"done: {run.path / args.picture.format(args.steps)}, checkpoint {run.checkpoint}")
     return run, trainer, dataset
+
+
+def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
+    """Load images; return them and what config.json is to say about them."""
+    dataset = load_dataset(
+        args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download
+    )
+    return dataset, {"classes": dataset.class_names}
+
+
+def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str, Any]]:
+    """Load sequences; return them and what config.json is to say about them."""
+    speed = (min(args.speed), max(args.speed))
+    dataset = load_sequences(
+        args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
+    )
+    return dataset, {"frames": args.frames, "speed": list(speed)}
 
 
 def _dcgan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
@@ -151,6 +228,30 @@ def _mlp_vae_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, 
     }
 
 
+def _row_rnn_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    return {
+        "c_dim": dataset.images.shape[1],
+        "image_size": args.image_size,
+        "hidden_size": args.hidden_size,
+        "num_layers": args.num_layers,
+        "cell": args.cell,
+        "components": args.components,
+    }
+
+
+def _frame_model_args(args: argparse.Namespace, dataset: BatchedDataset) -> dict[str, Any]:
+    frames, _ = dataset[torch.zeros(1, dtype=torch.int64)]
+    return {
+        "c_dim": frames.shape[2],
+        "channels": args.channels,
+        "n_blocks": int(math.log2(args.image_size // 4)),
+        "core": args.core,
+        "hidden_size": args.hidden_size,
+        "num_layers": args.num_layers,
+        "reach": args.reach,
+    }
+
+
 def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
     return {"loss": args.loss, "lr": args.lr}
 
@@ -165,7 +266,21 @@ def _vae_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _sequence_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
+    return {"lr": args.lr, "decay_steps": args.steps}
+
+
+def _predictor_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        **_sequence_trainer_args(args),
+        "context": args.context,
+        "teacher_forcing": args.teacher_forcing,
+        "forcing_steps": args.steps if args.forcing_steps is None else args.forcing_steps,
+    }
+
+
 def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, default_size: int) -> None:
+    parser.set_defaults(load=_load_images, picture="samples-{:06d}.png")
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="digits", metavar="NAME|FOLDER",
                        help="digits, mnist, fashion-mnist, cifar10, or a folder of images")  # fmt: skip
@@ -175,6 +290,33 @@ def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, defaul
     )
     add_data_root(group)
     group.add_argument("--download", action="store_true", help="allow torchvision to download a missing data set")
+
+
+def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_help: str) -> None:
+    group.add_argument("--hidden-size", type=at_least(1), metavar="N", default=hidden_size, help=hidden_help)
+    group.add_argument("--num-layers", type=at_least(1), metavar="N", default=2, help="recurrent layers")
+
+
+def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
+    """Add the data and the model of frame models."""
+    parser.set_defaults(load=_load_sequences)
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
+                       help="moving-digits, a folder of numbered frames or of clips, a video, a GIF")  # fmt: skip
+    group.add_argument("--frames", type=at_least(2), metavar="N", default=20, help="frames in a sequence")
+    group.add_argument("--image-size", type=conv_image_size, metavar="N", default=32,
+                       help="pixels a side: 8, 16, 32, 64 ...")  # fmt: skip
+    group.add_argument("--c-dim", type=int, choices=[1, 3],
+                       help="1 for grey, 3 for colour; default: 1 for moving digits, 3 for files")  # fmt: skip
+    group.add_argument("--speed", type=probability, nargs="+", metavar="X", default=[0.1],
+                       help="way of moving digits in a frame, as a share of their room; two: a range")  # fmt: skip
+    group = parser.add_argument_group("model")
+    group.add_argument("--core", choices=CORES, default="convlstm", help="recurrent network between frames")
+    group.add_argument("--channels", type=at_least(1), metavar="N", default=32,
+                       help="feature channels at half the resolution")  # fmt: skip
+    _add_recurrent(group, hidden_size=hidden_size, hidden_help="channels, or length, of the core's state")
+    group.add_argument("--reach", type=at_least(0), metavar="N", default=2,
+                       help="pixels that something can move in a frame; 0: make every pixel anew")  # fmt: skip
 
 
 def _add_model(parser: Parser, *, z_dim: int, z_help: str, channels: int | None = None) -> argparse._ArgumentGroup:
@@ -190,7 +332,7 @@ def _add_vae(parser: Parser) -> None:
     group = _add_training(
         parser,
         lr=1e-3,
-        lr_help="learning rate of Adam, at first: it falls to 0 along half a cosine",
+        lr_help=_DECAYING,
         steps=1500,
     )
     group.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli",
@@ -203,10 +345,13 @@ def _add_vae(parser: Parser) -> None:
     _add_output(parser)
 
 
-def _add_training(parser: Parser, *, lr: float, lr_help: str, steps: int) -> argparse._ArgumentGroup:
+def _add_training(
+    parser: Parser, *, lr: float, lr_help: str, steps: int, batch_size: int = 64
+) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=at_least(1), metavar="N", default=steps, help="steps to train")
-    group.add_argument("--batch-size", type=at_least(2), metavar="N", default=64, help="images in a batch")
+    group.add_argument("--batch-size", type=at_least(2), metavar="N", default=batch_size,
+                       help="images, or sequences, in a batch")  # fmt: skip
     group.add_argument("--lr", type=positive, metavar="X", default=lr, help=lr_help)
     add_seed_and_device(group)
     group.add_argument("--backend", choices=["auto", "native", "reference"], default=gf.get_backend(),

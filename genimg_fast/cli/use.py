@@ -1,4 +1,4 @@
-"""Commands that use a trained model: ``genimg-fast sample``, ``reconstruct``, ``interpolate`` and ``latent``."""
+"""Commands that use a trained model: ``genimg-fast sample``, ``reconstruct``, ``interpolate`` and others."""
 
 import argparse
 from collections.abc import Callable
@@ -16,11 +16,13 @@ from genimg_fast.cli.arguments import (
     add_seed_and_device,
     at_least,
     check_image_file,
+    positive,
 )
-from genimg_fast.data import ImageDataset, load_dataset
+from genimg_fast.data import ImageDataset, load_dataset, load_sequences
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import BaseVAE, interpolate_latents
-from genimg_fast.training import load_run, plot_latents, save_animation, save_grid
+from genimg_fast.models import BaseFrameModel, BaseVAE, FrameFiller, FramePredictor, RowRNN, interpolate_latents
+from genimg_fast.training import draw_known_frames, load_run, plot_latents, save_animation, save_grid
+from genimg_fast.training.sequence import filling_panels, prediction_panels
 
 _ANIMATIONS = (".gif", ".webp")
 
@@ -29,21 +31,25 @@ def add(commands: Any) -> None:
     """Add the commands."""
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str, out: str, out_help: str
-    ) -> Parser:
+        name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str, out: str | None,
+        out_help: str, commands: Any = commands,
+    ) -> Parser:  # fmt: skip
         new = add_command(commands, name, run, text, examples)
         new.add_argument("RUN", type=Path, help="run folder, or checkpoint")
-        new.add_argument("--out", type=Path, metavar="FILE", default=Path(out), help=out_help)
+        new.add_argument("--out", type=Path, metavar="FILE", default=out and Path(out), help=out_help)
         return new
 
     sample = command("sample", _sample, "Generate images with a trained model.", """
         genimg-fast sample runs/00000-dcgan-digits --n 64 --seed 1 --out grid.png
         genimg-fast sample runs/00001-cvae-digits --n 100
         genimg-fast sample runs/00001-cvae-digits --class 7
-    """, "grid.png", "image file to write")  # fmt: skip
-    sample.add_argument("--n", type=at_least(1), metavar="N", default=64, help="number of images")
+        genimg-fast sample runs/00002-frame-predictor-moving-digits --out prediction.webp
+    """, None, "image file to write; default: grid.png, or frames.gif")  # fmt: skip
+    sample.add_argument("--n", type=at_least(1), metavar="N",
+                        help="number of images, or of sequences; default: 64, or 8")  # fmt: skip
     sample.add_argument("--class", dest="class_name", metavar="NAME|N",
                         help="class to generate, of a class-conditional model; default: all in order")  # fmt: skip
+    _add_data(sample, "real sequences that a model of frames starts from")
     add_seed_and_device(sample)
 
     reconstruct = command("reconstruct", _reconstruct, "Show images, each beside its reconstruction.", """
@@ -73,15 +79,69 @@ def add(commands: Any) -> None:
     _add_data(latent)
     add_seed_and_device(latent)
 
+    text = "Edit sequences of frames, or images, with a trained model."
+    edit = commands.add_parser("edit", help=text, description=text)
+    edits = edit.add_subparsers(title="edits", metavar="EDIT", required=True)
 
-def _add_data(parser: Parser) -> None:
-    parser.add_argument("--data", metavar="NAME|FOLDER", help="real images; default: those of the training")
+    def sequence_edit(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, examples: str, out: str, n_help: str
+    ) -> Parser:
+        new = command(name, run, text, examples, out,
+                      "image file to write; .gif, .webp: an animation, else film strips", edits)  # fmt: skip
+        new.add_argument(
+            "--n", type=at_least(1), metavar="N", help="number of sequences; default: 8, if there are"
+        )
+        new.add_argument("--frames", type=at_least(1), metavar="N", help=n_help)
+        _add_data(new, "real sequences: a folder of frames, a video ...")
+        add_seed_and_device(new)
+        return new
+
+    continue_ = sequence_edit("continue", _continue, "Continue sequences, with a frame predictor.", """
+        genimg-fast edit continue runs/00000-frame-predictor-moving-digits --steps 20
+        genimg-fast edit continue runs/00000-frame-predictor-clips --data walk.gif --n 1 --out longer.gif
+    """, "continued.gif", "frames that are given; default: as many as in the training")  # fmt: skip
+    continue_.add_argument("--steps", type=at_least(1), metavar="N", default=10, help="frames to add")
+
+    fill = sequence_edit("fill", _fill, "Make missing or damaged frames anew, with a frame filler.", """
+        genimg-fast edit fill runs/00001-frame-filler-moving-digits --missing 5-8 12
+        genimg-fast edit fill runs/00001-frame-filler-clips --data scratched/ --n 1 --frames 40 --missing 17
+    """, "filled.gif", "frames in a sequence; default: as many as in the training")  # fmt: skip
+    fill.add_argument("--missing", type=_frame_range, nargs="+", metavar="N|N-M", required=True,
+                      help="frames to make anew, counted from 1")  # fmt: skip
+
+    retime = sequence_edit("retime", _retime, "Change the speed of sequences, with a frame filler.", """
+        genimg-fast edit retime runs/00001-frame-filler-moving-digits --speed 0.5
+        genimg-fast edit retime runs/00001-frame-filler-clips --data walk.gif --n 1 --speed 0.25 --out slow.gif
+    """, "retimed.gif", "frames in a sequence, before; default: as many as in the training")  # fmt: skip
+    retime.add_argument("--speed", type=positive, metavar="X", default=0.5,
+                        help="0.5: half the speed, with frames in between; 2: every other frame")  # fmt: skip
+
+    complete = command("complete", _complete, "Show images, each beside a completion of its upper rows.", """
+        genimg-fast edit complete runs/00000-row-rnn-digits --rows 6
+    """, "completed.png", "image file to write", edits)  # fmt: skip
+    complete.add_argument("--n", type=at_least(1), metavar="N", default=36, help="number of images")
+    complete.add_argument(
+        "--rows", type=at_least(0), metavar="N", help="rows that are given; default: half of them"
+    )
+    _add_data(complete)
+    add_seed_and_device(complete)
+
+
+def _add_data(parser: Parser, what: str = "real images") -> None:
+    parser.add_argument("--data", metavar="NAME|FOLDER", help=f"{what}; default: those of the training")
     add_data_root(parser)
 
 
 def _sample(args: argparse.Namespace) -> int:
-    check_image_file(args.parser, args.out)
+    if args.out is not None:
+        check_image_file(args.parser, args.out)
     model, config = _load(args)
+    if isinstance(model, BaseFrameModel):
+        return _sample_frames(args, model, config)
+    args.n = args.n or 64
+    args.out = args.out or Path("grid.png")
+    if not hasattr(model, "sample"):
+        args.parser.error(f"argument RUN: {config['model']} does not generate images")
     generator = torch.Generator().manual_seed(args.seed)
     if args.class_name is None:
         images = model.sample(args.n, generator=generator)
@@ -107,6 +167,8 @@ def _interpolate(args: argparse.Namespace) -> int:
         (a, labels), (b, _) = (_to(args, dataset[indices]) for indices in (first, second))
         class_labels = labels if model.num_classes > 0 else None
         images = model.interpolate(a, b, steps=args.steps, mode=args.mode, labels=class_labels)
+    elif not hasattr(model, "generator"):
+        args.parser.error(f"argument RUN: {config['model']} has no latents; this is for GANs and VAEs")
     else:
         generator = torch.Generator().manual_seed(args.seed)
         a, b = torch.randn(2, args.n, model.generator.z_dim, generator=generator).to(args.device)
@@ -116,6 +178,55 @@ def _interpolate(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() in _ANIMATIONS:
         return _write(args, lambda: save_animation(images, args.out))
     return _write(args, lambda: save_grid(images.flatten(0, 1), args.out, columns=args.steps))
+
+
+def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any]) -> int:
+    """Show real sequences beside what the model makes of them."""
+    if args.class_name is not None:
+        args.parser.error(f"argument --class: {config['model']} is not class-conditional")
+    args.out = args.out or Path("frames.gif")
+    frames = _sequences(args, model, config, config["frames"])
+    if isinstance(model, FramePredictor):
+        return _write_sequences(args, prediction_panels(model, frames, _context(config)))
+    known = draw_known_frames(*frames.shape[:2], generator=torch.Generator().manual_seed(args.seed))
+    return _write_sequences(args, filling_panels(model, frames, known))
+
+
+def _continue(args: argparse.Namespace) -> int:
+    model, config = _load_frame_model(args, FramePredictor)
+    frames = _sequences(args, model, config, args.frames or _context(config))
+    return _write_sequences(args, [torch.cat([frames, model.rollout(frames, args.steps)], 1)])
+
+
+def _fill(args: argparse.Namespace) -> int:
+    model, config = _load_frame_model(args, FrameFiller)
+    frames = _sequences(args, model, config, args.frames or config["frames"])
+    missing = {number for numbers in args.missing for number in numbers}
+    known = torch.tensor([number not in missing for number in range(1, frames.shape[1] + 1)], device=args.device)
+    if max(missing) > len(known) or not known.any():
+        args.parser.error(f"argument --missing: must leave some of the {len(known)} frames, and none behind them")
+    return _write_sequences(args, [model.fill(frames, known)])
+
+
+def _retime(args: argparse.Namespace) -> int:
+    model, config = _load_frame_model(args, FrameFiller)
+    frames = _sequences(args, model, config, args.frames or config["frames"])
+    with args.parser.blaming("--speed"):
+        retimed = model.retime(frames, args.speed)
+    return _write_sequences(args, [retimed])
+
+
+def _complete(args: argparse.Namespace) -> int:
+    check_image_file(args.parser, args.out)
+    model, config = _load(args)
+    if not isinstance(model, RowRNN):
+        args.parser.error(f"argument RUN: {config['model']} cannot complete images; this is for row-rnn")
+    rows = model.image_size // 2 if args.rows is None else args.rows
+    if rows >= model.image_size:
+        args.parser.error(f"argument --rows: must be below {model.image_size}, the height, got {rows}")
+    images, _ = _choose(args, _load_data(args, model, config))
+    completed = model.complete(images[:, :, :rows], generator=torch.Generator().manual_seed(args.seed))
+    return _write(args, lambda: save_grid(torch.cat([images, completed], dim=3), args.out))
 
 
 def _latent(args: argparse.Namespace) -> int:
@@ -140,12 +251,56 @@ def _load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:  # the attrib
     return model.to(args.device), config
 
 
-def _load_data(args: argparse.Namespace, model: BaseVAE, config: dict[str, Any]) -> ImageDataset:
+def _load_frame_model(args: argparse.Namespace, kind: type[BaseFrameModel]) -> tuple[Any, dict[str, Any]]:
+    check_image_file(args.parser, args.out)
+    model, config = _load(args)
+    if not isinstance(model, kind):
+        name = "frame-predictor" if kind is FramePredictor else "frame-filler"
+        args.parser.error(f"argument RUN: {config['model']} cannot do this; it takes a {name}")
+    return model, config
+
+
+def _context(config: dict[str, Any]) -> int:
+    """Find how many frames a frame predictor was given in the training."""
+    return config["context"] or max(1, config["frames"] // 2)
+
+
+def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any], frames: int) -> Tensor:
+    """Take ``--n`` sequences at random; of moving digits, with those that the training has not seen."""
+    with args.parser.blaming("--data"):
+        dataset = load_sequences(
+            args.data or config["data"], frames=frames, image_size=model.image_size, channels=model.c_dim,
+            speed=tuple(config["speed"]), train=False, seed=args.seed,
+        )  # fmt: skip
+    args.n = args.n or min(8, len(dataset))
+    if args.n > len(dataset):
+        args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of sequences")
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
+    return dataset[order[: args.n]][0].to(args.device)
+
+
+def _write_sequences(args: argparse.Namespace, panels: list[Tensor]) -> int:
+    """Write sequences of the same shape side by side, or as film strips one below the other."""
+    if args.out.suffix.lower() in _ANIMATIONS:
+        return _write(args, lambda: save_animation(torch.cat(panels, 4), args.out, bounce=False))
+    strips = torch.stack(panels, 1)
+    return _write(args, lambda: save_grid(strips.flatten(0, 2), args.out, columns=strips.shape[2]))
+
+
+def _frame_range(text: str) -> range:
+    """Read numbers of frames: ``7``, or ``5-8``."""
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or not (last.isdecimal() or not dash) or not 1 <= int(first) <= int(last or first):
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, or a range such as 5-8, got {text!r}")
+    return range(int(first), int(last or first) + 1)
+
+
+def _load_data(args: argparse.Namespace, model: BaseVAE | RowRNN, config: dict[str, Any]) -> ImageDataset:
     with args.parser.blaming("--data"):
         dataset = load_dataset(
             args.data or config["data"], image_size=model.image_size, channels=model.c_dim, root=args.data_root
         )
-    if 0 < model.num_classes < len(dataset.class_names):
+    if isinstance(model, BaseVAE) and 0 < model.num_classes < len(dataset.class_names):
         args.parser.error(
             f"argument --data: has {len(dataset.class_names)} classes, and the model knows {model.num_classes}"
         )

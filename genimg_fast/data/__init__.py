@@ -1,6 +1,15 @@
-"""Image data sets in memory, and reproducible batches from them."""
+"""Data sets of images and of sequences of images, and reproducible batches from them."""
 
-from genimg_fast.data.dataset import ImageDataset, batches
+from genimg_fast.data.dataset import BatchedDataset, ImageDataset, batches
+from genimg_fast.data.sequences import FrameFolders, MovingDigits, load_sequences
 from genimg_fast.data.sources import load_dataset
 
-__all__ = ["ImageDataset", "batches", "load_dataset"]
+__all__ = [
+    "BatchedDataset",
+    "FrameFolders",
+    "ImageDataset",
+    "MovingDigits",
+    "batches",
+    "load_dataset",
+    "load_sequences",
+]

@@ -1,10 +1,27 @@
 """An image data set that lives in memory as one tensor, and reproducible batches from it."""
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+
+class BatchedDataset(Protocol):
+    """What :func:`batches` needs: a data set that is indexed with a whole batch of indices."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Get images, or sequences of images, and labels."""
+
+    def to(self, device: torch.device | str) -> "BatchedDataset":
+        """Get the same data on another device."""
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -52,6 +69,11 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels
         self.class_names = list(class_names)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images are."""
+        return self.images.device
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -72,7 +94,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def batches(
-    dataset: ImageDataset, batch_size: int, *, seed: int = 0, start: int = 0
+    dataset: BatchedDataset, batch_size: int, *, seed: int = 0, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over shuffled batches, epoch after epoch, without end.
 
@@ -81,13 +103,14 @@ def batches(
     statistics of batch norm would be taken over fewer images.
 
     Args:
-        dataset: The images.
-        batch_size: Images in a batch.
+        dataset: The images, or sequences of images.
+        batch_size: Images, or sequences, in a batch.
         seed: Decides the order.
         start: Number of batches to skip.
 
     Yields:
-        Images in [-1, 1] of shape (batch_size, channels, height, width) and labels of shape (batch_size,).
+        What the data set returns for ``batch_size`` indices: images in [-1, 1] of shape (batch_size, channels,
+        height, width) and labels of shape (batch_size,) for an :class:`ImageDataset`.
 
     Raises:
         ValueError: If a batch is larger than the data set.
@@ -104,14 +127,14 @@ def batches(
 
 
 def _batches(
-    dataset: ImageDataset, batch_size: int, generator: torch.Generator, start: int
+    dataset: BatchedDataset, batch_size: int, generator: torch.Generator, start: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     per_epoch = len(dataset) // batch_size
     for _ in range(start // per_epoch):
         torch.randperm(len(dataset), generator=generator)
     first = start % per_epoch
     while True:
-        order = torch.randperm(len(dataset), generator=generator).to(dataset.images.device)
+        order = torch.randperm(len(dataset), generator=generator).to(dataset.device)
         for batch in range(first, per_epoch):
             yield dataset[order[batch * batch_size : (batch + 1) * batch_size]]
         first = 0

@@ -6,6 +6,7 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,8 +93,7 @@ _SOURCES: dict[str, Callable[[Path, bool], ImageDataset]] = {
 
 
 def _folder(folder: Path, image_size: int, channels: int | None) -> ImageDataset:
-    Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
-    suffixes = set(Image.registered_extensions())
+    suffixes = image_suffixes()
     by_class = [
         (entry.name, sorted(f for f in entry.rglob("*") if f.suffix.lower() in suffixes))
         for entry in sorted(folder.iterdir())
@@ -107,17 +107,32 @@ def _folder(folder: Path, image_size: int, channels: int | None) -> ImageDataset
 
     images, labels = [], []
     for label, (_, files) in enumerate(by_class):
-        for file in files:
-            try:
-                with Image.open(file) as opened:
-                    image = opened.convert("L" if channels == 1 else "RGB")
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-                raise ValueError(f"cannot read image {file}: {error}") from error
-            image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-            images.append(pixels.view(image_size, image_size, -1).permute(2, 0, 1))
-            labels.append(label)
+        images += [read_image(file, image_size, channels) for file in files]
+        labels += [label] * len(files)
     return ImageDataset(torch.stack(images), torch.tensor(labels), class_names=[name for name, _ in by_class])
+
+
+def image_suffixes() -> set[str]:
+    """Get the endings of the image files that Pillow reads, in lower case."""
+    return set(optional_import("PIL.Image").registered_extensions())
+
+
+def read_image(file: Path, image_size: int, channels: int | None) -> Tensor:
+    """Read an image file as bytes; see :func:`to_pixels`."""
+    try:
+        with optional_import("PIL.Image").open(file) as opened:
+            return to_pixels(opened, image_size, channels)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
+        raise ValueError(f"cannot read image {file}: {error}") from error
+
+
+def to_pixels(image: Any, image_size: int, channels: int | None) -> Tensor:
+    """Crop an image of Pillow's to a square and resize it: bytes of shape (channels, image_size, image_size)."""
+    Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image_size, image_size, -1).permute(2, 0, 1)
 
 
 def _to_bytes(images: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from genimg_fast.losses.elbo import (
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
     importance_weighted_bound,
+    logistic_log_likelihood,
     negative_elbo,
     warmup_beta,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "bernoulli_log_likelihood",
     "gaussian_log_likelihood",
     "importance_weighted_bound",
+    "logistic_log_likelihood",
     "negative_elbo",
     "warmup_beta",
 ]

@@ -27,7 +27,7 @@ from torch import Tensor
 from genimg_fast import nn, ops
 from genimg_fast._evaluating import evaluating
 from genimg_fast.losses.elbo import bernoulli_log_likelihood, gaussian_log_likelihood
-from genimg_fast.models.common import check_sizes
+from genimg_fast.models.common import check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.registry import register_model
 
 LIKELIHOODS = ("bernoulli", "gaussian", "mse")
@@ -347,8 +347,8 @@ class VAE(BaseVAE):
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=4 * 2**n_blocks, likelihood=likelihood)
-        self.encoder = _conv_encoder(c_dim, channels, n_blocks, 2 * z_dim)
-        self.decoder = _conv_decoder(z_dim, channels, n_blocks, c_dim)
+        self.encoder = conv_encoder(c_dim, channels, n_blocks, 2 * z_dim)
+        self.decoder = conv_decoder(z_dim, channels, n_blocks, c_dim)
 
 
 @register_model("cvae")
@@ -395,8 +395,8 @@ class ConditionalVAE(BaseVAE):
             z_dim=z_dim, c_dim=c_dim, image_size=image_size, likelihood=likelihood, num_classes=num_classes
         )
         self.class_channel = nn.Embedding(num_classes, image_size**2)
-        self.encoder = _conv_encoder(c_dim + 1, channels, n_blocks, 2 * z_dim)
-        self.decoder = _conv_decoder(z_dim + num_classes, channels, n_blocks, c_dim)
+        self.encoder = conv_encoder(c_dim + 1, channels, n_blocks, 2 * z_dim)
+        self.decoder = conv_decoder(z_dim + num_classes, channels, n_blocks, c_dim)
 
     def _moments(self, images: Tensor, labels: Tensor | None) -> Tensor:
         channel = self.class_channel(labels).view(-1, 1, self.image_size, self.image_size)
@@ -445,38 +445,6 @@ class MLPVAE(BaseVAE):
         pixels = c_dim * image_size**2
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp([pixels, *hidden, 2 * z_dim]))
         self.decoder = nn.Sequential(*_mlp([z_dim, *reversed(hidden), pixels]))
-
-
-def _conv_encoder(in_channels: int, channels: int, n_blocks: int, out_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for width in (channels * 2**block for block in range(n_blocks - 1)):
-        layers += [
-            nn.Conv2d(width, width * 2, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width * 2),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
-    return nn.Sequential(*layers, nn.Conv2d(channels * 2 ** (n_blocks - 1), out_channels, 4))
-
-
-def _conv_decoder(in_channels: int, channels: int, n_blocks: int, out_channels: int) -> nn.Sequential:
-    width = channels * 2 ** (n_blocks - 1)
-    layers: list[nn.Module] = [
-        nn.Unflatten(1, (in_channels, 1, 1)),
-        nn.ConvTranspose2d(in_channels, width, 4, bias=False),
-        nn.BatchNorm2d(width),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for _ in range(n_blocks - 1):
-        layers += [
-            nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(width // 2),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
-        width //= 2
-    return nn.Sequential(*layers, nn.ConvTranspose2d(channels, out_channels, 4, stride=2, padding=1))
 
 
 def _mlp(widths: Sequence[int]) -> list[nn.Module]:

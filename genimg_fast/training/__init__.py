@@ -4,14 +4,25 @@ from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Trainer, fit
 from genimg_fast.training.pictures import plot_latents, save_animation, save_grid
 from genimg_fast.training.run import RunFolder, load_checkpoint, load_model, load_run
+from genimg_fast.training.sequence import (
+    FrameFillerTrainer,
+    FramePredictorTrainer,
+    RowRNNTrainer,
+    draw_known_frames,
+    teacher_forcing_probability,
+)
 from genimg_fast.training.vae import VAETrainer
 
 __all__ = [
+    "FrameFillerTrainer",
+    "FramePredictorTrainer",
     "GANTrainer",
     "NonFiniteLossError",
+    "RowRNNTrainer",
     "RunFolder",
     "Trainer",
     "VAETrainer",
+    "draw_known_frames",
     "fit",
     "load_checkpoint",
     "load_model",
@@ -19,4 +30,5 @@ __all__ = [
     "plot_latents",
     "save_animation",
     "save_grid",
+    "teacher_forcing_probability",
 ]

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genimg_fast.data import ImageDataset, batches
+from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
 from genimg_fast.training.run import RunFolder
 
@@ -26,10 +26,10 @@ class Trainer(Protocol):
     curves: Sequence[Sequence[str]]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Train on one batch; return scalars to log."""
+        """Train on one batch, of images or of sequences; return scalars to log."""
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make images to look at, by name, from the same random numbers and real images every time."""
+        """Make images or sequences to look at, by name, from the same random numbers and real ones each time."""
 
     def state_dict(self) -> dict[str, Any]:
         """Get all that training changes."""
@@ -44,7 +44,7 @@ class NonFiniteLossError(RuntimeError):
 
 def fit(
     trainer: Trainer,
-    dataset: ImageDataset,
+    dataset: BatchedDataset,
     *,
     steps: int,
     batch_size: int = 64,
@@ -63,9 +63,9 @@ def fit(
 
     Args:
         trainer: What to train.
-        dataset: Real images, of the size and channels that the model takes.
+        dataset: Real images, or sequences of them, of the size and channels that the model takes.
         steps: Number of the last step.
-        batch_size: Images in a batch.
+        batch_size: Images, or sequences, in a batch.
         seed: Decides the order of the images.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
@@ -76,7 +76,7 @@ def fit(
         on_step: Called after every step with its number, from 1, and what it returned.
 
     Returns:
-        The rows of statistics: number of a step, means since the row before, and images per second.
+        The rows of statistics: number of a step, means since the row before, and images, or frames, per second.
 
     Raises:
         ValueError: If a number is out of range.
@@ -100,11 +100,14 @@ def fit(
     dataset = dataset.to(trainer.device)
     stream = batches(dataset, batch_size, seed=seed, start=trainer.steps_done)
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
+    if real_images.ndim == 5:  # sequences are long to look at
+        real_images, real_labels = real_images[::4], real_labels[::4]
     if run is not None:
-        run.save_grid("real.png", real_images)
+        run.save_images("real", real_images)
 
     history: list[dict[str, float]] = []
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
+    batch_images = batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
     trainer.model.train()
     done = trainer.steps_done >= steps
     with _deferred_interrupt() as interrupted, _progress_bar(progress, trainer.steps_done, steps) as bar:
@@ -122,7 +125,7 @@ def fit(
                 continue
 
             row = _summarise(pending, step, run)
-            row["images_per_s"] = len(pending) * batch_size / (time.perf_counter() - clock)
+            row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
             history.append(row)
             if bar is not None:
                 bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
@@ -137,7 +140,7 @@ def fit(
                     run.save_checkpoint({**trainer.state_dict(), "rng": _rng_state(), "config": run.config})
                 if sample_due:
                     for name, images in trainer.pictures(real_images, real_labels).items():
-                        run.save_grid(f"{name}-{step:06d}.png", images)
+                        run.save_images(f"{name}-{step:06d}", images)
                     run.plot(history, trainer.curves)
             clock = time.perf_counter()  # the time for the files is not that of the steps
     if trainer.steps_done < steps:

@@ -31,13 +31,17 @@ def save_grid(images: Tensor, path: str | Path, *, columns: int | None = None) -
     )
 
 
-def save_animation(frames: Tensor, path: str | Path, *, milliseconds: int = 100) -> None:
-    """Write images that change together as an animated grid, played forth and back without end.
+def save_animation(
+    frames: Tensor, path: str | Path, *, milliseconds: int = 100, columns: int | None = None, bounce: bool = True
+) -> None:
+    """Write images that change together as an animated grid, played without end.
 
     Args:
         frames: Images in [-1, 1], of shape (n, frames, channels, height, width); each of the n has its place.
         path: The file; its ending, ``.gif`` or ``.webp``, decides the format.
         milliseconds: How long a frame is shown.
+        columns: Images in a row; by default the grid is as square as can be.
+        bounce: Whether to play forth and back instead of from the beginning again.
 
     Raises:
         OSError: If the file cannot be written.
@@ -52,11 +56,12 @@ def save_animation(frames: Tensor, path: str | Path, *, milliseconds: int = 100)
     from_array = optional_import("PIL.Image").fromarray
     images = []
     for frame in frames.detach().float().cpu().unbind(1):
-        grid = make_grid(frame, nrow=_square(frame), padding=2, normalize=True, value_range=(-1, 1))
+        grid = make_grid(frame, nrow=columns or _square(frame), padding=2, normalize=True, value_range=(-1, 1))
         grid = grid.mul(255).round().byte().permute(1, 2, 0).numpy()
         # torchvision makes grey images RGB, of which Pillow would keep 256 colours that it thinks fit.
         images.append(from_array(grid[:, :, 0] if frame.shape[1] == 1 else grid))
-    images += images[-2:0:-1]
+    if bounce:
+        images += images[-2:0:-1]
     images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
 
 

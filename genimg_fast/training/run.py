@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import create_model
-from genimg_fast.training.pictures import save_grid
+from genimg_fast.training.pictures import save_animation, save_grid
 
 
 class RunFolder:
     """A numbered folder with everything about one training run.
 
     It holds ``config.json``, ``stats.jsonl`` (one JSON object a line), ``real.png``, ``samples-<step>.png`` and
-    other pictures of the trainer's, ``losses.png`` and ``checkpoint.pt``.
+    other pictures of the trainer's (``.gif`` for sequences), ``losses.png`` and ``checkpoint.pt``.
 
     Args:
         path: An existing folder.
@@ -75,9 +75,15 @@ class RunFolder:
         with open(self.path / "stats.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def save_grid(self, name: str, images: Tensor) -> None:
-        """Write images in [-1, 1], of shape (n, channels, height, width), as a grid called ``name``."""
-        save_grid(images, self.path / name)
+    def save_images(self, name: str, images: Tensor) -> None:
+        """Write images in [-1, 1] as ``name.png``, a grid, or sequences of them as ``name.gif``, an animated one.
+
+        Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width).
+        """
+        if images.ndim == 5:
+            save_animation(images, self.path / f"{name}.gif", bounce=False)
+        else:
+            save_grid(images, self.path / f"{name}.png")
 
     def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
         """Draw what the rows hold over their steps, as ``losses.png``; ``panels`` are the names drawn together."""

@@ -11,6 +11,10 @@ SMALL_MODELS = {
     "vae": {**CONVOLUTIONAL, "likelihood": "gaussian"},
     "cvae": {"num_classes": 3, **CONVOLUTIONAL, "likelihood": "gaussian"},
     "mlp-vae": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12,), "likelihood": "gaussian"},
+    "rnn": {"hidden_size": 8},
+    "frame-predictor": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "frame-filler": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "row-rnn": {"c_dim": 2, "image_size": 16, "hidden_size": 8},
 }
 
 
@@ -20,11 +24,26 @@ def negative_elbo(model: gf.models.BaseVAE, device: str, labels: torch.Tensor | 
     return gf.losses.negative_elbo(model.log_likelihood(images, output.reconstruction), output.kl).loss
 
 
+def row_likelihood(model: gf.models.RowRNN, device: str) -> torch.Tensor:
+    images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
+    return model.log_likelihood(images, model(images))
+
+
+def frames(device: str) -> torch.Tensor:
+    return torch.rand(2, 5, 2, 16, 16, device=device) * 2 - 1
+
+
 RUN = {
     "dcgan": lambda model, device: model.discriminator(model(torch.randn(4, 8, device=device))),
     "vae": negative_elbo,
     "cvae": lambda model, device: negative_elbo(model, device, torch.tensor([0, 1, 2, 0])),
     "mlp-vae": negative_elbo,
+    "rnn": lambda model, device: model(torch.randn(6, 4, 3, device=device)).output,
+    "frame-predictor": lambda model, device: model(frames(device)).decoded,
+    "frame-filler": lambda model, device: (
+        model(frames(device), torch.tensor([True, False, True, False, True], device=device)).decoded
+    ),
+    "row-rnn": row_likelihood,
 }
 
 

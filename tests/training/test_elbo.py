@@ -10,6 +10,7 @@ from genimg_fast.losses import (
     bernoulli_log_likelihood,
     gaussian_log_likelihood,
     importance_weighted_bound,
+    logistic_log_likelihood,
     negative_elbo,
     warmup_beta,
 )
@@ -164,3 +165,26 @@ def test_importance_weighted_bound_of_a_conditional_model(device: str) -> None:
     assert bound.isfinite().all()
     assert not bound.requires_grad
     assert model.training
+
+
+def test_logistic_log_likelihood_is_a_distribution_over_bytes() -> None:
+    levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(256, 1)
+    for mean, log_scale in ((0.3, -3.0), (-1.0, -6.0), (1.4, -1.0), (0.0, 2.0)):
+        each = [torch.full_like(levels, value) for value in (mean, log_scale)]
+        log_likelihood = logistic_log_likelihood(levels, *each)
+        assert log_likelihood.exp().sum().item() == pytest.approx(1)
+        inside = torch.sigmoid((levels + 1 / 255 - mean) / math.exp(log_scale))
+        inside = (inside - torch.sigmoid((levels - 1 / 255 - mean) / math.exp(log_scale)))[1:-1, 0]
+        torch.testing.assert_close(log_likelihood.exp()[1:-1], inside, rtol=1e-6, atol=1e-12)
+
+
+def test_logistic_log_likelihood_far_from_the_mean() -> None:
+    # In float32 both logistic functions round to 1 there.
+    images = torch.full((2, 1, 1, 1), 126 / 127.5, requires_grad=True)
+    value = logistic_log_likelihood(images, torch.full_like(images, -1.0), torch.full_like(images, -3.0))
+    value.sum().backward()
+    expected = -((126 / 127.5 + 1) - 1 / 255) * math.exp(3) + math.log(1 - math.exp(-2 / 255 * math.exp(3)))
+    assert value[0].item() == pytest.approx(expected, rel=1e-5)
+    assert images.grad.isfinite().all()
+    with pytest.raises(ValueError, match="log_scale"):
+        logistic_log_likelihood(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 2))

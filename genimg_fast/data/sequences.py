@@ -1,0 +1,333 @@
+"""Sequences of images: bouncing digits generated on the fly, folders of numbered frames, video files."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from genimg_fast.data.optional import optional_import
+from genimg_fast.data.sources import image_suffixes, load_dataset, read_image, to_pixels
+
+SequenceIndex = int | slice | Tensor
+
+
+class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
+    """Sequences of real handwritten digits that move in a frame and bounce off its sides, made when asked for.
+
+    The protocol of Moving MNIST (Srivastava et al. 2015, https://arxiv.org/abs/1502.04681), with the 1,797 digits
+    that come with scikit-learn in place of MNIST: two digits of 28 pixels in frames of 64x64, each at a random
+    place and in a random direction, 20 frames of which the first 10 are there to be seen and the others to be
+    predicted. Where digits overlap, the brighter pixel shows. A sequence depends on ``seed`` and its index alone,
+    whichever worker makes it; a fifth of the digits, the same ones for every seed, is in test sequences only.
+
+    Args:
+        length: Number of sequences.
+        frames: Frames in a sequence.
+        image_size: Height and width of a frame, in pixels.
+        digit_size: Height and width of a digit, in pixels; by default 7/16 of the frame's, as in the paper.
+        digits: Number of digits in a frame.
+        speed: Way in a frame, as a share of the room that a digit has: one number, or the lowest and the highest
+            of a range that each digit's is drawn from.
+        channels: 1 (grey) or 3 (RGB).
+        train: Whether to take the training digits; else those held out.
+        seed: Decides everything else.
+
+    Raises:
+        ValueError: If a number is out of range.
+        ImportError: If scikit-learn is missing.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> data = gf.data.MovingDigits(image_size=32, seed=1)
+        >>> frames, labels = data[torch.tensor([4, 2])]
+        >>> frames.shape, labels.shape
+        (torch.Size([2, 20, 1, 32, 32]), torch.Size([2, 2]))
+        >>> torch.equal(data[2][0], frames[1])
+        True
+    """
+
+    def __init__(
+        self,
+        length: int = 10_000,
+        *,
+        frames: int = 20,
+        image_size: int = 64,
+        digit_size: int | None = None,
+        digits: int = 2,
+        speed: float | tuple[float, float] = 0.1,
+        channels: int = 1,
+        train: bool = True,
+        seed: int = 0,
+    ) -> None:
+        digit_size = image_size * 7 // 16 if digit_size is None else digit_size
+        _at_least_1(length=length, frames=frames, digits=digits, digit_size=digit_size)
+        if digit_size >= image_size:
+            raise ValueError(f"digit_size must be below image_size, {image_size}, got {digit_size}")
+        slowest, fastest = (speed, speed) if isinstance(speed, (int, float)) else speed
+        if not 0 <= slowest <= fastest <= 1:
+            raise ValueError(f"speed must be a number, or a range, within 0..1, got {speed}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        if seed < 0:
+            raise ValueError(f"seed must be at least 0, got {seed}")
+        pool = load_dataset("digits", image_size=digit_size)
+        order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
+        held_out = len(pool) // 5
+        used = order[held_out:] if train else order[:held_out]
+        self.images, self.labels = pool.images[used, 0], pool.labels[used]
+        self.length, self.frames, self.image_size, self.digits = length, frames, image_size, digits
+        self.speed, self.channels, self.train, self.seed = (slowest, fastest), channels, train, seed
+        self.device = torch.device("cpu")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: SequenceIndex) -> tuple[Tensor, Tensor]:
+        """Make sequences.
+
+        Args:
+            index: One index, a slice, or a tensor of indices.
+
+        Returns:
+            float32 frames in [-1, 1], of shape (batch, frames, channels, image_size, image_size), and the digits'
+            classes, int64 of shape (batch, digits); without the first dimension for a single index.
+
+        Raises:
+            IndexError: If there is no such sequence.
+        """
+        indices, single = _indices(index, self.length)
+        room = self.images.shape[-1]
+        drawn = [self._draw(i) for i in indices]
+        chosen = torch.from_numpy(np.stack([d[0] for d in drawn])) if drawn else torch.zeros(0, self.digits).long()
+        corners = torch.from_numpy(np.stack([d[1] for d in drawn])) if drawn else torch.zeros(0, self.frames, 1, 2)
+        canvas = torch.zeros(len(indices) * self.frames, self.image_size, self.image_size, dtype=torch.uint8)
+        first = torch.arange(len(canvas)).view(-1, 1, 1) * self.image_size**2
+        offsets = torch.arange(room).view(-1, 1) * self.image_size + torch.arange(room)
+        for digit in range(self.digits if drawn else 0):
+            row, column = corners[:, :, digit].reshape(-1, 2, 1, 1).unbind(1)
+            pixels = first + row * self.image_size + column + offsets
+            patches = self.images[chosen[:, digit]].repeat_interleave(self.frames, 0)
+            canvas.put_(pixels, torch.maximum(canvas.take(pixels), patches))
+        frames = canvas.view(len(indices), self.frames, 1, self.image_size, self.image_size).to(self.device)
+        frames = frames.float().div_(127.5).sub_(1).expand(-1, -1, self.channels, -1, -1)
+        labels = self.labels[chosen].to(self.device)
+        return (frames[0], labels[0]) if single else (frames, labels)
+
+    def to(self, device: torch.device | str) -> "MovingDigits":
+        """Get the same sequences on another device; they are made on the CPU all the same."""
+        moved = object.__new__(MovingDigits)
+        moved.__dict__.update(self.__dict__, device=torch.device(device))
+        return moved
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the digits of a sequence, (digits,), and their upper left corners, (frames, digits, 2)."""
+        random = np.random.default_rng((self.seed, self.train, index))
+        chosen = random.integers(len(self.images), size=self.digits)
+        room = self.image_size - self.images.shape[-1]
+        start = random.uniform(0, room, (self.digits, 2))
+        angle = random.uniform(0, 2 * np.pi, self.digits)
+        way = random.uniform(*self.speed, self.digits) * room
+        velocity = np.stack([way * np.sin(angle), way * np.cos(angle)], axis=1)
+        straight = start + np.arange(self.frames).reshape(-1, 1, 1) * velocity
+        # The path of something that bounces is a straight one, folded.
+        folded = room - np.abs(straight % (2 * room) - room)
+        return chosen, np.rint(folded).astype(np.int64)
+
+
+class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
+    """Sequences cut from clips in memory: folders of numbered frames, animated images, video files.
+
+    ``path`` is one clip or a folder of clips. Frames are sorted by the numbers in their names (``2.png`` before
+    ``10.png``), cropped to a square and resized by antialiased bicubic interpolation. A sequence is a window that
+    slides along a clip.
+
+    Args:
+        path: A folder of images, which are the frames of one clip; a folder whose subfolders or video files are
+            one clip each; or a file: an animated GIF or WebP, or a video, for which PyAV is needed.
+        frames: Frames in a sequence.
+        image_size: Height and width, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        stride: Frames between the beginnings of two sequences.
+
+    Raises:
+        ValueError: If there is no clip of enough frames, a file cannot be read, or a number is out of range.
+        FileNotFoundError: If there is nothing at ``path``.
+        ImportError: If a package is missing that reads the files.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> for number in range(12):
+        ...     gf.training.save_grid(torch.zeros(1, 1, 8, 8), f"frame{number}.png")
+        >>> data = gf.data.FrameFolders(".", frames=10, image_size=8)
+        >>> len(data), data[0][0].shape
+        (3, torch.Size([10, 3, 8, 8]))
+    """
+
+    def __init__(
+        self, path: str | Path, *, frames: int = 20, image_size: int = 64, channels: int = 3, stride: int = 1
+    ) -> None:
+        _at_least_1(frames=frames, image_size=image_size, stride=stride)
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        path = Path(path)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}")
+        clips = {name: torch.stack(list(clip)) for name, clip in _clips(path, image_size, channels)}
+        if not clips:
+            raise ValueError(f"no frames in {path}")
+        self.clips = {name: clip for name, clip in clips.items() if len(clip) >= frames}
+        if not self.clips:
+            longest = max(len(clip) for clip in clips.values())
+            raise ValueError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
+        self.frames, self.stride = frames, stride
+        self._ends = list(accumulate((len(clip) - frames) // stride + 1 for clip in self.clips.values()))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the frames are."""
+        return next(iter(self.clips.values())).device
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: SequenceIndex) -> tuple[Tensor, Tensor]:
+        """Get sequences.
+
+        Args:
+            index: One index, a slice, or a tensor of indices.
+
+        Returns:
+            float32 frames in [-1, 1], of shape (batch, frames, channels, image_size, image_size), and the number
+            of each one's clip, int64 of shape (batch,); without the first dimension for a single index.
+
+        Raises:
+            IndexError: If there is no such sequence.
+        """
+        indices, single = _indices(index, len(self))
+        clips, windows, labels = list(self.clips.values()), [], []
+        for i in indices:
+            label = bisect_right(self._ends, i)
+            first = (i - (self._ends[label - 1] if label else 0)) * self.stride
+            windows.append(clips[label][first : first + self.frames])
+            labels.append(label)
+        frames = torch.stack(windows) if windows else clips[0][: self.frames].unsqueeze(0)[:0]
+        frames = frames.float().div_(127.5).sub_(1)
+        clip = torch.tensor(labels, dtype=torch.int64, device=frames.device)
+        return (frames[0], clip[0]) if single else (frames, clip)
+
+    def to(self, device: torch.device | str) -> "FrameFolders":
+        """Get the same data on another device."""
+        moved = object.__new__(FrameFolders)
+        moved.__dict__.update(self.__dict__, clips={name: clip.to(device) for name, clip in self.clips.items()})
+        return moved
+
+
+def load_sequences(
+    name_or_path: str | Path,
+    *,
+    frames: int,
+    image_size: int,
+    channels: int | None = None,
+    speed: float | tuple[float, float] = 0.1,
+    train: bool = True,
+    seed: int = 0,
+) -> MovingDigits | FrameFolders:
+    """Load, or make, sequences of images at the size and with the number of channels that a model takes.
+
+    Args:
+        name_or_path: ``"moving-digits"``, or what :class:`FrameFolders` reads: a folder or a file.
+        frames: Frames in a sequence.
+        image_size: Height and width, in pixels.
+        channels: 1 (grey) or 3 (RGB); by default, 1 for moving digits and 3 for files.
+        speed: How fast digits move; see :class:`MovingDigits`.
+        train: Whether to take the digits that are for training. Files are not split.
+        seed: Of moving digits.
+
+    Returns:
+        The sequences, on the CPU.
+
+    Raises:
+        ValueError: If nothing has this name, no clip has enough frames, or a file cannot be read.
+        ImportError: If a package that the source needs is missing.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> gf.data.load_sequences("moving-digits", frames=10, image_size=32)[0][0].shape
+        torch.Size([10, 1, 32, 32])
+    """
+    if str(name_or_path) == "moving-digits":
+        return MovingDigits(
+            frames=frames, image_size=image_size, channels=channels or 1, speed=speed, train=train, seed=seed
+        )
+    if not Path(name_or_path).exists():
+        raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a file nor moving-digits")
+    return FrameFolders(name_or_path, frames=frames, image_size=image_size, channels=channels or 3)
+
+
+def _at_least_1(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def _indices(index: SequenceIndex, length: int) -> tuple[list[int], bool]:
+    """Turn what a data set is indexed with into numbers from 0 on; tell if it was a single one."""
+    if isinstance(index, slice):
+        return list(range(*index.indices(length))), False
+    single = not isinstance(index, Tensor) or index.ndim == 0
+    indices = [int(i) for i in (index.tolist() if isinstance(index, Tensor) and not single else [index])]
+    for i in indices:
+        if not -length <= i < length:
+            raise IndexError(f"index {i} is out of range for {length} sequences")
+    return [i % length for i in indices], single
+
+
+def _natural(path: Path) -> list[Any]:
+    """Get a key that sorts numbers in names by their value."""
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _clips(path: Path, image_size: int, channels: int) -> Iterator[tuple[str, Iterable[Tensor]]]:
+    """Yield name and frames, as bytes, of each clip that has any."""
+    if path.is_file():
+        yield path.name, _read_file(path, image_size, channels)
+        return
+    entries = sorted(path.iterdir(), key=_natural)
+    suffixes = image_suffixes()
+    frames = [entry for entry in entries if entry.suffix.lower() in suffixes]
+    if frames:
+        yield path.name, (read_image(frame, image_size, channels) for frame in frames)
+        return
+    for entry in entries:
+        if entry.is_dir():
+            frames = sorted((f for f in entry.iterdir() if f.suffix.lower() in suffixes), key=_natural)
+            if frames:
+                yield entry.name, (read_image(frame, image_size, channels) for frame in frames)
+        elif entry.suffix.lower() in _VIDEOS:
+            yield entry.name, _read_file(entry, image_size, channels)
+
+
+_VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
+
+
+def _read_file(file: Path, image_size: int, channels: int) -> Iterator[Tensor]:
+    """Yield the frames of an animated image or of a video."""
+    if file.suffix.lower() in image_suffixes():
+        with optional_import("PIL.Image").open(file) as opened:
+            for image in optional_import("PIL.ImageSequence").Iterator(opened):
+                yield to_pixels(image, image_size, channels)
+        return
+    av = optional_import("av", "video")
+    try:
+        with av.open(str(file)) as container:
+            for frame in container.decode(video=0):
+                yield to_pixels(frame.to_image(), image_size, channels)
+    except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
+        raise ValueError(f"cannot read video {file}: {error}") from error

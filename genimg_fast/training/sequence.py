@@ -1,0 +1,365 @@
+"""One training step of the models of sequences."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genimg_fast.losses import bernoulli_log_likelihood
+
+
+def teacher_forcing_probability(step: int, steps: int, final: float = 0.0) -> float:
+    """Lower the probability that a true frame goes in, linearly from 1: scheduled sampling.
+
+    Bengio et al. 2015, https://arxiv.org/abs/1506.03099.
+
+    Args:
+        step: Number of the step of training, from 1.
+        steps: Number of the step at which the last probability is reached; 0 for that one from the beginning.
+        final: The last probability.
+
+    Returns:
+        The probability at this step.
+
+    Example:
+        >>> [teacher_forcing_probability(step, steps=4, final=0.2) for step in (1, 2, 4, 100)]
+        [0.8, 0.6, 0.2, 0.2]
+    """
+    return round(1 - (1 - final) * min(1.0, step / steps), 12) if steps > 0 else final
+
+
+def draw_known_frames(batch: int, steps: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Draw which frames a :class:`genimg_fast.models.FrameFiller` is to see: the first, the last, and some others.
+
+    For every other sequence these are at equal distances, 2 to 4, as when a clip is slowed down; for the rest each
+    frame is missing with a probability that is drawn first, between 0 and 0.9.
+
+    Args:
+        batch: Number of sequences.
+        steps: Frames in each.
+        generator: Source of the random numbers, on the CPU; PyTorch's global one by default.
+
+    Returns:
+        True for a frame to be seen, of shape (batch, steps), on the CPU.
+
+    Example:
+        >>> import torch
+        >>> draw_known_frames(2, 7, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 7])
+    """
+    distance = torch.randint(2, 5, (batch, 1), generator=generator)
+    missing = 0.9 * torch.rand(batch, 1, generator=generator)
+    known = torch.rand(batch, steps, generator=generator) >= missing
+    known[::2] = (torch.arange(steps) % distance == 0)[::2]
+    known[:, 0] = known[:, -1] = True
+    return known
+
+
+def prediction_panels(model: Any, frames: Tensor, context: int) -> list[Tensor]:
+    """Get sequences, and their first ``context`` frames as the model continues them, of the same shape."""
+    given = frames[:, :context]
+    return [frames, torch.cat([given, model.rollout(given, frames.shape[1] - context)], 1)]
+
+
+def filling_panels(model: Any, frames: Tensor, known: Tensor) -> list[Tensor]:
+    """Get sequences, the same with grey for what is missing, and as the model fills them; all of one shape."""
+    known = known.to(frames.device).expand(frames.shape[:2])
+    return [frames, frames * known.view(*known.shape, 1, 1, 1), model.fill(frames, known)]
+
+
+class _SequenceTrainer:
+    """What the trainers here have in common: Adam, and what a checkpoint holds."""
+
+    def __init__(self, model: Any, *, lr: float, decay_steps: int, betas: tuple[float, float], seed: int) -> None:
+        if decay_steps < 0:
+            raise ValueError(f"decay_steps must be at least 0, got {decay_steps}")
+        self.model = model
+        self.lr = lr
+        self.decay_steps = decay_steps
+        self.seed = seed
+        self.device = next(model.parameters()).device
+        self.steps_done = 0
+        # One kernel for all parameters instead of a dozen small ones for each.
+        fused = self.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.Adam(model.parameters(), lr, betas, fused=fused)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Get all that the training has changed: network, optimiser, number of steps."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned.
+
+        Args:
+            state: The state, of a model of the same size.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps_done = state["step"]
+
+    def _descend(self, loss: Tensor) -> None:
+        if self.decay_steps > 0:
+            done = min(1.0, self.steps_done / self.decay_steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.steps_done += 1
+
+
+class FramePredictorTrainer(_SequenceTrainer):
+    """Trains a frame predictor with Adam on the cross-entropy of each next frame.
+
+    With ``teacher_forcing`` below 1 the model learns to go on from its own predictions, too: scheduled sampling,
+    see :func:`teacher_forcing_probability`. ``torch.manual_seed`` before the model is built makes a run
+    reproducible.
+
+    Args:
+        model: A :class:`genimg_fast.models.FramePredictor`, on the device to train on.
+        lr: Adam's learning rate.
+        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
+            constant.
+        betas: Adam's decay rates.
+        context: Frames at the beginning of a sequence that are always given; half of them by default.
+        teacher_forcing: Last probability that the true frame goes in behind them.
+        forcing_steps: Number of the step at which that probability, falling linearly from 1, is reached.
+        seed: Not used: nothing is drawn for pictures.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> data = gf.data.MovingDigits(100, frames=6, image_size=16)
+        >>> model = gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=8)
+        >>> history = gf.training.fit(gf.training.FramePredictorTrainer(model), data, steps=2, batch_size=4)
+        >>> sorted(history[-1])
+        ['images_per_s', 'loss', 'mse', 'step', 'teacher_forcing']
+    """
+
+    curves = (("loss",), ("mse",))
+
+    def __init__(
+        self,
+        model: Any,  # a FramePredictor; the attributes of a torch.nn.Module are not typed
+        *,
+        lr: float = 3e-3,
+        decay_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        context: int | None = None,
+        teacher_forcing: float = 1.0,
+        forcing_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+        if context is not None and context < 1:
+            raise ValueError(f"context must be at least 1, got {context}")
+        if not 0 <= teacher_forcing <= 1:
+            raise ValueError(f"teacher_forcing must lie in 0..1, got {teacher_forcing}")
+        if forcing_steps < 0:
+            raise ValueError(f"forcing_steps must be at least 0, got {forcing_steps}")
+        self.context = context
+        self.teacher_forcing = teacher_forcing
+        self.forcing_steps = forcing_steps
+
+    def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Frames in [-1, 1], of shape (batch, steps, channels, height, width), on the model's device.
+            labels: Not looked at.
+
+        Returns:
+            Scalars without gradient: the loss, in nats a frame; the mean squared error of the predictions behind
+            the context, of pixels in [0, 1]; and the probability of teacher forcing.
+        """
+        context = self._context(images)
+        probability = teacher_forcing_probability(self.steps_done + 1, self.forcing_steps, self.teacher_forcing)
+        decoded = self.model(images, context=context, teacher_forcing=probability).decoded
+        targets = images[:, 1:]
+        loss = -bernoulli_log_likelihood(targets.flatten(0, 1), decoded.flatten(0, 1)).mean()
+        self._descend(loss)
+        with torch.no_grad():
+            predicted = self.model.to_images(decoded[:, context - 1 :])
+            mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
+        return {"loss": loss.detach(), "mse": mse, "teacher_forcing": loss.new_tensor(probability)}
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: sequences beside their continuation by the model.
+
+        Args:
+            images: Frames in [-1, 1], of shape (n, steps, channels, height, width).
+            labels: Not looked at.
+
+        Returns:
+            ``predictions``, of shape (n, steps, channels, height, 2 * width): on the left the sequence, on the
+            right its context and what the model makes of it.
+        """
+        return {"predictions": torch.cat(prediction_panels(self.model, images, self._context(images)), 4)}
+
+    def _context(self, images: Tensor) -> int:
+        return self.context or max(1, images.shape[1] // 2)
+
+
+class FrameFillerTrainer(_SequenceTrainer):
+    """Trains a frame filler with Adam on the cross-entropy of frames that it does not see.
+
+    Which ones these are comes from PyTorch's global generator (:func:`draw_known_frames`): ``torch.manual_seed``
+    before the model is built makes a run reproducible.
+
+    Args:
+        model: A :class:`genimg_fast.models.FrameFiller`, on the device to train on.
+        lr: Adam's learning rate.
+        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
+            constant.
+        betas: Adam's decay rates.
+        seed: Of the frames that are missing in pictures.
+
+    Raises:
+        ValueError: If a number is negative.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> data = gf.data.MovingDigits(100, frames=6, image_size=16)
+        >>> model = gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=8)
+        >>> history = gf.training.fit(gf.training.FrameFillerTrainer(model), data, steps=2, batch_size=4)
+        >>> sorted(history[-1])
+        ['images_per_s', 'loss', 'mse', 'step']
+    """
+
+    curves = (("loss",), ("mse",))
+
+    def __init__(
+        self,
+        model: Any,  # a FrameFiller; the attributes of a torch.nn.Module are not typed
+        *,
+        lr: float = 3e-3,
+        decay_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+
+    def step(
+        self, images: Tensor, labels: Tensor | None = None, *, known: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Frames in [-1, 1], of shape (batch, steps, channels, height, width), on the model's device.
+            labels: Not looked at.
+            known: The frames that the model sees, bool of shape (batch, steps), if given.
+
+        Returns:
+            Scalars without gradient: the loss, in nats a missing frame, and the mean squared error of those
+            frames, of pixels in [0, 1].
+        """
+        if known is None:
+            known = draw_known_frames(*images.shape[:2])
+        known = known.to(self.device)
+        decoded = self.model(images, known).decoded
+        missing = ~known.flatten()
+        targets, decoded = images.flatten(0, 1), decoded.flatten(0, 1)
+        count = missing.sum().clamp(min=1)
+        # Weights instead of a selection, whose size the processor would have to wait for.
+        loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
+        self._descend(loss)
+        with torch.no_grad():
+            squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
+        return {"loss": loss.detach(), "mse": (squared * missing).sum() / count}
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: sequences, what the model sees of them, and what it makes of that.
+
+        Args:
+            images: Frames in [-1, 1], of shape (n, steps, channels, height, width).
+            labels: Not looked at.
+
+        Returns:
+            ``fillings``, of shape (n, steps, channels, height, 3 * width); a missing frame shows grey.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        known = draw_known_frames(*images.shape[:2], generator=generator)
+        return {"fillings": torch.cat(filling_panels(self.model, images, known), 4)}
+
+
+class RowRNNTrainer(_SequenceTrainer):
+    """Trains a model of image rows by maximum likelihood, with Adam.
+
+    Args:
+        model: A :class:`genimg_fast.models.RowRNN`, on the device to train on.
+        lr: Adam's learning rate.
+        decay_steps: Number of the step at which the learning rate, falling along half a cosine, is 0; 0 keeps it
+            constant.
+        betas: Adam's decay rates.
+        seed: Seed of the random numbers of :meth:`samples` and of completions.
+
+    Raises:
+        ValueError: If a number is negative.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> data = gf.data.load_dataset("digits", image_size=16)
+        >>> trainer = gf.training.RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=32))
+        >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
+        >>> sorted(history[-1])
+        ['images_per_s', 'loss', 'step']
+    """
+
+    curves = (("loss",),)
+
+    def __init__(
+        self,
+        model: Any,  # a RowRNN; the attributes of a torch.nn.Module are not typed
+        *,
+        lr: float = 3e-3,
+        decay_steps: int = 0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, lr=lr, decay_steps=decay_steps, betas=betas, seed=seed)
+
+    def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Take one step.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Not looked at.
+
+        Returns:
+            A scalar without gradient: the loss, in nats an image.
+        """
+        loss = -self.model.log_likelihood(images, self.model(images)).mean()
+        self._descend(loss)
+        return {"loss": loss.detach()}
+
+    def samples(self, n: int = 64) -> Tensor:
+        """Generate images from the same random numbers every time, to watch the training.
+
+        Args:
+            n: Number of images.
+
+        Returns:
+            Images in [-1, 1], of shape (n, channels, height, width).
+        """
+        return self.model.sample(n, generator=torch.Generator().manual_seed(self.seed))
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Make pictures to look at: samples, and images beside the model's completion of their upper half.
+
+        Args:
+            images: Real images in [-1, 1], of shape (n, channels, height, width).
+            labels: Not looked at.
+
+        Returns:
+            ``samples`` (those of :meth:`samples`) and ``completions``, of shape (n, channels, height, 2 * width).
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        completed = self.model.complete(images[:, :, : images.shape[2] // 2], generator=generator)
+        return {"samples": self.samples(), "completions": torch.cat([images, completed], 3)}
