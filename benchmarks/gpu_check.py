@@ -27,9 +27,14 @@ SANITIZED = [
     "tests/ops/test_reparameterize_kl.py::test_options",
     "tests/ops/test_reparameterize_kl.py::test_layouts_that_differ",
     "tests/ops/test_reparameterize_kl.py::test_large",
+    "tests/ops/test_recurrent.py::test_dtypes_and_directions",
+    "tests/ops/test_recurrent.py::test_updates",
     "-k",
     "cuda and not reference",
 ]
+
+# Ways of computing that the environment can force.
+METHODS = {"batch_norm_act": ("split", "block", "group"), "recurrent": ("persistent", "steps")}
 
 
 def step(title: str, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,10 +87,12 @@ def main() -> int:
     if arguments.only in (None, "tests"):
         result = step("tests on CUDA tensors", [*pytest, "-m", "not install and not sanitizer"])
         failed += ["tests"] * (result.returncode != 0)
-        for method in ("split", "block", "group"):
-            command = [*pytest, "tests/ops/test_batch_norm_act.py", "-k", "cuda and not compile"]
-            result = step(f"tests, method {method}", command, GENIMG_FAST_BATCH_NORM_METHOD=method)
-            failed += [method] * (result.returncode != 0)
+        for family, methods in METHODS.items():
+            for method in methods:
+                command = [*pytest, f"tests/ops/test_{family}.py", "-k", "cuda and not compile"]
+                variable = f"GENIMG_FAST_{family.removesuffix('_act').upper()}_METHOD"
+                result = step(f"{family}, method {method}", command, **{variable: method})
+                failed += [f"{family} {method}"] * (result.returncode != 0)
     if arguments.only in (None, "sanitizer"):
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         for tool in ("memcheck", "racecheck"):

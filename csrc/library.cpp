@@ -54,30 +54,31 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "bool per_element, bool need_noise, bool need_prior) "
       "-> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_noise, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
 
-  // One recurrent layer in one direction (cell: 0 tanh RNN, 1 relu RNN, 2 GRU, 3 LSTM) over all steps, from the
-  // projected input: gates is (T, B, G*H), or (N, G*H) with batch_sizes, the rows of each step as in PackedSequence.
+  // One recurrent layer in one direction (cell: 0 tanh RNN, 1 relu RNN, 2 GRU, 3 LSTM) over all steps: input is
+  // (T, B, I), or (N, I) with batch_sizes, the rows of each step as in PackedSequence; parameters as in torch.nn.
   // reserve (rows, R*H) is what backward needs, empty unless `keep`; c_n is empty unless the cell is an LSTM.
   m.def(
-      "recurrent(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, int cell, "
-      "bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
-  // Gradients at the gates, at GRU's W_n h + b_n (else empty) and at the initial states (grad_c0 of an LSTM, else
-  // empty).  Those of weight_hh and the biases are products of these with output and h0.
-  m.def(
-      "recurrent_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, Tensor reserve, "
-      "Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? batch_sizes, int cell, bool reverse) "
-      "-> (Tensor grad_gates, Tensor grad_hidden_n, Tensor grad_h0, Tensor grad_c0)");
-  // The same with the input's projection and its gradients, where that is faster than a product of its own: on the CPU.
-  // bias_ih and bias_hh as in torch.nn.  Gradients that are not needed come back empty.
-  m.def(
-      "recurrent_layer(Tensor input, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+      "recurrent(Tensor input, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, Tensor? batch_sizes, int cell, bool reverse, bool keep) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  // Its gradients.  Those that are not needed come back empty.
   m.def(
-      "recurrent_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor output, "
+      "recurrent_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor output, "
       "Tensor reserve, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? batch_sizes, int cell, "
       "bool reverse, bool need_input, bool need_weights) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh, "
       "Tensor grad_bias_ih, Tensor grad_bias_hh)");
+  // The recurrence alone, on CUDA, where torch's products project the input: as `recurrent`, from gates (T, B, G*H), or
+  // (N, G*H) with batch_sizes, which hold all biases but bias_n, GRU's within the reset gate.
+  m.def(
+      "recurrent_steps(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, "
+      "int cell, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
+  // Gradients at the gates, at GRU's W_n h + b_n (else empty) and at the initial states (grad_c0 of an LSTM, else
+  // empty).  Those of weight_hh and the biases are products of these with output and h0.
+  m.def(
+      "recurrent_steps_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, "
+      "Tensor reserve, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? batch_sizes, int cell, bool reverse) "
+      "-> (Tensor grad_gates, Tensor grad_hidden_n, Tensor grad_h0, Tensor grad_c0)");
   // The elementwise part of one step, for cells and ConvLSTM: gates along dimension 1, i f g o and r z n.
   m.def("lstm_cell_update(Tensor gates, Tensor c) -> (Tensor h, Tensor c_new)");
   m.def(

@@ -4,18 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "recurrent_cell.h"
 #include "tensor.h"
 
 namespace genimg_fast {
-
-enum class Cell : int { rnn_tanh = 0, rnn_relu = 1, gru = 2, lstm = 3 };
-
-// Gates of a hidden unit.  GRU: r z n; LSTM: i f g o.
-constexpr int gate_count(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-
-// Values of a hidden unit and step that backward needs beside the output.  GRU: r z n hn, with hn = W_n h + b_n;
-// LSTM: i f g o c.
-constexpr int reserve_count(Cell cell) { return cell == Cell::lstm ? 5 : cell == Cell::gru ? 4 : 0; }
 
 // Rows of all steps lie one after the other: step t has rows offsets[t] ... offsets[t + 1], one per sequence that is
 // longer than t.  Sequences are sorted by length, longest first.
@@ -96,7 +88,7 @@ inline Sequence check_sequence(const Tensor& data, int64_t width, const Tensor& 
   return s;
 }
 
-// Checks every argument of recurrent.
+// Checks every argument of recurrent_steps.
 inline Sequence check_forward(const Tensor& gates, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
                               const OptionalTensor& bias_n, const OptionalTensor& batch_sizes, Cell cell) {
   STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
@@ -111,7 +103,7 @@ inline Sequence check_forward(const Tensor& gates, const Tensor& h0, const Optio
   return s;
 }
 
-// Checks every argument of recurrent_backward.
+// Checks every argument of recurrent_steps_backward.
 inline Sequence check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                const OptionalTensor& grad_c_n, const Tensor& output, const Tensor& reserve,
                                const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
@@ -135,7 +127,7 @@ inline Sequence check_backward(const OptionalTensor& grad_output, const Optional
   return s;
 }
 
-// Checks a layer's input and its weights, given the sequence that the other arguments make; returns the input's
+// Checks the arguments that recurrent_backward has beside those of recurrent_steps_backward; returns the input's
 // features.
 inline int64_t check_layer_input(const Tensor& input, const Tensor& weight_ih, const Sequence& s, bool packed,
                                  const Tensor& like, Cell cell) {
@@ -150,7 +142,7 @@ inline int64_t check_layer_input(const Tensor& input, const Tensor& weight_ih, c
   return features;
 }
 
-// Checks every argument of recurrent_layer.
+// Checks every argument of recurrent.
 inline Sequence check_layer(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_ih,
                             const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
                             const OptionalTensor& batch_sizes, Cell cell) {

@@ -38,8 +38,8 @@ def test_vae_evaluation_runs_and_can_fail(tmp_path):
 
 @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
 def test_frame_evaluation_runs_and_can_fail(tmp_path):
-    command = [sys.executable, "benchmarks/eval_frames.py", "--steps", "2", "--batch-size", "2", "--out", tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "benchmarks/eval_frames.py", "--steps", "2", "--batch-size", "2", "--held-out", "4"]
+    result = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1, result.stderr  # two steps teach nothing
     assert "FAIL: next-frame MSE at least 3 times lower than of the last frame" in result.stdout
     assert {f.name for f in tmp_path.iterdir()} == {"rollouts.gif", "rollouts.png"}

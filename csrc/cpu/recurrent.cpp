@@ -11,8 +11,9 @@
 //
 // Sequences do not depend on each other: a thread owns a tile of the batch and takes it through all steps alone.  Where
 // the batch is too small for that, or the weights outgrow a core's cache, the threads share each step by panels
-// instead.  Every sum is made of chains of fixed length in a fixed order, so neither the choice nor the number of
-// threads changes a bit.
+// instead.  Very few sequences have their inputs' products of all steps made at once, outside the steps, so that
+// weight_ih need not be read for each.  Every sum is made of chains of fixed length in a fixed order, so neither the
+// choice nor the number of threads changes a bit.
 //
 // Products are those of the type of the arithmetic, whatever the data.  Where the machine multiplies pairs of bfloat16,
 // bfloat16 data is not converted for them: states and gradients at the gates are rounded to it before each product.
@@ -52,8 +53,11 @@ constexpr int factor_values = std::is_same<E, BFloat16>::value ? 2 : 1;
 constexpr int64_t tile_rows = 64;                 // of a tile, at most: its state stays in the L2 cache
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
 constexpr int64_t thread_elements = 1 << 14;      // nor for fewer elements of an elementwise pass
+constexpr int64_t thread_packed = 1 << 16;        // nor for fewer weights to pack
+constexpr int64_t step_products = 1 << 16;        // threads are not worth joining after fewer in every step
+constexpr int64_t few_sequences = 8;              // fewer do not make up for reading weight_ih in every step
 constexpr int64_t core_cache = int64_t(1) << 20;  // bytes of panels that a thread can reread in every step
-constexpr int64_t outer_depth = 128;              // rows of a chain in the weights' gradients
+constexpr int64_t outer_depth = 256;              // rows of a chain in the weights' gradients
 constexpr int64_t column_group = 16;              // columns of a matrix that are packed together; strides are multiples
 
 // Panels of a matrix depth x (gates * width): depth x vectors x lanes each.
@@ -95,15 +99,16 @@ struct Steps {
 // T is the type of the data, E that of the operands of products.
 template <class T, class E>
 struct Forward : Steps {
-  Layout from_input, from_state;    // from_input: without panels if the gates are given
-  const T *gates, *h0, *c0;         // gates: or null
+  Layout from_input, from_state;
+  const T *h0, *c0;
   T *output, *h_n, *c_n, *reserve;  // reserve: or null
-  const E* input;                   // or null
+  const E* input;
   int64_t input_stride;
   E *input_panels, *state_panels;
-  Acc<T>* bias;  // [slot][stride]: where the sums begin
-  E* state[2];   // read and written by turns
-  Acc<T>* cell;  // LSTM: the cell state; GRU: the state before it is rounded to an operand
+  Acc<T>* bias;       // [slot][stride]: where the sums begin
+  Acc<T>* projected;  // the products with the inputs of all steps, or null: they are part of each step
+  E* state[2];        // read and written by turns
+  Acc<T>* cell;       // LSTM: the cell state; GRU: the state before it is rounded to an operand
 
   int64_t panels() const { return from_state.panels; }
 };
@@ -113,14 +118,15 @@ struct Backward : Steps {
   Layout to_input, to_state;                   // to_input: without panels if that gradient is not wanted
   const T *grad_output, *grad_h_n, *grad_c_n;  // or null
   const T *output, *reserve, *h0, *c0;
-  T *grad_gates, *grad_hidden_n;  // in the order of the operator `recurrent`, or null
   T *grad_input, *grad_h0, *grad_c0;
   E *input_panels, *state_panels;
   E* gates;  // gradients at the gates before their activations: [row][slot][stride]
   int64_t gate_stride;
   Acc<T>*dh, *dc;
 
-  int64_t panels() const { return to_state.panels + to_input.panels; }
+  bool input_in_steps;  // else its gradient is made of all steps' rows in the end
+
+  int64_t panels() const { return to_state.panels + (input_in_steps ? to_input.panels : 0); }
 
   // The row of the time that forward took before step s's, or -1 if sequence b began at step s.
   int64_t row_before(int64_t s, int64_t b) const {
@@ -137,6 +143,7 @@ struct Right {
   int64_t first, last;  // groups of the columns of the gradients at the gates
   Acc<T>* product;      // [column][width]
   int64_t product_stride;
+  T *weight, *bias;  // in torch's order
 
   const T* row(int64_t i) const {
     if (source == nullptr) return rows + i * width;
@@ -146,8 +153,9 @@ struct Right {
 
 template <class T, class E>
 struct WeightGradients {
-  int64_t rows;
-  const E* gates;  // as in Backward
+  Cell kind;
+  int64_t hidden, stride, rows;  // stride: columns of a slot
+  const E* gates;                // as in Backward
   int64_t gate_stride;
   Acc<T>* sums;  // over all rows
   Right<T> right[2];
@@ -300,7 +308,8 @@ template <class Tile, class Shared>
 void run(const Sequence& sequence, int64_t weights, int64_t weight_bytes, int64_t panels, const Tile& tile,
          const Shared& shared) {
   const int64_t threads = threads_for(sequence.rows() * weights, thread_products);
-  if (threads > 1 && panels > 1 && (sequence.batch < threads * 4 || weight_bytes > core_cache)) {
+  if (threads > 1 && panels > 1 && sequence.rows() * weights >= sequence.steps * step_products &&
+      (sequence.batch < threads * 4 || weight_bytes > core_cache)) {
     shared(std::min(threads, panels));
     return;
   }
@@ -321,7 +330,9 @@ const T* data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) { return empty_output(like, sizes, like.scalar_type()); }
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return empty_output(like, sizes, like.scalar_type());
+}
 
 Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
@@ -343,7 +354,7 @@ void set_steps(Steps& job, const Sequence& sequence, Cell kind, int64_t features
 
 // Where the sums of all slots begin: at the biases.
 template <class T, class E>
-void set_bias(const Forward<T, E>& job, const T* bias_ih, const T* bias_hh, const T* bias_n) {
+void set_bias(const Forward<T, E>& job, const T* bias_ih, const T* bias_hh) {
   using A = Acc<T>;
   const int64_t H = job.hidden, gates = gate_count(job.kind), first = first_gate(job.kind);
   std::fill_n(job.bias, slot_count(job.kind) * job.stride, A(0));
@@ -353,35 +364,33 @@ void set_bias(const Forward<T, E>& job, const T* bias_ih, const T* bias_hh, cons
     for (int64_t j = 0; j < H; ++j)
       sum[j] = (bias_ih ? A(bias_ih[g * H + j]) : A(0)) + (bias_hh && !apart ? A(bias_hh[g * H + j]) : A(0));
   }
-  if (job.kind != Cell::gru) return;
-  if (bias_hh) bias_n = bias_hh + 2 * H;
-  for (int64_t j = 0; bias_n && j < H; ++j) job.bias[3 * job.stride + j] = A(bias_n[j]);
+  if (job.kind != Cell::gru || bias_hh == nullptr) return;
+  for (int64_t j = 0; j < H; ++j) job.bias[3 * job.stride + j] = A(bias_hh[2 * H + j]);
 }
 
-// What a layer is computed from: the input with its weights, or the projected gates.
-struct Source {
-  OptionalTensor gates, input, weight_ih, bias_ih, bias_hh, bias_n;
-
-  const Tensor& rows() const { return gates ? *gates : *input; }
-};
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Source& source, const Tensor& h0, const OptionalTensor& c0,
-                                                   const Tensor& weight_hh, const Sequence& sequence, Cell kind,
-                                                   bool packed, bool reverse, bool keep) {
-  const Tensor& like = source.rows();
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent(Tensor input_, Tensor h0_, OptionalTensor c0_, Tensor weight_ih_,
+                                                     Tensor weight_hh_, OptionalTensor bias_ih_,
+                                                     OptionalTensor bias_hh_, OptionalTensor batch_sizes, int64_t cell,
+                                                     bool reverse, bool keep) {
+  const Cell kind = check_cell(cell);
+  const Sequence sequence =
+      check_layer(input_, h0_, c0_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, batch_sizes, kind);
+  const Tensor input = as_dense(input_), h0 = as_dense(h0_);
+  const Tensor weight_ih = as_dense(weight_ih_), weight_hh = as_dense(weight_hh_);
+  const OptionalTensor c0 = as_dense(c0_), bias_ih = as_dense(bias_ih_), bias_hh = as_dense(bias_hh_);
   const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
-  const int64_t features = source.input ? like.size(like.dim() - 1) : 0;
+  const int64_t features = input.size(input.dim() - 1);
   keep = keep && reserve_count(kind) > 0;
-  Tensor output = empty(like, sequence_shape(sequence, packed, H));
-  Tensor h_n = empty(like, {B, H});
-  Tensor c_n = kind == Cell::lstm ? empty(like, {B, H}) : nothing(like);
-  Tensor reserve = keep ? empty(like, {N, reserve_count(kind) * H}) : nothing(like);
+  Tensor output = empty(input, sequence_shape(sequence, batch_sizes.has_value(), H));
+  Tensor h_n = empty(input, {B, H});
+  Tensor c_n = kind == Cell::lstm ? empty(input, {B, H}) : nothing(input);
+  Tensor reserve = keep ? empty(input, {N, reserve_count(kind) * H}) : nothing(input);
   if (N == 0) {
     torch::stable::copy_(h_n, h0);
     if (c0) torch::stable::copy_(c_n, *c0);
     return {output, h_n, c_n, reserve};
   }
-  dispatch(like.scalar_type(), [&](auto element, auto operand) {
+  dispatch(input.scalar_type(), [&](auto element, auto operand) {
     using T = decltype(element);
     using E = decltype(operand);
     using A = Acc<T>;
@@ -389,8 +398,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Source& source, const T
     set_steps(job, sequence, kind, features, reverse);
     const int G = gate_count(kind);
     OPERAND_DISPATCH(E, make_layout<A>(job.from_state, G, H, factor_depth<E>(H)));
-    if (source.input) OPERAND_DISPATCH(E, make_layout<A>(job.from_input, G, H, factor_depth<E>(features)));
-    job.gates = data_or_null<T>(source.gates);
+    OPERAND_DISPATCH(E, make_layout<A>(job.from_input, G, H, factor_depth<E>(features)));
     job.h0 = data<T>(h0);
     job.c0 = data_or_null<T>(c0);
     job.output = data<T>(output);
@@ -401,35 +409,42 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Source& source, const T
     const bool input_as_it_is = std::is_same<T, E>::value && features == job.from_input.depth;
     job.input_stride = input_as_it_is ? features : round_up(features);
     const int64_t state = B * job.stride, weights = job.from_input.size() + job.from_state.size();
-    E* wide_input;
+    E* converted_input;
     Workspace workspace;
     workspace.add(job.state_panels, job.from_state.size());
     workspace.add(job.input_panels, job.from_input.size());
     workspace.add(job.bias, slot_count(kind) * job.stride);
+    job.projected = nullptr;
+    if (B < few_sequences) workspace.add(job.projected, N * slot_count(kind) * job.stride);
     for (E*& s : job.state) workspace.add(s, state);
     workspace.add(job.cell, state);
-    workspace.add(wide_input, input_as_it_is ? 0 : N * job.input_stride);
-    workspace.allocate(like);
-    set_bias(job, data_or_null<T>(source.bias_ih), data_or_null<T>(source.bias_hh), data_or_null<T>(source.bias_n));
-    parallel_each(job.panels(), threads_for(weights, thread_elements), [&](int64_t p) {
+    workspace.add(converted_input, input_as_it_is ? 0 : N * job.input_stride);
+    workspace.allocate(input);
+    set_bias(job, data_or_null<T>(bias_ih), data_or_null<T>(bias_hh));
+    parallel_each(job.panels(), threads_for(weights, thread_packed), [&](int64_t p) {
       OPERAND_DISPATCH(E, pack_transposed(job.from_state, p, data<T>(weight_hh), H, 0, job.state_panels));
-      if (source.input) {
-        OPERAND_DISPATCH(E, pack_transposed(job.from_input, p, data<T>(*source.weight_ih), features, first_gate(kind),
-                                            job.input_panels));
-      }
+      OPERAND_DISPATCH(
+          E, pack_transposed(job.from_input, p, data<T>(weight_ih), features, first_gate(kind), job.input_panels));
     });
-    job.input = source.input ? wide_input : nullptr;
-    if constexpr (std::is_same<T, E>::value)
-      if (input_as_it_is) job.input = data_or_null<T>(source.input);
-    if (job.input == wide_input && job.input != nullptr)
+    if (input_as_it_is) {
+      job.input = data<E>(input);
+    } else {
+      job.input = converted_input;
       parallel(N, threads_for(N * features, thread_elements), [&](int64_t begin, int64_t end) {
-        E* const to = wide_input + begin * job.input_stride;
+        E* const to = converted_input + begin * job.input_stride;
         if (features != job.from_input.depth) std::fill_n(to, (end - begin) * job.input_stride, E(0));
         OPERAND_DISPATCH(
-            E, convert_rows(data<T>(like) + begin * features, features, end - begin, features, to, job.input_stride));
+            E, convert_rows(data<T>(input) + begin * features, features, end - begin, features, to, job.input_stride));
       });
+    }
+    int64_t step_weights = weights;
+    if (job.projected) {
+      step_weights = job.from_state.size();
+      parallel_each(job.panels(), threads_for(N * job.from_input.size(), thread_products),
+                    [&](int64_t p) { OPERAND_DISPATCH(E, project_panel(job, p)); });
+    }
     run(
-        sequence, weights, weights * sizeof(E), job.panels(),
+        sequence, step_weights, step_weights * sizeof(E), job.panels(),
         [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, forward_tile(job, first, last)); },
         [&](int64_t threads) {
           OPERAND_DISPATCH(E, begin_forward(job, 0, B));
@@ -443,32 +458,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Source& source, const T
   return {output, h_n, c_n, reserve};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent(Tensor gates, Tensor h0, OptionalTensor c0, Tensor weight_hh,
-                                                     OptionalTensor bias_n, OptionalTensor batch_sizes, int64_t cell,
-                                                     bool reverse, bool keep) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence = check_forward(gates, h0, c0, weight_hh, bias_n, batch_sizes, kind);
-  const Source source{as_dense(gates), {}, {}, {}, {}, as_dense(bias_n)};
-  return forward(source, as_dense(h0), as_dense(c0), as_dense(weight_hh), sequence, kind, batch_sizes.has_value(),
-                 reverse, keep);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_layer(Tensor input, Tensor h0, OptionalTensor c0, Tensor weight_ih,
-                                                           Tensor weight_hh, OptionalTensor bias_ih,
-                                                           OptionalTensor bias_hh, OptionalTensor batch_sizes,
-                                                           int64_t cell, bool reverse, bool keep) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence = check_layer(input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, kind);
-  const Source source{{}, as_dense(input), as_dense(weight_ih), as_dense(bias_ih), as_dense(bias_hh), {}};
-  return forward(source, as_dense(h0), as_dense(c0), as_dense(weight_hh), sequence, kind, batch_sizes.has_value(),
-                 reverse, keep);
-}
-
-// What backward computes beside the gradients at the initial states: gradients at the gates, for the operator
-// `recurrent`, or those of a layer's input, weights and biases.
+// Gradients at a layer's weights and biases.
 struct Gradients {
-  OptionalTensor gates, hidden_n;
-  OptionalTensor input, weight_ih, weight_hh, bias_ih, bias_hh;
+  Tensor weight_ih, weight_hh, bias_ih, bias_hh;
 };
 
 // Rows of the states that forward's steps began with: see Factor.
@@ -490,52 +482,80 @@ void weight_gradients(const Backward<T, E>& job, const Sequence& sequence, const
   const int64_t H = job.hidden, G = gate_count(job.kind), slots = slot_count(job.kind), columns = slots * job.stride;
   const int64_t gate_groups = job.stride / column_group, groups = slots * gate_groups;
   const std::vector<int64_t> before = rows_before(sequence, reverse);
+  const int64_t I = job.features;
   WeightGradients<T, E> sums;
+  sums.kind = job.kind;
+  sums.hidden = H;
+  sums.stride = job.stride;
   sums.rows = sequence.rows();
   sums.gates = job.gates;
   sums.gate_stride = job.gate_stride;
-  sums.right[0] = {data<T>(input),        nullptr, nullptr, job.features, (slots - G) * gate_groups, groups, nullptr,
-                   round_up(job.features)};
-  sums.right[1] = {job.output, job.h0, before.data(), H, 0, G * gate_groups, nullptr, job.stride};
+  sums.right[0] = {data<T>(input),
+                   nullptr,
+                   nullptr,
+                   I,
+                   (slots - G) * gate_groups,
+                   groups,
+                   nullptr,
+                   round_up(I),
+                   data<T>(grads.weight_ih),
+                   data<T>(grads.bias_ih)};
+  sums.right[1] = {job.output,
+                   job.h0,
+                   before.data(),
+                   H,
+                   0,
+                   G * gate_groups,
+                   nullptr,
+                   job.stride,
+                   data<T>(grads.weight_hh),
+                   data<T>(grads.bias_hh)};
   Workspace workspace;
   workspace.add(sums.sums, columns);
-  for (Right<T>& right : sums.right) workspace.add(right.product, columns * right.product_stride);
-  workspace.allocate(input);
-  parallel(groups, threads_for(sums.rows * G * H * (job.features + H), thread_products),
-           [&](int64_t begin, int64_t end) { OPERAND_DISPATCH(E, weight_gradients(sums, begin, end)); });
-  T* const weights[] = {data<T>(*grads.weight_ih), data<T>(*grads.weight_hh)};
-  T* const biases[] = {data<T>(*grads.bias_ih), data<T>(*grads.bias_hh)};
-  for (int k = 0; k < 2; ++k) {
-    const Right<T>& right = sums.right[k];
-    for (int64_t g = 0; g < G; ++g) {
-      const int64_t slot = k == 0 ? g + slots - G : (g + G - first_gate(job.kind)) % G, column = slot * job.stride;
-      const Acc<T>* const product = right.product + column * right.product_stride;
-      OPERAND_DISPATCH(E, convert_rows(product, right.product_stride, H, right.width, weights[k] + g * H * right.width,
-                                       right.width));
-      OPERAND_DISPATCH(E, convert(sums.sums + column, H, biases[k] + g * H));
+  for (Right<T>& right : sums.right) {
+    if constexpr (std::is_same<T, Acc<T>>::value) {
+      // The product has torch's order and no gaps.
+      if (first_gate(job.kind) == 0 && job.stride == H && right.product_stride == right.width) {
+        right.product = right.weight;
+        continue;
+      }
     }
+    workspace.add(right.product, columns * right.product_stride);
   }
+  workspace.allocate(input);
+  parallel(groups, threads_for(sums.rows * G * H * (I + H), thread_products),
+           [&](int64_t begin, int64_t end) { OPERAND_DISPATCH(E, weight_gradients(sums, begin, end)); });
 }
 
-std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                    const OptionalTensor& grad_c_n, const OptionalTensor& input, const Tensor& output,
-                                    const Tensor& reserve, const Tensor& h0, const OptionalTensor& c0,
-                                    const OptionalTensor& weight_ih, const Tensor& weight_hh, const Sequence& sequence,
-                                    Cell kind, bool reverse, Gradients& grads) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_backward(
+    OptionalTensor grad_output_, OptionalTensor grad_h_n_, OptionalTensor grad_c_n_, Tensor input_, Tensor output_,
+    Tensor reserve_, Tensor h0_, OptionalTensor c0_, Tensor weight_ih_, Tensor weight_hh_, OptionalTensor batch_sizes,
+    int64_t cell, bool reverse, bool need_input, bool need_weights) {
+  const Cell kind = check_cell(cell);
+  const Sequence sequence =
+      check_backward(grad_output_, grad_h_n_, grad_c_n_, output_, reserve_, h0_, c0_, weight_hh_, batch_sizes, kind);
+  const int64_t features = check_layer_input(input_, weight_ih_, sequence, batch_sizes.has_value(), output_, kind);
+  const OptionalTensor grad_output = as_dense(grad_output_), grad_h_n = as_dense(grad_h_n_);
+  const OptionalTensor grad_c_n = as_dense(grad_c_n_), c0 = as_dense(c0_);
+  const Tensor input = as_dense(input_), output = as_dense(output_), reserve = as_dense(reserve_), h0 = as_dense(h0_);
+  const Tensor weight_ih = as_dense(weight_ih_), weight_hh = as_dense(weight_hh_);
   const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
   const int G = gate_count(kind);
-  const int64_t features = input ? input->size(input->dim() - 1) : 0;
-  Tensor grad_h0 = empty(output, {B, H});
-  Tensor grad_c0 = kind == Cell::lstm ? empty(output, {B, H}) : nothing(output);
+  const auto if_needed = [&](bool need, const std::vector<int64_t>& sizes) {
+    return need ? empty(output, sizes) : nothing(output);
+  };
+  Tensor grad_input = if_needed(need_input, sequence_shape(sequence, batch_sizes.has_value(), features));
+  Tensor grad_h0 = empty(output, {B, H}), grad_c0 = if_needed(kind == Cell::lstm, {B, H});
+  Gradients grads{if_needed(need_weights, {G * H, features}), if_needed(need_weights, {G * H, H}),
+                  if_needed(need_weights, {G * H}), if_needed(need_weights, {G * H})};
   dispatch(output.scalar_type(), [&](auto element, auto operand) {
     using T = decltype(element);
     using E = decltype(operand);
     using A = Acc<T>;
-    const auto data_of = [](OptionalTensor& t) { return t ? data<T>(*t) : nullptr; };
     Backward<T, E> job;
     set_steps(job, sequence, kind, features, !reverse);
     OPERAND_DISPATCH(E, make_layout<A>(job.to_state, 1, H, G * factor_depth<E>(H)));
-    if (grads.input) OPERAND_DISPATCH(E, make_layout<A>(job.to_input, 1, features, G * factor_depth<E>(H)));
+    if (need_input) OPERAND_DISPATCH(E, make_layout<A>(job.to_input, 1, features, G * factor_depth<E>(H)));
     job.grad_output = data_or_null<T>(grad_output);
     job.grad_h_n = data_or_null<T>(grad_h_n);
     job.grad_c_n = data_or_null<T>(grad_c_n);
@@ -543,13 +563,12 @@ std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output, const Opt
     job.reserve = data<T>(reserve);
     job.h0 = data<T>(h0);
     job.c0 = data_or_null<T>(c0);
-    job.grad_gates = data_of(grads.gates);
-    job.grad_hidden_n = data_of(grads.hidden_n);
-    job.grad_input = data_of(grads.input);
+    job.grad_input = data<T>(grad_input);
     job.grad_h0 = data<T>(grad_h0);
     job.grad_c0 = data<T>(grad_c0);
     job.gate_stride = slot_count(kind) * job.stride + column_group;  // rows begin in different cache sets
     const int64_t state = B * job.stride, weights = job.to_state.size() + job.to_input.size();
+    job.input_in_steps = B >= few_sequences;
     Workspace workspace, kept;
     workspace.add(job.state_panels, job.to_state.size());
     workspace.add(job.input_panels, job.to_input.size());
@@ -558,16 +577,16 @@ std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output, const Opt
     workspace.allocate(output);
     kept.add(job.gates, N * job.gate_stride);
     kept.allocate(output);
-    parallel_each(job.panels(), threads_for(weights, thread_elements), [&](int64_t p) {
+    parallel_each(job.to_state.panels + job.to_input.panels, threads_for(weights, thread_packed), [&](int64_t p) {
       if (p < job.to_state.panels) {
         OPERAND_DISPATCH(E, pack(job.to_state, p, data<T>(weight_hh), H, G, first_gate(kind), job.state_panels));
       } else {
-        OPERAND_DISPATCH(E,
-                         pack(job.to_input, p - job.to_state.panels, data<T>(*weight_ih), H, G, 0, job.input_panels));
+        OPERAND_DISPATCH(E, pack(job.to_input, p - job.to_state.panels, data<T>(weight_ih), H, G, 0, job.input_panels));
       }
     });
+    const int64_t step_weights = job.input_in_steps ? weights : job.to_state.size();
     run(
-        sequence, weights, weights * sizeof(E), job.panels(),
+        sequence, step_weights, step_weights * sizeof(E), job.panels(),
         [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, backward_tile(job, first, last)); },
         [&](int64_t threads) {
           OPERAND_DISPATCH(E, begin_backward(job, 0, B));
@@ -576,56 +595,12 @@ std::tuple<Tensor, Tensor> backward(const OptionalTensor& grad_output, const Opt
                           [&](int64_t p) { OPERAND_DISPATCH(E, backward_panel(job, s, p, 0, B)); });
           OPERAND_DISPATCH(E, end_backward(job, 0, B));
         });
-    if (grads.weight_ih) weight_gradients(job, sequence, *input, reverse, grads);
+    if (!job.input_in_steps)
+      parallel_each(job.to_input.panels, threads_for(N * job.to_input.size(), thread_products),
+                    [&](int64_t p) { OPERAND_DISPATCH(E, input_gradient(job, p, 0, N)); });
+    if (need_weights) weight_gradients(job, sequence, input, reverse, grads);
   });
-  return {grad_h0, grad_c0};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_backward(OptionalTensor grad_output, OptionalTensor grad_h_n,
-                                                              OptionalTensor grad_c_n, Tensor output, Tensor reserve,
-                                                              Tensor h0, OptionalTensor c0, Tensor weight_hh,
-                                                              OptionalTensor batch_sizes, int64_t cell, bool reverse) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence =
-      check_backward(grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, batch_sizes, kind);
-  const int64_t H = sequence.hidden;
-  Gradients grads;
-  grads.gates = empty(output, sequence_shape(sequence, batch_sizes.has_value(), gate_count(kind) * H));
-  if (kind == Cell::gru) grads.hidden_n = empty(output, {sequence.rows(), H});
-  auto [grad_h0, grad_c0] =
-      backward(as_dense(grad_output), as_dense(grad_h_n), as_dense(grad_c_n), {}, as_dense(output), as_dense(reserve),
-               as_dense(h0), as_dense(c0), {}, as_dense(weight_hh), sequence, kind, reverse, grads);
-  return {*grads.gates, grads.hidden_n ? *grads.hidden_n : nothing(output), grad_h0, grad_c0};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_layer_backward(
-    OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor input, Tensor output,
-    Tensor reserve, Tensor h0, OptionalTensor c0, Tensor weight_ih, Tensor weight_hh, OptionalTensor batch_sizes,
-    int64_t cell, bool reverse, bool need_input, bool need_weights) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence =
-      check_backward(grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, batch_sizes, kind);
-  const int64_t features = check_layer_input(input, weight_ih, sequence, batch_sizes.has_value(), output, kind);
-  const int64_t H = sequence.hidden, rows = gate_count(kind) * H;
-  Gradients grads;
-  if (need_input) grads.input = empty(output, sequence_shape(sequence, batch_sizes.has_value(), features));
-  if (need_weights) {
-    grads.weight_ih = empty(output, {rows, features});
-    grads.weight_hh = empty(output, {rows, H});
-    grads.bias_ih = empty(output, {rows});
-    grads.bias_hh = empty(output, {rows});
-  }
-  auto [grad_h0, grad_c0] = backward(as_dense(grad_output), as_dense(grad_h_n), as_dense(grad_c_n), as_dense(input),
-                                     as_dense(output), as_dense(reserve), as_dense(h0), as_dense(c0),
-                                     as_dense(weight_ih), as_dense(weight_hh), sequence, kind, reverse, grads);
-  const auto or_nothing = [&](const OptionalTensor& t) { return t ? *t : nothing(output); };
-  return {or_nothing(grads.input),
-          grad_h0,
-          grad_c0,
-          or_nothing(grads.weight_ih),
-          or_nothing(grads.weight_hh),
-          or_nothing(grads.bias_ih),
-          or_nothing(grads.bias_hh)};
+  return {grad_input, grad_h0, grad_c0, grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
 }
 
 // Tensors of a cell update, dense in the format of the gates.
@@ -718,8 +693,6 @@ std::tuple<Tensor, Tensor, Tensor> gru_cell_update_backward(Tensor grad_, Tensor
 STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CPU, m) {
   m.impl("recurrent", TORCH_BOX(&recurrent));
   m.impl("recurrent_backward", TORCH_BOX(&recurrent_backward));
-  m.impl("recurrent_layer", TORCH_BOX(&recurrent_layer));
-  m.impl("recurrent_layer_backward", TORCH_BOX(&recurrent_layer_backward));
   m.impl("lstm_cell_update", TORCH_BOX(&lstm_cell_update));
   m.impl("lstm_cell_update_backward", TORCH_BOX(&lstm_cell_update_backward));
   m.impl("gru_cell_update", TORCH_BOX(&gru_cell_update));

@@ -348,17 +348,39 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
   write<Tail>(job.output + row * H + unit, h, n);
 }
 
-// Where the sums of a vector of units begin: at the biases, or at the gates that the input was projected to.
-template <Cell C, bool Tail, class T, class E>
-SIMD_INLINE void begin_sums(const Forward<T, E>& job, Acc<T>* sum, int64_t gate_stride, int64_t row, int64_t unit,
-                            int n) {
-  for (int slot = 0; slot < slot_count(C); ++slot)
-    store(sum + slot * gate_stride, load(job.bias + slot * job.stride + unit));
-  if (job.gates == nullptr) return;
-  constexpr int G = gate_count(C);
-  for (int slot = 0; slot < G; ++slot)
-    store(sum + slot * gate_stride,
-          read<Tail>(job.gates + (row * G + (slot + first_gate(C)) % G) * job.hidden + unit, n));
+// Panel p's sums for the rows [row, row + count) of the data, but for the products with the states.
+template <int Slots, class T, class E>
+void begin_sums(const Forward<T, E>& job, int64_t p, int64_t row, int64_t count, Acc<T>* sums, int64_t sum_stride) {
+  constexpr int L = lanes<Acc<T>>;
+  const int units = job.from_state.units(p);
+  const Acc<T>* const bias = job.bias + p * job.from_state.unit_vectors * L;
+  for (int64_t i = 0; i < count; ++i)
+    for (int slot = 0; slot < Slots; ++slot)
+      for (int u = 0; u < units; ++u)
+        store(sums + i * sum_stride + (slot * units + u) * L, load(bias + slot * job.stride + u * L));
+  multiply_panel(job.from_input, p, job.input_panels, 0, job.from_input.depth, job.input + row * job.input_stride,
+                 job.input_stride, count, sums, sum_stride);
+}
+
+// Where panel p's part of `projected` begins: panels lie one after the other, their rows are as wide as the sums.
+template <class T, class E>
+SIMD_INLINE Acc<T>* projected_panel(const Forward<T, E>& job, int64_t p) {
+  const int64_t units = p * job.from_state.unit_vectors * lanes<Acc<T>>;
+  return job.projected + units * slot_count(job.kind) * job.offsets[job.steps];
+}
+
+// The same for all rows of all steps.
+template <class T, class E>
+void project_panel(const Forward<T, E>& job, int64_t p) {
+  const int64_t width = slot_count(job.kind) * job.from_state.units(p) * lanes<Acc<T>>, rows = job.offsets[job.steps];
+  for (int64_t row = 0; row < rows; row += group_rows) {
+    const int64_t count = std::min(group_rows, rows - row);
+    Acc<T>* const sums = projected_panel(job, p) + row * width;
+    if (slot_count(job.kind) == 1)
+      begin_sums<1>(job, p, row, count, sums, width);
+    else
+      begin_sums<4>(job, p, row, count, sums, width);
+  }
 }
 
 // Panel p of step s for the sequences [first, last).
@@ -374,21 +396,14 @@ void forward_panel(const Forward<T, E>& shared, int64_t s, int64_t p, int64_t fi
   last = std::min(last, job.offsets[t + 1] - rows);
   const E* const state = job.state[s % 2];
   E* const next = job.state[(s + 1) % 2];
-  alignas(64) A sums[group_rows * 4 * L];
+  alignas(64) A buffer[group_rows * 4 * L];
   for (int64_t b0 = first; b0 < last; b0 += group_rows) {
     const int64_t b1 = std::min(b0 + group_rows, last);
-    for (int64_t b = b0; b < b1; ++b)
-      for (int u = 0; u < units; ++u) {
-        const int64_t unit = unit0 + u * L, n = job.hidden - unit;
-        A* const sum = sums + (b - b0) * sum_stride + u * L;
-        if (n >= L)
-          begin_sums<C, false>(job, sum, gate_stride, rows + b, unit, 0);
-        else
-          begin_sums<C, true>(job, sum, gate_stride, rows + b, unit, n);
-      }
-    if (job.input)
-      multiply_panel(job.from_input, p, job.input_panels, 0, job.from_input.depth,
-                     job.input + (rows + b0) * job.input_stride, job.input_stride, b1 - b0, sums, sum_stride);
+    A* sums = buffer;
+    if (job.projected)
+      sums = projected_panel(job, p) + (rows + b0) * sum_stride;
+    else
+      begin_sums<slot_count(C)>(job, p, rows + b0, b1 - b0, sums, sum_stride);
     multiply_panel(layout, p, job.state_panels, 0, layout.depth, state + b0 * job.stride, job.stride, b1 - b0,
                    sums + (slot_count(C) - gate_count(C)) * gate_stride, sum_stride);
     for (int64_t b = b0; b < b1; ++b)
@@ -494,9 +509,6 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
   E* const to = job.gates + row * job.gate_stride + unit;  // lanes past the last unit are zero, like all that they meet
   if constexpr (C == Cell::gru) store(to, gates[3]);
   for (int g = 0; g < G; ++g) store(to + (g + slot_count(C) - G) * job.stride, gates[g]);
-  if (job.grad_gates == nullptr) return;
-  for (int g = 0; g < G; ++g) write<Tail>(job.grad_gates + (row * G + g) * H + unit, gates[g], n);
-  if constexpr (C == Cell::gru) write<Tail>(job.grad_hidden_n + row * H + unit, gates[3], n);
 }
 
 // sums += gradients at the gates, from `slot` on, times panel p.
@@ -509,22 +521,34 @@ void multiply_gates(const Backward<T, E>& job, const Layout& layout, int64_t p, 
                    sum_stride);
 }
 
-// The gradient at step s - 1's input, the part of panel p.
+// The gradient at the input of the rows [first, last) of the data, the part of panel p.
 template <Cell C, class T, class E>
-void input_gradient(const Backward<T, E>& job, int64_t s, int64_t p, int64_t first, int64_t last) {
+void input_gradient(const Backward<T, E>& job, int64_t p, int64_t first, int64_t last) {
   using A = Acc<T>;
   constexpr int L = lanes<A>;
   const Layout& layout = job.to_input;
   const int64_t feature = p * layout.unit_vectors * L, width = layout.vectors(p) * L;
-  const int64_t valid = std::min(width, job.features - feature), row0 = job.offsets[job.time(s - 1)];
+  const int64_t valid = std::min(width, job.features - feature);
   alignas(64) A sums[group_rows * 4 * L];
-  for (int64_t b0 = first; b0 < last; b0 += group_rows) {
-    const int64_t count = std::min(group_rows, last - b0);
+  for (int64_t row = first; row < last; row += group_rows) {
+    const int64_t count = std::min(group_rows, last - row);
     std::fill_n(sums, count * width, A(0));
-    multiply_gates<C>(job, layout, p, job.input_panels, job.gates + (row0 + b0) * job.gate_stride,
+    multiply_gates<C>(job, layout, p, job.input_panels, job.gates + row * job.gate_stride,
                       slot_count(C) - gate_count(C), count, sums, width);
     for (int64_t i = 0; i < count; ++i)
-      convert(sums + i * width, valid, job.grad_input + (row0 + b0 + i) * job.features + feature);
+      convert(sums + i * width, valid, job.grad_input + (row + i) * job.features + feature);
+  }
+}
+
+template <class T, class E>
+void input_gradient(const Backward<T, E>& job, int64_t p, int64_t first, int64_t last) {
+  switch (gate_count(job.kind)) {
+    case 1:
+      return input_gradient<Cell::rnn_tanh>(job, p, first, last);
+    case 3:
+      return input_gradient<Cell::gru>(job, p, first, last);
+    default:
+      return input_gradient<Cell::lstm>(job, p, first, last);
   }
 }
 
@@ -538,7 +562,8 @@ void backward_panel(const Backward<T, E>& shared, int64_t s, int64_t p, int64_t 
   const int64_t products = s > 0 ? std::min(last, job.active(s - 1)) : 0;
   const int64_t updates = s < job.steps ? std::min(last, job.active(s)) : 0;
   if (p >= job.to_state.panels) {
-    input_gradient<C>(job, s, p - job.to_state.panels, first, products);
+    const int64_t row = s > 0 ? job.offsets[job.time(s - 1)] : 0;
+    input_gradient<C>(job, p - job.to_state.panels, row + first, row + products);
     return;
   }
   const Layout& layout = job.to_state;
@@ -658,6 +683,16 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
       if (begin < end) add_products(right, row0, depth, &left[(begin - first) * left_stride], left_stride, begin, end);
     }
   }
+  for (const Right<T>& right : job.right)
+    for (int64_t i = std::max(first, right.first); i < std::min(last, right.last); ++i) {
+      const int64_t column = i * column_group, unit = column % job.stride;
+      const int64_t gate = (column / job.stride + first_gate(job.kind)) % gate_count(job.kind);
+      const int64_t count = std::min(column_group, job.hidden - unit), row = gate * job.hidden + unit;
+      convert(job.sums + column, count, right.bias + row);
+      if (static_cast<const void*>(right.product) != right.weight)
+        convert_rows(right.product + column * right.product_stride, right.product_stride, count, right.width,
+                     right.weight + row * right.width, right.width);
+    }
 }
 
 // ---- Cell updates ---------------------------------------------------------------------------------------------------

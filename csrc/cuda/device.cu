@@ -18,14 +18,17 @@ int device_facts(int device, DeviceFacts* facts) {
     *facts = remembered[device];
     return 0;
   }
-  int cooperative = 0;
+  int cooperative = 0, major = 0, minor = 0;
   const auto ask = [device](int* value, cudaDeviceAttr attribute) {
     return gpu::take_error(cudaDeviceGetAttribute(value, attribute, device));
   };
   if (const int error = ask(&facts->multiprocessors, cudaDevAttrMultiProcessorCount)) return error;
   if (const int error = ask(&facts->shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
   if (const int error = ask(&cooperative, cudaDevAttrCooperativeLaunch)) return error;
+  if (const int error = ask(&major, cudaDevAttrComputeCapabilityMajor)) return error;
+  if (const int error = ask(&minor, cudaDevAttrComputeCapabilityMinor)) return error;
   facts->cooperative_launch = cooperative != 0;
+  facts->compute_capability = 10 * major + minor;
   if (remember) {
     remembered[device] = *facts;
     known[device].store(true, std::memory_order_release);
@@ -33,7 +36,7 @@ int device_facts(int device, DeviceFacts* facts) {
   return 0;
 #else
   (void)device;
-  *facts = {simt::multiprocessors(), 227 << 10, true};
+  *facts = {simt::multiprocessors(), 227 << 10, true, 90};
   return 0;
 #endif
 }

@@ -9,6 +9,7 @@ struct DeviceFacts {
   int multiprocessors;
   int shared_bytes_per_block;  // the most that a block can opt in to
   bool cooperative_launch;
+  int compute_capability = 90;  // 10 * major + minor
 };
 
 // Of a CUDA device; asked once, then remembered.  Returns a cudaError_t as int, 0 for success.

@@ -19,6 +19,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #define SHARED(T, name, ...) __shared__ T name __VA_ARGS__
@@ -110,6 +111,32 @@ __device__ __forceinline__ void red_release_add(unsigned* p, unsigned value) {
 template <class T>
 __device__ __forceinline__ T ld_cg(const T* p) {
   return __ldcg(p);
+}
+
+// d += a b with tensor cores, for all lanes of a warp: a is 16 x 16, b 16 x 8, both of T (__half or __nv_bfloat16) in
+// pairs along the dimension that is summed over; d is float.  With g = lane / 4 and q = lane % 4 * 2, a lane holds
+//   a  rows g and g + 8 at columns q, q + 1; then both at q + 8, q + 9
+//   b  rows q, q + 1; then q + 8, q + 9, at column g
+//   d  row g at columns q, q + 1; then row g + 8
+// A GPU before compute capability 8.0 cannot, and traps.
+template <class T>
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+#define GPU_MMA(type)                                                                                                  \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                                 \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same<T, __half>::value) {
+    GPU_MMA("f16");
+  } else {
+    static_assert(std::is_same<T, __nv_bfloat16>::value, "tensor cores take 16-bit floats here");
+    GPU_MMA("bf16");
+  }
+#undef GPU_MMA
+#else
+  (void)d, (void)a, (void)b;
+  __trap();
+#endif
 }
 
 }  // namespace gpu

@@ -46,8 +46,4 @@ inline cuda::DeviceFacts facts_of(const Tensor& t, const char* family) {
   return facts;
 }
 
-inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::empty({size}, dtype, std::nullopt, like.device());
-}
-
 }  // namespace genimg_fast

@@ -14,17 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
 from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
 from genimg_fast.ops.recurrent import (
-    DTYPES,
     GRU as GRU_CELL,
+    KERNELS,
     LSTM as LSTM_CELL,
     RNN_RELU,
     RNN_TANH,
+    LayerCall,
     choose_path,
-    gru_cell_update,
-    lstm_cell_update,
     run_native,
-    why_not_native,
 )
 
 _CELLS = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "GRU": GRU_CELL, "LSTM": LSTM_CELL}
@@ -64,10 +63,9 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     """Return what torch's ``forward`` returns, or None where it has to run itself."""
     if module.proj_size > 0 or _native._backend == "reference":
         return None
-    module._update_flat_weights()
     cell, directions = _CELLS[module.mode], 2 if module.bidirectional else 1
     count = module.num_layers * directions
-    weights: Sequence[Any] = module._flat_weights
+    weights: Sequence[Any] = _weights(module)
     packed = isinstance(input, PackedSequence)
     data, batch_sizes, sorted_indices, unsorted_indices = input if packed else (input, None, None, None)
     pair = isinstance(hx, (tuple, list))
@@ -76,7 +74,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         pair != (cell == LSTM_CELL and hx is not None)
         or len(weights) != count * (4 if module.bias else 2)
         or len(states) not in (0, 2 if pair else 1)
-        or why_not_native((data, *states, *weights)) is not None
+        or why_not_native(KERNELS, (data, *states, *weights)) is not None
     ):
         return None
     computed_in, result_dtype = _dtypes(cell, packed, data, states, weights)
@@ -92,9 +90,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
     steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    if any(s.shape != shape for s in states) or not choose_path(
-        cell, data.device, data.dtype, steps, batch, module.input_size, module.hidden_size
-    ):
+    call = LayerCall(cell, steps, batch, module.input_size, module.hidden_size)
+    if any(s.shape != shape for s in states) or not choose_path(data.device, call):
         return None
 
     if computed_in != data.dtype or computed_in != weights[0].dtype:
@@ -127,6 +124,18 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     return output, tuple(finals) if cell == LSTM_CELL else finals[0]
 
 
+def _weights(module: nn.RNNBase) -> list[Tensor]:
+    """Return the parameters in torch's order; those that are missing are left out.
+
+    ``module._flat_weights`` has them, too, but the check that they are up to date takes longer than a small layer.
+    """
+    found = module._parameters
+    weights = [found.get(name, None) for name in module._flat_weights_names]
+    if any(w is None for w in weights):  # parametrised, or replaced by a plain tensor
+        weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    return [w for w in weights if w is not None]
+
+
 def _dtypes(
     cell: int, packed: bool, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[torch.dtype | None, torch.dtype]:
@@ -137,7 +146,7 @@ def _dtypes(
         if tensor.device != device or (tensor.dtype != dtype and not autocast):
             return None, dtype
     if not autocast:
-        return (dtype if dtype in DTYPES else None), dtype
+        return (dtype if dtype in WIDE_DTYPE else None), dtype
     lower = torch.get_autocast_dtype(device.type)
     used = {dtype, *(t.dtype for t in states), *(t.dtype for t in weights)}
     mixed = bool(states) and states[0].dtype != states[-1].dtype
@@ -215,9 +224,9 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
     """Return input and states with a batch dimension, or None where torch's ``forward`` has to run itself."""
     states: Sequence[Any] = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-    if _native._backend == "reference" or why_not_native((input, *states, *weights)) is not None:
+    if _native._backend == "reference" or why_not_native(KERNELS, (input, *states, *weights)) is not None:
         return None
-    if input.dim() not in (1, 2) or input.shape[-1] != module.input_size or input.dtype not in DTYPES:
+    if input.dim() not in (1, 2) or input.shape[-1] != module.input_size or input.dtype not in WIDE_DTYPE:
         return None
     expected = (*input.shape[:-1], module.hidden_size)
     if any(s.shape != expected or s.device != input.device for s in states):

@@ -1,18 +1,13 @@
 """Fused operators in functional form; beside each, its reference in plain PyTorch."""
 
 from genimg_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
-from genimg_fast.ops.recurrent import (
-    gru,
+from genimg_fast.ops.cell_update import (
     gru_cell_update,
     gru_cell_update_reference,
-    gru_reference,
-    lstm,
     lstm_cell_update,
     lstm_cell_update_reference,
-    lstm_reference,
-    rnn,
-    rnn_reference,
 )
+from genimg_fast.ops.recurrent import gru, gru_reference, lstm, lstm_reference, rnn, rnn_reference
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
 __all__ = [

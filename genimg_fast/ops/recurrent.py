@@ -1,4 +1,4 @@
-"""Recurrent layers over whole sequences, one layer and direction at a time, and the elementwise part of one step.
+"""Recurrent layers over whole sequences, one layer and direction at a time.
 
 Simple recurrence: Elman 1990, "Finding structure in time". GRU: Cho et al. 2014, arXiv:1406.1078, with the reset
 gate behind the product as in cuDNN and torch. LSTM: Hochreiter and Schmidhuber 1997, "Long short-term memory",
@@ -7,56 +7,43 @@ with the forget gate of Gers et al. 2000, "Learning to forget".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from genimg_fast import _native
-from genimg_fast.ops._dispatch import (
-    PLAIN_TENSORS,
-    TRANSFORMED,
-    describe_paths,
-    find_kernels,
-    is_transformed,
-    why_unavailable,
+from genimg_fast.ops._dispatch import describe_paths, find_kernels
+from genimg_fast.ops.cell_update import (
+    WIDE_DTYPE,
+    call_backward,
+    check_tensor,
+    check_type,
+    double_backward,
+    gru_cell_update_reference,
+    keep_inputs,
+    lstm_cell_update_reference,
+    use_native,
 )
 
-# What the compiled operators call the cells.
+
+class Cell(NamedTuple):
+    """What the cells differ in: values per hidden unit."""
+
+    name: str
+    gates: int
+    reserve: int  # what backward needs beside the output: r z n hn with hn = W_n h + b_n, or i f g o c
+
+
+# What the compiled operators call the cells, in the order of CELLS.
 RNN_TANH, RNN_RELU, GRU, LSTM = range(4)
-_NAMES = ("rnn", "rnn", "gru", "lstm")
+CELLS = (Cell("rnn", 1, 0), Cell("rnn", 1, 0), Cell("gru", 3, 4), Cell("lstm", 4, 5))
 _NONLINEARITIES = {"tanh": RNN_TANH, "relu": RNN_RELU}
-# Per cell and hidden unit: gates, and values that backward needs beside the output (GRU: r z n hn with
-# hn = W_n h + b_n; LSTM: i f g o c).
-_GATES = (1, 1, 3, 4)
-_RESERVE = (0, 0, 4, 5)
-
-# Type of the arithmetic.
-_WIDE_DTYPE = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
-DTYPES = frozenset(_WIDE_DTYPE)
-
-
-def lstm_cell_update_reference(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute :func:`lstm_cell_update` with PyTorch's own operators: the definition of what is right."""
-    i, f, g, o = gates.chunk(4, dim=1)
-    c_new = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c_new.tanh(), c_new
-
-
-def gru_cell_update_reference(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-    """Compute :func:`gru_cell_update` with PyTorch's own operators: the definition of what is right."""
-    (xr, xz, xn), (hr, hz, hn) = gates_x.chunk(3, dim=1), gates_h.chunk(3, dim=1)
-    n = (xn + (xr + hr).sigmoid() * hn).tanh()
-    return n + (xz + hz).sigmoid() * (h - n)
 
 
 def _combine_biases(
@@ -318,18 +305,57 @@ def _rnn_cell(nonlinearity: str) -> int:
     return cell
 
 
-def _check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype:
-        raise ValueError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
+def _check_operands(
+    cell: int,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    batch_sizes: Tensor | None,
+) -> tuple[int, int]:
+    """Check shapes, dtypes and devices, as the compiled operators do; return B and H."""
+    if input.dtype not in WIDE_DTYPE:
+        raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
+    if input.dim() != (3 if batch_sizes is None else 2):
+        expected = "(T, B, I)" if batch_sizes is None else "(N, I), with batch_sizes"
+        raise ValueError(f"input must have shape {expected}, got {tuple(input.shape)}")
+    gates = CELLS[cell].gates
+    if weight_hh.dim() != 2 or weight_hh.shape[1] == 0:
+        raise ValueError(f"weight_hh must have shape ({gates} * H, H), got {tuple(weight_hh.shape)}")
+    hidden = weight_hh.shape[1]
+    batch = input.shape[1] if batch_sizes is None else _check_batch_sizes(batch_sizes, input.shape[0], h0)
+    for tensor, name, shape in (
+        (h0, "h0" if cell == LSTM else "hx", (batch, hidden)),
+        (c0, "c0", (batch, hidden)),
+        (weight_ih, "weight_ih", (gates * hidden, input.shape[-1])),
+        (weight_hh, "weight_hh", (gates * hidden, hidden)),
+        (bias_ih, "bias_ih", (gates * hidden,)),
+        (bias_hh, "bias_hh", (gates * hidden,)),
+    ):
+        if tensor is not None:
+            check_tensor(tensor, name, shape, input, "input")
+    return batch, hidden
 
 
-def _check_type(tensor: Any, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> int:
+    """Check the lengths of packed sequences; return their number."""
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
+        raise ValueError(
+            "batch_sizes must be a 1-dimensional int64 tensor on the CPU, got "
+            f"{batch_sizes.dtype} of shape {tuple(batch_sizes.shape)} on {batch_sizes.device}"
+        )
+    if h0 is not None and (torch.compiler.is_compiling() or isinstance(batch_sizes, FakeTensor)):
+        # Reading the values would break the graph; the compiled operator checks them.
+        return h0.shape[0]
+    sizes = batch_sizes.tolist()
+    if not sizes or sizes[-1] < 0 or any(later > earlier for earlier, later in pairwise(sizes)):
+        raise ValueError(f"batch_sizes must not be empty, negative or increasing, got {sizes}")
+    if sum(sizes) != rows:
+        raise ValueError(f"batch_sizes must add up to the rows of input, {rows}, got {sum(sizes)}")
+    return sizes[0]
 
 
 def _prepare(
@@ -347,102 +373,88 @@ def _prepare(
     state_names = ("h0", "c0") if cell == LSTM else ("hx",)
     if len(hx) != len(state_names):
         raise ValueError(f"hx must be a pair (h0, c0), got {len(hx)} tensors")
-    tensors: dict[str, Any] = dict(zip(state_names, hx, strict=True))
-    tensors |= {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
-    tensors |= {"bias_ih": bias_ih, "bias_hh": bias_hh}
-    for name, tensor in tensors.items():
-        if tensor is not None or name in ("input", "weight_ih", "weight_hh"):
-            _check_type(tensor, name)
+    given: dict[str, Any] = {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
+    optional = dict(zip((*state_names, "bias_ih", "bias_hh"), (*hx, bias_ih, bias_hh), strict=True))
+    given |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+    for name, tensor in given.items():
+        check_type(tensor, name)
+    if batch_sizes is not None:
+        check_type(batch_sizes, "batch_sizes")
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-        tensors = {name: None if t is None else t.to(dtype) for name, t in tensors.items()}
-    input, weight_ih, weight_hh = tensors["input"], tensors["weight_ih"], tensors["weight_hh"]
-    if input.dtype not in DTYPES:
-        raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
-    if input.dim() != (3 if batch_sizes is None else 2):
-        expected = "(T, B, I)" if batch_sizes is None else "(N, I), with batch_sizes"
-        raise ValueError(f"input must have shape {expected}, got {tuple(input.shape)}")
-    if weight_hh.dim() != 2 or weight_hh.shape[1] == 0:
-        raise ValueError(f"weight_hh must have shape ({_GATES[cell]} * H, H), got {tuple(weight_hh.shape)}")
-    hidden, states = weight_hh.shape[1], [tensors[name] for name in state_names]
-    given = [state for state in states if state is not None]
-    if batch_sizes is None:
-        batch = input.shape[1]
-    else:
-        _check_type(batch_sizes, "batch_sizes")
-        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or not batch_sizes.is_cpu:
-            raise ValueError(
-                "batch_sizes must be a 1-dimensional int64 tensor on the CPU, got "
-                f"{batch_sizes.dtype} of shape {tuple(batch_sizes.shape)} on {batch_sizes.device}"
-            )
-        if torch.compiler.is_compiling() and given:
-            # Reading the values would break the graph; the compiled operator checks them.
-            batch = given[0].shape[0]
-        else:
-            sizes = batch_sizes.tolist()
-            if not sizes or sizes[-1] < 0 or any(later > earlier for earlier, later in pairwise(sizes)):
-                raise ValueError(f"batch_sizes must not be empty, negative or increasing, got {sizes}")
-            if sum(sizes) != input.shape[0]:
-                raise ValueError(
-                    f"batch_sizes must add up to the rows of input, {input.shape[0]}, got {sum(sizes)}"
-                )
-            batch = sizes[0]
-    width = _GATES[cell] * hidden
-    shapes = dict.fromkeys(state_names, (batch, hidden)) | dict.fromkeys(("bias_ih", "bias_hh"), (width,))
-    shapes |= {"weight_ih": (width, input.shape[-1]), "weight_hh": (width, hidden)}
-    for name, shape in shapes.items():
-        if tensors[name] is not None:
-            _check_tensor(tensors[name], name, shape, input, "input")
-    h0, *c0 = (input.new_zeros(batch, hidden) if state is None else state for state in states)
-    return (
-        input, h0, c0[0] if c0 else None, weight_ih, weight_hh, tensors["bias_ih"], tensors["bias_hh"],
-        batch_sizes, cell, reverse,
-    )  # fmt: skip
+        given = {name: tensor.to(dtype) for name, tensor in given.items()}
+    states = [given.get(name) for name in state_names]
+    parameters = [given.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    input = given["input"]
+    operands: tuple[Any, ...] = (input, states[0], states[1] if cell == LSTM else None, *parameters, batch_sizes)
+    shape = _check_operands(cell, *operands)
+    h0, *c0 = (input.new_zeros(shape) if state is None else state for state in states)
+    return input, h0, c0[0] if c0 else None, *parameters, batch_sizes, cell, reverse
 
 
 def _layer(*arguments: Any) -> tuple[Any, ...]:
     arguments = _prepare(*arguments)
-    if _native._backend != "reference":
-        reason = why_not_native(arguments[:7])
-        if reason is None:
-            return run_native(*arguments)
-        if _native._backend == "native" and reason is not TRANSFORMED:
-            raise RuntimeError(f"{_NAMES[arguments[8]]}: backend 'native' was asked for, but {reason}")
+    if use_native(CELLS[arguments[8]].name, KERNELS, arguments[:7]):
+        return run_native(*arguments)
     return _run_reference(*arguments)
 
 
-def why_not_native(tensors: Sequence[Any]) -> str | None:
-    """Return None if the compiled kernels take these arguments, else the reason why they do not.
+class LayerCall(NamedTuple):
+    """What decides between the compiled operator and torch's own layer."""
+
+    cell: int
+    steps: int
+    batch: int
+    input_size: int
+    hidden: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input's product."""
+        return self.steps * self.batch
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return CELLS[self.cell].gates * self.hidden * (self.input_size + self.hidden)
+
+
+# Where torch's layer is the faster one: for `info` in words, then as a rule.
+#
+# On the CPU that is where measurements say so by more than 5 %. Packing the weights takes about as long as
+# multiplying ten rows by them; torch's RNN and GRU do not pack them, its LSTM, which is oneDNN's, does.
+#
+# On CUDA it is a prediction, not yet measured: up to H = 128 one block holds the recurrent weights for all steps;
+# the products of larger layers are cuDNN's.
+TORCHS_LAYERS: dict[str, tuple[str, Callable[[LayerCall], bool]]] = {
+    "cpu": (
+        "RNNs and GRUs with 2^17 weights over fewer than 8 rows (T * B), with 2^20 over one step of fewer than 32",
+        lambda call: (
+            call.cell != LSTM
+            and (
+                (call.rows < 8 and call.weights >= 1 << 17)
+                or (call.steps == 1 and call.batch < 32 and call.weights >= 1 << 20)
+            )
+        ),
+    ),
+    "cuda": (
+        "more than 128 hidden units, unless cuDNN is disabled",
+        lambda call: call.hidden > 128 and torch.backends.cudnn.enabled,
+    ),
+}
+
+
+def choose_path(device: torch.device, call: LayerCall) -> bool:
+    """Return whether a layer is to run on the compiled operator, of which there is one, or on torch's own layer.
 
     Args:
-        tensors: The data, then all other tensors, or None; shapes, dtypes and devices are not looked at.
-    """
-    for tensor in tensors:
-        if tensor is not None and type(tensor) not in PLAIN_TENSORS:
-            return TRANSFORMED
-    if (reason := why_unavailable(_KERNELS, tensors[0].device.type)) is not None:
-        return reason
-    return TRANSFORMED if is_transformed(tensors[0]) else None
-
-
-def choose_path(
-    cell: int, device: torch.device, dtype: torch.dtype, steps: int, batch: int, input_size: int, hidden: int
-) -> bool:
-    """Return whether a recurrent layer is to run on the compiled operator rather than on torch's own layer.
-
-    Args:
-        cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
         device: Of all tensors.
-        dtype: Of the data.
-        steps: T.
-        batch: B.
-        input_size: I.
-        hidden: H.
+        call: What is to be computed.
     """
     if _native._backend == "native" or torch.compiler.is_compiling():
         return True
-    return True
+    return not TORCHS_LAYERS[device.type][1](call)
 
 
 def run_native(
@@ -489,26 +501,17 @@ def run_native(
     if torch.compiler.is_compiling():
         # Dynamo runs the backward of an autograd.Function without recording it, which would drop second-order
         # gradients; the operators' registered formulas do without.
-        return torch.ops.genimg_fast.recurrent_layer.default(*arguments)[:3]
+        return torch.ops.genimg_fast.recurrent.default(*arguments)[:3]
     if differentiable:
         return _Layer.apply(*arguments)[:3]
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.recurrent_layer.default(*arguments)[:3]
-
-
-def _call(operator: Any, *arguments: Any) -> Any:
-    """Call a backward operator."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return operator(*arguments)
-    # Nothing to record: passing by the registered formula saves 10 microseconds.
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+        return torch.ops.genimg_fast.recurrent.default(*arguments)[:3]
 
 
 def _keep_for_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, h0, c0, weight_ih, weight_hh, _, _, batch_sizes, ctx.cell, ctx.reverse, keep = inputs
-    if not keep and _RESERVE[ctx.cell] > 0:
-        raise RuntimeError("recurrent_layer: keep must be True where gradients are needed")
+    if not keep and CELLS[ctx.cell].reserve > 0:
+        raise RuntimeError("recurrent: keep must be True where gradients are needed")
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, output[0], output[3], h0, c0, weight_ih, weight_hh, batch_sizes)
 
@@ -517,7 +520,7 @@ def _layer_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...
     grad_output, grad_h_n, grad_c_n, grad_reserve = grads
     if ctx.cell != LSTM:
         grad_c_n = None
-    if _RESERVE[ctx.cell] == 0:
+    if CELLS[ctx.cell].reserve == 0:
         grad_reserve = None
     if grad_output is None and grad_h_n is None and grad_c_n is None and grad_reserve is None:
         return (None,) * 11
@@ -525,11 +528,11 @@ def _layer_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...
     need_weights = need[3] or need[4] or need[5] or need[6]
     arguments: tuple[Any, ...] = (*ctx.saved_tensors, ctx.cell, ctx.reverse, need[0], need_weights)
     if grad_reserve is None:
-        operator = torch.ops.genimg_fast.recurrent_layer_backward.default
-        gradients = _call(operator, grad_output, grad_h_n, grad_c_n, *arguments)
+        operator = torch.ops.genimg_fast.recurrent_backward.default
+        gradients = call_backward(operator, grad_output, grad_h_n, grad_c_n, *arguments)
     else:
         # Only derivatives of higher order come here.
-        gradients = _backward_reference(grad_output, grad_h_n, grad_c_n, grad_reserve, *arguments)
+        gradients = _backward_reference(grad_output, grad_h_n, grad_c_n, *arguments, grad_reserve=grad_reserve)
     return *(g if n else None for g, n in zip(gradients, need[:7], strict=True)), None, None, None, None
 
 
@@ -542,7 +545,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.genimg_fast.recurrent_layer.default(*arguments)
+            outputs = torch.ops.genimg_fast.recurrent.default(*arguments)
         _keep_for_layer(ctx, arguments, outputs)
         return outputs
 
@@ -599,7 +602,6 @@ def _backward_reference(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
-    grad_reserve: Tensor | None,
     input: Tensor,
     output: Tensor,
     reserve: Tensor,
@@ -612,13 +614,15 @@ def _backward_reference(
     reverse: bool,
     need_input: bool,
     need_weights: bool,
+    *,
+    grad_reserve: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Do what the backward operator does, in PyTorch operations, and take gradients at the reserve as well.
 
     It is a function of the saved values: differentiating it gives gradients at those, which the forward operator's
     formula passes on.
     """
-    dtype, hidden = _WIDE_DTYPE[output.dtype], h0.shape[1]
+    dtype, hidden = WIDE_DTYPE[output.dtype], h0.shape[1]
     sizes = [h0.shape[0]] * output.shape[0] if batch_sizes is None else batch_sizes.tolist()
 
     def steps(t: Tensor | None, values: int = 1) -> Sequence[Any]:
@@ -627,7 +631,7 @@ def _backward_reference(
         return t.to(dtype).reshape(sum(sizes), values * hidden).split(sizes)
 
     outputs, grad_outputs = steps(output), steps(grad_output)
-    reserves, grad_reserves = steps(reserve, _RESERVE[cell]), steps(grad_reserve, _RESERVE[cell])
+    reserves, grad_reserves = steps(reserve, CELLS[cell].reserve), steps(grad_reserve, CELLS[cell].reserve)
     states = steps(_previous_states(output, h0, batch_sizes, reverse))
     if c0 is not None:
         all_cell_states = reserve[:, 4 * hidden :].reshape(output.shape)
@@ -639,7 +643,7 @@ def _backward_reference(
     for t in range(len(sizes)) if reverse else reversed(range(len(sizes))):
         n, h = sizes[t], states[t]
         g = dh[:n] if grad_outputs[t] is None else dh[:n] + grad_outputs[t]
-        direct = (0.0,) * 5 if grad_reserves[t] is None else grad_reserves[t].chunk(_RESERVE[cell], dim=1)
+        direct = (0.0,) * 5 if grad_reserves[t] is None else grad_reserves[t].chunk(CELLS[cell].reserve, dim=1)
         carried: Tensor | float = 0.0
         if cell == LSTM:
             i, f, candidate, o, c = reserves[t].chunk(5, dim=1)
@@ -671,7 +675,7 @@ def _backward_reference(
         dh = torch.cat((at_hidden.mm(weight) + carried, dh[n:]))
     nothing = h0.new_empty(0, dtype=dtype)
     grad_input, *grad_parameters = _gradients_from_steps(
-        torch.cat(grads_at_gates) if sizes else nothing.view(0, _GATES[cell] * hidden),
+        torch.cat(grads_at_gates) if sizes else nothing.view(0, CELLS[cell].gates * hidden),
         torch.cat(grads_at_hidden_n) if sizes and cell == GRU else nothing.view(0, hidden),
         input.to(dtype), output.to(dtype), h0.to(dtype), weight_ih.to(dtype), batch_sizes, cell, reverse,
         need_input, need_weights,
@@ -696,7 +700,7 @@ def _run_by_steps(
     """Do what the operator does where the library has a kernel for the steps only: on CUDA."""
     bias, bias_n = _combine_biases(cell, bias_ih, bias_hh)
     gates = F.linear(input, weight_ih, bias)
-    return torch.ops.genimg_fast.recurrent.default(
+    return torch.ops.genimg_fast.recurrent_steps.default(
         gates, h0, c0, weight_hh, bias_n, batch_sizes, cell, reverse, keep
     )
 
@@ -719,279 +723,33 @@ def _backward_by_steps(
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Likewise for the backward operator."""
-    grad_gates, grad_hidden_n, grad_h0, grad_c0 = torch.ops.genimg_fast.recurrent_backward.default(
+    grad_gates, grad_hidden_n, grad_h0, grad_c0 = torch.ops.genimg_fast.recurrent_steps_backward.default(
         grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, batch_sizes, cell, reverse
     )
     grad_input, *grad_parameters = _gradients_from_steps(
-        grad_gates,
-        grad_hidden_n,
-        input,
-        output,
-        h0,
-        weight_ih,
-        batch_sizes,
-        cell,
-        reverse,
-        need_input,
-        need_weights,
-    )
+        grad_gates, grad_hidden_n, input, output, h0, weight_ih, batch_sizes, cell, reverse,
+        need_input, need_weights,
+    )  # fmt: skip
     return grad_input, grad_h0, grad_c0, *grad_parameters
 
 
-def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply the gates of an LSTM to its cell state, in one pass.
+if find_kernels("recurrent_steps").get("cuda"):
+    torch.library.impl("genimg_fast::recurrent", "CUDA")(_run_by_steps)
+    torch.library.impl("genimg_fast::recurrent_backward", "CUDA")(_backward_by_steps)
 
-    ``c_new = sigmoid(f) * c + sigmoid(i) * tanh(g)`` and ``h = sigmoid(o) * tanh(c_new)``: everything of a step
-    but its products or convolutions, for single steps and convolutional LSTMs; differentiable any number of times.
+KERNELS = find_kernels("recurrent")
 
-    Args:
-        gates: (B, 4H, *), pre-activations of i, f, g and o along dimension 1; float32, float64, bfloat16 or
-            float16.
-        c: (B, H, *), the cell state. If its dtype is another one, the result has that to which the two promote.
+if KERNELS:
 
-    Returns:
-        State ``h`` and cell state ``c_new``, (B, H, *) each.
+    def _check_fake(cell: int, *operands: Any) -> tuple[int, int]:
+        """The checks of csrc/recurrent.h, so that tracing refuses what the kernels refuse; return B and H."""
+        if not 0 <= cell < len(CELLS):
+            raise ValueError(f"cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got {cell}")
+        if (operands[2] is None) == (cell == LSTM):
+            raise ValueError("c0 belongs to an LSTM, and to no other cell")
+        return _check_operands(cell, *operands)
 
-    Raises:
-        ValueError: A shape, dtype or device does not fit.
-        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
-
-    Example:
-        >>> h, c = lstm_cell_update(torch.randn(8, 4 * 32, 16, 16), torch.zeros(8, 32, 16, 16))
-        >>> h.shape, c.shape
-        (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
-    """
-    _check_type(gates, "gates")
-    _check_state(c, "c")
-    gates, c = _promote(gates, c)
-    _check_gates(gates, "gates", 4, c)
-    if not _use_native("lstm_cell_update", gates, c):
-        return lstm_cell_update_reference(gates, c)
-    if torch.compiler.is_compiling():
-        return torch.ops.genimg_fast.lstm_cell_update.default(gates, c)
-    if torch.is_grad_enabled() and (gates.requires_grad or c.requires_grad):
-        return _LSTMCellUpdate.apply(gates, c)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.lstm_cell_update.default(gates, c)
-
-
-def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-    """Apply the gates of a GRU to its state, in one pass.
-
-    ``r = sigmoid(x_r + h_r)``, ``z = sigmoid(x_z + h_z)``, ``n = tanh(x_n + r * h_n)`` and
-    ``h_new = (1 - z) * n + z * h``: everything of a step but its products or convolutions; differentiable any
-    number of times.
-
-    Args:
-        gates_x: (B, 3H, *), what the input contributes to r, z and n along dimension 1; float32, float64, bfloat16
-            or float16.
-        gates_h: (B, 3H, *), what the state contributes.
-        h: (B, H, *), the state. If dtypes differ, the result has that to which they promote.
-
-    Returns:
-        The new state, (B, H, *).
-
-    Raises:
-        ValueError: A shape, dtype or device does not fit.
-        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
-
-    Example:
-        >>> gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
-        torch.Size([8, 32])
-    """
-    _check_type(gates_x, "gates_x")
-    _check_type(gates_h, "gates_h")
-    _check_state(h, "h")
-    gates_x, gates_h, h = _promote(gates_x, gates_h, h)
-    _check_gates(gates_x, "gates_x", 3, h)
-    _check_gates(gates_h, "gates_h", 3, h)
-    if not _use_native("gru_cell_update", gates_x, gates_h, h):
-        return gru_cell_update_reference(gates_x, gates_h, h)
-    if torch.compiler.is_compiling():
-        return torch.ops.genimg_fast.gru_cell_update.default(gates_x, gates_h, h)
-    if torch.is_grad_enabled() and (gates_x.requires_grad or gates_h.requires_grad or h.requires_grad):
-        return _GRUCellUpdate.apply(gates_x, gates_h, h)
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.gru_cell_update.default(gates_x, gates_h, h)
-
-
-def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    first, *others = (t.dtype for t in tensors)
-    if all(dtype == first for dtype in others):
-        return tensors
-    for dtype in others:
-        first = torch.promote_types(first, dtype)
-    return tuple(t.to(first) for t in tensors)
-
-
-def _check_state(state: Tensor, name: str) -> None:
-    _check_type(state, name)
-    if state.dtype not in _WIDE_DTYPE:
-        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {state.dtype}")
-    if state.dim() < 2:
-        raise ValueError(f"{name} must have at least 2 dimensions, (B, H, ...), got {state.dim()}")
-
-
-def _check_gates(gates: Tensor, name: str, count: int, state: Tensor) -> None:
-    batch, hidden, *rest = state.shape
-    _check_tensor(gates, name, (batch, count * hidden, *rest), state, "state")
-
-
-def _use_native(operator: str, *tensors: Tensor) -> bool:
-    if _native._backend == "reference":
-        return False
-    reason = why_not_native(tensors)
-    if reason is not None and reason is not TRANSFORMED and _native._backend == "native":
-        raise RuntimeError(f"{operator}: backend 'native' was asked for, but {reason}")
-    return reason is None
-
-
-def _keep_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs)
-
-
-def _lstm_update_backward(
-    ctx: Any, grad_h: Tensor | None, grad_c_new: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    if grad_h is None and grad_c_new is None:
-        return None, None
-    gates, c = ctx.saved_tensors
-    operator = torch.ops.genimg_fast.lstm_cell_update_backward.default
-    grad_gates, grad_c = _call(operator, grad_h, grad_c_new, gates, c)
-    return grad_gates, grad_c if ctx.needs_input_grad[1] else None
-
-
-def _gru_update_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return None, None, None
-    grads = _call(torch.ops.genimg_fast.gru_cell_update_backward.default, grad, *ctx.saved_tensors)
-    return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
-
-
-class _LSTMCellUpdate(torch.autograd.Function):
-    """Autograd of the update in eager mode: costs less per call than the formula registered for torch.compile."""
-
-    @staticmethod
-    def forward(ctx: Any, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.genimg_fast.lstm_cell_update.default(gates, c)
-        _keep_inputs(ctx, (gates, c), outputs)
-        return outputs
-
-    backward = staticmethod(_lstm_update_backward)
-
-
-class _GRUCellUpdate(torch.autograd.Function):
-    """Likewise."""
-
-    @staticmethod
-    def forward(ctx: Any, gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.genimg_fast.gru_cell_update.default(gates_x, gates_h, h)
-        _keep_inputs(ctx, (gates_x, gates_h, h), output)
-        return output
-
-    backward = staticmethod(_gru_update_backward)
-
-
-def _aliases(tensors: Sequence[Tensor | None]) -> list[Any]:
-    """Make differentiable aliases: saved tensors may depend on each other, and each gradient follows its own."""
-    return [
-        None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors
-    ]
-
-
-def _keep_for_layer_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:11])
-    ctx.options = inputs[11:]
-
-
-def _layer_double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward operator: the same in PyTorch operations, differentiated."""
-    create_graph = torch.is_grad_enabled()
-    result: list[Tensor | None] = [None] * 15
-    with torch.enable_grad():
-        *saved, batch_sizes = ctx.saved_tensors
-        tensors = _aliases(saved)
-        wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
-        arguments: list[Any] = [*tensors[:3], None, *tensors[3:], batch_sizes, *ctx.options]
-        outputs = _backward_reference(*arguments)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-        if not (wanted and pairs):
-            return tuple(result)
-        gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [tensors[k] for k in wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    for k, gradient in zip(wanted, gradients, strict=True):
-        result[k] = gradient
-    return tuple(result)
-
-
-def _update_double_backward(
-    function: Any, weights: int, ctx: Any, *grads: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward operator of a cell update.
-
-    The update is written out in PyTorch operations, differentiated once to get what the operator computes, and
-    once more. The operator's arguments are the gradients at the outputs of ``function``, of which there are
-    ``weights``, then its inputs.
-    """
-    create_graph = torch.is_grad_enabled()
-    result: list[Tensor | None] = [None] * len(ctx.saved_tensors)
-    with torch.enable_grad():
-        tensors = _aliases(ctx.saved_tensors)
-        wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
-        inputs = tensors[weights:]
-        given = [(t, g) for t, g in zip(inputs, grads, strict=True) if g is not None]
-        outputs = function(*inputs)
-        weighted = zip(outputs if weights > 1 else (outputs,), tensors[:weights], strict=True)
-        pairs = [(o, w) for o, w in weighted if w is not None]
-        if not (wanted and given and pairs):
-            return tuple(result)
-        first = torch.autograd.grad(
-            [o for o, _ in pairs], [t for t, _ in given], [w for _, w in pairs], create_graph=True
-        )
-        second = torch.autograd.grad(
-            first,
-            [tensors[k] for k in wanted],
-            [g for _, g in given],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    for k, gradient in zip(wanted, second, strict=True):
-        result[k] = gradient
-    return tuple(result)
-
-
-if find_kernels("recurrent").get("cuda") and not find_kernels("recurrent_layer").get("cuda"):
-    torch.library.impl("genimg_fast::recurrent_layer", "CUDA")(_run_by_steps)
-    torch.library.impl("genimg_fast::recurrent_layer_backward", "CUDA")(_backward_by_steps)
-
-_KERNELS = find_kernels("recurrent_layer")
-
-
-def paths() -> dict[str, tuple[str, str]]:
-    """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
-    return describe_paths(_KERNELS)
-
-
-def _like_state(state: Tensor, gates: Tensor) -> Tensor:
-    """An empty tensor of the state's shape in the memory format of the gates, as the kernels choose it."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(gates.dim())
-    if channels_last and not gates.is_contiguous() and gates.is_contiguous(memory_format=channels_last):
-        return torch.empty_like(state, memory_format=channels_last)
-    return torch.empty_like(state, memory_format=torch.contiguous_format)
-
-
-if _KERNELS:
-
-    @torch.library.register_fake("genimg_fast::recurrent_layer")
+    @torch.library.register_fake("genimg_fast::recurrent")
     def _(
         input: Tensor,
         h0: Tensor,
@@ -1005,18 +763,16 @@ if _KERNELS:
         reverse: bool,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows, hidden = _check_operands(input, h0, c0, weight_ih, weight_hh, batch_sizes, cell)
-        for bias, name in ((bias_ih, "bias_ih"), (bias_hh, "bias_hh")):
-            if bias is not None:
-                _check_tensor(bias, name, (_GATES[cell] * hidden,), input, "input")
+        state = _check_fake(cell, input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes)
+        rows, values = input.shape[:-1].numel(), CELLS[cell].reserve * state[1]
         return (
-            input.new_empty((*input.shape[:-1], hidden)),
-            torch.empty_like(h0, memory_format=torch.contiguous_format),
-            input.new_empty(h0.shape if cell == LSTM else 0),
-            input.new_empty((rows, _RESERVE[cell] * hidden) if keep and _RESERVE[cell] else 0),
+            input.new_empty((*input.shape[:-1], state[1])),
+            input.new_empty(state),
+            input.new_empty(state if cell == LSTM else 0),
+            input.new_empty((rows, values) if keep and values else 0),
         )
 
-    @torch.library.register_fake("genimg_fast::recurrent_layer_backward")
+    @torch.library.register_fake("genimg_fast::recurrent_backward")
     def _(
         grad_output: Tensor | None,
         grad_h_n: Tensor | None,
@@ -1034,98 +790,41 @@ if _KERNELS:
         need_input: bool,
         need_weights: bool,
     ) -> tuple[Tensor, ...]:
-        rows, hidden = _check_operands(input, h0, c0, weight_ih, weight_hh, batch_sizes, cell)
-        output_shape = (*input.shape[:-1], hidden)
+        state = _check_fake(cell, input, h0, c0, weight_ih, weight_hh, None, None, batch_sizes)
+        output_shape, values = (*input.shape[:-1], state[1]), CELLS[cell].reserve * state[1]
         for tensor, name, shape in (
             (output, "output", output_shape),
             (grad_output, "grad_output", output_shape),
-            (grad_h_n, "grad_h_n", h0.shape),
-            (grad_c_n, "grad_c_n", h0.shape),
+            (grad_h_n, "grad_h_n", state),
+            (grad_c_n, "grad_c_n", state),
+            (reserve if values else None, "reserve", (input.shape[:-1].numel(), values)),
         ):
             if tensor is not None:
-                _check_tensor(tensor, name, tuple(shape), input, "input")
-        if _RESERVE[cell]:
-            _check_tensor(reserve, "reserve", (rows, _RESERVE[cell] * hidden), input, "input")
-        width = _GATES[cell] * hidden
+                check_tensor(tensor, name, shape, input, "input")
+        width = weight_hh.shape[0]
         return (
             input.new_empty(input.shape if need_input else 0),
-            input.new_empty(h0.shape),
-            input.new_empty(h0.shape if cell == LSTM else 0),
-            input.new_empty((width, input.shape[-1]) if need_weights else 0),
-            input.new_empty((width, hidden) if need_weights else 0),
-            input.new_empty(width if need_weights else 0),
-            input.new_empty(width if need_weights else 0),
+            input.new_empty(state),
+            input.new_empty(state if cell == LSTM else 0),
+            *(
+                input.new_empty(shape if need_weights else 0)
+                for shape in (weight_ih.shape, weight_hh.shape, width, width)
+            ),
         )
 
-    @torch.library.register_fake("genimg_fast::lstm_cell_update")
-    def _(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        _check_state(c, "c")
-        _check_gates(gates, "gates", 4, c)
-        return _like_state(c, gates), _like_state(c, gates)
-
-    @torch.library.register_fake("genimg_fast::lstm_cell_update_backward")
-    def _(grad_h: Tensor | None, grad_c_new: Tensor | None, gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        _check_state(c, "c")
-        _check_gates(gates, "gates", 4, c)
-        for tensor, name in ((grad_h, "grad_h"), (grad_c_new, "grad_c_new")):
-            if tensor is not None:
-                _check_tensor(tensor, name, tuple(c.shape), c, "state")
-        return _like_state(gates, gates), _like_state(c, gates)
-
-    @torch.library.register_fake("genimg_fast::gru_cell_update")
-    def _(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-        _check_state(h, "h")
-        _check_gates(gates_x, "gates_x", 3, h)
-        _check_gates(gates_h, "gates_h", 3, h)
-        return _like_state(h, gates_x)
-
-    @torch.library.register_fake("genimg_fast::gru_cell_update_backward")
-    def _(grad: Tensor, gates_x: Tensor, gates_h: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        _check_state(h, "h")
-        _check_gates(gates_x, "gates_x", 3, h)
-        _check_gates(gates_h, "gates_h", 3, h)
-        _check_tensor(grad, "grad", tuple(h.shape), h, "state")
-        return _like_state(gates_x, gates_x), _like_state(gates_h, gates_x), _like_state(h, gates_x)
-
-    for _name, _formula, _keep in (
-        ("recurrent_layer", _layer_backward, _keep_for_layer),
-        ("recurrent_layer_backward", _layer_double_backward, _keep_for_layer_double_backward),
-        ("lstm_cell_update", _lstm_update_backward, _keep_inputs),
-        (
-            "lstm_cell_update_backward",
-            partial(_update_double_backward, lstm_cell_update_reference, 2),
-            _keep_inputs,
-        ),
-        ("gru_cell_update", _gru_update_backward, _keep_inputs),
-        ("gru_cell_update_backward", partial(_update_double_backward, gru_cell_update_reference, 1), _keep_inputs),
-    ):
-        torch.library.register_autograd(f"genimg_fast::{_name}", _formula, setup_context=_keep)
+    torch.library.register_autograd("genimg_fast::recurrent", _layer_backward, setup_context=_keep_for_layer)
+    torch.library.register_autograd(
+        "genimg_fast::recurrent_backward",
+        partial(double_backward, _backward_reference),
+        setup_context=partial(keep_inputs, tensors=11),
+    )
 
 
-def _check_operands(
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    batch_sizes: Tensor | None,
-    cell: int,
-) -> tuple[int, int]:
-    """The checks of csrc/recurrent.h, so that tracing refuses what the kernels would refuse; return rows and H."""
-    if not 0 <= cell <= 3:
-        raise ValueError(f"cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got {cell}")
-    if input.dtype not in DTYPES:
-        raise ValueError(f"input must be float32, float64, bfloat16 or float16, got {input.dtype}")
-    if input.dim() != (3 if batch_sizes is None else 2) or h0.dim() != 2:
-        raise ValueError("input must have 3 dimensions, 2 with batch_sizes, and h0 must have 2")
-    if (c0 is None) == (cell == LSTM):
-        raise ValueError("c0 belongs to an LSTM, and to no other cell")
-    batch, hidden = h0.shape
-    if batch_sizes is None:
-        batch = input.shape[1]
-    _check_tensor(h0, "h0", (batch, hidden), input, "input")
-    _check_tensor(weight_ih, "weight_ih", (_GATES[cell] * hidden, input.shape[-1]), input, "input")
-    _check_tensor(weight_hh, "weight_hh", (_GATES[cell] * hidden, hidden), input, "input")
-    if c0 is not None:
-        _check_tensor(c0, "c0", (batch, hidden), input, "input")
-    return input.shape[:-1].numel(), hidden
+def paths() -> dict[str, tuple[str, str]]:
+    """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
+    described = describe_paths(KERNELS)
+    for device, (words, _) in TORCHS_LAYERS.items():
+        path, reason = described[device]
+        if path == "native":
+            described[device] = path, f"{reason}; in layers, torch's own for {words}"
+    return described

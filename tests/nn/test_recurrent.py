@@ -113,6 +113,29 @@ def test_dtypes(name, dtype, kind, fused):
     assert len(fused) == 4
 
 
+def test_auto_leaves_to_torch_what_torch_is_faster_at(fused):
+    for name, shape, ours in (("GRU", (1, 3, 3), False), ("GRU", (4, 2, 3), True), ("LSTM", (1, 3, 3), True)):
+        layer, theirs = pair(name, 3, 256)
+        with gf.backend("auto"):
+            torch.testing.assert_close(layer(torch.ones(shape)), theirs(torch.ones(shape)))
+        assert len(fused) == ours
+        fused.clear()
+    assert "fewer than 8 rows" in str(gf.info())
+
+
+def test_auto_leaves_large_layers_on_gpus_to_cudnn():
+    def ours(hidden):
+        call = layer_module.LayerCall(layer_module.GRU_CELL, 10, 16, 32, hidden)
+        return layer_module.choose_path(torch.device("cuda"), call)
+
+    with gf.backend("auto"):
+        assert (ours(128), ours(129)) == (True, False)
+        with torch.backends.cudnn.flags(enabled=False):
+            assert ours(129)
+    with gf.backend("native"):
+        assert ours(129)
+
+
 def test_relu(fused):
     ours, theirs = pair("RNN", 3, 5, 2, nonlinearity="relu", dtype=torch.float64)
     x = make_input("padded", dtype=torch.float64)

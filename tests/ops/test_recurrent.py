@@ -104,7 +104,15 @@ def test_dtypes_and_directions(cell, dtype, packed, reverse, device):
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 1), (2, 3, 1, 5), (5, 1, 3, 16), (3, 17, 20, 33), (16, 16, 3, 64), (9, 40, 64, 100)],
+    [
+        (1, 1, 1, 1),
+        (2, 3, 1, 5),
+        (5, 1, 3, 16),
+        (40, 1, 70, 80),
+        (3, 17, 20, 33),
+        (16, 16, 3, 64),
+        (9, 40, 64, 100),
+    ],
     ids=str,
 )
 def test_shapes(cell, shape, device):
@@ -131,19 +139,23 @@ def test_initial_state_defaults_to_zero(cell, device):
     assert torch.equal(ours[0], expected[0])
 
 
-@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_simd_level(level, dtype, cell):
+@pytest.fixture(params=["avx512", "avx2", "sse2"])
+def simd_level(request):
+    """The CPU kernels on one level; bfloat16 data on avx512 uses the products of bfloat16, if there are any."""
     before = _native.simd_level()
     try:
-        _native.set_simd_level(level)
+        _native.set_simd_level(request.param)
     except ValueError:
-        pytest.skip(f"this processor has no {level}")
-    try:
-        check(cell, make(cell, (4, 9, 5, 37), dtype))
-    finally:
-        _native.set_simd_level(before)
+        pytest.skip(f"this processor has no {request.param}")
+    yield
+    _native.set_simd_level(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("simd_level")
+def test_every_simd_level(dtype, cell):
+    check(cell, make(cell, (4, 9, 5, 37), dtype))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -164,8 +176,10 @@ def test_layouts_of_input_and_parameters(cell, device):
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-def test_bit_identical_from_run_to_run_and_across_threads(cell, packed, device):
-    tensors = make(cell, (20, 5, 40, 96), packed=packed, device=device)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("simd_level")
+def test_bit_identical_from_run_to_run_and_across_threads(cell, packed, dtype):
+    tensors = make(cell, (20, 5, 40, 96), dtype, packed=packed)
     weights = [torch.randn_like(o) for o in call(cell, tensors, packed=packed)]
     threads, results = torch.get_num_threads(), []
     try:
@@ -250,24 +264,50 @@ def test_third_order(device):
     torch.testing.assert_close(*results)
 
 
+@pytest.fixture
+def steps_on_cpu():
+    """The operators of the steps, which have CUDA kernels only: layers whose weight_ih is the identity."""
+
+    def steps(gates, h0, c0, weight_hh, bias_n, sizes, cell, reverse, keep):
+        one = torch.eye(gates.shape[-1], dtype=gates.dtype)
+        bias = None if bias_n is None else torch.cat((bias_n.new_zeros(2 * bias_n.shape[0]), bias_n))
+        return OPERATORS.recurrent(gates, h0, c0, one, weight_hh, None, bias, sizes, cell, reverse, keep)
+
+    def backward(grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, sizes, cell, reverse):
+        width, hidden = weight_hh.shape
+        gates = output.new_empty(*output.shape[:-1], width)  # only weight_ih's gradient depends on it
+        arguments = (gates, output, reserve, h0, c0, torch.eye(width, dtype=output.dtype), weight_hh)
+        grad_gates, grad_h0, grad_c0, *_ = OPERATORS.recurrent_backward(
+            grad_output, grad_h_n, grad_c_n, *arguments, sizes, cell, reverse, True, False
+        )
+        if cell != recurrent.GRU:
+            return grad_gates, gates.new_empty(0), grad_h0, grad_c0
+        return grad_gates, grad_gates.flatten(0, -2)[:, 2 * hidden :] * reserve[:, :hidden], grad_h0, grad_c0
+
+    with torch.library._scoped_library("genimg_fast", "IMPL") as library:
+        library.impl("recurrent_steps", steps, "CPU")
+        library.impl("recurrent_steps_backward", backward, "CPU")
+        yield
+
+
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_layer_from_steps_equals_the_operator(cell, packed, reverse, device):
-    """What stands in for the layer's operators on a device where the library has kernels for the steps only."""
-    t = make(cell, dtype=torch.float64, packed=packed, device=device)
+def test_layer_from_steps_equals_the_operator(cell, packed, reverse, steps_on_cpu):
+    """What stands in for the operators on a device where the library has kernels for the steps only."""
+    t = make(cell, dtype=torch.float64, packed=packed)
     sizes, code = batch_sizes() if packed else None, list(CELLS).index(cell)
     arguments = (
         t["input"], t["h0"], t.get("c0"), t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"], sizes, code,
         reverse, True,
     )  # fmt: skip
-    expected = OPERATORS.recurrent_layer(*arguments)
+    expected = OPERATORS.recurrent(*arguments)
     output, h_n, c_n, reserve = recurrent._run_by_steps(*arguments)
     torch.testing.assert_close((output, h_n, c_n, reserve), expected)
     grads = [torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if cell == "lstm" else None]
     for needs in ((True, True), (False, True), (True, False)):
         backward = (*grads, t["input"], output, reserve, *arguments[1:5], *arguments[7:10], *needs)
-        expected = OPERATORS.recurrent_layer_backward(*backward)
+        expected = OPERATORS.recurrent_backward(*backward)
         torch.testing.assert_close(recurrent._backward_by_steps(*backward), expected)
 
 
@@ -350,21 +390,19 @@ def test_opcheck(cell, packed, dtype, device):
     t = make(cell, (3, 5, 2, 4), dtype, packed=packed, device=device)
     sizes, code = batch_sizes() if packed else None, list(CELLS).index(cell)
     tensors = [t["input"], t["h0"], t.get("c0"), t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"]]
-    torch.library.opcheck(OPERATORS.recurrent_layer.default, (*tensors, sizes, code, False, False))
-    output, _, c_n, reserve = OPERATORS.recurrent_layer(*tensors, sizes, code, True, True)
+    torch.library.opcheck(OPERATORS.recurrent.default, (*tensors, sizes, code, False, False))
+    output, _, c_n, reserve = OPERATORS.recurrent(*tensors, sizes, code, True, True)
     grads = (torch.randn_like(output), None, torch.randn_like(c_n) if cell == "lstm" else None)
     saved = (*grads, tensors[0], output, reserve, *tensors[1:5], sizes, code, True)
     for needs in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(OPERATORS.recurrent_layer_backward.default, (*saved, *needs))
+        torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, *needs))
     for tensor in (*tensors[:1], *tensors[3:]):
         tensor.requires_grad_()
     # Gradients at the reserve, and of the backward operator, come from a loop over the steps. They are of second
     # order, which torch.compile does not trace; the last of opcheck's utilities would, for minutes.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        OPERATORS.recurrent_layer.default, (*tensors, sizes, code, True, True), test_utils=checks
-    )
-    torch.library.opcheck(OPERATORS.recurrent_layer_backward.default, (*saved, True, True), test_utils=checks)
+    torch.library.opcheck(OPERATORS.recurrent.default, (*tensors, sizes, code, True, True), test_utils=checks)
+    torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, True, True), test_utils=checks)
 
 
 def test_transforms_of_torch_func(device):
@@ -446,7 +484,7 @@ def test_raw_operator_refuses_bad_input(message):
     if "batch_sizes" in bad:
         arguments["input"] = arguments["input"].flatten(0, 1)
     with pytest.raises(RuntimeError, match=message):
-        OPERATORS.recurrent_layer(**(arguments | bad))
+        OPERATORS.recurrent(**(arguments | bad))
 
 
 def test_native_backend_says_what_it_cannot_do():
@@ -509,18 +547,10 @@ def test_updates_in_other_layouts(kind, device):
 
 
 @pytest.mark.parametrize("kind", UPDATES)
-@pytest.mark.parametrize("level", ["avx512", "avx2", "sse2"])
-def test_updates_at_every_simd_level(kind, level):
-    before = _native.simd_level()
-    try:
-        _native.set_simd_level(level)
-    except ValueError:
-        pytest.skip(f"this processor has no {level}")
-    try:
-        for dtype in DTYPES:
-            check_update(kind, make_update(kind, (3, 37), dtype))
-    finally:
-        _native.set_simd_level(before)
+@pytest.mark.usefixtures("simd_level")
+def test_updates_at_every_simd_level(kind):
+    for dtype in DTYPES:
+        check_update(kind, make_update(kind, (3, 37), dtype))
 
 
 @pytest.mark.parametrize("kind", UPDATES)

@@ -1,4 +1,6 @@
 // The emulator's self-test kernels in Python.
+#include <algorithm>
+
 #include "binding.h"
 #include "selftest.h"
 
@@ -73,6 +75,14 @@ Array<float> dynamic_reverse(const Array<float>& in, bool raise_limit) {
   return out;
 }
 
+// d + a b of arrays that hold 16-bit floats.
+Array<float> mma(bool bfloat16, const Array<uint16_t>& a, const Array<uint16_t>& b, const Array<float>& d, int lanes) {
+  Array<float> sums({16, 8});
+  std::copy(d.data(), d.data() + 16 * 8, sums.mutable_data());
+  check(selftest::mma(bfloat16, a.data(), b.data(), sums.mutable_data(), lanes));
+  return sums;
+}
+
 void copy_128(const Array<float>& in, Array<float> out) {
   require(in.size() == out.size() && in.size() % 4 == 0, "equal sizes, multiples of 4");
   check(selftest::copy_128(in.data(), out.mutable_data(), size(in) / 4));
@@ -112,6 +122,7 @@ void bind_selftest(py::module_& m) {
   m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
   m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
+  m.def("mma", &mma);
   m.def(
       "clear", [](Array<float> x) { check(selftest::clear(x.mutable_data(), x.nbytes())); }, py::arg("x").noconvert());
   m.def("float_to_half", converting(&selftest::float_to_half), in);

@@ -154,6 +154,22 @@ __global__ void copy_128_kernel(const uint4* in, uint4* out, int vectors) {
   if (i < vectors) gpu::store_128(out + i, gpu::load_128(in + i));
 }
 
+// One warp: d (16 x 8) += a (16 x 16) b (16 x 8), all row-major.
+template <class T>
+__global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* d) {
+  const int row = threadIdx.x / 4, column = threadIdx.x % 4 * 2;
+  const auto pair = [](unsigned first, unsigned second) { return first | second << 16; };
+  const auto left = [&](int i, int k) { return pair(a[i * 16 + k], a[i * 16 + k + 1]); };
+  const auto right = [&](int k) { return pair(b[k * 8 + row], b[(k + 1) * 8 + row]); };
+  const unsigned lefts[4] = {left(row, column), left(row + 8, column), left(row, column + 8),
+                             left(row + 8, column + 8)};
+  const unsigned rights[2] = {right(column), right(column + 8)};
+  float sums[4];
+  for (int i = 0; i < 4; ++i) sums[i] = d[(row + i / 2 * 8) * 8 + column + i % 2];
+  gpu::mma_m16n8k16<T>(sums, lefts, rights);
+  for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * 8 + column + i % 2] = sums[i];
+}
+
 template <class To, class From>
 __global__ void convert_kernel(const From* in, To* out, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -273,6 +289,10 @@ int dynamic_reverse(const float* in, float* out, int n, bool raise_limit) {
 int copy_128(const void* in, void* out, int vectors) {
   return gpu::launch(copy_128_kernel, blocks_for(vectors, 64), 64, 0, nullptr, static_cast<const uint4*>(in),
                      static_cast<uint4*>(out), vectors);
+}
+
+int mma(bool bfloat16, const uint16_t* a, const uint16_t* b, float* d, int lanes) {
+  return gpu::launch(bfloat16 ? mma_kernel<__nv_bfloat16> : mma_kernel<__half>, 1, lanes, 0, nullptr, a, b, d);
 }
 
 int clear(void* p, int64_t bytes) { return gpu::memset_async(p, 0, static_cast<size_t>(bytes), nullptr); }

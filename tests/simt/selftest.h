@@ -19,6 +19,7 @@ int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
+int mma(bool bfloat16, const uint16_t* a, const uint16_t* b, float* d, int lanes);
 int clear(void* p, int64_t bytes);
 
 int float_to_half(const float* in, uint16_t* out, int n);

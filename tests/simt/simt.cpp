@@ -523,7 +523,38 @@ unsigned lanes_with_value(const Warp& warp, unsigned participants, uint64_t valu
   return found;
 }
 
+// gpu::mma_m16n8k16 of a warp, with sums in order.
+void multiply_fragments(Warp& warp) {
+  const auto operands = [&](int lane) -> const MmaOperands& {
+    return *reinterpret_cast<const MmaOperands*>(static_cast<uintptr_t>(warp.lanes[lane].value));
+  };
+  const auto half_of = [](unsigned pair, int which) { return static_cast<uint16_t>(pair >> 16 * which); };
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < static_cast<int>(kLanes); ++lane) {
+    const MmaOperands& mine = operands(lane);
+    const int group = lane / 4, column = lane % 4 * 2;
+    for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 2; ++k) {
+        a[group + i % 2 * 8][column + i / 2 * 8 + k] = mine.to_float(half_of(mine.a[i], k));
+        if (i < 2) b[column + i * 8 + k][group] = mine.to_float(half_of(mine.b[i], k));
+      }
+    }
+  }
+  for (int lane = 0; lane < static_cast<int>(kLanes); ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+      float sum = operands(lane).d[i];
+      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+      operands(lane).d[i] = sum;
+    }
+  }
+}
+
 void compute_results(Warp& warp, unsigned participants, WarpOp op) {
+  if (op == WarpOp::mma) {
+    if (participants != ~0u) fail("mma needs all lanes of a warp");
+    multiply_fragments(warp);
+  }
   const unsigned ballot = participants & ~lanes_with_value(warp, participants, 0);
   for_each_lane(participants, [&](unsigned index) {
     Warp::Lane& lane = warp.lanes[index];
@@ -550,6 +581,7 @@ void compute_results(Warp& warp, unsigned participants, WarpOp op) {
         lane.result = lanes_with_value(warp, participants, lane.value);
         break;
       case WarpOp::sync:
+      case WarpOp::mma:
         break;
     }
   });

@@ -93,9 +93,16 @@ extern const ThreadView* current;
 enum class BarrierKind { plain, count, all, any };
 int barrier(BarrierKind kind, bool predicate, const char* file, int line);
 
-enum class WarpOp { shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all, sync, match };
+enum class WarpOp { shuffle, shuffle_up, shuffle_down, shuffle_xor, ballot, any, all, sync, match, mma };
 uint64_t warp_collective(WarpOp op, unsigned mask, uint64_t value, int source, int width);
 unsigned active_mask();
+
+// What a lane brings to WarpOp::mma, as gpu::mma_m16n8k16 says; a collective's value is its address.
+struct MmaOperands {
+  float* d;
+  const unsigned *a, *b;
+  float (*to_float)(uint16_t);
+};
 
 // Other threads may run now.  A thread that waits for another one must pass through spin() in its loop: it always gives
 // way, and it is counted, so that a loop whose condition nobody will ever fulfil ends as a "livelock" error.
@@ -501,6 +508,17 @@ inline void red_release_add(unsigned* p, unsigned value) {
 template <class T>
 T ld_cg(const T* p) {
   return *p;
+}
+
+template <class T>
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
+  const simt::MmaOperands mine{d, a, b, [](uint16_t bits) {
+                                 T value;
+                                 value.bits = bits;
+                                 return static_cast<float>(value);
+                               }};
+  simt::warp_collective(simt::WarpOp::mma, 0xffffffffu, reinterpret_cast<uintptr_t>(&mine), 0, 32);
 }
 
 }  // namespace gpu

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import simt_build
+import torch
 
 RunSanitized = Callable[..., "subprocess.CompletedProcess[str]"]
 KERNELS = simt_build.HERE / "selftest.cu"
@@ -159,6 +160,23 @@ def test_128_bit_accesses_and_memset(emulator: ModuleType) -> None:
     np.testing.assert_array_equal(out, x)
     emulator.selftest.clear(out)
     assert not out.any()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_tensor_core_product(emulator: ModuleType, dtype: torch.dtype, seed: int) -> None:
+    """Of integers, which are exact in every type: each element of the fragments has its place."""
+    emulator.seed(seed)
+    generator = torch.Generator().manual_seed(0)
+    a, b, d = (torch.randint(-9, 10, shape, generator=generator) for shape in ((16, 16), (16, 8), (16, 8)))
+    bits = (t.to(dtype).view(torch.uint16).numpy() for t in (a, b))
+    out = emulator.selftest.mma(dtype == torch.bfloat16, *bits, d.float().numpy(), 32)
+    np.testing.assert_array_equal(out, (d + a @ b).numpy())
+
+
+def test_tensor_cores_take_whole_warps(emulator: ModuleType) -> None:
+    with pytest.raises(emulator.SimtError, match="mma needs all lanes"):
+        emulator.selftest.mma(True, *np.zeros((2, 16, 16), dtype=np.uint16), np.zeros((16, 8), np.float32), 16)
 
 
 def test_every_half_and_bfloat16_becomes_the_right_float(emulator: ModuleType) -> None:

@@ -1,0 +1,123 @@
+#pragma once
+// The border between the torch side (recurrent_torch.cpp) and the kernels (recurrent.cu): no torch, no CUDA header.
+// Functions return a cudaError_t as int, 0 for success, and launch on `stream` without waiting for it.
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "../recurrent_cell.h"
+#include "device.h"
+
+namespace genimg_fast::cuda {
+
+// A layer's steps.  Rows of data belong to steps as in genimg_fast::Sequence.  Every tensor of a call is contiguous and
+// of this dtype, unless its comment says otherwise.
+struct RecurrentSequence {
+  DType dtype;
+  Cell cell;
+  int64_t steps, batch, hidden;
+  bool reverse;
+  const int64_t* offsets;         // on the host: steps + 1
+  const int64_t* device_offsets;  // their copy on the device, for Method::persistent; null: step t begins at t * batch
+};
+
+struct RecurrentForward {
+  const void* gates;      // (rows, G * hidden)
+  const void* h0;         // (batch, hidden), like c0, h_n and c_n
+  const void* c0;         // LSTM
+  const void* weight_hh;  // (G * hidden, hidden)
+  const void* bias_n;     // (hidden,): GRU; or null
+  void* output;           // (rows, hidden)
+  void* h_n;
+  void* c_n;      // LSTM
+  void* reserve;  // (rows, reserve_count * hidden); or null
+
+  // For Method::steps.
+  void* product;  // (batch, G * hidden)
+  void* kept;     // (batch, hidden), in float64 beside float64 and float32 beside all else: GRU and LSTM
+};
+
+struct RecurrentBackward {
+  const void* grad_output;  // or null, like the two that follow: zero
+  const void* grad_h_n;
+  const void* grad_c_n;
+  const void* output;
+  const void* reserve;
+  const void* h0;
+  const void* c0;  // LSTM
+  const void* weight_hh;
+  void* grad_gates;
+  void* grad_hidden_n;  // (rows, hidden): GRU
+  void* grad_h0;
+  void* grad_c0;  // LSTM
+
+  // For Method::steps; dh and dc have the dtype of `kept`.
+  void* product;  // (batch, hidden)
+  void* operand;  // (batch, G * hidden): GRU
+  void* dh;       // (batch, hidden)
+  void* dc;       // (batch, hidden): LSTM
+};
+
+// How a layer's steps are computed; see the table in recurrent.cu.
+enum class RecurrentMethod : int {
+  automatic,
+  persistent,  // one kernel, in which a block takes some rows of the batch through all steps
+  steps,       // a product and an elementwise kernel for every step
+};
+
+struct RecurrentPlan {
+  RecurrentMethod method;
+  // Of Method::persistent.
+  int rows;  // of the batch, to a block
+  int threads;
+  int64_t blocks;
+  size_t shared_bytes;  // dynamic shared memory of a block
+  size_t shared_limit;  // the most that any launch of the kernel asks for
+};
+
+// Dynamic shared memory of a persistent kernel whose blocks own `rows` rows of the batch.
+size_t recurrent_shared_bytes(DType, Cell, int64_t hidden, int rows, bool backward);
+
+// Needs a batch that is not empty.  `wanted` overrules the policy where it can.
+RecurrentPlan recurrent_forward_plan(const RecurrentSequence&, const DeviceFacts&, RecurrentMethod wanted);
+RecurrentPlan recurrent_backward_plan(const RecurrentSequence&, const DeviceFacts&, RecurrentMethod wanted);
+
+int recurrent_forward(const RecurrentSequence&, const RecurrentForward&, const RecurrentPlan&, void* stream);
+int recurrent_backward(const RecurrentSequence&, const RecurrentBackward&, const RecurrentPlan&, void* stream);
+
+// Method::steps.  `multiply` enqueues the product of a step on the same stream:
+//   forward   rows [0, rows) of product = those of h_n times the transpose of weight_hh; `first` is 0
+//   backward  rows [0, rows) of product = those of operand (GRU), or rows [first, first + rows) of grad_gates,
+//             times weight_hh
+using RecurrentProduct = std::function<void(int64_t first, int64_t rows)>;
+int recurrent_forward_steps(const RecurrentSequence&, const RecurrentForward&, const RecurrentProduct& multiply,
+                            void* stream);
+int recurrent_backward_steps(const RecurrentSequence&, const RecurrentBackward&, const RecurrentProduct& multiply,
+                             void* stream);
+
+// The elementwise part of one step: `outer` groups of G gates with `inner` consecutive values each.
+struct CellUpdate {
+  DType dtype;
+  Cell cell;  // GRU or LSTM
+  int64_t outer, inner;
+  const void* gates;    // GRU: those of the input
+  const void* gates_h;  // GRU
+  const void* state;    // GRU: h; LSTM: c
+
+  // Forward.
+  void* h;
+  void* c;  // LSTM
+
+  // Backward.
+  const void* grad_h;  // LSTM: or null, like the next: zero
+  const void* grad_c;  // LSTM
+  void* grad_gates;
+  void* grad_gates_h;  // GRU
+  void* grad_state;
+};
+
+// The update must have elements.
+int cell_update_forward(const CellUpdate&, void* stream);
+int cell_update_backward(const CellUpdate&, void* stream);
+
+}  // namespace genimg_fast::cuda

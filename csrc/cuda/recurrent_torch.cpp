@@ -1,0 +1,299 @@
+// CUDA implementation of the recurrent operators, torch side: checks, memory and the call of the launchers.
+// Its name differs from recurrent.cu's because both become an object file of that name.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <string_view>
+#include <tuple>
+
+#include "../recurrent.h"
+#include "cuda/recurrent.h"
+#include "host.h"
+
+namespace genimg_fast {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+constexpr char kFamily[] = "recurrent";
+
+// For benchmarks and bisection: GENIMG_FAST_RECURRENT_METHOD = persistent or steps overrules the policy where it can.
+cuda::RecurrentMethod method() {
+  static const cuda::RecurrentMethod chosen = [] {
+    const char* const name = std::getenv("GENIMG_FAST_RECURRENT_METHOD");
+    const std::string_view wanted = name ? name : "";
+    return wanted == "persistent" ? cuda::RecurrentMethod::persistent
+           : wanted == "steps"    ? cuda::RecurrentMethod::steps
+                                  : cuda::RecurrentMethod::automatic;
+  }();
+  return chosen;
+}
+
+Tensor as_dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+OptionalTensor as_dense(const OptionalTensor& t) { return t ? OptionalTensor(as_dense(*t)) : t; }
+
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()));
+}
+
+// In the type of the arithmetic.
+Tensor empty_wide(const Tensor& like, const Sequence& s) {
+  return empty_vector(like, s.batch * s.hidden, statistics_type(like.scalar_type()));
+}
+
+// The shape of a sequence with `width` values per row.
+Tensor empty_rows(const Tensor& like, const Sequence& s, bool packed, int64_t width) {
+  return packed ? empty(like, {s.rows(), width}) : empty(like, {s.steps, s.batch, width});
+}
+
+Tensor nothing(const Tensor& like) { return empty_vector(like, 0, like.scalar_type()); }
+
+void* data_of(Tensor& t) { return t.mutable_data_ptr(); }
+
+Tensor first_rows(Tensor t, int64_t first, int64_t rows) {
+  return first == 0 && rows == t.size(0) ? t : torch::stable::narrow(t, 0, first, rows);
+}
+
+// out = a b
+void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes the result, a reference to out, off the stack
+}
+
+cuda::RecurrentSequence describe(const Sequence& s, const Tensor& like, Cell cell, bool reverse) {
+  return {dtype_of(like), cell, s.steps, s.batch, s.hidden, reverse, s.offsets.data(), nullptr};
+}
+
+// The offsets on the device, where sequences differ in length.
+OptionalTensor device_offsets(const Sequence& s, const OptionalTensor& batch_sizes, const Tensor& like) {
+  if (!batch_sizes) return std::nullopt;
+  const Tensor host = torch::stable::new_empty(*batch_sizes, {s.steps + 1});
+  std::copy(s.offsets.begin(), s.offsets.end(), static_cast<int64_t*>(host.mutable_data_ptr()));
+  Tensor device = empty_vector(like, s.steps + 1, ScalarType::Long);
+  torch::stable::copy_(device, host, true);  // from pageable memory, which is read before this returns
+  return device;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps(const Tensor& gates_, const Tensor& h0_,
+                                                           const OptionalTensor& c0_, const Tensor& weight_hh_,
+                                                           const OptionalTensor& bias_n_,
+                                                           const OptionalTensor& batch_sizes, int64_t cell,
+                                                           bool reverse, bool keep) {
+  const Cell kind = check_cell(cell);
+  const Sequence s = check_forward(gates_, h0_, c0_, weight_hh_, bias_n_, batch_sizes, kind);
+  const DeviceGuard guard(gates_.get_device_index());
+  const Tensor gates = as_dense(gates_), h0 = as_dense(h0_), weight_hh = as_dense(weight_hh_);
+  const OptionalTensor c0 = as_dense(c0_), bias_n = as_dense(bias_n_);
+  const int64_t H = s.hidden, saved = reserve_count(kind);
+  const bool lstm = kind == Cell::lstm;
+  Tensor output = empty_rows(gates, s, batch_sizes.has_value(), H), h_n = empty(gates, {s.batch, H});
+  Tensor c_n = lstm ? empty(gates, {s.batch, H}) : nothing(gates);
+  keep = keep && saved > 0;
+  Tensor reserve = keep ? empty(gates, {s.rows(), saved * H}) : nothing(gates);
+  if (s.batch == 0) return {output, h_n, c_n, reserve};
+
+  cuda::RecurrentSequence sequence = describe(s, gates, kind, reverse);
+  cuda::RecurrentForward call{gates.const_data_ptr(),
+                              h0.const_data_ptr(),
+                              data_or_null<void>(c0),
+                              weight_hh.const_data_ptr(),
+                              data_or_null<void>(bias_n),
+                              data_of(output),
+                              data_of(h_n),
+                              lstm ? data_of(c_n) : nullptr,
+                              keep ? data_of(reserve) : nullptr,
+                              nullptr,
+                              nullptr};
+  void* const stream = current_cuda_stream(gates.get_device_index());
+  const cuda::RecurrentPlan plan = cuda::recurrent_forward_plan(sequence, facts_of(gates, kFamily), method());
+  if (plan.method == cuda::RecurrentMethod::persistent) {
+    const OptionalTensor offsets = device_offsets(s, batch_sizes, gates);
+    sequence.device_offsets = data_or_null<int64_t>(offsets);
+    check_cuda(cuda::recurrent_forward(sequence, call, plan, stream), kFamily, "launching the forward");
+    return {output, h_n, c_n, reserve};
+  }
+  Tensor product = empty(gates, {s.batch, gate_count(kind) * H});
+  Tensor kept = lstm || kind == Cell::gru ? empty_wide(gates, s) : nothing(gates);
+  call.product = data_of(product);
+  call.kept = data_of(kept);
+  const Tensor transposed = torch::stable::transpose(weight_hh, 0, 1);
+  const auto multiply = [&](int64_t first, int64_t rows) {
+    multiply_into(first_rows(product, 0, rows), first_rows(h_n, first, rows), transposed);
+  };
+  check_cuda(cuda::recurrent_forward_steps(sequence, call, multiply, stream), kFamily, "launching a step");
+  return {output, h_n, c_n, reserve};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps_backward(
+    const OptionalTensor& grad_output_, const OptionalTensor& grad_h_n_, const OptionalTensor& grad_c_n_,
+    const Tensor& output_, const Tensor& reserve_, const Tensor& h0_, const OptionalTensor& c0_,
+    const Tensor& weight_hh_, const OptionalTensor& batch_sizes, int64_t cell, bool reverse) {
+  const Cell kind = check_cell(cell);
+  const Sequence s =
+      check_backward(grad_output_, grad_h_n_, grad_c_n_, output_, reserve_, h0_, c0_, weight_hh_, batch_sizes, kind);
+  const DeviceGuard guard(output_.get_device_index());
+  const OptionalTensor grad_output = as_dense(grad_output_), grad_h_n = as_dense(grad_h_n_);
+  const OptionalTensor grad_c_n = as_dense(grad_c_n_), c0 = as_dense(c0_);
+  const Tensor output = as_dense(output_), reserve = as_dense(reserve_), h0 = as_dense(h0_);
+  const Tensor weight_hh = as_dense(weight_hh_);
+  const int64_t H = s.hidden, width = gate_count(kind) * H;
+  const bool lstm = kind == Cell::lstm, gru = kind == Cell::gru;
+  Tensor grad_gates = empty_rows(output, s, batch_sizes.has_value(), width);
+  Tensor grad_hidden_n = gru ? empty(output, {s.rows(), H}) : nothing(output);
+  Tensor grad_h0 = empty(output, {s.batch, H}), grad_c0 = lstm ? empty(output, {s.batch, H}) : nothing(output);
+  if (s.batch == 0) return {grad_gates, grad_hidden_n, grad_h0, grad_c0};
+
+  cuda::RecurrentSequence sequence = describe(s, output, kind, reverse);
+  cuda::RecurrentBackward call{data_or_null<void>(grad_output),
+                               data_or_null<void>(grad_h_n),
+                               data_or_null<void>(grad_c_n),
+                               output.const_data_ptr(),
+                               reserve.const_data_ptr(),
+                               h0.const_data_ptr(),
+                               data_or_null<void>(c0),
+                               weight_hh.const_data_ptr(),
+                               data_of(grad_gates),
+                               gru ? data_of(grad_hidden_n) : nullptr,
+                               data_of(grad_h0),
+                               lstm ? data_of(grad_c0) : nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr,
+                               nullptr};
+  void* const stream = current_cuda_stream(output.get_device_index());
+  const cuda::RecurrentPlan plan = cuda::recurrent_backward_plan(sequence, facts_of(output, kFamily), method());
+  if (plan.method == cuda::RecurrentMethod::persistent) {
+    const OptionalTensor offsets = device_offsets(s, batch_sizes, output);
+    sequence.device_offsets = data_or_null<int64_t>(offsets);
+    check_cuda(cuda::recurrent_backward(sequence, call, plan, stream), kFamily, "launching the backward");
+    return {grad_gates, grad_hidden_n, grad_h0, grad_c0};
+  }
+  Tensor product = empty(output, {s.batch, H}), dh = empty_wide(output, s);
+  Tensor operand = gru ? empty(output, {s.batch, width}) : nothing(output);
+  Tensor dc = lstm ? empty_wide(output, s) : nothing(output);
+  call.product = data_of(product);
+  call.operand = data_of(operand);
+  call.dh = data_of(dh);
+  call.dc = data_of(dc);
+  const Tensor all_gates = torch::stable::view(grad_gates, {s.rows(), width});
+  const auto multiply = [&](int64_t first, int64_t rows) {
+    const Tensor left = gru ? first_rows(operand, 0, rows) : first_rows(all_gates, first, rows);
+    multiply_into(first_rows(product, 0, rows), left, weight_hh);
+  };
+  check_cuda(cuda::recurrent_backward_steps(sequence, call, multiply, stream), kFamily, "launching a step");
+  return {grad_gates, grad_hidden_n, grad_h0, grad_c0};
+}
+
+// ---- Cell updates ---------------------------------------------------------------------------------------------------
+
+// Tensors of a cell update, dense in the format of the gates.
+Tensor dense(const Tensor& t, const CellShape& shape) { return torch::stable::contiguous(t, shape.format); }
+
+OptionalTensor dense(const OptionalTensor& t, const CellShape& shape) {
+  return t ? OptionalTensor(dense(*t, shape)) : t;
+}
+
+Tensor empty_like(const Tensor& t, const CellShape& shape) {
+  return torch::stable::empty(t.sizes(), t.scalar_type(), std::nullopt, t.device(), std::nullopt, shape.format);
+}
+
+cuda::CellUpdate describe(const CellShape& shape, Cell cell, const Tensor& gates, const Tensor& state) {
+  cuda::CellUpdate call{};
+  call.dtype = dtype_of(state);
+  call.cell = cell;
+  call.outer = shape.outer;
+  call.inner = shape.inner;
+  call.gates = gates.const_data_ptr();
+  call.state = state.const_data_ptr();
+  return call;
+}
+
+void launch(int (*update)(const cuda::CellUpdate&, void*), const cuda::CellUpdate& call, const Tensor& state) {
+  if (state.numel() == 0) return;
+  check_cuda(update(call, current_cuda_stream(state.get_device_index())), "cell update", "launching the kernel");
+}
+
+std::tuple<Tensor, Tensor> lstm_cell_update(const Tensor& gates_, const Tensor& c_) {
+  check_gates(gates_, c_, 4, "gates");
+  const DeviceGuard guard(c_.get_device_index());
+  const CellShape shape = cell_shape(gates_, c_);
+  const Tensor gates = dense(gates_, shape), c = dense(c_, shape);
+  Tensor h = empty_like(c, shape), c_new = empty_like(c, shape);
+  cuda::CellUpdate call = describe(shape, Cell::lstm, gates, c);
+  call.h = data_of(h);
+  call.c = data_of(c_new);
+  launch(cuda::cell_update_forward, call, c);
+  return {h, c_new};
+}
+
+std::tuple<Tensor, Tensor> lstm_cell_update_backward(const OptionalTensor& grad_h_, const OptionalTensor& grad_c_new_,
+                                                     const Tensor& gates_, const Tensor& c_) {
+  check_gates(gates_, c_, 4, "gates");
+  if (grad_h_) check_like_state(*grad_h_, c_, "grad_h");
+  if (grad_c_new_) check_like_state(*grad_c_new_, c_, "grad_c_new");
+  const DeviceGuard guard(c_.get_device_index());
+  const CellShape shape = cell_shape(gates_, c_);
+  const Tensor gates = dense(gates_, shape), c = dense(c_, shape);
+  const OptionalTensor grad_h = dense(grad_h_, shape), grad_c_new = dense(grad_c_new_, shape);
+  Tensor grad_gates = empty_like(gates, shape), grad_c = empty_like(c, shape);
+  cuda::CellUpdate call = describe(shape, Cell::lstm, gates, c);
+  call.grad_h = data_or_null<void>(grad_h);
+  call.grad_c = data_or_null<void>(grad_c_new);
+  call.grad_gates = data_of(grad_gates);
+  call.grad_state = data_of(grad_c);
+  launch(cuda::cell_update_backward, call, c);
+  return {grad_gates, grad_c};
+}
+
+Tensor gru_cell_update(const Tensor& gates_x_, const Tensor& gates_h_, const Tensor& h_) {
+  check_gates(gates_x_, h_, 3, "gates_x");
+  check_gates(gates_h_, h_, 3, "gates_h");
+  const DeviceGuard guard(h_.get_device_index());
+  const CellShape shape = cell_shape(gates_x_, h_);
+  const Tensor gates_x = dense(gates_x_, shape), gates_h = dense(gates_h_, shape), h = dense(h_, shape);
+  Tensor h_new = empty_like(h, shape);
+  cuda::CellUpdate call = describe(shape, Cell::gru, gates_x, h);
+  call.gates_h = gates_h.const_data_ptr();
+  call.h = data_of(h_new);
+  launch(cuda::cell_update_forward, call, h);
+  return h_new;
+}
+
+std::tuple<Tensor, Tensor, Tensor> gru_cell_update_backward(const Tensor& grad_, const Tensor& gates_x_,
+                                                            const Tensor& gates_h_, const Tensor& h_) {
+  check_gates(gates_x_, h_, 3, "gates_x");
+  check_gates(gates_h_, h_, 3, "gates_h");
+  check_like_state(grad_, h_, "grad");
+  const DeviceGuard guard(h_.get_device_index());
+  const CellShape shape = cell_shape(gates_x_, h_);
+  const Tensor gates_x = dense(gates_x_, shape), gates_h = dense(gates_h_, shape), h = dense(h_, shape);
+  const Tensor grad = dense(grad_, shape);
+  Tensor grad_gates_x = empty_like(gates_x, shape), grad_gates_h = empty_like(gates_x, shape);
+  Tensor grad_h = empty_like(h, shape);
+  cuda::CellUpdate call = describe(shape, Cell::gru, gates_x, h);
+  call.gates_h = gates_h.const_data_ptr();
+  call.grad_h = grad.const_data_ptr();
+  call.grad_gates = data_of(grad_gates_x);
+  call.grad_gates_h = data_of(grad_gates_h);
+  call.grad_state = data_of(grad_h);
+  launch(cuda::cell_update_backward, call, h);
+  return {grad_gates_x, grad_gates_h, grad_h};
+}
+
+}  // namespace
+}  // namespace genimg_fast
+
+STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CUDA, m) {
+  m.impl("recurrent_steps", TORCH_BOX(&genimg_fast::recurrent_steps));
+  m.impl("recurrent_steps_backward", TORCH_BOX(&genimg_fast::recurrent_steps_backward));
+  m.impl("lstm_cell_update", TORCH_BOX(&genimg_fast::lstm_cell_update));
+  m.impl("lstm_cell_update_backward", TORCH_BOX(&genimg_fast::lstm_cell_update_backward));
+  m.impl("gru_cell_update", TORCH_BOX(&genimg_fast::gru_cell_update));
+  m.impl("gru_cell_update_backward", TORCH_BOX(&genimg_fast::gru_cell_update_backward));
+}

@@ -1,0 +1,166 @@
+// The recurrent launchers in Python, on numpy arrays named as in csrc/cuda/recurrent.h, in C order and of exactly the
+// size that is read or written; bfloat16 and float16 travel as int16.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <map>
+#include <string>
+
+#include "binding.h"
+#include "cuda/recurrent.h"
+
+namespace py = pybind11;
+using namespace genimg_fast;
+using namespace genimg_fast::cuda;
+using namespace py::literals;
+using simt::check;
+
+namespace {
+
+const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},
+                                              {"float64", DType::float64},
+                                              {"bfloat16", DType::bfloat16},
+                                              {"float16", DType::float16}};
+const std::map<std::string, RecurrentMethod> kMethods = {{"automatic", RecurrentMethod::automatic},
+                                                         {"persistent", RecurrentMethod::persistent},
+                                                         {"steps", RecurrentMethod::steps}};
+
+int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
+// The array's memory; null if there is none of this name.
+void* pointer(const py::dict& arrays, const char* name, int64_t bytes) {
+  if (!arrays.contains(name)) return nullptr;
+  const py::array array = py::reinterpret_borrow<py::array>(arrays[name]);
+  if (!py::isinstance<py::array>(arrays[name]) || !(array.flags() & py::array::c_style) || array.nbytes() != bytes) {
+    throw py::value_error(std::string(name) + ": expected a C-contiguous array of " + std::to_string(bytes) + " bytes");
+  }
+  return const_cast<void*>(array.data());
+}
+
+// (multiprocessors, shared bytes of a block, compute capability)
+DeviceFacts facts_of(std::array<int, 3> device) { return {device[0], device[1], true, device[2]}; }
+
+struct Problem {
+  RecurrentSequence sequence;
+  const py::dict& arrays;
+
+  // arrays["offsets"]: where each step's rows begin; `ragged`: the kernels read it as well.
+  Problem(const std::string& dtype, int cell, int64_t batch, int64_t hidden, bool reverse, bool ragged,
+          const py::dict& arrays)
+      : arrays(arrays) {
+    const py::array offsets = py::reinterpret_borrow<py::array>(arrays["offsets"]);
+    sequence = {
+        kDTypes.at(dtype), static_cast<Cell>(cell), offsets.size() - 1, batch, hidden, reverse, nullptr, nullptr};
+    sequence.offsets = static_cast<const int64_t*>(pointer(arrays, "offsets", offsets.size() * 8));
+    if (ragged) sequence.device_offsets = sequence.offsets;
+  }
+  int64_t rows() const { return sequence.offsets[sequence.steps]; }
+  int64_t gates() const { return gate_count(sequence.cell); }
+  int64_t saved() const { return reserve_count(sequence.cell); }
+  // Of `values` hidden vectors for each of `rows` rows.
+  void* get(const char* name, int64_t rows, int64_t values = 1) const {
+    return pointer(arrays, name, rows * values * sequence.hidden * size_of(sequence.dtype));
+  }
+  void* get_wide(const char* name) const {
+    return pointer(arrays, name, sequence.batch * sequence.hidden * (sequence.dtype == DType::float64 ? 8 : 4));
+  }
+};
+
+py::dict described(const RecurrentPlan& plan) {
+  return py::dict("method"_a = plan.method == RecurrentMethod::persistent ? "persistent" : "steps",
+                  "rows"_a = plan.rows, "threads"_a = plan.threads, "blocks"_a = plan.blocks,
+                  "shared_bytes"_a = plan.shared_bytes);
+}
+
+py::dict forward(const std::string& dtype, int cell, int64_t batch, int64_t hidden, bool reverse, bool ragged,
+                 const py::dict& arrays, const std::string& method, std::array<int, 3> device,
+                 const RecurrentProduct& multiply) {
+  const Problem p(dtype, cell, batch, hidden, reverse, ragged, arrays);
+  const RecurrentForward call{p.get("gates", p.rows(), p.gates()),
+                              p.get("h0", batch),
+                              p.get("c0", batch),
+                              p.get("weight_hh", p.gates() * hidden),
+                              p.get("bias_n", 1),
+                              p.get("output", p.rows()),
+                              p.get("h_n", batch),
+                              p.get("c_n", batch),
+                              p.get("reserve", p.rows(), p.saved()),
+                              p.get("product", batch, p.gates()),
+                              p.get_wide("kept")};
+  const RecurrentPlan plan = recurrent_forward_plan(p.sequence, facts_of(device), kMethods.at(method));
+  check(plan.method == RecurrentMethod::persistent ? recurrent_forward(p.sequence, call, plan, nullptr)
+                                                   : recurrent_forward_steps(p.sequence, call, multiply, nullptr));
+  return described(plan);
+}
+
+py::dict backward(const std::string& dtype, int cell, int64_t batch, int64_t hidden, bool reverse, bool ragged,
+                  const py::dict& arrays, const std::string& method, std::array<int, 3> device,
+                  const RecurrentProduct& multiply) {
+  const Problem p(dtype, cell, batch, hidden, reverse, ragged, arrays);
+  const RecurrentBackward call{p.get("grad_output", p.rows()),
+                               p.get("grad_h_n", batch),
+                               p.get("grad_c_n", batch),
+                               p.get("output", p.rows()),
+                               p.get("reserve", p.rows(), p.saved()),
+                               p.get("h0", batch),
+                               p.get("c0", batch),
+                               p.get("weight_hh", p.gates() * hidden),
+                               p.get("grad_gates", p.rows(), p.gates()),
+                               p.get("grad_hidden_n", p.rows()),
+                               p.get("grad_h0", batch),
+                               p.get("grad_c0", batch),
+                               p.get("product", batch),
+                               p.get("operand", batch, p.gates()),
+                               p.get_wide("dh"),
+                               p.get_wide("dc")};
+  const RecurrentPlan plan = recurrent_backward_plan(p.sequence, facts_of(device), kMethods.at(method));
+  check(plan.method == RecurrentMethod::persistent ? recurrent_backward(p.sequence, call, plan, nullptr)
+                                                   : recurrent_backward_steps(p.sequence, call, multiply, nullptr));
+  return described(plan);
+}
+
+py::dict plan(const std::string& dtype, int cell, int64_t batch, int64_t hidden, bool backward,
+              const std::string& method, std::array<int, 3> device) {
+  const RecurrentSequence s{kDTypes.at(dtype), static_cast<Cell>(cell), 1, batch, hidden, false, nullptr, nullptr};
+  const auto make = backward ? recurrent_backward_plan : recurrent_forward_plan;
+  return described(make(s, facts_of(device), kMethods.at(method)));
+}
+
+// Arrays: (outer, gates, inner), or (outer, inner) for states.
+void update(const std::string& dtype, int cell, bool backward, int64_t outer, int64_t inner, const py::dict& arrays) {
+  CellUpdate call{};
+  call.dtype = kDTypes.at(dtype);
+  call.cell = static_cast<Cell>(cell);
+  call.outer = outer;
+  call.inner = inner;
+  const auto get = [&](const char* name, int64_t gates) {
+    return pointer(arrays, name, outer * gates * inner * size_of(call.dtype));
+  };
+  const int64_t gates = gate_count(call.cell);
+  call.gates = get("gates", gates);
+  call.gates_h = get("gates_h", gates);
+  call.state = get("state", 1);
+  call.h = get("h", 1);
+  call.c = get("c", 1);
+  call.grad_h = get("grad_h", 1);
+  call.grad_c = get("grad_c", 1);
+  call.grad_gates = get("grad_gates", gates);
+  call.grad_gates_h = get("grad_gates_h", gates);
+  call.grad_state = get("grad_state", 1);
+  check(backward ? cell_update_backward(call, nullptr) : cell_update_forward(call, nullptr));
+}
+
+size_t shared_bytes(const std::string& dtype, int cell, int64_t hidden, int rows, bool backward) {
+  return recurrent_shared_bytes(kDTypes.at(dtype), static_cast<Cell>(cell), hidden, rows, backward);
+}
+
+}  // namespace
+
+void bind_recurrent(py::module_& m) {
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("plan", &plan);
+  m.def("update", &update);
+  m.def("shared_bytes", &shared_bytes);
+}
