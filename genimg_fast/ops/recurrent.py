@@ -581,10 +581,9 @@ def _gradients_from_steps(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of input, weights and biases, torch's order: sums and products over all steps."""
     grad_gates = grad_gates.flatten(0, -2)
-    nothing = input.new_empty(0)
-    grad_input = grad_gates.mm(weight_ih).view(input.shape) if need_input else nothing
-    if not need_weights:
-        return grad_input, nothing, nothing, nothing, nothing
+    grad_input = grad_gates.mm(weight_ih).view(input.shape) if need_input else input.new_empty(0)
+    if not need_weights:  # an empty tensor of its own for each: an operator's outputs do not share memory
+        return grad_input, input.new_empty(0), input.new_empty(0), input.new_empty(0), input.new_empty(0)
     at_hidden = grad_gates
     if cell == GRU:
         # What the recurrent product sees: the candidate's gradient behind the reset gate.
@@ -698,8 +697,14 @@ def _run_by_steps(
     keep: bool,
 ) -> tuple[Tensor, ...]:
     """Do what the operator does where the library has a kernel for the steps only: on CUDA."""
-    bias, bias_n = _combine_biases(cell, bias_ih, bias_hh)
-    gates = F.linear(input, weight_ih, bias)
+    width = CELLS[cell].gates * h0.shape[-1]
+    # The steps see the gates only, and what does not fit may broadcast.
+    check_tensor(weight_ih, "weight_ih", (width, input.shape[-1]), input, "input")
+    for bias, name in ((bias_ih, "bias_ih"), (bias_hh, "bias_hh")):
+        if bias is not None:
+            check_tensor(bias, name, (width,), input, "input")
+    outside, bias_n = _combine_biases(cell, bias_ih, bias_hh)
+    gates = F.linear(input, weight_ih, outside)
     return torch.ops.genimg_fast.recurrent_steps.default(
         gates, h0, c0, weight_hh, bias_n, batch_sizes, cell, reverse, keep
     )

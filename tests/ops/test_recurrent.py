@@ -17,7 +17,6 @@ from genimg_fast.ops import (
     lstm_cell_update,
     lstm_cell_update_reference,
     lstm_reference,
-    recurrent,
     rnn,
     rnn_reference,
 )
@@ -262,53 +261,6 @@ def test_third_order(device):
             value = slope.square().sum()
         results.append(value)
     torch.testing.assert_close(*results)
-
-
-@pytest.fixture
-def steps_on_cpu():
-    """The operators of the steps, which have CUDA kernels only: layers whose weight_ih is the identity."""
-
-    def steps(gates, h0, c0, weight_hh, bias_n, sizes, cell, reverse, keep):
-        one = torch.eye(gates.shape[-1], dtype=gates.dtype)
-        bias = None if bias_n is None else torch.cat((bias_n.new_zeros(2 * bias_n.shape[0]), bias_n))
-        return OPERATORS.recurrent(gates, h0, c0, one, weight_hh, None, bias, sizes, cell, reverse, keep)
-
-    def backward(grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, sizes, cell, reverse):
-        width, hidden = weight_hh.shape
-        gates = output.new_empty(*output.shape[:-1], width)  # only weight_ih's gradient depends on it
-        arguments = (gates, output, reserve, h0, c0, torch.eye(width, dtype=output.dtype), weight_hh)
-        grad_gates, grad_h0, grad_c0, *_ = OPERATORS.recurrent_backward(
-            grad_output, grad_h_n, grad_c_n, *arguments, sizes, cell, reverse, True, False
-        )
-        if cell != recurrent.GRU:
-            return grad_gates, gates.new_empty(0), grad_h0, grad_c0
-        return grad_gates, grad_gates.flatten(0, -2)[:, 2 * hidden :] * reserve[:, :hidden], grad_h0, grad_c0
-
-    with torch.library._scoped_library("genimg_fast", "IMPL") as library:
-        library.impl("recurrent_steps", steps, "CPU")
-        library.impl("recurrent_steps_backward", backward, "CPU")
-        yield
-
-
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_layer_from_steps_equals_the_operator(cell, packed, reverse, steps_on_cpu):
-    """What stands in for the operators on a device where the library has kernels for the steps only."""
-    t = make(cell, dtype=torch.float64, packed=packed)
-    sizes, code = batch_sizes() if packed else None, list(CELLS).index(cell)
-    arguments = (
-        t["input"], t["h0"], t.get("c0"), t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"], sizes, code,
-        reverse, True,
-    )  # fmt: skip
-    expected = OPERATORS.recurrent(*arguments)
-    output, h_n, c_n, reserve = recurrent._run_by_steps(*arguments)
-    torch.testing.assert_close((output, h_n, c_n, reserve), expected)
-    grads = [torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if cell == "lstm" else None]
-    for needs in ((True, True), (False, True), (True, False)):
-        backward = (*grads, t["input"], output, reserve, *arguments[1:5], *arguments[7:10], *needs)
-        expected = OPERATORS.recurrent_backward(*backward)
-        torch.testing.assert_close(recurrent._backward_by_steps(*backward), expected)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch import Tensor
+
+import genimg_fast as gf
 
 RNN_TANH, RNN_RELU, GRU, LSTM = CELLS = range(4)
 NAMES = ("rnn_tanh", "rnn_relu", "gru", "lstm")
@@ -521,7 +525,47 @@ def test_lstm_update_with_one_gradient(emulator: ModuleType, without: str) -> No
 
 # ---- sanitizers ----------------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def layers_on_the_emulator(emulator: ModuleType) -> Iterator[ModuleType]:
+    """What stands in for the layer's operators on CUDA, with the kernels of the steps emulated."""
+    recurrent = importlib.import_module("genimg_fast.ops.recurrent")
+    with torch.library._scoped_library("genimg_fast", "IMPL") as library:
+        library.impl("recurrent_steps", partial(recurrent_steps, emulator), "CPU")
+        library.impl("recurrent_steps_backward", partial(recurrent_steps_backward, emulator), "CPU")
+        yield recurrent
+
+
+@pytest.mark.skipif(not gf.info().native, reason=f"no compiled kernels: {gf.info().load_error}")
+@pytest.mark.parametrize("cell", CELLS, ids=NAMES)
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_layer_equals_that_of_the_cpu(
+    layers_on_the_emulator: ModuleType, cell: int, packed: bool, reverse: bool
+) -> None:
+    torch.manual_seed(cell)
+    batch, features, hidden, width = 5, 6, 7, GATES[cell] * 7
+    sizes = torch.tensor([5, 5, 3, 1]) if packed else None
+    leading = (14,) if packed else (4, batch)
+    draw = partial(torch.randn, dtype=torch.float64)
+    states = draw(batch, hidden), draw(batch, hidden) if cell == LSTM else None
+    weights = draw(width, features), draw(width, hidden)
+    arguments = (draw(*leading, features), *states, *weights, draw(width), draw(width), sizes, cell, reverse, True)
+    expected = torch.ops.genimg_fast.recurrent(*arguments)
+    output, h_n, c_n, reserve = layers_on_the_emulator._run_by_steps(*arguments)
+    torch.testing.assert_close((output, h_n, c_n, reserve), expected)
+    grads = [draw(*leading, hidden), draw(batch, hidden), draw(batch, hidden) if cell == LSTM else None]
+    for needs in ((True, True), (False, True), (True, False)):
+        backward = (*grads, arguments[0], output, reserve, *arguments[1:5], *arguments[7:10], *needs)
+        expected = torch.ops.genimg_fast.recurrent_backward(*backward)
+        found = layers_on_the_emulator._backward_by_steps(*backward)
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match=r"bias_ih must have shape"):
+        layers_on_the_emulator._run_by_steps(*arguments[:5], draw(1), *arguments[6:])
+
+
 SANITIZED = """
+import importlib
 import itertools
 import numpy as np
 import simt_kernels as emulator
