@@ -71,7 +71,7 @@ def test_train(run: Path) -> None:
         "config.json", "stats.jsonl", "real.png", "losses.png", "checkpoint.pt", "samples-000003.png"
     }  # fmt: skip
     config = json.loads((run / "config.json").read_text())
-    assert config["model_args"] == {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1}
+    assert config["model_args"] == {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "norm": "batch"}
     assert (config["data"], config["lr"], config["seed"]) == ("digits", 2e-4, 0)
     assert config["versions"]["torch"] == torch.__version__
 
@@ -149,6 +149,47 @@ def test_train_sequences(
     }  # fmt: skip
     written = json.loads((run / "config.json").read_text())
     assert {key: written[key] for key in config} == config
+
+
+GANS = {
+    "cdcgan": ["--channels", "2", "--condition", "concat", "--r1", "0.1"],
+    "wgan": ["--channels", "2", "--n-critic", "2", "--gp", "5"],
+    "resgan": ["--channels", "2", "--norm", "spectral", "--loss", "hinge", "--gp", "0"],
+    "mlp-gan": ["--hidden", "8", "9", "--label-smoothing", "0.1", "--precision", "bf16"],
+    "autoencoder": ["--channels", "2", "--accumulate", "2", "--grad-clip", "1"],
+    "glo": ["--channels", "2", "--schedule", "linear", "--ema", "0"],
+}
+
+
+@pytest.mark.parametrize("name", GANS)
+def test_train_resume_and_use_the_others(name: str, tmp_path: Path, device: str) -> None:
+    flags = ["train", name, *SMALL, *GANS[name], "--out", str(tmp_path), "--device", device, "--resume", "auto"]
+    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo") else []
+    assert main([*flags, *constant, "--steps", "2"]) == 0
+    assert main([*flags, *constant, "--steps", "3"]) == 0  # goes on
+    (run,) = tmp_path.iterdir()
+    assert run.name == f"00000-{name}-digits"
+    steps = [json.loads(line)["step"] for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert steps == [2, 3]
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, *constant, "--steps", "4", "--lr", "0.5"])  # another setting
+    grid = tmp_path / "grid.png"
+    if name == "autoencoder":
+        assert main(["reconstruct", str(run), "--n", "4", "--out", str(grid)]) == 0
+    else:
+        assert main(["sample", str(run), "--n", "4", "--out", str(grid)]) == 0
+    assert image_size(grid)[0] > 8
+    if name == "cdcgan":
+        assert main(["sample", str(run), "--class", "7", "--out", str(grid)]) == 0
+        assert main(["interpolate", str(run), "--n", "2", "--steps", "3", "--out", str(grid)]) == 0
+
+
+def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*TINY, "--steps", "9", "--resume", str(run), "--lr", "0.5"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument --resume: the settings differ from those of" in line
+    assert "lr was 0.0002 and is 0.5" in line
 
 
 def test_train_is_seeded(run: Path, tmp_path: Path) -> None:
@@ -253,8 +294,8 @@ def test_other_images_than_those_of_the_training(
 @pytest.mark.parametrize(
     ("command", "name", "flags", "message"),
     [
-        ("reconstruct", "dcgan", [], "argument RUN: dcgan has no encoder; this is for VAEs"),
-        ("latent", "dcgan", [], "argument RUN: dcgan has no encoder; this is for VAEs"),
+        ("reconstruct", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
+        ("latent", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
         ("sample", "dcgan", ["--class", "7"], "argument --class: dcgan is not class-conditional"),
         ("sample", "vae", ["--class", "7"], "argument --class: vae is not class-conditional"),
         ("sample", "cvae", ["--class", "10"], "argument --class: must be one of 0, 1, 2, .*, 9, got '10'"),
@@ -394,7 +435,7 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
         (["sample"], "frame-filler", ["--class", "1"], "--class: frame-filler is not class-conditional"),
         (["sample"], "row-rnn", ["--class", "1"], "--class: row-rnn is not class-conditional"),
         (["interpolate"], "row-rnn", [], "RUN: row-rnn has no latents; this is for GANs and VAEs"),
-        (["reconstruct"], "frame-filler", [], "RUN: frame-filler has no encoder; this is for VAEs"),
+        (["reconstruct"], "frame-filler", [], "RUN: frame-filler has no encoder of this kind; this is for VAEs"),
     ],
 )
 def test_bad_use_of_a_sequence_run_gives_one_line(
@@ -530,7 +571,7 @@ def test_checkpoint_of_an_unknown_model(run: Path, tmp_path: Path, capsys: pytes
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(tmp_path / "other.pt")])
-    assert "argument RUN: unknown model 'dcgam'; did you mean dcgan?" in capsys.readouterr().err
+    assert "argument RUN: unknown model 'dcgam'; did you mean dcgan, cdcgan?" in capsys.readouterr().err
 
 
 def test_nan_is_one_line_that_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

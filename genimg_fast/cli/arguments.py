@@ -58,8 +58,9 @@ def add_command(
     """
     epilog = "examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines())
     new: Parser = commands.add_parser(
-        name, help=text, description=text, epilog=epilog if examples else None, formatter_class=_Help
-    )
+        name, help=text, description=text, epilog=epilog if examples else None, formatter_class=_Help,
+        allow_abbrev=False,
+    )  # fmt: skip
     new.set_defaults(run=run, parser=new)
     return new
 

@@ -240,7 +240,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     if args.batch_size * world_size() > len(dataset):
         most = len(dataset) // world_size()
         parser.error(
-            f"argument --batch-size: must be at most {most}: there are {len(dataset)} {kind} in {args.data}"
+            f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}"
+            + (f" for each of {world_size()} processes" if world_size() > 1 else "")
         )
     if args.accumulate > args.batch_size:
         parser.error(f"argument --accumulate: must be at most {args.batch_size}, the batch size")
@@ -357,12 +358,10 @@ def _gan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]
     if args.model == "mlp-gan":
         sizes = {"c_dim": dataset.images.shape[1], "image_size": args.image_size}
         return {"z_dim": args.z_dim, **sizes, "hidden": args.hidden}
-    conditional = {"num_classes": len(dataset.class_names), "condition": args.condition}
-    return {
-        **(conditional if args.model == "cdcgan" else {}),
-        **_dcgan_args(args, dataset),
-        "norm": args.norm,
-    }
+    conditional = {}
+    if args.model == "cdcgan":
+        conditional = {"num_classes": len(dataset.class_names), "condition": args.condition}
+    return {**conditional, **_dcgan_args(args, dataset), "norm": args.norm}
 
 
 def _glo_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:

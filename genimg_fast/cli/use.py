@@ -20,7 +20,16 @@ from genimg_fast.cli.arguments import (
 )
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import BaseFrameModel, BaseVAE, FrameFiller, FramePredictor, RowRNN, interpolate_latents
+from genimg_fast.models import (
+    Autoencoder,
+    BaseFrameModel,
+    BaseVAE,
+    FrameFiller,
+    FramePredictor,
+    RowRNN,
+    interpolate_latents,
+)
+from genimg_fast.models.common import labels_to_sample
 from genimg_fast.training import draw_known_frames, load_run, plot_latents, save_animation, save_grid
 from genimg_fast.training.sequence import filling_panels, prediction_panels
 
@@ -152,9 +161,10 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _reconstruct(args: argparse.Namespace) -> int:
     check_image_file(args.parser, args.out)
-    model, dataset = _load_vae_and_data(args)
+    model, dataset = _load_encoder_and_data(args, (BaseVAE, Autoencoder))
     images, labels = _choose(args, dataset)
-    reconstructions = model.reconstruct(images, labels if model.num_classes > 0 else None)
+    conditions = (labels,) if getattr(model, "num_classes", 0) > 0 else ()
+    reconstructions = model.reconstruct(images, *conditions)
     return _write(args, lambda: save_grid(torch.cat([images, reconstructions], dim=3), args.out))
 
 
@@ -173,8 +183,10 @@ def _interpolate(args: argparse.Namespace) -> int:
         generator = torch.Generator().manual_seed(args.seed)
         a, b = torch.randn(2, args.n, model.generator.z_dim, generator=generator).to(args.device)
         path = interpolate_latents(a, b, args.steps, args.mode)
+        classes = labels_to_sample(None, args.n, model.num_classes, a.device)
+        every = None if classes is None else classes.repeat_interleave(args.steps)
         with torch.no_grad(), evaluating(model):
-            images = model(path.flatten(0, 1)).unflatten(0, path.shape[:2])
+            images = model(path.flatten(0, 1), every).unflatten(0, path.shape[:2])
     if args.out.suffix.lower() in _ANIMATIONS:
         return _write(args, lambda: save_animation(images, args.out))
     return _write(args, lambda: save_grid(images.flatten(0, 1), args.out, columns=args.steps))
@@ -232,7 +244,7 @@ def _complete(args: argparse.Namespace) -> int:
 def _latent(args: argparse.Namespace) -> int:
     optional_import("matplotlib")
     check_image_file(args.parser, args.out)
-    model, dataset = _load_vae_and_data(args)
+    model, dataset = _load_encoder_and_data(args)
     if model.z_dim < 2:
         args.parser.error("argument RUN: its latents have a single dimension, and a plot needs two")
     args.n = min(args.n, len(dataset))
@@ -295,7 +307,7 @@ def _frame_range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _load_data(args: argparse.Namespace, model: BaseVAE | RowRNN, config: dict[str, Any]) -> ImageDataset:
+def _load_data(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> ImageDataset:
     with args.parser.blaming("--data"):
         dataset = load_dataset(
             args.data or config["data"], image_size=model.image_size, channels=model.c_dim, root=args.data_root
@@ -307,11 +319,14 @@ def _load_data(args: argparse.Namespace, model: BaseVAE | RowRNN, config: dict[s
     return dataset
 
 
-def _load_vae_and_data(args: argparse.Namespace) -> tuple[BaseVAE, ImageDataset]:
+def _load_encoder_and_data(
+    args: argparse.Namespace, kinds: tuple[type, ...] = (BaseVAE,)
+) -> tuple[Any, ImageDataset]:
     parser: Parser = args.parser
     model, config = _load(args)
-    if not isinstance(model, BaseVAE):
-        parser.error(f"argument RUN: {config['model']} has no encoder; this is for VAEs")
+    if not isinstance(model, kinds):
+        words = "VAEs" if kinds == (BaseVAE,) else "VAEs and autoencoders"
+        parser.error(f"argument RUN: {config['model']} has no encoder of this kind; this is for {words}")
     return model, _load_data(args, model, config)
 
 
@@ -343,7 +358,7 @@ def _to(args: argparse.Namespace, batch: tuple[Tensor, Tensor]) -> tuple[Tensor,
 def _class(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> int:
     """Find the number of the class that ``--class`` names."""
     parser: Parser = args.parser
-    if not isinstance(model, BaseVAE) or model.num_classes == 0:
+    if getattr(model, "num_classes", 0) == 0:
         parser.error(f"argument --class: {config['model']} is not class-conditional")
     names: list[str] = config["classes"]
     if args.class_name in names:

@@ -375,7 +375,9 @@ class FrameFiller(BaseFrameModel):
         before, behind, share, made = output.split([self.candidates, self.candidates, 1, self.c_dim], 2)
         forwards = self._walk(visible.unbind(1), known.unbind(1), before.unbind(1), made.unbind(1))
         backwards = self._walk(*(parts.flip(1).unbind(1) for parts in (visible, known, behind, made)))
-        return FrameFilling(self._to_logits(torch.lerp(backwards.flip(1), forwards, share.sigmoid())))
+        return FrameFilling(
+            self._to_logits(torch.lerp(backwards.flip(1), forwards, share.sigmoid().to(forwards.dtype)))
+        )
 
     @torch.no_grad()
     def fill(self, frames: Tensor, known: Tensor) -> Tensor:
