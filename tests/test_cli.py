@@ -559,6 +559,43 @@ def test_bad_arguments_give_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["dcgan", "cvae"])
+def test_eval(
+    name: str,
+    run: Path,
+    vae_runs: dict[str, Path],
+    tmp_path: Path,
+    device: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = run if name == "dcgan" else vae_runs[name]
+    flags = ["--n", "40", "--out", str(tmp_path), "--cache", str(tmp_path / "cache"), "--device", device]
+    assert main(["eval", str(source), *flags]) == 0
+    report = json.loads((tmp_path / "eval.json").read_text())
+    assert report["images"] == 40
+    assert report["frechet_distance_real"] < report["frechet_distance"]
+    assert (tmp_path / "roc.png").exists() == (name == "dcgan")
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert "other real images: the floor" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--features", "inception"], "argument --weights: Inception v3 needs a file of weights"),
+        (["--data", "nowhere"], "argument --data: 'nowhere' is neither"),
+        (["--n", "1"], "argument --n: must be an integer of at least 2"),
+    ],
+)
+def test_bad_use_of_eval_gives_one_line(
+    flags: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", str(run), *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_sample_into_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(run), "--out", str(tmp_path / "missing" / "grid.png")])

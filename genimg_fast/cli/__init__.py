@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import genimg_fast as gf
-from genimg_fast.cli import demo, train, use
+from genimg_fast.cli import demo, evaluate, train, use
 from genimg_fast.cli.arguments import Parser, add_command
 from genimg_fast.training import NonFiniteLossError
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add(commands)
     use.add(commands)
+    evaluate.add(commands)
     demo.add(commands)
     add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
 

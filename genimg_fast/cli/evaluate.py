@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         "--n", type=at_least(2), metavar="N", help="images to generate; default: half of the real ones"
     )
     new.add_argument("--features", choices=["digits", "inception"], default="digits",
-                     help="network that looks at the images: a small classifier of digits, Inception v3")  # fmt: skip
+                     help="network that judges: a small classifier of digits, or Inception v3")  # fmt: skip
     new.add_argument("--weights", type=Path, metavar="FILE", help="of Inception v3, torchvision's")
     new.add_argument("--download", action="store_true", help="allow torchvision to download those weights")
     new.add_argument("--cache", type=Path, metavar="FOLDER", help="where to keep the statistics of real images")
