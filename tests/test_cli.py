@@ -559,6 +559,29 @@ def test_bad_arguments_give_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None:
+    (tmp_path / "pairs").mkdir()
+    for index in range(4):
+        Image.new("RGB", (16, 8), (60 * index, 0, 0)).save(tmp_path / "pairs" / f"{index}.png")
+    (tmp_path / "pairs" / "broken.png").write_bytes(b"no image")
+    flags = ["train", "pix2pix", "--data", str(tmp_path / "pairs"), "--image-size", "8", "--channels", "2"]
+    flags += ["--batch-size", "2", "--steps", "2", "--out", str(tmp_path), "--device", device]
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    with pytest.warns(UserWarning, match=r"skipped: cannot read image .*broken\.png"):
+        assert main([*flags, "--skip-broken", "--direction", "b2a"]) == 0
+    run = tmp_path / "00000-pix2pix-pairs"
+    assert (run / "translations-000002.png").exists()
+    assert json.loads((run / "config.json").read_text())["direction"] == "b2a"
+
+
+def test_train_on_crops_of_photographs_that_move(tmp_path: Path, device: str) -> None:
+    flags = ["--data", "photos", "--crops", "20", "--flip", "--shift", "1", "--out", str(tmp_path)]
+    assert main([*TINY, *flags, "--steps", "1", "--device", device]) == 0
+    config = json.loads((tmp_path / "00000-dcgan-photos" / "config.json").read_text())
+    assert (config["classes"], config["crops"]) == (["china", "flower"], 20)
+
+
 @pytest.mark.parametrize("name", ["dcgan", "cvae"])
 def test_eval(
     name: str,

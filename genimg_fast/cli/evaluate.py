@@ -54,7 +54,8 @@ def add(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
     with parser.blaming("RUN"):
-        model, config = load_run(args.RUN)
+        loaded, config = load_run(args.RUN)
+    model: Any = loaded  # the attributes of a Module are not typed
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         parser.error(f"argument RUN: {config['model']} does not generate images by itself")
     with parser.blaming("--data"):

@@ -21,7 +21,14 @@ from genimg_fast.cli.arguments import (
     positive,
     probability,
 )
-from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_sequences
+from genimg_fast.data import (
+    Augmented,
+    BatchedDataset,
+    ImageDataset,
+    load_dataset,
+    load_pairs,
+    load_sequences,
+)
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
@@ -30,6 +37,7 @@ from genimg_fast.training import (
     FramePredictorTrainer,
     GANTrainer,
     GLOTrainer,
+    Pix2PixTrainer,
     Recipe,
     RowRNNTrainer,
     RunFolder,
@@ -68,6 +76,7 @@ def add(commands: Any) -> None:
     _add_row_rnn(models)
     _add_frame_models(models)
     _add_reconstruction(models)
+    _add_pix2pix(models)
 
 
 def _add_gan(
@@ -213,6 +222,36 @@ def _add_reconstruction(models: Any) -> None:
         _add_output(new)
 
 
+def _add_pix2pix(models: Any) -> None:
+    new = add_command(models, "pix2pix", fit_and_report, "Train a translator of images, on pairs.", """
+        genimg-fast train pix2pix --data pairs/ --image-size 256
+        genimg-fast train pix2pix --data maps/ --direction b2a --network resnet --channels 32
+    """)  # fmt: skip
+    new.set_defaults(
+        model_args=_pix2pix_args, trainer=Pix2PixTrainer, load=_load_pairs, picture="translations-{:06d}.png",
+        trainer_args=lambda args: {"direction": args.direction, "l1": args.l1, "loss": args.loss, "lr": args.lr},
+        flip=False, shift=0,
+    )  # fmt: skip
+    group = new.add_argument_group("data")
+    group.add_argument("--data", required=True, metavar="FOLDER",
+                       help="images A|B side by side, or the subfolders A and B")  # fmt: skip
+    group.add_argument("--image-size", type=conv_image_size, metavar="N", default=256,
+                       help="pixels a side of A and of B: 8, 16, 32, 64 ...")  # fmt: skip
+    group.add_argument("--c-dim", type=int, choices=[1, 3], default=3, help="1 for grey, 3 for colour")
+    _add_skip_broken(group)
+    group = new.add_argument_group("model")
+    group.add_argument("--channels", type=at_least(1), metavar="N", default=64, help="feature channels")
+    group.add_argument("--network", choices=["unet", "resnet"], default="unet", help="of the generator")
+    group = _add_training(
+        new, lr=2e-4, lr_help="learning rate of Adam", steps=20000, batch_size=8, schedule="constant"
+    )
+    group.add_argument("--direction", choices=["a2b", "b2a"], default="a2b", help="which half goes in")
+    group.add_argument("--l1", type=not_negative, metavar="X", default=100.0,
+                       help="weight of the mean absolute error")  # fmt: skip
+    group.add_argument("--loss", choices=list(GAN_LOSSES), default="non_saturating", help="adversarial loss")
+    _add_output(new)
+
+
 def fit_and_report(args: argparse.Namespace) -> int:
     """Train; see :func:`run_training`."""
     run_training(args)
@@ -270,6 +309,9 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
     }
     run, resume = _open_run(args, config)
+    if isinstance(dataset, ImageDataset) and (args.flip or args.shift > 0):
+        with parser.blaming("--shift"):
+            dataset = Augmented(dataset, flip=args.flip, shift=args.shift)
 
     torch.manual_seed(args.seed)
     model = create_model(args.model, **model_args)
@@ -329,11 +371,18 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load images; return them and what config.json is to say about them."""
     dataset = load_dataset(
-        args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download
-    )
+        args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download,
+        crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
+    )  # fmt: skip
     if args.model == "glo":  # which tells images apart by their numbers
         return ImageDataset(dataset.images, torch.arange(len(dataset))), {}
-    return dataset, {"classes": dataset.class_names}
+    return dataset, {"classes": dataset.class_names, "crops": args.crops, "flip": args.flip, "shift": args.shift}
+
+
+def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
+    """Load pairs of images; return them and what config.json is to say about them."""
+    dataset = load_pairs(args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken)
+    return dataset, {}
 
 
 def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str, Any]]:
@@ -362,6 +411,17 @@ def _gan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]
     if args.model == "cdcgan":
         conditional = {"num_classes": len(dataset.class_names), "condition": args.condition}
     return {**conditional, **_dcgan_args(args, dataset), "norm": args.norm}
+
+
+def _pix2pix_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    channels = dataset.images.shape[1]
+    return {
+        "in_channels": channels,
+        "out_channels": channels,
+        "channels": args.channels,
+        "image_size": args.image_size,
+        "network": args.network,
+    }
 
 
 def _glo_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
@@ -454,6 +514,16 @@ def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, defaul
     )
     add_data_root(group)
     group.add_argument("--download", action="store_true", help="allow torchvision to download a missing data set")
+    group.add_argument("--crops", type=at_least(0), metavar="N", default=0,
+                       help="cut N squares at random from the images, instead of resizing them")  # fmt: skip
+    group.add_argument("--flip", action="store_true", help="mirror images at random")
+    group.add_argument("--shift", type=at_least(0), metavar="N", default=0,
+                       help="move images at random, by up to N pixels")  # fmt: skip
+    _add_skip_broken(group)
+
+
+def _add_skip_broken(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--skip-broken", action="store_true", help="leave out files that cannot be read")
 
 
 def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_help: str) -> None:

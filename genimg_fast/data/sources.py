@@ -3,7 +3,8 @@
 To add a named data set, write a function ``(root, download) -> ImageDataset`` and enter it in ``_SOURCES``.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,34 @@ def load_dataset(
     channels: int | None = None,
     root: str | Path = "data",
     download: bool = False,
+    crops: int = 0,
+    seed: int = 0,
+    skip_broken: bool = False,
 ) -> ImageDataset:
     """Load images into memory, at the size and with the number of channels that a model takes.
 
-    Images are resized by antialiased bicubic interpolation; those of a folder are first cropped to a square.
+    Images are resized by antialiased bicubic interpolation; those of a folder are first cropped to a square. With
+    ``crops``, squares of ``image_size`` are cut at random from the images of a folder as they are.
 
     Args:
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
-            ``"fashion-mnist"``, ``"cifar10"`` (training sets, through torchvision), or a folder of images. A
-            folder whose subfolders hold images is read as one class per subfolder, in alphabetical order.
+            ``"fashion-mnist"``, ``"cifar10"`` (training sets, through torchvision), ``"photos"`` (two photographs
+            that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
+            is read as one class per subfolder, in alphabetical order.
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own.
         root: Folder for data sets that torchvision stores.
         download: Whether torchvision may download what is not in ``root``. Nothing is ever downloaded otherwise.
+        crops: Number of random crops to take, equally many of each image; 0 for whole images.
+        seed: Decides where they are.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
 
     Returns:
         The data set, on the CPU.
 
     Raises:
-        ValueError: If nothing has this name, a folder holds no images, or an image cannot be read.
+        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, or one is too
+            small for a crop.
         FileNotFoundError: If the data set is not in ``root`` and may not be downloaded.
         ImportError: If a package that the source needs is missing.
 
@@ -60,9 +70,67 @@ def load_dataset(
         data = _SOURCES[name](Path(root), download)
         images = _resize(_convert(data.images, channels), image_size)
         return ImageDataset(images, data.labels, class_names=data.class_names)
+    if name == "photos":
+        photos = optional_import("sklearn.datasets").load_sample_images()
+        pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos.images]
+        named = [(Path(f).stem, picture) for f, picture in zip(photos.filenames, pictures, strict=True)]
+        return _cut(named, image_size, channels, crops or 2000, seed)
     if Path(name_or_path).is_dir():
-        return _folder(Path(name_or_path), image_size, channels)
-    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(_SOURCES)}")
+        return _folder(Path(name_or_path), image_size, channels, crops, seed, skip_broken)
+    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(_SOURCES)}, photos")
+
+
+def load_pairs(
+    path: str | Path, *, image_size: int, channels: int | None = None, skip_broken: bool = False
+) -> ImageDataset:
+    """Load pairs of images, A and B, that belong together, side by side as one image each.
+
+    Args:
+        path: A folder of images whose left half is A and whose right half is B; or a folder with the subfolders
+            ``A`` and ``B``, whose files of the same name are a pair.
+        image_size: Height and width of either half, in pixels.
+        channels: 1 (grey) or 3 (RGB); by default 3.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
+
+    Returns:
+        The pairs, images of shape (channels, image_size, 2 * image_size), on the CPU.
+
+    Raises:
+        ValueError: If there is no such folder, it holds no pair, a file has no partner, or one cannot be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import torch, genimg_fast as gf
+        >>> for half in "AB":
+        ...     Path(half).mkdir()
+        ...     gf.training.save_grid(torch.zeros(1, 1, 8, 8), f"{half}/0.png")
+        >>> gf.data.load_pairs(".", image_size=8)[0][0].shape
+        torch.Size([3, 8, 16])
+    """
+    path, suffixes = Path(path), image_suffixes()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}")
+    pairs: list[Tensor] = []
+    if (path / "A").is_dir() and (path / "B").is_dir():
+        a, b = ({f.name: f for f in (path / half).iterdir() if f.suffix.lower() in suffixes} for half in "AB")
+        if lonely := sorted(a.keys() ^ b.keys()):
+            raise ValueError(f"{lonely[0]} is in one of {path / 'A'} and {path / 'B'} only")
+        for name in sorted(a):
+            halves = _readable([a[name], b[name]], skip_broken, lambda f: read_image(f, image_size, channels or 3))
+            if len(halves) == 2:
+                pairs.append(torch.cat([image for _, image in halves], 2))
+    else:
+
+        def read(file: Path) -> Tensor:
+            picture = _read_whole(file, channels or 3)
+            halves = picture[:, :, : picture.shape[2] // 2 * 2].chunk(2, 2)
+            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in halves], 2)
+
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
+        pairs = [pair for _, pair in _readable(files, skip_broken, read)]
+    if not pairs:
+        raise ValueError(f"no pairs of images in {path}")
+    return ImageDataset(torch.stack(pairs))
 
 
 def _digits(root: Path, download: bool) -> ImageDataset:
@@ -92,7 +160,9 @@ _SOURCES: dict[str, Callable[[Path, bool], ImageDataset]] = {
 }
 
 
-def _folder(folder: Path, image_size: int, channels: int | None) -> ImageDataset:
+def _folder(
+    folder: Path, image_size: int, channels: int | None, crops: int, seed: int, skip_broken: bool
+) -> ImageDataset:
     suffixes = image_suffixes()
     by_class = [
         (entry.name, sorted(f for f in entry.rglob("*") if f.suffix.lower() in suffixes))
@@ -105,11 +175,66 @@ def _folder(folder: Path, image_size: int, channels: int | None) -> ImageDataset
     if not by_class[0][1]:
         raise ValueError(f"no images in folder {folder}")
 
+    if crops > 0:
+        whole = [
+            (name, image)
+            for name, files in by_class
+            for _, image in _readable(files, skip_broken, lambda file: _read_whole(file, channels or 3))
+        ]
+        return _cut(whole, image_size, channels, crops, seed)
     images, labels = [], []
     for label, (_, files) in enumerate(by_class):
-        images += [read_image(file, image_size, channels) for file in files]
-        labels += [label] * len(files)
+        read = _readable(files, skip_broken, lambda file: read_image(file, image_size, channels))
+        images += [image for _, image in read]
+        labels += [label] * len(read)
+    if not images:
+        raise ValueError(f"no image in folder {folder} can be read")
     return ImageDataset(torch.stack(images), torch.tensor(labels), class_names=[name for name, _ in by_class])
+
+
+def _readable(
+    files: Sequence[Path], skip_broken: bool, read: Callable[[Path], Tensor]
+) -> list[tuple[Path, Tensor]]:
+    """Read files; those that cannot be read are an error, or a warning each."""
+    images = []
+    for file in files:
+        try:
+            images.append((file, read(file)))
+        except ValueError as error:
+            if not skip_broken:
+                raise
+            warnings.warn(f"skipped: {error}", stacklevel=4)
+    return images
+
+
+def _cut(
+    pictures: Sequence[tuple[str, Tensor]], image_size: int, channels: int | None, crops: int, seed: int
+) -> ImageDataset:
+    """Cut squares at random from pictures, (class name, bytes); equally many from each."""
+    generator = torch.Generator().manual_seed(seed)
+    names = list(dict.fromkeys(name for name, _ in pictures))
+    images, labels = [], []
+    for k in range(crops):
+        name, picture = pictures[k % len(pictures)]
+        room = [side - image_size for side in picture.shape[1:]]
+        if min(room) < 0:
+            size = "x".join(map(str, picture.shape[1:]))
+            raise ValueError(f"a picture of {name} has {size} pixels, too few for crops of {image_size}")
+        top, left = (int(torch.randint(r + 1, (), generator=generator)) for r in room)
+        images.append(picture[:, top : top + image_size, left : left + image_size])
+        labels.append(names.index(name))
+    return ImageDataset(_convert(torch.stack(images), channels), torch.tensor(labels), class_names=names)
+
+
+def _read_whole(file: Path, channels: int) -> Tensor:
+    """Read an image file as bytes, (channels, height, width), as it is."""
+    try:
+        with optional_import("PIL.Image").open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
+        raise ValueError(f"cannot read image {file}: {error}") from error
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def image_suffixes() -> set[str]:

@@ -110,15 +110,19 @@ def fit(
             "log_every must be at least 1, sample_every and checkpoint_every at least 0, "
             f"got {log_every}, {sample_every} and {checkpoint_every}"
         )
-    history: list[dict[str, float]] = []
-    if resume:
-        if run is None:
-            raise ValueError("resume needs a run folder")
-        history = _resume(trainer, run)
+    if resume and run is None:
+        raise ValueError("resume needs a run folder")
     dataset = dataset.to(trainer.device)
     processes, writing = world_size(), rank() == 0
-    stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
+    if real_images.ndim >= 4 and real_images.abs().max() > 1:
+        raise ValueError(
+            "images must lie in [-1, 1], the range that models generate; "
+            f"those of the data reach from {real_images.min():g} to {real_images.max():g}"
+        )
+    # Behind the look at the data, which may draw random numbers.
+    history = _resume(trainer, run) if resume and run is not None else []
+    stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
     if real_images.ndim == 5:  # sequences are long to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
     if run is not None and writing and not resume:

@@ -263,31 +263,46 @@ def test_bad_trainers(digits: gf.data.ImageDataset) -> None:
 
 IN_PROCESSES = """
     import sys, torch, genimg_fast as gf
-    from genimg_fast.training import GANTrainer, RunFolder, fit
-    from genimg_fast.training.processes import process_group, rank
+    from genimg_fast.training import GANTrainer, fit
+    from genimg_fast.training.processes import process_group, rank, world_size
     with process_group(torch.device("cpu")):
         torch.manual_seed(0)
-        trainer = GANTrainer(gf.models.WGAN(z_dim=8, c_dim=1, channels=4, n_blocks=2), loss="hinge", r1=0.1)
-        trainer.model.generator.eval()
-        noise = iter(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2)))
-        trainer._fake = lambda n, labels: trainer._generator(next(noise)[rank() :: 8 // n])
-        data = gf.data.load_dataset("digits", image_size=16)
-        trainer.model.train = lambda mode=True: trainer.model  # batch norm of the generator stays in eval mode
-        fit(trainer, data, steps=3, batch_size=int(sys.argv[2]))
+        model = gf.models.create_model(sys.argv[2], z_dim=8, c_dim=1, channels=4, n_blocks=2)
+        model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model).double()
+        trainer = GANTrainer(model, loss="hinge", r1=0.1)
+        noise = iter(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2)).double())
+        trainer._fake = lambda n, labels: trainer._generator(next(noise)[rank() :: world_size()])
+        step = trainer.step
+        trainer.step = lambda images, labels: step(images.double(), labels)
+        fit(trainer, gf.data.load_dataset("digits", image_size=16), steps=3, batch_size=8 // world_size())
         if rank() == 0:
             torch.save(trainer.model.state_dict(), sys.argv[1])
 """
 
 
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["wgan", "dcgan"])
+def test_two_processes_equal_one_with_the_whole_batch(name: str, tmp_path: Path) -> None:
+    """Weights and running statistics; the discriminator runs twice, and for R1 again, before its backward pass."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(IN_PROCESSES))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = subprocess.run([*launch, script, tmp_path / "two.pt", "4"], capture_output=True, text=True)
-    assert two.returncode == 0, two.stderr
-    one = subprocess.run([sys.executable, script, tmp_path / "one.pt", "8"], capture_output=True, text=True)
-    assert one.returncode == 0, one.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "two.pt"), torch.load(tmp_path / "one.pt"))
+    for command, file in ((launch, "two.pt"), ([sys.executable], "one.pt")):
+        done = subprocess.run([*command, script, tmp_path / file, name], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    two, one = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
+    torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
+
+
+def test_images_beyond_the_models_range_are_refused(digits: gf.data.ImageDataset) -> None:
+    class Bytes(gf.data.ImageDataset):
+        def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+            return self.images[index].float(), self.labels[index]
+
+        def to(self, device: Any) -> "Bytes":
+            return self
+
+    with pytest.raises(ValueError, match=r"images must lie in \[-1, 1\], .* reach from 0 to 255"):
+        fit(make("dcgan"), Bytes(digits.images, digits.labels), steps=1, batch_size=8)
 
 
 def pairs(n: int = 8) -> Tensor:
