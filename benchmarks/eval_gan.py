@@ -167,19 +167,26 @@ def conditional(args: argparse.Namespace) -> dict[str, bool]:
     def judged(images: Tensor) -> Tensor:
         return torch.from_numpy(classifier.predict(images.flatten(1).numpy()))
 
+    def spread(images: Tensor, classes: Tensor) -> float:
+        """Standard deviation of a pixel within a class: near 0 for a generator that knows one image of each."""
+        return torch.stack([images[classes == k].std(0).mean() for k in range(10)]).mean().item()
+
     right = (judged(samples) == labels).double()
+    variety = spread(samples, labels) / spread(held_out[:][0], held_out.labels)
     real = (judged(held_out[:][0]) == held_out.labels).double().mean()
     by_class = [right[labels == k].mean().item() for k in range(10)]
     print(f"conditional DCGAN, digits at 32x32: {steps} steps of 64; averaged weights")
     print(f"  classifier on real held-out digits: {real:.1%} right")
     print(f"  1,000 samples of a requested class: {right.mean():.1%} right; by class ", end="")
     print("  ".join(f"{k}: {share:.0%}" for k, share in enumerate(by_class)))
+    print(f"  standard deviation within a class: {variety:.2f} times that of the real digits")
     save_grid(
         samples[:100].unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1), args.out / "classes.png", columns=10
     )
     return {
         "at least 90% of the samples are of the requested class": right.mean().item() >= 0.9,
         "all ten classes are there": min(by_class) > 0.5,
+        "samples of a class vary at least half as much as real ones": variety > 0.5,
     }
 
 

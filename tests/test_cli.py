@@ -152,7 +152,7 @@ def test_train_sequences(
 
 
 GANS = {
-    "cdcgan": ["--channels", "2", "--condition", "concat", "--r1", "0.1"],
+    "cdcgan": ["--channels", "2", "--condition", "projection", "--r1", "0.1"],
     "wgan": ["--channels", "2", "--n-critic", "2", "--gp", "5"],
     "resgan": ["--channels", "2", "--norm", "spectral", "--loss", "hinge", "--gp", "0"],
     "mlp-gan": ["--hidden", "8", "9", "--label-smoothing", "0.1", "--precision", "bf16"],

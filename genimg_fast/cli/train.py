@@ -52,7 +52,7 @@ from genimg_fast.training.trainer import SCHEDULES
 # What the GANs have for options beside those of all: text, defaults, and the options of the model itself.
 _GANS: dict[str, tuple[str, dict[str, Any]]] = {
     "dcgan": ("Train a DCGAN.", {"norm": "batch"}),
-    "cdcgan": ("Train a class-conditional DCGAN.", {"norm": "batch", "condition": "projection"}),
+    "cdcgan": ("Train a class-conditional DCGAN.", {"norm": "batch", "condition": "concat"}),
     "wgan": (
         "Train a DCGAN whose critic has no batch norm, with a Wasserstein loss and gradient penalty.",
         {"norm": "none", "loss": "wasserstein", "gp": 10.0, "n_critic": 5, "betas": (0.0, 0.9)},
@@ -107,7 +107,7 @@ def _add_gan(
         choices = ["batch", "spectral", "none"] if norm == "batch" else ["none", "spectral"]
         group.add_argument("--norm", choices=choices, default=norm, help="of the discriminator")
     if condition is not None:
-        group.add_argument("--condition", choices=["projection", "concat"], default=condition,
+        group.add_argument("--condition", choices=["concat", "projection"], default=condition,
                            help="how the discriminator sees the class")  # fmt: skip
     if not convolutional:
         group.add_argument("--hidden", type=at_least(1), nargs="+", metavar="N", default=[256, 512],
@@ -282,8 +282,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
             f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}"
             + (f" for each of {world_size()} processes" if world_size() > 1 else "")
         )
-    if args.accumulate > args.batch_size:
-        parser.error(f"argument --accumulate: must be at most {args.batch_size}, the batch size")
+    if args.batch_size % args.accumulate != 0:
+        parser.error(f"argument --accumulate: must divide {args.batch_size}, the batch size")
     if not isinstance(dataset, ImageDataset) and args.reach >= args.image_size:
         parser.error(f"argument --reach: must be below {args.image_size}, the image size, got {args.reach}")
     if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:

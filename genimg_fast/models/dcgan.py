@@ -112,7 +112,7 @@ class DCGANDiscriminator(BaseDiscriminator):
         *,
         norm: str = "batch",
         num_classes: int = 0,
-        condition: str = "projection",
+        condition: str = "concat",
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
@@ -236,8 +236,9 @@ class ConditionalDCGAN(BaseGAN):
         channels: Feature channels of both networks at half the image's resolution.
         n_blocks: Images have ``4 * 2**n_blocks`` pixels a side.
         norm: Of the discriminator: ``"batch"``, ``"spectral"`` or ``"none"``.
-        condition: How the discriminator sees the class: ``"projection"`` or ``"concat"``, see
-            :class:`DCGANDiscriminator`.
+        condition: How the discriminator sees the class: ``"concat"`` or ``"projection"``, see
+            :class:`DCGANDiscriminator`. On little data, such as scikit-learn's digits, ``"projection"`` tends to
+            one image per class.
 
     Raises:
         ValueError: If a size is below 1, or an option unknown.
@@ -258,7 +259,7 @@ class ConditionalDCGAN(BaseGAN):
         n_blocks: int = 3,
         *,
         norm: str = "batch",
-        condition: str = "projection",
+        condition: str = "concat",
     ) -> None:
         check_sizes(num_classes=num_classes)
         super().__init__(

@@ -28,7 +28,7 @@ class Recipe:
         compile: Whether networks go through :func:`torch.compile`, each on its own.
         grad_clip: Largest norm of a network's whole gradient; 0 for any.
         accumulate: Number of parts that a batch is cut into, whose gradients add up to one step: for batches that
-            do not fit into memory at once. Batch norm sees the parts.
+            do not fit into memory at once. It has to divide the batch; batch norm sees the parts.
         schedule: Course of the learning rate down to 0 at ``decay_steps``: ``"linear"`` or ``"cosine"``; or
             ``"constant"``.
         decay_steps: Number of the step at which it is 0.
@@ -128,8 +128,8 @@ class BaseTrainer:
                 for t in tensors
             )
         batch = next(len(t) for t in tensors if t is not None)
-        if batch < self.recipe.accumulate:
-            raise ValueError(f"accumulate must be at most the batch, {batch}, got {self.recipe.accumulate}")
+        if batch % self.recipe.accumulate != 0:  # the parts' means would not weigh the same
+            raise ValueError(f"accumulate must divide the batch, {batch}, got {self.recipe.accumulate}")
         cut = [
             [None] * self.recipe.accumulate if t is None else t.tensor_split(self.recipe.accumulate)
             for t in tensors

@@ -255,8 +255,8 @@ def test_bad_trainers(digits: gf.data.ImageDataset) -> None:
         GANTrainer(gf.models.DCGAN(**SIZES), n_critic=0)
     with pytest.raises(ValueError, match="gp must be at least 0, got -1"):
         GANTrainer(gf.models.DCGAN(**SIZES), gp=-1)
-    with pytest.raises(ValueError, match="accumulate must be at most the batch, 8, got 9"):
-        make("dcgan", recipe=Recipe(accumulate=9)).step(*batch())
+    with pytest.raises(ValueError, match="accumulate must divide the batch, 8, got 3"):
+        make("dcgan", recipe=Recipe(accumulate=3)).step(*batch())
     with pytest.raises(ValueError, match="resume needs a run folder"):
         fit(make("dcgan"), digits, steps=1, batch_size=8, resume=True)
 
