@@ -1,3 +1,4 @@
+import argparse
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ from PIL import Image
 
 import genimg_fast as gf
 from genimg_fast.cli import main
+from genimg_fast.cli.evaluate import _labels
 
 SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
@@ -152,7 +154,7 @@ def test_train_sequences(
 
 
 GANS = {
-    "cdcgan": ["--channels", "2", "--condition", "projection", "--r1", "0.1"],
+    "cdcgan": ["--channels", "2", "--condition", "projection", "--norm", "none", "--r1", "0.1"],
     "wgan": ["--channels", "2", "--n-critic", "2", "--gp", "5"],
     "resgan": ["--channels", "2", "--norm", "spectral", "--loss", "hinge", "--gp", "0"],
     "mlp-gan": ["--hidden", "8", "9", "--label-smoothing", "0.1", "--precision", "bf16"],
@@ -571,6 +573,9 @@ def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*broken\.png"):
         assert main([*flags, "--skip-broken", "--direction", "b2a"]) == 0
     run = tmp_path / "00000-pix2pix-pairs"
+    (tmp_path / "pairs" / "broken.png").unlink()
+    assert main(["translate", str(run), "--n", "3", "--dropout", "--out", str(tmp_path / "grid.png")]) == 0
+    assert image_size(tmp_path / "grid.png")[0] > 3 * 8
     assert (run / "translations-000002.png").exists()
     assert json.loads((run / "config.json").read_text())["direction"] == "b2a"
 
@@ -602,12 +607,20 @@ def test_eval(
     assert "other real images: the floor" in capsys.readouterr().out
 
 
+def test_eval_mixes_the_classes_in_every_split_of_a_score() -> None:
+    labels = _labels(argparse.Namespace(seed=0), gf.models.ConditionalDCGAN(10, 4, 1, 2, 1), 300)
+    assert labels is not None
+    assert labels.bincount().tolist() == [30] * 10
+    assert all(len(labels[split::10].unique()) > 7 for split in range(10))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--features", "inception"], "argument --weights: Inception v3 needs a file of weights"),
         (["--data", "nowhere"], "argument --data: 'nowhere' is neither"),
         (["--n", "1"], "argument --n: must be an integer of at least 2"),
+        (["--device", "meta"], "argument --device: must be auto, cpu, cuda"),
     ],
 )
 def test_bad_use_of_eval_gives_one_line(

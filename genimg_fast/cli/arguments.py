@@ -125,6 +125,14 @@ def probability(text: str) -> float:
     return value
 
 
+def decay(text: str) -> float:
+    """Read a number from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
+    return value
+
+
 def conv_image_size(text: str) -> int:
     """Read a size of images that the convolutional networks take."""
     sizes = [4 * 2**blocks for blocks in range(1, 9)]
@@ -147,6 +155,8 @@ def _device(text: str) -> torch.device:
         device = torch.device(text)
     except RuntimeError:
         raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:<number>, got {text!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:<number>, got {text!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"there is no {text} on this machine")
     return device

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
-from genimg_fast.data import ImageDataset, load_dataset
+from genimg_fast.cli.use import load_real
+from genimg_fast.data import ImageDataset
 from genimg_fast.data.optional import optional_import
 from genimg_fast.metrics import (
     DigitsNetwork,
@@ -58,10 +59,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     model: Any = loaded  # the attributes of a Module are not typed
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         parser.error(f"argument RUN: {config['model']} does not generate images by itself")
-    with parser.blaming("--data"):
-        dataset = load_dataset(
-            args.data or config["data"], image_size=model.image_size, channels=model.c_dim, root=args.data_root
-        )
+    dataset = load_real(args, model, config)
     if len(dataset) < 4:
         parser.error(f"argument --data: needs at least 4 images, got {len(dataset)}")
     with parser.blaming("--weights"):
@@ -81,8 +79,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         for half in order.tensor_split(2)
     )
     n = args.n or len(others)
-    real = real_statistics(reference, network, cache=args.cache)
-    floor = real_statistics(others, network, cache=args.cache)
+    with parser.blaming("--cache"):
+        real = real_statistics(reference, network, cache=args.cache)
+        floor = real_statistics(others, network, cache=args.cache)
     statistics, score, samples = _judge(args, model, network, n)
     start, _, _ = _judge(args, untrained, network, n)
     report: dict[str, Any] = {
@@ -132,22 +131,30 @@ def _judge(
 
 def _generated(args: argparse.Namespace, model: Any, n: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(args.seed)
-    classes = getattr(model, "num_classes", 0)
+    labels = _labels(args, model, n)
     sizes = [_BATCH] * (n // _BATCH) + ([n % _BATCH] if n % _BATCH else [])
     done = 0
     for size in optional_import("tqdm").tqdm(sizes, desc="generating", unit="batch", leave=False):
-        if classes > 0:  # all of them, equally often
-            labels = torch.arange(done, done + size, device=args.device) % classes
-            yield model.sample(size, labels=labels, generator=generator)
-        else:
+        if labels is None:
             yield model.sample(size, generator=generator)
+        else:
+            yield model.sample(size, labels=labels[done : done + size].to(args.device), generator=generator)
         done += size
+
+
+def _labels(args: argparse.Namespace, model: Any, n: int) -> Tensor | None:
+    """Draw the classes to generate, each equally often, in any order: no split of a score has one alone."""
+    classes = getattr(model, "num_classes", 0)
+    if classes == 0:
+        return None
+    return (torch.arange(n) % classes)[torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))]
 
 
 @torch.no_grad()
 def _logits(args: argparse.Namespace, model: BaseGAN, real: ImageDataset, fake: Tensor) -> tuple[Tensor, Tensor]:
     """The discriminator's logits, in evaluation mode."""
-    classes = torch.arange(len(fake)) % max(model.num_classes, 1)
+    requested = _labels(args, model, len(fake))
+    classes = torch.zeros(len(fake), dtype=torch.int64) if requested is None else requested
     images, labels = real[:]
 
     def judge(images: Tensor, labels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from genimg_fast.cli.arguments import (
     add_seed_and_device,
     at_least,
     conv_image_size,
+    decay,
     not_negative,
     positive,
     probability,
@@ -114,7 +115,7 @@ def _add_gan(
                            help="widths of the generator's hidden layers")  # fmt: skip
     group = _add_training(gan, lr=2e-4, lr_help="learning rate of Adam", steps=2000, schedule="constant")
     group.add_argument("--lr-d", type=positive, metavar="X", help="of the discriminator; default: --lr")
-    group.add_argument("--betas", type=probability, nargs=2, metavar="X", default=list(betas),
+    group.add_argument("--betas", type=decay, nargs=2, metavar="X", default=list(betas),
                        help="decay rates of Adam")  # fmt: skip
     group.add_argument("--loss", choices=list(GAN_LOSSES), default=loss, help="adversarial loss")
     group.add_argument("--label-smoothing", type=probability, metavar="X", default=0.0,
@@ -317,7 +318,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     model = create_model(args.model, **model_args)
     if args.sync_batch_norm:
         model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model)
-    with parser.blaming("--label-smoothing"):  # what else can be wrong, the types of arguments have seen
+    # What else can be wrong, the types of arguments have seen.
+    with parser.blaming("--gp, --r1, --label-smoothing"):
         trainer = args.trainer(model.to(args.device), seed=args.seed, recipe=recipe, **trainer_args)
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
@@ -376,7 +378,13 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
     )  # fmt: skip
     if args.model == "glo":  # which tells images apart by their numbers
         return ImageDataset(dataset.images, torch.arange(len(dataset))), {}
-    return dataset, {"classes": dataset.class_names, "crops": args.crops, "flip": args.flip, "shift": args.shift}
+    return dataset, {
+        "classes": dataset.class_names,
+        "crops": args.crops,
+        "skip_broken": args.skip_broken,
+        "flip": args.flip,
+        "shift": args.shift,
+    }
 
 
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
@@ -583,13 +591,19 @@ def _add_training(
     parser: Parser, *, lr: float, lr_help: str, steps: int, batch_size: int = 64, schedule: str = "cosine"
 ) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=at_least(1), metavar="N", default=steps, help="steps to train")
+    group.add_argument(
+        "--steps",
+        type=at_least(1),
+        metavar="N",
+        default=steps,
+        help="steps to train; a resumed run may have more if its schedule is constant",
+    )
     group.add_argument("--batch-size", type=at_least(2), metavar="N", default=batch_size,
                        help="images, or sequences, in a batch of each process")  # fmt: skip
     group.add_argument("--lr", type=positive, metavar="X", default=lr, help=lr_help)
     group.add_argument("--schedule", choices=SCHEDULES, default=schedule,
                        help="course of the learning rate, down to 0 at the last step")  # fmt: skip
-    group.add_argument("--ema", type=probability, metavar="X", default=0.999,
+    group.add_argument("--ema", type=decay, metavar="X", default=0.999,
                        help="decay of the average of the weights that samples come from; 0: none")  # fmt: skip
     group.add_argument("--grad-clip", type=not_negative, metavar="X", default=0.0,
                        help="largest norm of a network's gradient; 0: any")  # fmt: skip

@@ -18,14 +18,16 @@ from genimg_fast.cli.arguments import (
     check_image_file,
     positive,
 )
-from genimg_fast.data import ImageDataset, load_dataset, load_sequences
+from genimg_fast.data import ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import (
     Autoencoder,
     BaseFrameModel,
+    BaseGAN,
     BaseVAE,
     FrameFiller,
     FramePredictor,
+    Pix2Pix,
     RowRNN,
     interpolate_latents,
 )
@@ -68,6 +70,17 @@ def add(commands: Any) -> None:
     reconstruct.add_argument("--n", type=at_least(1), metavar="N", default=36, help="number of images")
     _add_data(reconstruct)
     add_seed_and_device(reconstruct)
+
+    translate = command("translate", _translate, "Translate images; show input, output and target.", """
+        genimg-fast translate runs/00000-pix2pix-maps --n 16
+        genimg-fast translate runs/00000-pix2pix-maps --data validation/ --dropout --batch-statistics
+    """, "translations.png", "image file to write")  # fmt: skip
+    translate.add_argument("--n", type=at_least(1), metavar="N", default=16, help="number of pairs")
+    translate.add_argument("--dropout", action="store_true", help="keep dropout on, for variation")
+    translate.add_argument("--batch-statistics", action="store_true",
+                           help="normalise with the statistics of these images, as the paper does")  # fmt: skip
+    _add_data(translate, "folder of pairs")
+    add_seed_and_device(translate)
 
     interpolate = command("interpolate", _interpolate, "Morph images into others, through their latents.", """
         genimg-fast interpolate runs/00000-vae-digits --n 8 --steps 12
@@ -172,12 +185,12 @@ def _interpolate(args: argparse.Namespace) -> int:
     check_image_file(args.parser, args.out)
     model, config = _load(args)
     if isinstance(model, BaseVAE):
-        dataset = _load_data(args, model, config)
+        dataset = load_real(args, model, config)
         first, second = _pairs(args, dataset, same_class=model.num_classes > 0)
         (a, labels), (b, _) = (_to(args, dataset[indices]) for indices in (first, second))
         class_labels = labels if model.num_classes > 0 else None
         images = model.interpolate(a, b, steps=args.steps, mode=args.mode, labels=class_labels)
-    elif not hasattr(model, "generator"):
+    elif not isinstance(model, BaseGAN):
         args.parser.error(f"argument RUN: {config['model']} has no latents; this is for GANs and VAEs")
     else:
         generator = torch.Generator().manual_seed(args.seed)
@@ -190,6 +203,21 @@ def _interpolate(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() in _ANIMATIONS:
         return _write(args, lambda: save_animation(images, args.out))
     return _write(args, lambda: save_grid(images.flatten(0, 1), args.out, columns=args.steps))
+
+
+def _translate(args: argparse.Namespace) -> int:
+    check_image_file(args.parser, args.out)
+    model, config = _load(args)
+    if not isinstance(model, Pix2Pix):
+        args.parser.error(f"argument RUN: {config['model']} translates no images; this is for pix2pix")
+    with args.parser.blaming("--data"):
+        pairs = load_pairs(args.data or config["data"], image_size=model.image_size, channels=model.in_channels)
+    images, _ = _choose(args, pairs)
+    source, target = images.chunk(2, dim=3)
+    if config.get("direction") == "b2a":
+        source, target = target, source
+    output = model.translate(source, dropout=args.dropout, batch_statistics=args.batch_statistics)
+    return _write(args, lambda: save_grid(torch.cat([source, output, target], dim=3), args.out))
 
 
 def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any]) -> int:
@@ -236,7 +264,7 @@ def _complete(args: argparse.Namespace) -> int:
     rows = model.image_size // 2 if args.rows is None else args.rows
     if rows >= model.image_size:
         args.parser.error(f"argument --rows: must be below {model.image_size}, the height, got {rows}")
-    images, _ = _choose(args, _load_data(args, model, config))
+    images, _ = _choose(args, load_real(args, model, config))
     completed = model.complete(images[:, :, :rows], generator=torch.Generator().manual_seed(args.seed))
     return _write(args, lambda: save_grid(torch.cat([images, completed], dim=3), args.out))
 
@@ -307,12 +335,19 @@ def _frame_range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def _load_data(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> ImageDataset:
+def load_real(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> ImageDataset:
+    """Load the images of ``--data``, or those of the training."""
+    cut = {} if args.data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
     with args.parser.blaming("--data"):
         dataset = load_dataset(
-            args.data or config["data"], image_size=model.image_size, channels=model.c_dim, root=args.data_root
+            args.data or config["data"],
+            image_size=model.image_size,
+            channels=model.c_dim,
+            root=args.data_root,
+            skip_broken=not args.data and config.get("skip_broken", False),
+            **cut,
         )
-    if isinstance(model, BaseVAE) and 0 < model.num_classes < len(dataset.class_names):
+    if 0 < getattr(model, "num_classes", 0) < len(dataset.class_names):
         args.parser.error(
             f"argument --data: has {len(dataset.class_names)} classes, and the model knows {model.num_classes}"
         )
@@ -327,7 +362,7 @@ def _load_encoder_and_data(
     if not isinstance(model, kinds):
         words = "VAEs" if kinds == (BaseVAE,) else "VAEs and autoencoders"
         parser.error(f"argument RUN: {config['model']} has no encoder of this kind; this is for {words}")
-    return model, _load_data(args, model, config)
+    return model, load_real(args, model, config)
 
 
 def _choose(args: argparse.Namespace, dataset: ImageDataset) -> tuple[Tensor, Tensor]:

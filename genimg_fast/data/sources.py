@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -167,11 +168,17 @@ def _folder(
     by_class = [
         (entry.name, sorted(f for f in entry.rglob("*") if f.suffix.lower() in suffixes))
         for entry in sorted(folder.iterdir())
-        if entry.is_dir()
+        if entry.is_dir() and not entry.name.startswith(".")
     ]
     by_class = [(name, files) for name, files in by_class if files]
+    loose = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes)
+    if by_class and loose:
+        raise ValueError(
+            f"{folder} holds images, such as {loose[0].name}, beside subfolders of images, such as "
+            f"{by_class[0][0]}: have one or the other"
+        )
     if not by_class:
-        by_class = [(folder.name, sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes))]
+        by_class = [(folder.name, loose)]
     if not by_class[0][1]:
         raise ValueError(f"no images in folder {folder}")
 
@@ -212,6 +219,8 @@ def _cut(
 ) -> ImageDataset:
     """Cut squares at random from pictures, (class name, bytes); equally many from each."""
     generator = torch.Generator().manual_seed(seed)
+    if not pictures:
+        raise ValueError("there is no picture to cut from")
     names = list(dict.fromkeys(name for name, _ in pictures))
     images, labels = [], []
     for k in range(crops):
@@ -230,7 +239,7 @@ def _read_whole(file: Path, channels: int) -> Tensor:
     """Read an image file as bytes, (channels, height, width), as it is."""
     try:
         with optional_import("PIL.Image").open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
+            image = _eight_bits(opened, channels)
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
         raise ValueError(f"cannot read image {file}: {error}") from error
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
@@ -254,10 +263,19 @@ def read_image(file: Path, image_size: int, channels: int | None) -> Tensor:
 def to_pixels(image: Any, image_size: int, channels: int | None) -> Tensor:
     """Crop an image of Pillow's to a square and resize it: bytes of shape (channels, image_size, image_size)."""
     Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = _eight_bits(image, channels)
     image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return pixels.view(image_size, image_size, -1).permute(2, 0, 1)
+
+
+def _eight_bits(image: Any, channels: int | None) -> Any:
+    """Turn an image of Pillow's upright, and into grey or RGB of 8 bits."""
+    Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def _to_bytes(images: Tensor) -> Tensor:

@@ -112,11 +112,12 @@ class InceptionNetwork(FeatureNetwork):
         if weights is None:
             self.network = models.inception_v3(weights=models.Inception_V3_Weights.IMAGENET1K_V1)
         else:
-            state = torch.load(weights, map_location="cpu", weights_only=True)
             self.network = models.inception_v3(weights=None, init_weights=False, transform_input=True)
             try:
-                self.network.load_state_dict(state)
-            except (RuntimeError, TypeError) as error:
+                self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            except OSError:
+                raise
+            except Exception as error:  # torch.load documents none; a damaged file raises half a dozen of them
                 raise ValueError(f"{weights} does not hold the weights of inception_v3: {error}") from error
         self.identity = f"inception_v3 of torchvision, {weights or 'IMAGENET1K_V1'}"
         self._features: list[Tensor] = []
@@ -188,7 +189,7 @@ def real_statistics(
     file = Path(cache) / f"{digest.hexdigest()[:32]}.pt"
     if file.is_file():
         statistics = GaussianStatistics(network.dim, next(network.parameters()).device)
-        statistics.load_state_dict(torch.load(file, weights_only=True))
+        statistics.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return statistics
     statistics = compute()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,8 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
     """
     _check(images, target)
     similarity = optional_import("torchmetrics.functional.image", "metrics").structural_similarity_index_measure
-    return similarity(images, target, data_range=2.0, reduction="none").view(-1)
+    # Its term for brightness is made for pixels from 0 on.
+    return similarity((images + 1) / 2, (target + 1) / 2, data_range=1.0, reduction="none").view(-1)
 
 
 class PerceptualSimilarity:

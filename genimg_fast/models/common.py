@@ -40,6 +40,10 @@ def check_labels(labels: Tensor | None, batch: int, num_classes: int) -> None:
         raise ValueError(
             f"labels must be int64 of shape ({batch},), got {labels.dtype} of shape {tuple(labels.shape)}"
         )
+    elif labels.is_cpu and not torch.compiler.is_compiling() and batch > 0:  # a GPU's would have to be waited for
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= num_classes:
+            raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {lowest}..{highest}")
 
 
 def labels_to_sample(labels: Tensor | int | None, n: int, num_classes: int, device: torch.device) -> Tensor | None:
@@ -47,7 +51,9 @@ def labels_to_sample(labels: Tensor | int | None, n: int, num_classes: int, devi
     if labels is None and num_classes > 0:
         return torch.arange(n, device=device) * num_classes // n
     if isinstance(labels, int):
-        if not 0 <= labels < max(num_classes, 1):
+        if num_classes == 0:
+            raise ValueError("labels are for class-conditional models, and this one is not")
+        if not 0 <= labels < num_classes:
             raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels}")
         return torch.full((n,), labels, device=device)
     return labels

@@ -169,7 +169,8 @@ class DeepImagePrior(nn.Module):
         c_dim: Colour channels of the image.
         channels: Feature channels at every resolution.
         n_blocks: Number of halvings.
-        image_size: Height and width of the image: one number, or (height, width), multiples of ``2**n_blocks``.
+        image_size: Height and width of the image: one number, or (height, width), multiples of ``2**n_blocks``,
+            twice that at least.
         z_dim: Channels of the noise.
         skip_channels: Feature channels passed across at every resolution; 0 for none.
 
@@ -197,9 +198,10 @@ class DeepImagePrior(nn.Module):
         super().__init__()
         check_sizes(c_dim=c_dim, channels=channels, n_blocks=n_blocks, z_dim=z_dim)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if skip_channels < 0 or min(height, width) < 1 or height % 2**n_blocks or width % 2**n_blocks:
+        step = 2**n_blocks
+        if skip_channels < 0 or min(height, width) < 2 * step or height % step or width % step:
             raise ValueError(
-                f"image_size must be positive multiples of {2**n_blocks}, skip_channels at least 0, "
+                f"image_size must be multiples of {step}, from {2 * step} on, skip_channels at least 0, "
                 f"got {image_size} and {skip_channels}"
             )
 

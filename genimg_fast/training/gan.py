@@ -35,7 +35,7 @@ class GANTrainer(BaseTrainer):
         seed: Seed of the fixed noise of :meth:`samples`.
 
     Raises:
-        ValueError: If a value is out of range or unknown.
+        ValueError: If a value is out of range or unknown, or a penalty meets batch norm.
 
     Example:
         >>> import genimg_fast as gf
@@ -69,6 +69,12 @@ class GANTrainer(BaseTrainer):
         for name, value in (("gp", gp), ("r1", r1), ("clip_weights", clip_weights)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        norms = [m for m in model.discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if (gp > 0 or r1 > 0) and norms:
+            raise ValueError(
+                "gp and r1 judge each image alone, and batch norm in the discriminator mixes them; "
+                "use a discriminator with norm 'none' or 'spectral'"
+            )
         self.loss = GANLoss(loss, label_smoothing=label_smoothing)
         self.n_critic, self.gp, self.r1, self.clip_weights = n_critic, gp, r1, clip_weights
         self._generator = self.prepared(model.generator)

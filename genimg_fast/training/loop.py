@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -115,11 +116,8 @@ def fit(
     dataset = dataset.to(trainer.device)
     processes, writing = world_size(), rank() == 0
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
-    if real_images.ndim >= 4 and real_images.abs().max() > 1:
-        raise ValueError(
-            "images must lie in [-1, 1], the range that models generate; "
-            f"those of the data reach from {real_images.min():g} to {real_images.max():g}"
-        )
+    if real_images.ndim >= 4:
+        _check_range(real_images)
     # Behind the look at the data, which may draw random numbers.
     history = _resume(trainer, run) if resume and run is not None else []
     stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
@@ -177,6 +175,20 @@ def fit(
     return history
 
 
+def _check_range(images: Tensor) -> None:
+    lowest, highest = images.min().item(), images.max().item()
+    if not (lowest >= -1 and highest <= 1):
+        raise ValueError(
+            "images must lie in [-1, 1], the range that models generate; "
+            f"those of the data reach from {lowest:g} to {highest:g}"
+        )
+    if lowest >= 0:
+        warnings.warn(
+            f"no pixel lies below 0, the middle of [-1, 1] ({lowest:g} is the lowest): is the data in [0, 1]?",
+            stacklevel=3,
+        )
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -224,7 +236,9 @@ def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
     torch.set_rng_state(rng["cpu"])
     if "cuda" in rng and trainer.device.type == "cuda":
         torch.cuda.set_rng_state(rng["cuda"], trainer.device)
-    return run.rows_until(state["step"])
+    # One process writes the file, the others wait for it.
+    rows = run.rows_until(state["step"]) if rank() == 0 else []
+    return gather_objects(rows)[0]
 
 
 def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManager[Any]:

@@ -81,7 +81,7 @@ class RunFolder:
         Args:
             path: The folder.
             config: Settings to go on with. They have to be those of the run, but for the number of steps, the
-                device and the versions.
+                device and the versions; a schedule of the learning rate depends on the number of steps.
 
         Returns:
             The run.
@@ -93,12 +93,12 @@ class RunFolder:
         path = Path(path)
         if not (path / "checkpoint.pt").is_file():
             raise FileNotFoundError(f"no checkpoint in {path}")
-        before = json.loads((path / "config.json").read_text())
-        now = json.loads(json.dumps(config))
+        before = _flat(json.loads((path / "config.json").read_text()))
+        now = _flat(json.loads(json.dumps(config)))
         changed = [
             f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
             for key in {**before, **now}
-            if key not in _MAY_CHANGE and before.get(key) != now.get(key)
+            if key.partition(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key)
         ]
         if changed:
             raise ValueError(f"the settings differ from those of {path}: {'; '.join(changed)}")
@@ -173,6 +173,14 @@ class RunFolder:
         os.replace(temporary, self.checkpoint)
 
 
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn settings within settings into one level, with names like ``recipe.ema``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint, without running code that may be in the file.
 
@@ -226,6 +234,10 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     state = load_checkpoint(path)
     config = state["config"]
+    if not {"model", "model_args"} <= config.keys():
+        raise ValueError(
+            f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
+        )
     model = create_model(config["model"], **config["model_args"])
     model.load_state_dict(state["model"])
     if state.get("ema") is not None:

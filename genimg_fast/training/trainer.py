@@ -95,6 +95,9 @@ class BaseTrainer:
         if recipe.ema > 0:
             self.averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
             self.averaged.requires_grad_(False)
+            # The vectors of spectral norm's power iteration: an average of unit vectors is shorter than one.
+            both = zip(self.averaged.module.named_buffers(), model.buffers(), strict=True)
+            self._unit_vectors = [(ours, b) for (name, ours), b in both if name.endswith(("._u", "._v"))]
 
     @property
     def sampler(self) -> Any:
@@ -164,6 +167,8 @@ class BaseTrainer:
         self.scaler.update()
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
+            for ours, current in self._unit_vectors:
+                ours.copy_(current)
         self.steps_done += 1
 
     def state_dict(self) -> dict[str, Any]:

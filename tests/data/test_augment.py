@@ -100,3 +100,29 @@ def test_pairs_that_are_none(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "A" / "7.png")
     with pytest.raises(ValueError, match=r"7\.png is in one of .* only"):
         gf.data.load_pairs(tmp_path, image_size=8)
+
+
+def test_sixteen_bits_and_orientation(tmp_path: Path) -> None:
+    ramp = torch.linspace(0, 65535, 8).round().int().repeat(8, 1).numpy().astype("uint16")
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    images = gf.data.load_dataset(tmp_path, image_size=8, channels=1).images
+    assert images[0, 0, 0].tolist() == [0, 36, 72, 109, 145, 182, 218, 255]
+    (tmp_path / "deep.png").unlink()
+    upright = Image.new("L", (8, 8))
+    upright.paste(255, (0, 0, 8, 2))
+    exif = upright.getexif()
+    exif[0x0112] = 3  # turned by half
+    upright.save(tmp_path / "turned.jpg", exif=exif, quality=100)
+    images = gf.data.load_dataset(tmp_path, image_size=8, channels=1).images
+    assert images[0, 0, 0].max() < 10
+    assert images[0, 0, 7].min() > 245
+
+
+def test_images_beside_folders_of_images(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    for file in ("a.png", "cats/b.png"):
+        Image.new("L", (8, 8)).save(tmp_path / file)
+    with pytest.raises(
+        ValueError, match=r"holds images, such as a\.png, beside subfolders of images, such as cats"
+    ):
+        gf.data.load_dataset(tmp_path, image_size=8)

@@ -140,7 +140,7 @@ def test_deep_image_prior_fits_an_image():
         (lambda: gf.models.MLPGAN(hidden=(3, 0)), r"hidden\[1\] must be at least 1, got 0"),
         (lambda: gf.models.Pix2Pix(image_size=48), "image_size must be a power of two, at least 8, got 48"),
         (lambda: gf.models.Pix2Pix(network="vgg"), "network must be 'unet' or 'resnet', got 'vgg'"),
-        (lambda: gf.models.DeepImagePrior(image_size=20), "image_size must be positive multiples of 16"),
+        (lambda: gf.models.DeepImagePrior(image_size=20), "image_size must be multiples of 16, from 32 on"),
     ],
 )
 def test_bad_arguments(build, message):
