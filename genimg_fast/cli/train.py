@@ -310,6 +310,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
     }
     run, resume = _open_run(args, config)
+    if args.tensorboard and rank() == 0:
+        run.use_tensorboard()
     if isinstance(dataset, ImageDataset) and (args.flip or args.shift > 0):
         with parser.blaming("--shift"):
             dataset = Augmented(dataset, flip=args.flip, shift=args.shift)
@@ -629,6 +631,7 @@ def _add_output(parser: Parser) -> None:
     group.add_argument(
         "--log-every", type=at_least(1), metavar="N", default=20, help="steps between two rows of statistics"
     )
+    group.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard as well")
     group.add_argument("--sample-every", type=at_least(0), metavar="N", default=500,
                        help="steps between two sets of pictures; 0: at the end")  # fmt: skip
     group.add_argument("--checkpoint-every", type=at_least(0), metavar="N", default=500,

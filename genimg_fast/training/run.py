@@ -36,6 +36,16 @@ class RunFolder:
         self.path = path
         self.config = config
         self.checkpoint = path / "checkpoint.pt"
+        self._tensorboard: Any = None
+
+    def use_tensorboard(self) -> None:
+        """Write the statistics for TensorBoard, too, into the same folder.
+
+        Raises:
+            ImportError: If TensorBoard is missing.
+        """
+        module = optional_import("torch.utils.tensorboard", "tensorboard")
+        self._tensorboard = module.SummaryWriter(str(self.path))
 
     @classmethod
     def create(cls, out: str | Path, name: str, config: dict[str, Any]) -> "RunFolder":
@@ -117,9 +127,14 @@ class RunFolder:
         return max((f for f in found if (f / "checkpoint.pt").is_file()), key=lambda f: f.name, default=None)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to ``stats.jsonl``."""
+        """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one."""
         with open(self.path / "stats.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, int(row["step"]))
+            self._tensorboard.flush()
 
     def rows_until(self, step: int) -> list[dict[str, float]]:
         """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,28 @@ def test_another_config_is_refused_with_the_difference(digits: gf.data.ImageData
     assert RunFolder.reopen(run.path, {"lr": 1e-3, "steps": 9, "device": "cuda"}).config["steps"] == 9
     with pytest.raises(ValueError, match=r"settings differ .*: lr was 0\.001 and is 0\.002; n was None and is 3"):
         RunFolder.reopen(run.path, {"lr": 2e-3, "steps": 1, "device": "cpu", "n": 3})
+
+
+def test_statistics_for_tensorboard(
+    digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(run.path)
+
+        def add_scalar(self, *scalar: Any) -> None:
+            written.append(scalar)
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    run = RunFolder.create(tmp_path, "dcgan", {})
+    run.use_tensorboard()
+    (row,) = fit(make("dcgan"), digits, steps=2, batch_size=8, run=run)
+    assert ("loss_d", row["loss_d"], 2) in written
+    assert {name for name, *_ in written} == row.keys() - {"step"}
 
 
 def test_latest_run(tmp_path: Path) -> None:
