@@ -55,7 +55,7 @@ SIMD_INLINE Vec<Acc<T>> pre_activation(const Job<T>& job, const Parameters<Acc<T
   return v;
 }
 
-// ---- Statistics -----------------------------------------------------------------------------------------------------
+// Statistics.
 // A tile of data that fits the L1 cache is read twice: for its rough mean `centre`, then for the sums of (x - centre)
 // and (x - centre)^2.  Those sums are short float chains of small terms; everything longer is added up in double,
 // exactly as if the tile's true mean had been used.
@@ -182,7 +182,7 @@ void statistics(const Job<T>& job, int64_t group, int64_t segment) {
     column_tile(job.x + plan.rows * plan.width + j0, 0, 1, std::min(j1, plan.rest) - j0, full - first, mean, m2);
 }
 
-// ---- Forward --------------------------------------------------------------------------------------------------------
+// Forward.
 
 // y = activation((x - mean) * scale + bias + residual)
 template <bool Tail, bool Relu, bool Residual, class T>
@@ -196,7 +196,7 @@ SIMD_INLINE void forward_step(const Job<T>& job, const Parameters<Acc<T>>& p, in
   write<Tail>(job, job.y + i, v, n);
 }
 
-// ---- Backward -------------------------------------------------------------------------------------------------------
+// Backward.
 
 // Gradient at the pre-activation, g', of the vector at element i; `centred` is x - mean.
 template <bool Tail, bool Relu, bool Residual, class T>
@@ -306,7 +306,7 @@ SIMD_INLINE void backward_step(const Job<T>& job, const Parameters<Acc<T>>& p, i
   if (job.y) write<Tail>(job, job.y + i, mul_add(centred, p.by_centred, g + p.constant) * p.scale, n);
 }
 
-// ---- The elementwise pass of an item: one group of columns over one segment of rows ---------------------------------
+// The elementwise pass of an item: one group of columns over one segment of rows.
 
 template <bool Tail, bool Backward, bool Relu, bool Residual, class T>
 SIMD_INLINE void elementwise_step(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n) {
@@ -387,7 +387,7 @@ void gradient_sums(const Job<T>& job, int64_t group, int64_t segment) {
                  : gradient_sums_of<false, false>(job, group, segment);
 }
 
-// ---- Finish: from the columns' sums to the channels' values, and back to the columns --------------------------------
+// Finish: from the columns' sums to the channels' values, and back to the columns.
 
 // Invariant: channels * repeat <= max_block.
 

@@ -42,7 +42,7 @@ SIMD_INLINE void unroll(const F& f) {
   unroll(f, std::make_integer_sequence<int, N>());
 }
 
-// ---- Products with panels -------------------------------------------------------------------------------------------
+// Products with panels.
 
 // What is multiplied: a vector of factors from a panel, and one factor for all its lanes from a row.  With bfloat16 a
 // factor is a pair of values, of neighbouring k, and the product is their dot product.
@@ -244,7 +244,7 @@ void begin_state(const Job& job, const T* from, int64_t b, State* state) {
   if (from) convert(from + b * job.hidden, job.hidden, state + b * job.stride);
 }
 
-// ---- The cells' formulas --------------------------------------------------------------------------------------------
+// The cells' formulas.
 
 template <class A>
 struct LstmStep {
@@ -298,7 +298,7 @@ SIMD_INLINE GruGradients<A> gru_gradients(const GruStep<A>& s, Vec<A> h_before, 
   return {dn * s.hn * (s.r * (1 - s.r)), dh * (h_before - s.n) * (s.z * (1 - s.z)), dn, dn * s.r, dh * s.z};
 }
 
-// ---- Forward --------------------------------------------------------------------------------------------------------
+// Forward.
 
 // One vector of hidden units of sequence b, from its gates' sums; `row` is the step's row of the sequence.
 template <Cell C, bool Tail, class T, class E>
@@ -462,7 +462,7 @@ void forward_tile(const Forward<T, E>& job, int64_t first, int64_t last) {
   }
 }
 
-// ---- Backward -------------------------------------------------------------------------------------------------------
+// Backward.
 
 // Gradients at the gates of one vector of hidden units of sequence b.  `previous` is the row of the step before in the
 // forward order, or -1 where that is the initial state.
@@ -626,7 +626,7 @@ void backward_tile(const Backward<T, E>& job, int64_t first, int64_t last) {
   end_backward(job, first, last);
 }
 
-// ---- Gradients of the weights ---------------------------------------------------------------------------------------
+// Gradients of the weights.
 
 // Columns of `gates` that are multiplied at a time; divides column_group.
 constexpr int outer_rows = SIMD_BYTES == 64 ? 8 : 4;
@@ -695,7 +695,7 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
     }
 }
 
-// ---- Cell updates ---------------------------------------------------------------------------------------------------
+// Cell updates.
 // Gate g of element j of a group is at [g * inner + j]; a missing gradient is zero.
 
 template <bool Tail, class T>

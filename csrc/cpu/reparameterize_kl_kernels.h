@@ -3,7 +3,7 @@
 
 #include "vec_math.h"
 
-// ---- Noise ----------------------------------------------------------------------------------------------------------
+// Noise.
 
 typedef VecType<float>::bits Words;
 typedef VecType<double>::bits WideWords;
@@ -103,7 +103,7 @@ inline void fill_noise_of_samples(const PhiloxKeys& keys, int64_t first_sample, 
     for (int64_t i = 0; i < elements; ++i) out[s * elements + i] = padded[4 * blocks * s + i];
 }
 
-// ---- Forward and backward of one tile, from and to consecutive elements ---------------------------------------------
+// Forward and backward of one tile, from and to consecutive elements.
 
 template <bool Tail, class T>
 SIMD_INLINE Vec<Acc<T>> read(const T* p, int n) {
@@ -276,7 +276,7 @@ void backward_tile(const Tile<T>& shared, int64_t n) {
   }
 }
 
-// ---- From and to memory ---------------------------------------------------------------------------------------------
+// From and to memory.
 
 // The part's elements, one after the other: where they lie, or gathered into `buffer`.  Null stays null.
 template <class T>
@@ -339,7 +339,7 @@ void make_noise_of_samples(const Job<T>& job, const Part& part, Scratch<T>& scra
   tile.made_noise = scratch.made_noise;
 }
 
-// ---- Items ----------------------------------------------------------------------------------------------------------
+// Items.
 
 // Sums of the divergences of whole samples, in four chains each.
 template <class A>

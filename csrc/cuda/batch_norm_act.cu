@@ -16,7 +16,7 @@ int power_of_two_at_most(int64_t x) {
   return p;
 }
 
-// ---- Access: how wide, and along what -------------------------------------------------------------------------------
+// Access: how wide, and along what.
 
 struct Access {
   int64_t outer, channels, inner;
@@ -45,7 +45,7 @@ Access choose_access(const BatchNormActShape& shape, std::initializer_list<const
   return access;
 }
 
-// ---- Tiling ---------------------------------------------------------------------------------------------------------
+// Tiling.
 
 int64_t stride(const Tiling& t) { return t.linear ? t.threads : t.rows; }
 int64_t accesses_per_thread(const Tiling& t) { return divide_up(t.slice, stride(t)); }
@@ -106,7 +106,7 @@ Tiling elementwise_tiling(const Access& access) {
   return t;
 }
 
-// ---- Policy ---------------------------------------------------------------------------------------------------------
+// Policy.
 
 constexpr int kBlocksPerMultiprocessor = 4;  // of a reduction that streams
 constexpr int kMaxSlices = 128;              // of its tiles: one block combines them, keep its work short
@@ -220,7 +220,7 @@ Plan backward_plan(const BatchNormActShape& shape, const BatchNormActBackward& c
   return make_plan(backward_access(shape, call), call.training && call.grad_input ? 2 : 0, facts, method);
 }
 
-// ---- Launches -------------------------------------------------------------------------------------------------------
+// Launches.
 
 constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 

@@ -14,7 +14,7 @@ constexpr int kMaxGroup = 64;        // channels in a tile of a kernel that redu
 constexpr int kMaxPartials = 512;    // per-thread or per-warp partial results in one block
 constexpr int64_t kMaxRun = (int64_t{1} << 32) - kOnChipThreads;
 
-// ---- Arithmetic -----------------------------------------------------------------------------------------------------
+// Arithmetic.
 
 __device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double square_root(double x) { return sqrt(x); }
@@ -35,7 +35,7 @@ __device__ __forceinline__ Acc sum_of(Acc (&values)[V]) {
   return values[0];
 }
 
-// ---- Where a thread's elements are ----------------------------------------------------------------------------------
+// Where a thread's elements are.
 
 // A thread's way through its tile: `left` more accesses, the next one at element `offset` of the tensor.
 struct Walk {
@@ -164,7 +164,7 @@ __host__ __device__ constexpr int kept_accesses(int held, int vector, int lanes)
   return held == 1 ? (lanes > 1 ? 10 : 12) : (lanes > 1 ? 3 : 4);
 }
 
-// ---- Reductions -----------------------------------------------------------------------------------------------------
+// Reductions.
 
 // Moments: n values with mean a and sum of squared deviations b.  Sums: two sums, n is not used.
 template <class Acc>
@@ -315,7 +315,7 @@ __device__ __forceinline__ void combine_staged(const Tiling& tiling, const Meeti
   combine_team<Combine>(tiling, sum, total);
 }
 
-// ---- The maths of one access ----------------------------------------------------------------------------------------
+// The maths of one access.
 
 // identity is leaky_relu with slope 1; relu is not leaky_relu with slope 0, which turns infinities into NaN.
 template <class Acc>
@@ -534,7 +534,7 @@ struct InputGradient {
   }
 };
 
-// ---- Results of one channel -----------------------------------------------------------------------------------------
+// Results of one channel.
 
 // Turns the tile's moments (about the pivot) into mean (a) and 1/std (b); the block that is `leader` also stores them
 // and updates the running statistics.
@@ -576,7 +576,7 @@ __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, 
   }
 }
 
-// ---- Kernels that stream --------------------------------------------------------------------------------------------
+// Kernels that stream.
 
 // Procedure overview: batch statistics.
 //   1. Each thread reduces its accesses to moments, chunk by chunk.
@@ -732,7 +732,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_gradients(const Tiling tili
   }
 }
 
-// ---- Kernels that hold their data on chip ---------------------------------------------------------------------------
+// Kernels that hold their data on chip.
 
 // Procedure overview: all of training's forward with one read of the input.
 //   1. Each thread loads its accesses, the first ones into registers, the others into its own places in shared memory

@@ -47,7 +47,7 @@ auto dispatch(DType dtype, Cell cell, Call call) {
   }
 }
 
-// ---- Policy ---------------------------------------------------------------------------------------------------------
+// Policy.
 
 constexpr size_t kFreeShared = 48 << 10;  // bytes of dynamic shared memory that need no permission
 constexpr int kTensorCoreCapability = 80;
@@ -98,7 +98,7 @@ RecurrentPlan make_plan(const RecurrentSequence& s, bool backward, const DeviceF
   return best;
 }
 
-// ---- Persistent launches --------------------------------------------------------------------------------------------
+// Persistent launches.
 
 // Whether two neighbouring values of an even number of columns can be accessed at once.
 bool is_paired(const RecurrentSequence& s, std::initializer_list<const void*> data) {
@@ -116,7 +116,7 @@ int launch_persistent(Kernel kernel, const RecurrentSequence& s, const Call& cal
                      static_cast<gpu::stream_t>(stream), s, call, plan, paired);
 }
 
-// ---- Launches of one step -------------------------------------------------------------------------------------------
+// Launches of one step.
 
 unsigned step_blocks(int64_t count) { return static_cast<unsigned>(divide_up(count, kStepThreads)); }
 
@@ -210,7 +210,7 @@ int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, co
   return C == Cell::lstm ? convert<Acc, T>(call.dc, call.grad_c0, count, stream) : 0;
 }
 
-// ---- Cell updates ---------------------------------------------------------------------------------------------------
+// Cell updates.
 
 template <class T, Cell C>
 struct ForwardKernels {

@@ -26,7 +26,7 @@ constexpr int kStepThreads = 256;  // of a block of an elementwise kernel
 template <class T>
 constexpr int kPersistentThreads = sizeof(T) == 8 ? 256 : 512;
 
-// ---- The cells' formulas --------------------------------------------------------------------------------------------
+// The cells' formulas.
 
 __device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }
 __device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }
@@ -107,7 +107,7 @@ __device__ __forceinline__ A retreat(const A (&saved)[kSaved<C>], A before, A dh
   }
 }
 
-// ---- A persistent block's shared memory and threads -----------------------------------------------------------------
+// A persistent block's shared memory and threads.
 
 template <class T>
 constexpr bool kTensorCores = sizeof(T) == 2;
@@ -413,7 +413,7 @@ struct Times {
   }
 };
 
-// ---- Persistent kernels ---------------------------------------------------------------------------------------------
+// Persistent kernels.
 
 // Procedure overview: forward.
 //   1. The block loads the weights, and the initial states of its rows.
@@ -616,7 +616,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   }
 }
 
-// ---- Elementwise kernels of one step --------------------------------------------------------------------------------
+// Elementwise kernels of one step.
 
 // Procedure overview: each thread converts one element; from == nullptr stands for zeros.
 template <class From, class To>
@@ -711,7 +711,7 @@ __global__ void __launch_bounds__(kStepThreads)
   if (C == Cell::gru) step.grad_hidden_n[i] = gpu::convert<T>(dhn);
 }
 
-// ---- Cell updates ---------------------------------------------------------------------------------------------------
+// Cell updates.
 
 // A thread's V elements of an update; gate g of theirs is g * inner after `gates`.
 struct UpdateSpot {

@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps_backward(
   return {grad_gates, grad_hidden_n, grad_h0, grad_c0};
 }
 
-// ---- Cell updates ---------------------------------------------------------------------------------------------------
+// Cell updates.
 
 // Tensors of a cell update, dense in the format of the gates.
 Tensor dense(const Tensor& t, const CellShape& shape) { return torch::stable::contiguous(t, shape.format); }

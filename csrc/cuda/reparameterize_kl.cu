@@ -30,7 +30,7 @@ bool is_dense(const ReparameterizeKlCall& call, int operands) {
          is_aligned(call.grad_prior_logvar);
 }
 
-// ---- Policy ---------------------------------------------------------------------------------------------------------
+// Policy.
 
 constexpr int kBusyThreads = 1024;      // of a multiprocessor: enough to keep its memory busy
 constexpr int64_t kStepsPerThread = 8;  // and enough for each to make a reduction cheap
@@ -80,7 +80,7 @@ Options<Acc> options_of(const ReparameterizeKlCall& call) {
           clamps};
 }
 
-// ---- Launches -------------------------------------------------------------------------------------------------------
+// Launches.
 
 constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 

@@ -29,7 +29,7 @@ constexpr int backward_blocks(size_t element_bytes, bool dense) {
   return dense && element_bytes == 4 ? 3 : 2;
 }
 
-// ---- Where elements are ---------------------------------------------------------------------------------------------
+// Where elements are.
 
 // A thread's way through its sample: steps begin, begin + team, ... before end.
 struct Way {
@@ -75,7 +75,7 @@ __host__ __device__ __forceinline__ void locate(const Samples& samples, const Sa
   move(last, element);
 }
 
-// ---- Accesses -------------------------------------------------------------------------------------------------------
+// Accesses.
 
 // A thread's E elements of a sample at a time: what the first N operands hold there, and where the results belong.
 template <class T, bool dense, int N>
@@ -220,7 +220,7 @@ struct Step {
   }
 };
 
-// ---- The maths of one element ---------------------------------------------------------------------------------------
+// The maths of one element.
 
 template <class Acc>
 struct Options {
@@ -250,7 +250,7 @@ __device__ __forceinline__ GaussianKl<Acc> divergence(const Step& step, int j, A
   return gaussian_kl(offset, difference, precision);
 }
 
-// ---- Kernels --------------------------------------------------------------------------------------------------------
+// Kernels.
 
 // Sum over a team's threads, in a fixed order; the team's first thread gets it.  All threads of the block take part.
 template <class Acc>

@@ -22,7 +22,7 @@ HOST_DEVICE A polynomial(const A (&coefficients)[N], A x) {
   return sum;
 }
 
-// ---- Standard normals -----------------------------------------------------------------------------------------------
+// Standard normals.
 
 // ln x of a positive, normal, finite x, to 1.2 ulp: x = 2^k (1 + f) with f in [-1/3, 1/3).
 HOST_DEVICE float log_of_normal(float x) {
@@ -87,7 +87,7 @@ HOST_DEVICE void normals_of_group(uint64_t seed, uint64_t sample, uint64_t group
   box_muller(words[2], words[3], &normals[2], &normals[3]);
 }
 
-// ---- Divergence -----------------------------------------------------------------------------------------------------
+// Divergence.
 
 HOST_DEVICE float exponential(float x) { return expf(x); }
 HOST_DEVICE double exponential(double x) { return exp(x); }

@@ -41,7 +41,7 @@ void __tsan_release(void* address);
 }
 #endif
 
-// ---- Context switch -------------------------------------------------------------------------------------------------
+// Context switch.
 
 #if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
 
@@ -125,7 +125,7 @@ void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) 
 namespace simt {
 namespace {
 
-// ---- Sanitizer annotations (empty in the plain build) ---------------------------------------------------------------
+// Sanitizer annotations (empty in the plain build).
 
 #if defined(SIMT_ASAN)
 void asan_poison(void* p, size_t bytes) { __asan_poison_memory_region(p, bytes); }
@@ -150,7 +150,7 @@ struct SyncPoint {
   void acquire() { tsan_acquire(&unused); }
 };
 
-// ---- Data -----------------------------------------------------------------------------------------------------------
+// Data.
 
 constexpr unsigned kLanes = 32;
 constexpr size_t kStackBytes = 256 << 10;  // address space; only touched pages take memory
@@ -305,7 +305,7 @@ void* scheduler_tsan_fiber = nullptr;
 // scheduler releases only its own past at a start, and acquires the ends once, after the last block.
 SyncPoint start_point, end_point;
 
-// ---- Fibers ---------------------------------------------------------------------------------------------------------
+// Fibers.
 
 constexpr unsigned kTsanSwitchDoesNotSynchronize = 1;
 
@@ -410,7 +410,7 @@ void give_way() {
   switch_to_scheduler();
 }
 
-// ---- Errors ---------------------------------------------------------------------------------------------------------
+// Errors.
 
 __attribute__((format(printf, 2, 3))) Error set_error(Error code, const char* format, ...) {
   va_list arguments;
@@ -429,7 +429,7 @@ void fail_launch(const Fiber* culprit, const char* why) {
   launch_state->failed = true;
 }
 
-// ---- Shared memory --------------------------------------------------------------------------------------------------
+// Shared memory.
 
 void* arena_allocate(Block& block, size_t bytes, size_t alignment) {
   alignment = std::max<size_t>(alignment, 16);
@@ -457,7 +457,7 @@ void unmap_arena(Block& block) {
   munmap(block.arena, kArenaBytes);
 }
 
-// ---- Barrier --------------------------------------------------------------------------------------------------------
+// Barrier.
 
 // Invariant: nobody can arrive at barrier g + 2 before everybody has left barrier g, because g + 1 needs all threads.
 // So `result` stays valid until the last thread has read it, and two sync points, taken in turn, are enough to keep
@@ -486,7 +486,7 @@ void complete_barrier(Block& block) {
   }
 }
 
-// ---- Warp collectives -----------------------------------------------------------------------------------------------
+// Warp collectives.
 
 template <class Function>
 void for_each_lane(unsigned mask, Function function) {
@@ -607,7 +607,7 @@ bool try_complete_collective(Warp& warp, unsigned mask, WarpOp op) {
   return true;
 }
 
-// ---- Blocks ---------------------------------------------------------------------------------------------------------
+// Blocks.
 
 // False, with the error set, if memory runs out.
 bool start_block(Launch& launch) {
@@ -679,7 +679,7 @@ void retire(Launch& launch, Fiber* fiber) {
   if (block.live == 0) end_block(launch, &block);
 }
 
-// ---- Launch ---------------------------------------------------------------------------------------------------------
+// Launch.
 
 void report_deadlock(Launch& launch) {
   size_t at_barrier = 0, in_collective = 0;
@@ -744,7 +744,7 @@ Error check_configuration(KernelPointer kernel, dim3 grid, dim3 block, size_t dy
 
 }  // namespace
 
-// ---- Interface ------------------------------------------------------------------------------------------------------
+// Interface.
 
 const ThreadView* current = nullptr;
 

@@ -19,7 +19,7 @@
 #include <type_traits>
 #include <utility>
 
-// ---- Language -------------------------------------------------------------------------------------------------------
+// Language.
 
 #define __global__
 #define __device__
@@ -31,7 +31,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define warpSize 32
 
-// ---- Vector types, with the alignment CUDA gives them ---------------------------------------------------------------
+// Vector types, with the alignment CUDA gives them.
 
 #define SIMT_VECTOR_2(T, Name)         \
   struct alignas(2 * sizeof(T)) Name { \
@@ -77,7 +77,7 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-// ---- Run time (simt.cpp) --------------------------------------------------------------------------------------------
+// Run time (simt.cpp).
 
 namespace simt {
 
@@ -188,7 +188,7 @@ using NotDeduced = std::type_identity_t<T>;
 #define blockDim (::simt::current->block_size)
 #define gridDim (::simt::current->grid_size)
 
-// ---- Shared memory, barriers, fences --------------------------------------------------------------------------------
+// Shared memory, barriers, fences.
 
 // The address of a static variable in a lambda is the key: one for each place and each template instantiation, which is
 // also how CUDA tells __shared__ variables apart.
@@ -214,7 +214,7 @@ inline void __threadfence_block() { simt::fence(); }
 inline void __threadfence_system() { simt::fence(); }
 inline void __nanosleep(unsigned) { simt::spin(); }
 
-// ---- Warp collectives -----------------------------------------------------------------------------------------------
+// Warp collectives.
 
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::warp_collective(simt::WarpOp::sync, mask, 0, 0, 32); }
 inline unsigned __activemask() { return simt::active_mask(); }
@@ -253,7 +253,7 @@ unsigned __match_any_sync(unsigned mask, T value) {
   return static_cast<unsigned>(simt::warp_collective(simt::WarpOp::match, mask, bits, 0, 32));
 }
 
-// ---- Loads with a cache hint, atomics -------------------------------------------------------------------------------
+// Loads with a cache hint, atomics.
 
 template <class T>
 T __ldg(const T* p) {
@@ -319,7 +319,7 @@ inline unsigned atomicDec(unsigned* p, unsigned limit) {
   return simt::read_modify_write(p, [=](unsigned old) { return old == 0 || old > limit ? limit : old - 1; });
 }
 
-// ---- Arithmetic -----------------------------------------------------------------------------------------------------
+// Arithmetic.
 
 using std::max;
 using std::min;
@@ -349,7 +349,7 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 
-// ---- 16-bit floating point ------------------------------------------------------------------------------------------
+// 16-bit floating point.
 
 namespace simt {
 
@@ -439,7 +439,7 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) { return {__bfloat162float(v.
 inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return {__nv_bfloat16(v.x), __nv_bfloat16(v.y)}; }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__nv_bfloat16(x), __nv_bfloat16(y)}; }
 
-// ---- The functions of gpu.cuh ---------------------------------------------------------------------------------------
+// The functions of gpu.cuh.
 
 namespace gpu {
 
