@@ -200,7 +200,7 @@ def check_evaluation(emulator: ModuleType, problem: Problem) -> None:
     assert_accurate(backward, problem, training=False, times=GRADIENT)
 
 
-# ---- results -----------------------------------------------------------------------------------------------
+# results.
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -301,7 +301,7 @@ def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, shape: S
     assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
 
 
-# ---- determinism -------------------------------------------------------------------------------------------
+# determinism.
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -322,7 +322,7 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
         assert run(seed, 1 + seed) == expected
 
 
-# ---- policy ------------------------------------------------------------------------------------------------
+# policy.
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, forward:
     assert chosen == [forward, backward]
 
 
-# ---- indices -----------------------------------------------------------------------------------------------
+# indices.
 
 
 @pytest.mark.parametrize("kernel", ["elementwise", *METHODS])
@@ -406,7 +406,7 @@ def test_offsets_beyond_2_to_the_31(emulator: ModuleType, shape: Shape, kernel: 
     ends(last)
 
 
-# ---- sanitizers --------------------------------------------------------------------------------------------
+# sanitizers.
 
 SANITIZED = """
 import itertools, sys

@@ -287,7 +287,7 @@ class Problem:
                 )
 
 
-# ---- results -------------------------------------------------------------------------------------------
+# results.
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -365,7 +365,7 @@ def test_nan_and_infinities_stay_in_their_sequence(emulator: ModuleType, cell: i
             assert torch.equal(value[:, [0, 1, 3]], clean[name][:, [0, 1, 3]])
 
 
-# ---- schedules -----------------------------------------------------------------------------------------
+# schedules.
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -380,7 +380,7 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, cell: int, dtype: 
             assert torch.equal(value, expected[name]), f"{name}, seed {seed}"
 
 
-# ---- policy --------------------------------------------------------------------------------------------
+# policy.
 
 
 @pytest.mark.parametrize(
@@ -442,7 +442,7 @@ def test_steps_instead(
         assert emulator.recurrent.plan(dtype, LSTM, 64, hidden, backward, method, gpu)["method"] == "steps"
 
 
-# ---- cell updates --------------------------------------------------------------------------------------
+# cell updates.
 
 
 @dataclass
@@ -523,7 +523,7 @@ def test_lstm_update_with_one_gradient(emulator: ModuleType, without: str) -> No
         Update(LSTM, dtype, 3, 16, (without,)).check(emulator)
 
 
-# ---- sanitizers ----------------------------------------------------------------------------------------
+# sanitizers.
 
 
 @pytest.fixture

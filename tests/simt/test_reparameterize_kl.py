@@ -35,7 +35,7 @@ OFF = (-np.inf, np.inf)
 SEED = -0x123456789ABCDEF  # both halves of the key matter, and the sign does not
 
 
-# ---- the noise -----------------------------------------------------------------------------------------
+# the noise.
 
 
 def numpy_philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_exp_without_its_first_terms(emulator: ModuleType, dtype: str, rtol: flo
         np.testing.assert_allclose(less(x), [np.expm1(x), linear], rtol=rtol, atol=0)
 
 
-# ---- one call ------------------------------------------------------------------------------------------
+# one call.
 
 
 def array(t: Tensor) -> np.ndarray:
@@ -243,7 +243,7 @@ def check(emulator: ModuleType, problem: Problem, *without: str) -> tuple[dict[s
     return plans[0], problem.plan
 
 
-# ---- results -------------------------------------------------------------------------------------------
+# results.
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -422,7 +422,7 @@ def test_nan_and_infinities_pass_as_in_torch(emulator: ModuleType, shape: tuple[
                 torch.testing.assert_close(value, expected[key], equal_nan=True, msg=f"{options} {name} {key}")
 
 
-# ---- schedules -----------------------------------------------------------------------------------------
+# schedules.
 
 
 @pytest.mark.parametrize("shape", [(1, 9001), (2, 4096), (70, 40), (5, 3, 77)], ids=str)
@@ -454,7 +454,7 @@ def test_noise_depends_on_seed_sample_and_element_only(emulator: ModuleType) -> 
         assert torch.equal(z((8, 48), dtype), expected.to(dtype).double())
 
 
-# ---- policy --------------------------------------------------------------------------------------------
+# policy.
 
 
 @pytest.mark.parametrize(
@@ -480,7 +480,7 @@ def test_policy_on_h200(
     assert (plan["workspace_bytes"] > 0) == (slices > 1)
 
 
-# ---- indices -------------------------------------------------------------------------------------------
+# indices.
 
 
 @pytest.mark.parametrize("multiprocessors", [2, 132])
@@ -542,7 +542,7 @@ def test_strides_beyond_2_to_the_31(emulator: ModuleType, strides: tuple[int, in
         assert torch.equal(value, plain.backward(emulator)[name])
 
 
-# ---- sanitizers ----------------------------------------------------------------------------------------
+# sanitizers.
 
 SANITIZED = """
 import itertools

@@ -31,7 +31,7 @@ def integers(n: int) -> np.ndarray:
     return (np.arange(n) % 7).astype(np.float32)
 
 
-# ---- what a correct kernel computes ------------------------------------------------------------------------
+# what a correct kernel computes.
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -206,7 +206,7 @@ def test_floats_round_to_the_nearest_even_half_and_bfloat16(emulator: ModuleType
     np.testing.assert_array_equal(emulator.selftest.float_to_bfloat16(x), expected)
 
 
-# ---- planted bugs that give wrong results ------------------------------------------------------------------
+# planted bugs that give wrong results.
 
 
 def test_missing_barrier_gives_wrong_results_in_random_schedules(emulator: ModuleType) -> None:
@@ -246,7 +246,7 @@ def test_shuffle_from_a_lane_outside_the_mask_reads_nan(emulator: ModuleType) ->
     assert np.isnan(out[8:16]).all()
 
 
-# ---- planted bugs that end the launch with an error --------------------------------------------------------
+# planted bugs that end the launch with an error.
 
 
 @pytest.mark.parametrize("seed", [0, 3])
@@ -310,7 +310,7 @@ def test_cooperative_launch_must_fit_on_the_gpu(emulator: ModuleType) -> None:
         emulator.selftest.grid_barrier(65, cooperative=True)
 
 
-# ---- sanitizers --------------------------------------------------------------------------------------------
+# sanitizers.
 
 PRELUDE = """
 import numpy as np
@@ -399,7 +399,7 @@ def test_tsan_names_the_line_of_a_race(run_sanitized: RunSanitized, resident: in
     assert f"selftest.cu:{line_of(marker)}" in done.stderr, done.stderr
 
 
-# ---- the other halves --------------------------------------------------------------------------------------
+# the other halves.
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
