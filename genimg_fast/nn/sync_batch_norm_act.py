@@ -103,8 +103,8 @@ class SyncBatchNormAct(_BatchNormAct):
         numbers, means, variances = _Gather.apply(message, self.process_group).split(
             [1, self.num_features, self.num_features], dim=1
         )
-        total = numbers.sum()
-        count = float(total)
+        total = numbers.detach().sum()
+        count = total.item()
         if count <= 1:
             raise ValueError("expected more than 1 value per channel when training, over all processes")
         share = numbers / total

@@ -39,6 +39,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        dist.barrier()  # whoever leaves first would take the connections of those that still talk
     finally:
         dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """What all trainers share: recipe, optimisers, averaged weights, and what a checkpoint holds."""
 
+import inspect
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,6 +16,12 @@ from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.training.processes import world_size
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Its name since torch 2.15, and before.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -120,7 +127,8 @@ class BaseTrainer:
         if world_size() > 1:
             # Each process keeps its own running statistics: they are not broadcast, since writing to them between
             # two forward passes would spoil the first one's backward pass.
-            wrapped = DistributedDataParallel(wrapped, broadcast_buffers=False)
+            options: dict[str, Any] = {_SYNC_BUFFERS: False}
+            wrapped = DistributedDataParallel(wrapped, **options)
         return wrapped
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
