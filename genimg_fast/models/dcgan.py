@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.parametrizations import spectral_norm
 
 from genimg_fast import nn
-from genimg_fast.models.common import check_sizes
+from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.registry import register_model
 
@@ -116,8 +116,7 @@ class DCGANDiscriminator(BaseDiscriminator):
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
-        if norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+        check_choice("norm", norm, NORMS)
         if condition not in ("concat", "projection"):
             raise ValueError(f"condition must be 'concat' or 'projection', got {condition!r}")
         top = channels * 2 ** (n_blocks - 1)

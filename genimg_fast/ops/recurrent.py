@@ -425,8 +425,8 @@ class LayerCall(NamedTuple):
 # On the CPU that is where measurements say so by more than 5 %. Packing the weights takes about as long as
 # multiplying ten rows by them; torch's RNN and GRU do not pack them, its LSTM, which is oneDNN's, does.
 #
-# On CUDA it is a prediction, not yet measured: up to H = 128 one block holds the recurrent weights for all steps;
-# the products of larger layers are cuDNN's.
+# On CUDA it is a prediction, not yet measured: up to about H = 128 one block holds the recurrent weights for all
+# steps (a float32 LSTM's up to 115, the others run step by step); the products of larger layers are cuDNN's.
 TORCHS_LAYERS: dict[str, tuple[str, Callable[[LayerCall], bool]]] = {
     "cpu": (
         "RNNs and GRUs with 2^17 weights over fewer than 8 rows (T * B), with 2^20 over one step of fewer than 32",

@@ -241,6 +241,7 @@ def test_channels_last_reaches_the_networks() -> None:
     seen = []
     trainer.model.discriminator.main[2].register_forward_hook(lambda *a: seen.append(a[1][0]))
     trainer.step(*batch())
+    assert seen
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
