@@ -27,7 +27,7 @@ class Row:
     operator: str
     case: str
     direction: str
-    must_move: int
+    must_move: int  # bytes; 0 for what is bound by arithmetic
     seconds: dict[str, float] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -118,7 +118,8 @@ def table(bandwidth: float) -> list[str]:
     for row in ROWS:
         seconds = row.seconds[OURS]
         rate = row.must_move / seconds
-        line = f"{row.case:<38} {row.direction:<8} {seconds * 1e3:8.3f} {rate / 1e9:6.1f} {rate / bandwidth:6.0%}"
+        line = f"{row.case:<38} {row.direction:<8} {seconds * 1e3:8.3f}"
+        line += f" {rate / 1e9:6.1f} {rate / bandwidth:6.0%}" if row.must_move else f" {'-':>6} {'-':>6}"
         line += f" {row.peak_bytes[OURS] / 1e6:8.2f}"
         for peer in peers:
             line += f" {row.seconds[peer] / seconds:9.2f}" if peer in row.seconds else f" {'-':>9}"

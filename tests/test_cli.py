@@ -501,6 +501,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "dcgan", "--c-dim", "2"], "argument --c-dim: invalid choice"),
         (["train", "dcgan", "--loss", "l2"], "argument --loss: invalid choice: 'l2'"),
         (["train", "dcgan", "--backend", "fast"], "argument --backend: invalid choice: 'fast'"),
+        (["train", "dcgan", "--cuda-graph", "--device", "cpu"], "--cuda-graph: needs a GPU of NVIDIA's, and"),
         (["train", "dcgan", "--device", "abacus"], "argument --device: must be auto, cpu, cuda or cuda:<number>"),
         (["train", "dcgan", "--device", "cuda:99"], "argument --device: there is no cuda:99 on this machine"),
         (["train", "dcgan", "--data", "nowhere"], "argument --data: 'nowhere' is neither a folder nor one of"),

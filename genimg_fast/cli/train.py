@@ -283,6 +283,10 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
             f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}"
             + (f" for each of {world_size()} processes" if world_size() > 1 else "")
         )
+    if args.cuda_graph and args.device.type != "cuda":
+        parser.error(f"argument --cuda-graph: needs a GPU of NVIDIA's, and training is on {args.device}")
+    if args.cuda_graph and world_size() > 1:
+        parser.error(f"argument --cuda-graph: is for one process, and there are {world_size()}")
     if args.batch_size % args.accumulate != 0:
         parser.error(f"argument --accumulate: must divide {args.batch_size}, the batch size")
     if not isinstance(dataset, ImageDataset) and args.reach >= args.image_size:
@@ -364,6 +368,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
         precision=args.precision,
         channels_last=args.channels_last,
         compile=args.compile,
+        cuda_graph=args.cuda_graph,
         grad_clip=args.grad_clip,
         accumulate=args.accumulate,
         schedule=args.schedule,
@@ -618,6 +623,9 @@ def _add_training(
     speed.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32", help="of autocast")
     speed.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
     speed.add_argument("--compile", action="store_true", help="run networks through torch.compile")
+    speed.add_argument(
+        "--cuda-graph", action="store_true", help="replay steps as CUDA graphs; needs --device cuda"
+    )
     speed.add_argument("--sync-batch-norm", action="store_true",
                        help="batch statistics over all processes of torchrun")  # fmt: skip
     return group

@@ -31,7 +31,7 @@ class NegativeELBO(NamedTuple):
     kl: Tensor
 
 
-def negative_elbo(log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0) -> NegativeELBO:
+def negative_elbo(log_likelihood: Tensor, kl: Tensor, *, beta: float | Tensor = 1.0) -> NegativeELBO:
     """Compute the loss of a VAE: the negative evidence lower bound, with the KL term weighted by ``beta``.
 
     With ``beta`` other than 1 it is the loss of a beta-VAE (Higgins et al. 2017,
@@ -40,7 +40,7 @@ def negative_elbo(log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0) -> N
     Args:
         log_likelihood: log p(x|z) of each image, summed over its pixels, of shape (batch,).
         kl: KL divergence of each image's posterior from the prior, of shape (batch,), with free bits or without.
-        beta: Weight of the KL term.
+        beta: Weight of the KL term; a tensor with that number is not looked at.
 
     Returns:
         The loss, the reconstruction term and the KL term.
@@ -58,7 +58,7 @@ def negative_elbo(log_likelihood: Tensor, kl: Tensor, *, beta: float = 1.0) -> N
             "log_likelihood and kl must both have shape (batch,), "
             f"got {tuple(log_likelihood.shape)} and {tuple(kl.shape)}"
         )
-    if not beta >= 0:
+    if not isinstance(beta, Tensor) and not beta >= 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
     reconstruction, kl = -log_likelihood.mean(), kl.mean()
     return NegativeELBO(reconstruction + beta * kl, reconstruction, kl)

@@ -206,7 +206,7 @@ class FramePredictor(BaseFrameModel):
         frames: Tensor,
         *,
         context: int = 1,
-        teacher_forcing: float = 1.0,
+        teacher_forcing: float | Tensor = 1.0,
         generator: torch.Generator | None = None,
     ) -> FramePrediction:
         """Predict each frame but the first from what went in before it.
@@ -218,7 +218,8 @@ class FramePredictor(BaseFrameModel):
         Args:
             frames: Frames in [-1, 1], of shape (batch, steps, c_dim, image_size, image_size), at least two steps.
             context: Frames at the beginning that always go in as they are.
-            teacher_forcing: Probability, for each sequence and step behind them, that the true frame goes in.
+            teacher_forcing: Probability, for each sequence and step behind them, that the true frame goes in; a
+                tensor with that number is not looked at, so that a step with it can be recorded.
             generator: Source of the random numbers, on the frames' device; PyTorch's global one by default.
 
         Returns:
@@ -230,10 +231,11 @@ class FramePredictor(BaseFrameModel):
         self._check(frames, 2)
         if not 1 <= context < frames.shape[1]:
             raise ValueError(f"context must lie in 1..{frames.shape[1] - 1}, got {context}")
-        if not 0 <= teacher_forcing <= 1:
-            raise ValueError(f"teacher_forcing must lie in 0..1, got {teacher_forcing}")
-        if teacher_forcing == 1:
-            context = frames.shape[1] - 1
+        if not isinstance(teacher_forcing, Tensor):
+            if not 0 <= teacher_forcing <= 1:
+                raise ValueError(f"teacher_forcing must lie in 0..1, got {teacher_forcing}")
+            if teacher_forcing == 1:
+                context = frames.shape[1] - 1
         decoded, state = self._next(frames[:, :context])
         predictions = [decoded]
         for step in range(context, frames.shape[1] - 1):
@@ -363,7 +365,7 @@ class FrameFiller(BaseFrameModel):
             Logits of all frames.
 
         Raises:
-            ValueError: If a shape does not fit or a sequence has no known frame.
+            ValueError: If a shape does not fit.
         """
         known = self._mask(frames, known)
         # Not a product: an unknown frame may hold NaN.
@@ -393,9 +395,12 @@ class FrameFiller(BaseFrameModel):
         Raises:
             ValueError: If a shape does not fit or a sequence has no known frame.
         """
+        mask = self._mask(frames, known)
+        if not known.any(-1).all():  # not in forward: a GPU has to be waited for
+            raise ValueError("known must have a frame that is known in every sequence")
         with evaluating(self):
             filled = self.to_images(self(frames, known).decoded)
-        return torch.where(self._mask(frames, known), frames, filled)
+        return torch.where(mask, frames, filled)
 
     def retime(self, frames: Tensor, speed: float | Fraction) -> Tensor:
         """Play sequences faster or slower: frames in between are filled in, and every so many of all are taken.
@@ -440,8 +445,6 @@ class FrameFiller(BaseFrameModel):
                 f"known must be bool of shape {tuple(frames.shape[:2])} or {tuple(frames.shape[1:2])}, "
                 f"got {known.dtype} of shape {tuple(known.shape)}"
             )
-        if not known.any(-1).all():
-            raise ValueError("known must have a frame that is known in every sequence")
         return known.expand(frames.shape[:2]).view(*frames.shape[:2], 1, 1, 1)
 
 

@@ -155,9 +155,12 @@ def _dtypes(
     if device.type != "cpu" or cell in (RNN_TANH, RNN_RELU):
         return lower, lower
     if cell == LSTM_CELL and not packed:
-        # oneDNN's layer, which autocast knows, if it is there for this dtype at all.
-        fits = lower == torch.bfloat16 and torch.backends.mkldnn.enabled
-        return (lower if fits else None), lower
+        if not torch.backends.mkldnn.enabled:
+            return None, lower
+        # oneDNN's layer, which autocast knows but for data that are in float16 already. Not every CPU has it in
+        # float16: there, torch's own fails.
+        if lower == torch.bfloat16 or dtype == torch.float32:
+            return lower, lower
     # For the others autocast knows the products only, and the results follow the states.
     return lower, states[0].dtype if states else dtype
 

@@ -96,7 +96,11 @@ class GANTrainer(BaseTrainer):
         """
         if self.model.num_classes == 0:
             labels = None
-        generator_turn = (self.steps_done + 1) % self.n_critic == 0
+        return self.take_step(
+            self._update, images, labels, generator_turn=(self.steps_done + 1) % self.n_critic == 0
+        )
+
+    def _update(self, images: Tensor, labels: Tensor | None, *, generator_turn: bool) -> dict[str, Tensor]:
         # In one part, the generator's turn takes up the images that the discriminator has seen.
         keep = generator_turn and self.recipe.accumulate == 1
         fakes: list[tuple[Tensor, Any]] = []
@@ -124,17 +128,17 @@ class GANTrainer(BaseTrainer):
             # The gradient flows through the discriminator, but none is computed for its parameters.
             losses = []
             with frozen(self.model.discriminator), self.descending("g"):
-                for fake, classes in fakes:
+                for fake, classes in self.in_turn(fakes):
                     with self.autocast():
                         images_g = fake if keep else self._fake(len(fake), classes)
                         loss_g = self.loss.generator(self._discriminator(images_g, classes))
                     self.backward(loss_g)
                     losses.append(loss_g.detach())
-            self._loss_g = torch.stack(losses).mean()
+            self._loss_g.copy_(torch.stack(losses).mean())
 
-        self.finish_step()
         loss_d, real_logit, fake_logit = torch.stack(logged).mean(0)
-        return {"loss_d": loss_d, "loss_g": self._loss_g, "real_logit": real_logit, "fake_logit": fake_logit}
+        loss_g = self._loss_g.clone()
+        return {"loss_d": loss_d, "loss_g": loss_g, "real_logit": real_logit, "fake_logit": fake_logit}
 
     def _fake(self, n: int, labels: Tensor | None) -> Tensor:
         return self._generator(torch.randn(n, self.model.generator.z_dim, device=self.device), labels)
@@ -176,7 +180,7 @@ class GANTrainer(BaseTrainer):
             state: The state, of a trainer with the same settings.
         """
         super().load_state_dict(state)
-        self._loss_g = state["loss_g"].to(self.device)
+        self._loss_g.copy_(state["loss_g"])
 
 
 @contextmanager

@@ -144,8 +144,14 @@ class FramePredictorTrainer(_SequenceTrainer):
             Scalars without gradient: the loss, in nats a frame; the mean squared error of the predictions behind
             the context, of pixels in [0, 1]; and the probability of teacher forcing.
         """
-        context = self._context(images)
         probability = teacher_forcing_probability(self.steps_done + 1, self.forcing_steps, self.teacher_forcing)
+        if probability == 1:
+            return self.take_step(self._update, images, None)
+        return self.take_step(self._update, images, images.new_full((), probability))
+
+    def _update(self, images: Tensor, teacher_forcing: Tensor | None) -> dict[str, Tensor]:
+        context = self._context(images)
+        probability = 1.0 if teacher_forcing is None else teacher_forcing
         logged = []
         with self.descending("all"):
             for (part,) in self.parts(images):
@@ -158,9 +164,8 @@ class FramePredictorTrainer(_SequenceTrainer):
                     predicted = self.model.to_images(decoded[:, context - 1 :])
                     mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
                 logged.append(torch.stack([loss.detach(), mse]))
-        self.finish_step()
         loss, mse = torch.stack(logged).mean(0)
-        return {"loss": loss, "mse": mse, "teacher_forcing": loss.new_tensor(probability)}
+        return {"loss": loss, "mse": mse, "teacher_forcing": torch.ones_like(loss) * probability}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: sequences beside their continuation by the model.
@@ -233,7 +238,9 @@ class FrameFillerTrainer(_SequenceTrainer):
         """
         if known is None:
             known = draw_known_frames(*images.shape[:2])
-        known = known.to(self.device)
+        return self.take_step(self._update, images, known.to(self.device))
+
+    def _update(self, images: Tensor, known: Tensor) -> dict[str, Tensor]:
         logged = []
         with self.descending("all"):
             for part, seen in self.parts(images, known):
@@ -247,7 +254,6 @@ class FrameFillerTrainer(_SequenceTrainer):
                 with torch.no_grad():
                     squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
                 logged.append(torch.stack([loss.detach(), (squared * missing).sum() / count]))
-        self.finish_step()
         loss, mse = torch.stack(logged).mean(0)
         return {"loss": loss, "mse": mse}
 
@@ -311,6 +317,9 @@ class RowRNNTrainer(_SequenceTrainer):
         Returns:
             A scalar without gradient: the loss, in nats an image.
         """
+        return self.take_step(self._update, images)
+
+    def _update(self, images: Tensor) -> dict[str, Tensor]:
         losses = []
         with self.descending("all"):
             for (part,) in self.parts(images):
@@ -319,7 +328,6 @@ class RowRNNTrainer(_SequenceTrainer):
                 loss = -self.model.log_likelihood(part, type(output)(*(t.float() for t in output))).mean()
                 self.backward(loss)
                 losses.append(loss.detach())
-        self.finish_step()
         return {"loss": torch.stack(losses).mean()}
 
     def samples(self, n: int = 64) -> Tensor:

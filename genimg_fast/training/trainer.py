@@ -2,10 +2,10 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast.models.common import check_choice, check_sizes
+from genimg_fast.training.graphs import StepGraphs
 from genimg_fast.training.processes import world_size
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,6 +23,8 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+_Part = TypeVar("_Part")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -33,6 +36,8 @@ class Recipe:
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to it; fp16 with scaled losses.
         channels_last: Whether images and weights of convolutions are in that memory format.
         compile: Whether networks go through :func:`torch.compile`, each on its own.
+        cuda_graph: Whether steps are recorded and replayed as CUDA graphs, which saves the time of launching
+            hundreds of kernels each: for small networks and fast GPUs, in one process.
         grad_clip: Largest norm of a network's whole gradient; 0 for any.
         accumulate: Number of parts that a batch is cut into, whose gradients add up to one step: for batches that
             do not fit into memory at once. It has to divide the batch; batch norm sees the parts.
@@ -54,6 +59,7 @@ class Recipe:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
+    cuda_graph: bool = False
     grad_clip: float = 0.0
     accumulate: int = 1
     schedule: str = "constant"
@@ -84,6 +90,9 @@ class BaseTrainer:
         model: What to train, on the device to train on.
         recipe: How; ``Recipe()`` if None.
         seed: Seed of the fixed random numbers behind pictures.
+
+    Raises:
+        ValueError: If the recipe asks for CUDA graphs where there are none.
     """
 
     def __init__(self, model: Any, *, recipe: Recipe | None, seed: int) -> None:
@@ -95,12 +104,16 @@ class BaseTrainer:
         self.steps_done = 0
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._lrs: dict[str, list[float]] = {}
+        self._parallel: list[DistributedDataParallel] = []
+        self._graphs = StepGraphs(self.device) if recipe.cuda_graph else None
+        if recipe.cuda_graph and world_size() > 1:
+            raise ValueError(f"cuda_graph is for training in one process, and there are {world_size()}")
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         self.averaged: AveragedModel | None = None
         if recipe.ema > 0:
-            self.averaged = AveragedModel(model, multi_avg_fn=_moving_average(recipe.ema), use_buffers=True)
+            self.averaged = AveragedModel(model, multi_avg_fn=self._average, use_buffers=True)
             self.averaged.requires_grad_(False)
             # The vectors of spectral norm's power iteration: an average of unit vectors is shorter than one.
             both = zip(self.averaged.module.named_buffers(), model.buffers(), strict=True)
@@ -120,6 +133,13 @@ class BaseTrainer:
         optimizer = torch.optim.Adam(parameters, lr, betas, fused=fused)
         self.optimizers[name] = optimizer
         self._lrs[name] = [group["lr"] for group in optimizer.param_groups]
+        self._make_recordable(optimizer)
+
+    def _make_recordable(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["capturable"] = self._graphs is not None
+            if self._graphs is not None:  # a graph would keep the value of a number
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=self.device).clone()
 
     def prepared(self, network: nn.Module) -> Any:
         """Return what to call for a network in training: compiled, its gradients averaged over processes."""
@@ -129,10 +149,49 @@ class BaseTrainer:
             # two forward passes would spoil the first one's backward pass.
             options: dict[str, Any] = {_SYNC_BUFFERS: False}
             wrapped = DistributedDataParallel(wrapped, **options)
+            self._parallel.append(wrapped)
         return wrapped
 
+    def take_step(
+        self, compute: Callable[..., dict[str, Tensor]], *tensors: Tensor | None, **settings: Any
+    ) -> dict[str, Tensor]:
+        """Take a step: ``compute(*tensors, **settings)``, as a CUDA graph if the recipe says so; count it.
+
+        Args:
+            compute: Changes the model, and returns scalars. All that may be different in the next step are the
+                tensors, and the settings that its code branches on.
+            *tensors: For ``compute``.
+            **settings: For ``compute``; a few combinations of hashable values.
+
+        Returns:
+            The scalars.
+        """
+        for name, optimizer in self.optimizers.items():
+            for group, lr in zip(optimizer.param_groups, self._lrs[name], strict=True):
+                now = lr * self.recipe.lr_factor(self.steps_done)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(now)
+                else:
+                    group["lr"] = now
+
+        def compute_and_rescale(*tensors: Tensor | None, **settings: Any) -> dict[str, Tensor]:
+            values = compute(*tensors, **settings)
+            self.scaler.update()
+            return values
+
+        if self._graphs is None:
+            values = compute_and_rescale(*tensors, **settings)
+        else:
+            values = self._graphs.run(compute_and_rescale, tensors, settings)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+            for ours, current in self._unit_vectors:
+                ours.copy_(current)
+        self.steps_done += 1
+        return values
+
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """Cut a batch into the recipe's parts; images get its memory format."""
+        """Cut a batch into the recipe's parts and go through them; images get its memory format."""
         if self.recipe.channels_last:
             tensors = tuple(
                 t.contiguous(memory_format=torch.channels_last) if t is not None and t.ndim == 4 else t
@@ -145,7 +204,15 @@ class BaseTrainer:
             [None] * self.recipe.accumulate if t is None else t.tensor_split(self.recipe.accumulate)
             for t in tensors
         ]
-        return zip(*cut, strict=True)
+        return self.in_turn(list(zip(*cut, strict=True)))
+
+    def in_turn(self, parts: Sequence[_Part]) -> Iterator[_Part]:
+        """Go through parts of a batch; processes exchange the sum of the gradients, with the last one."""
+        for i, part in enumerate(parts):
+            for network in self._parallel:
+                learns = any(parameter.requires_grad for parameter in network.parameters())
+                network.require_backward_grad_sync = learns and i == len(parts) - 1
+            yield part
 
     def autocast(self) -> AbstractContextManager[None]:
         """Get the context to compute losses in."""
@@ -156,8 +223,6 @@ class BaseTrainer:
     def descending(self, name: str) -> Iterator[None]:
         """Take a step of an optimiser, with the gradients that :meth:`backward` adds up inside the context."""
         optimizer = self.optimizers[name]
-        for group, lr in zip(optimizer.param_groups, self._lrs[name], strict=True):
-            group["lr"] = lr * self.recipe.lr_factor(self.steps_done)
         optimizer.zero_grad()
         yield
         if self.recipe.grad_clip > 0:
@@ -170,14 +235,16 @@ class BaseTrainer:
         """Add the gradients of one part's loss."""
         self.scaler.scale(loss / self.recipe.accumulate).backward()
 
-    def finish_step(self) -> None:
-        """Average the weights and count the step; to be called at the end of every one."""
-        self.scaler.update()
-        if self.averaged is not None:
-            self.averaged.update_parameters(self.model)
-            for ours, current in self._unit_vectors:
-                ours.copy_(current)
-        self.steps_done += 1
+    @torch.no_grad()
+    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        assert self.averaged is not None
+        if averaged[0].is_floating_point():
+            step = int(
+                self.averaged.n_averaged
+            )  # `count` is its copy on the device, which would have to be read back
+            torch._foreach_lerp_(averaged, current, 1 - min(self.recipe.ema, (1 + step) / (10 + step)))
+        else:  # counters
+            torch._foreach_copy_(averaged, current)
 
     def state_dict(self) -> dict[str, Any]:
         """Get all that the training has changed: weights, their average, optimisers, loss scale, step."""
@@ -200,18 +267,8 @@ class BaseTrainer:
             self.averaged.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            self._make_recordable(optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
-
-
-def _moving_average(decay: float) -> Any:
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        step = int(count)
-        share = 1 - min(decay, (1 + step) / (10 + step))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, share)
-        else:  # counters
-            torch._foreach_copy_(averaged, current)
-
-    return update
+        if self._graphs is not None:
+            self._graphs.forget()

@@ -87,13 +87,15 @@ class Pix2PixTrainer(BaseTrainer):
         Returns:
             Scalars without gradient: both adversarial losses, and the mean absolute error.
         """
-        source, target = self.halves(images)
+        return self.take_step(self._update, *self.halves(images))
+
+    def _update(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
         with torch.no_grad() if self.recipe.accumulate > 1 else torch.enable_grad():
             fakes = [self._translated(part) for (part,) in self.parts(source)]
         losses: list[list[Tensor]] = [[], [], []]
         parts = [(*pair, fake) for pair, fake in zip(self.parts(source, target), fakes, strict=True)]
         with self.descending("d"):
-            for given, real, fake in parts:
+            for given, real, fake in self.in_turn(parts):
                 with self.autocast():
                     loss_d = 0.5 * self.loss.discriminator(
                         self._discriminator(given, real), self._discriminator(given, fake.detach())
@@ -101,7 +103,7 @@ class Pix2PixTrainer(BaseTrainer):
                 self.backward(loss_d)
                 losses[0].append(loss_d.detach())
         with frozen(self.model.discriminator), self.descending("g"):
-            for given, real, fake in parts:
+            for given, real, fake in self.in_turn(parts):
                 output = fake if fake.requires_grad else self._translated(given)
                 with self.autocast():
                     loss_g = self.loss.generator(self._discriminator(given, output))
@@ -109,7 +111,6 @@ class Pix2PixTrainer(BaseTrainer):
                 self.backward(loss_g + self.l1 * error)
                 losses[1].append(loss_g.detach())
                 losses[2].append(error.detach())
-        self.finish_step()
         means = [torch.stack(values).mean() for values in losses]
         return dict(zip(("loss_d", "loss_g", "l1"), means, strict=True))
 
@@ -150,7 +151,7 @@ class _ReconstructionTrainer(BaseTrainer):
         self._forward = self.prepared(model)
         self.add_optimizer("all", parameters, lr=lr, betas=betas)
 
-    def _descend(self, images: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+    def _update(self, images: Tensor, inputs: Tensor) -> dict[str, Tensor]:
         losses = []
         with self.descending("all"):
             for part, given in self.parts(images, inputs):
@@ -159,7 +160,6 @@ class _ReconstructionTrainer(BaseTrainer):
                 loss = (output.float() - part).square().mean()
                 self.backward(loss)
                 losses.append(loss.detach())
-        self.finish_step()
         return {"loss": torch.stack(losses).mean()}
 
 
@@ -201,7 +201,7 @@ class AutoencoderTrainer(_ReconstructionTrainer):
         Returns:
             A scalar without gradient: the mean squared error.
         """
-        return self._descend(images, images)
+        return self.take_step(self._update, images, images)
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: ``reconstructions``, each image with the model's version to its right."""
@@ -253,7 +253,10 @@ class GLOTrainer(_ReconstructionTrainer):
         Returns:
             A scalar without gradient: the mean squared error.
         """
-        values = self._descend(images, labels)
+        return self.take_step(self._update, images, labels)
+
+    def _update(self, images: Tensor, inputs: Tensor) -> dict[str, Tensor]:
+        values = super()._update(images, inputs)
         self.model.project_codes()
         return values
 

@@ -80,10 +80,15 @@ class VAETrainer(BaseTrainer):
             Scalars without gradient, in nats, means over the batch: the loss and its two terms (the KL divergence
             before its weight, with free bits if there are any), and the number of active latent dimensions.
         """
-        beta = warmup_beta(self.steps_done + 1, self.warmup, self.beta)
+        beta = images.new_full((), warmup_beta(self.steps_done + 1, self.warmup, self.beta))
+        return self.take_step(self._update, images, self._labels(labels), noise, beta)
+
+    def _update(
+        self, images: Tensor, labels: Tensor | None, noise: Tensor | None, beta: Tensor
+    ) -> dict[str, Tensor]:
         logged = []
         with self.descending("all"):
-            for part, classes, given in self.parts(images, self._labels(labels), noise):
+            for part, classes, given in self.parts(images, labels, noise):
                 with self.autocast():
                     output = self._forward(part, classes, noise=given, free_bits=self.free_bits)
                 # Sums over all pixels: in full precision.
@@ -92,7 +97,6 @@ class VAETrainer(BaseTrainer):
                 self.backward(terms.loss)
                 active = active_units(output.mu.detach()).to(terms.loss)
                 logged.append(torch.stack([terms.loss, terms.reconstruction, terms.kl, active]).detach())
-        self.finish_step()
         values = torch.stack(logged).mean(0).unbind()
         return dict(zip(("loss", "reconstruction", "kl", "active_units"), values, strict=True))
 

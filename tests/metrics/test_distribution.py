@@ -57,6 +57,21 @@ def test_distance_equals_torchmetrics() -> None:
     assert found == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
+def test_distance_and_score_equal_torch_fidelitys() -> None:
+    fid, isc = (pytest.importorskip(f"torch_fidelity.metric_{name}") for name in ("fid", "isc"))
+    torch.manual_seed(0)
+    sets = [statistics(torch.randn(90, 8) * scale) for scale in (1, 2)]
+    theirs = [{"mu": s.mean.numpy(), "sigma": s.covariance.numpy()} for s in sets]
+    (expected,) = fid.fid_statistics_to_metric(*theirs, verbose=False).values()
+    assert frechet_distance(*sets) == pytest.approx(expected, rel=1e-9)
+    logits = torch.randn(60, 7)
+    score = InceptionScore(7, splits=3)
+    score.update(logits)
+    in_splits = torch.cat([logits[k::3] for k in range(3)])  # theirs are blocks
+    expected = isc.isc_features_to_metric(in_splits, splits=3, shuffle=False).values()
+    assert score.compute() == pytest.approx(tuple(expected), rel=1e-9)
+
+
 def test_few_samples_in_many_dimensions() -> None:
     """Singular covariances, of which some implementations make complex numbers or NaN."""
     torch.manual_seed(0)

@@ -8,64 +8,31 @@ import sys
 import textwrap
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from trainers import ALL_OPTIONS, SIZES, TRAINERS, data_for, make
 
 import genimg_fast as gf
 from genimg_fast.training import (
     AutoencoderTrainer,
     BaseTrainer,
-    FrameFillerTrainer,
-    FramePredictorTrainer,
     GANTrainer,
     GLOTrainer,
     Pix2PixTrainer,
     Recipe,
-    RowRNNTrainer,
     RunFolder,
-    VAETrainer,
     fit,
     load_checkpoint,
-)
-
-SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
-TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
-    "dcgan": lambda **o: GANTrainer(gf.models.DCGAN(**SIZES), **o),
-    "cdcgan": lambda **o: GANTrainer(
-        gf.models.ConditionalDCGAN(10, **SIZES, norm="spectral"), loss="hinge", r1=0.1, **o
-    ),
-    "wgan": lambda **o: GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", gp=10.0, n_critic=2, **o),
-    "vae": lambda **o: VAETrainer(gf.models.VAE(**SIZES, likelihood="gaussian"), **o),
-    "frame-predictor": lambda **o: FramePredictorTrainer(
-        gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=4), teacher_forcing=0.0, forcing_steps=5, **o
-    ),
-    "frame-filler": lambda **o: FrameFillerTrainer(
-        gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=4), **o
-    ),
-    "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
-}
-ALL_OPTIONS = Recipe(
-    precision="bf16", channels_last=True, grad_clip=1.0, accumulate=2, schedule="linear", decay_steps=8
 )
 
 
 @pytest.fixture(scope="module")
 def digits() -> gf.data.ImageDataset:
     return gf.data.load_dataset("digits", image_size=16)
-
-
-def data_for(name: str, digits: gf.data.ImageDataset) -> Any:
-    return gf.data.MovingDigits(40, frames=5, image_size=16) if name.startswith("frame") else digits
-
-
-def make(name: str, **options: Any) -> BaseTrainer:
-    torch.manual_seed(0)
-    return TRAINERS[name](**options)
 
 
 def batch(n: int = 8) -> tuple[Tensor, Tensor]:
@@ -301,34 +268,48 @@ def test_bad_trainers(digits: gf.data.ImageDataset) -> None:
 
 IN_PROCESSES = """
     import sys, torch, genimg_fast as gf
-    from genimg_fast.training import GANTrainer, fit
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+    from genimg_fast.training import GANTrainer, Recipe, fit
     from genimg_fast.training.processes import process_group, rank, world_size
+
+    def count_and_reduce(messages, bucket):
+        messages.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
     with process_group(torch.device("cpu")):
         torch.manual_seed(0)
         model = gf.models.create_model(sys.argv[2], z_dim=8, c_dim=1, channels=4, n_blocks=2)
         model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model).double()
-        trainer = GANTrainer(model, loss="hinge", r1=0.1 if sys.argv[2] == "wgan" else 0)
-        noise = iter(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2)).double())
-        trainer._fake = lambda n, labels: trainer._generator(next(noise)[rank() :: world_size()])
+        recipe = Recipe(accumulate=int(sys.argv[3]))
+        trainer = GANTrainer(model, loss="hinge", r1=0.1 if sys.argv[2] == "wgan" else 0, recipe=recipe)
+        noise = iter(torch.randn(12, 8, 8, generator=torch.Generator().manual_seed(2)).double())
+        count = world_size()
+        trainer._fake = lambda n, labels: trainer._generator(next(noise)[: n * count][rank() :: count])
+        messages = []
+        for network in trainer._parallel:
+            network.register_comm_hook(messages, count_and_reduce)
         step = trainer.step
         trainer.step = lambda images, labels: step(images.double(), labels)
         fit(trainer, gf.data.load_dataset("digits", image_size=16), steps=3, batch_size=8 // world_size())
         if rank() == 0:
-            torch.save(trainer.model.state_dict(), sys.argv[1])
+            torch.save((trainer.model.state_dict(), messages), sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("name", ["wgan", "dcgan"])
-def test_two_processes_equal_one_with_the_whole_batch(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "parts"), [("wgan", 1), ("dcgan", 1), ("wgan", 2)])
+def test_two_processes_equal_one_with_the_whole_batch(name: str, parts: int, tmp_path: Path) -> None:
     """Weights and running statistics; the discriminator runs twice, and for R1 again, before its backward pass."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(IN_PROCESSES))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for command, file in ((launch, "two.pt"), ([sys.executable], "one.pt")):
-        done = subprocess.run([*command, script, tmp_path / file, name], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, script, tmp_path / file, name, str(parts)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
-    two, one = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
+    (two, messages), (one, _) = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
+    assert len(messages) == 3 * 2  # once for each network and step, however many parts
 
 
 def test_images_from_zero_to_one_get_a_warning(digits: gf.data.ImageDataset) -> None:

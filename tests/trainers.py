@@ -1,0 +1,58 @@
+"""Small trainers of every kind, with data for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import genimg_fast as gf
+from genimg_fast.training import (
+    AutoencoderTrainer,
+    BaseTrainer,
+    FrameFillerTrainer,
+    FramePredictorTrainer,
+    GANTrainer,
+    GLOTrainer,
+    Pix2PixTrainer,
+    Recipe,
+    RowRNNTrainer,
+    VAETrainer,
+)
+
+SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
+TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
+    "dcgan": lambda **o: GANTrainer(gf.models.DCGAN(**SIZES), **o),
+    "cdcgan": lambda **o: GANTrainer(
+        gf.models.ConditionalDCGAN(10, **SIZES, norm="spectral"), loss="hinge", r1=0.1, **o
+    ),
+    "wgan": lambda **o: GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", gp=10.0, n_critic=2, **o),
+    "vae": lambda **o: VAETrainer(gf.models.VAE(**SIZES, likelihood="gaussian"), **o),
+    "frame-predictor": lambda **o: FramePredictorTrainer(
+        gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=4), teacher_forcing=0.0, forcing_steps=5, **o
+    ),
+    "frame-filler": lambda **o: FrameFillerTrainer(
+        gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=4), **o
+    ),
+    "pix2pix": lambda **o: Pix2PixTrainer(gf.models.Pix2Pix(1, 1, channels=4, image_size=16), **o),
+    "autoencoder": lambda **o: AutoencoderTrainer(gf.models.Autoencoder(**SIZES), **o),
+    "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
+    "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
+}
+ALL_OPTIONS = Recipe(
+    precision="bf16", channels_last=True, grad_clip=1.0, accumulate=2, schedule="linear", decay_steps=8
+)
+
+
+def data_for(name: str, digits: gf.data.ImageDataset) -> Any:
+    if name.startswith("frame"):
+        return gf.data.MovingDigits(40, frames=5, image_size=16)
+    if name == "pix2pix":  # a digit beside its negative
+        return gf.data.ImageDataset(torch.cat([digits.images, -digits.images], 3), digits.labels)
+    if name == "glo":
+        return gf.data.ImageDataset(digits.images[:40], torch.arange(40))
+    return digits
+
+
+def make(name: str, **options: Any) -> BaseTrainer:
+    torch.manual_seed(0)
+    return TRAINERS[name](**options)
