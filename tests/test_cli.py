@@ -194,6 +194,44 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
     assert "lr was 0.0002 and is 0.5" in line
 
 
+def test_other_data_or_another_models_checkpoint_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(8):
+        Image.new("L", (8, 8), 30 * index).save(folder / f"{index}.png")
+    flags = [*TINY, "--data", str(folder), "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--steps", "1"]) == 0
+    Image.new("L", (8, 8), 99).save(folder / "0.png")
+    errors = []
+    for checkpoint in (None, run / "checkpoint.pt"):
+        if checkpoint is not None:
+            (tmp_path / "00000-dcgan-photos" / "checkpoint.pt").write_bytes(checkpoint.read_bytes())
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags, "--steps", "2", "--resume", "auto"])
+        errors += capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert re.search(r"--resume: the settings differ from those of .*: sha256 was '\w+' and is", errors[0])
+    assert "data was 'digits' and is" in errors[1]
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--out", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*TINY, *flags, "--loss", "hinge", "--label-smoothing", "0.1"])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main([*TINY, *flags, "--tensorboard"]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_clipped_weights_go_without_gradient_penalty(tmp_path: Path) -> None:
+    flags = ["train", "wgan", *SMALL, "--channels", "2", "--clip-weights", "0.01", "--steps", "1"]
+    assert main([*flags, "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "00000-wgan-digits" / "config.json").read_text())["gp"] == 0
+
+
 def test_train_is_seeded(run: Path, tmp_path: Path) -> None:
     def losses(run: Path) -> list[float]:
         return [json.loads(line)["loss_g"] for line in (run / "stats.jsonl").read_text().splitlines()]
@@ -538,6 +576,8 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["train", "frame-filler", "--reach", "32"], "argument --reach: must be below 32, the image size, got 32"),
         (["train", "frame-filler", "--context", "3"], "unrecognized arguments: --context 3"),
+        (["train", "frame-filler", "--speed", "0.1", "0.2", "0.3"], "--speed: takes one number or two, got 3"),
+        (["train", "glo", "--flip"], "argument --flip: glo learns a code for each image as it is"),
         (["train", "frame-filler", "--speed", "1.5"], "argument --speed: must be a number from 0 to 1, got '1.5'"),
         (["train", "row-rnn", "--components", "0"], "argument --components: must be an integer of at least 1"),
         (["train", "dcgan", "--stpes", "3"], "unrecognized arguments: --stpes 3"),

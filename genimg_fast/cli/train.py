@@ -1,6 +1,7 @@
 """``genimg-fast train``."""
 
 import argparse
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from genimg_fast.data import (
     load_pairs,
     load_sequences,
 )
+from genimg_fast.data.optional import optional_import
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
@@ -45,7 +47,6 @@ from genimg_fast.training import (
     Trainer,
     VAETrainer,
     fit,
-    load_checkpoint,
 )
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
 from genimg_fast.training.trainer import SCHEDULES
@@ -122,7 +123,8 @@ def _add_gan(
                        help="how far the label of real images lies below 1")  # fmt: skip
     group.add_argument("--n-critic", type=at_least(1), metavar="N", default=n_critic,
                        help="steps of the discriminator for one of the generator")  # fmt: skip
-    group.add_argument("--gp", type=not_negative, metavar="X", default=gp, help="weight of the gradient penalty")
+    group.add_argument("--gp", type=not_negative, metavar="X", default=gp,
+                       help="weight of the gradient penalty; clipped weights go without")  # fmt: skip
     group.add_argument("--r1", type=not_negative, metavar="X", default=0.0,
                        help="weight of the penalty on the gradient at real images")  # fmt: skip
     group.add_argument("--clip-weights", type=not_negative, metavar="X", default=0.0,
@@ -283,6 +285,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
             f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}"
             + (f" for each of {world_size()} processes" if world_size() > 1 else "")
         )
+    if args.model == "glo" and (args.flip or args.shift > 0):
+        parser.error(f"argument {'--flip' if args.flip else '--shift'}: glo learns a code for each image as it is")
     if args.cuda_graph and args.device.type != "cuda":
         parser.error(f"argument --cuda-graph: needs a GPU of NVIDIA's, and training is on {args.device}")
     if args.cuda_graph and world_size() > 1:
@@ -294,6 +298,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:
         parser.error(f"argument --context: must be below {args.frames}, the number of frames, got {args.context}")
 
+    if args.tensorboard:
+        optional_import("torch.utils.tensorboard", "tensorboard")
     recipe = _recipe(args)
     model_args, trainer_args = args.model_args(args, dataset), args.trainer_args(args)
     config = {
@@ -313,9 +319,6 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         "backend": args.backend,
         "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
     }
-    run, resume = _open_run(args, config)
-    if args.tensorboard and rank() == 0:
-        run.use_tensorboard()
     if isinstance(dataset, ImageDataset) and (args.flip or args.shift > 0):
         with parser.blaming("--shift"):
             dataset = Augmented(dataset, flip=args.flip, shift=args.shift)
@@ -327,6 +330,9 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     # What else can be wrong, the types of arguments have seen.
     with parser.blaming("--gp, --r1, --label-smoothing"):
         trainer = args.trainer(model.to(args.device), seed=args.seed, recipe=recipe, **trainer_args)
+    run, resume = _open_run(args, config)
+    if args.tensorboard and rank() == 0:
+        run.use_tensorboard()
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
         print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
@@ -344,7 +350,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         resume=resume,
     )
     if rank() == 0:
-        print(f"done: {run.path / args.picture.format(args.steps)}, checkpoint {run.checkpoint}")
+        picture = run.path / args.picture.format(trainer.steps_done)
+        print(f"done: {f'{picture}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
     return run, trainer, dataset
 
 
@@ -354,9 +361,7 @@ def _open_run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[RunFold
     with args.parser.blaming("--resume"):
         before = RunFolder.latest(args.out, name) if args.resume == "auto" else args.resume
         if before is not None:
-            run = RunFolder.reopen(before, config)
-            load_checkpoint(run.path)  # a damaged one is to be reported now
-            return run, True
+            return RunFolder.reopen(before, config), True
     with args.parser.blaming("--out"):
         # The first process makes the folder, the others hear of it.
         made = RunFolder.create(args.out, name, config).path if rank() == 0 else None
@@ -383,25 +388,34 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
         args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download,
         crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
     )  # fmt: skip
-    if args.model == "glo":  # which tells images apart by their numbers
-        return ImageDataset(dataset.images, torch.arange(len(dataset))), {}
-    return dataset, {
+    config = {
         "classes": dataset.class_names,
         "crops": args.crops,
-        "skip_broken": args.skip_broken,
         "flip": args.flip,
         "shift": args.shift,
+        **_provenance(args, dataset),
     }
+    if args.model == "glo":  # which tells images apart by their numbers
+        return ImageDataset(dataset.images, torch.arange(len(dataset))), config
+    return dataset, config
 
 
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load pairs of images; return them and what config.json is to say about them."""
     dataset = load_pairs(args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken)
-    return dataset, {}
+    return dataset, _provenance(args, dataset)
+
+
+def _provenance(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
+    """Return what shows, when the run is resumed, that these are the same images."""
+    digest = hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes())
+    return {"skip_broken": args.skip_broken, "images": len(dataset), "sha256": digest.hexdigest()}
 
 
 def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str, Any]]:
     """Load sequences; return them and what config.json is to say about them."""
+    if len(args.speed) > 2:
+        args.parser.error(f"argument --speed: takes one number or two, got {len(args.speed)}")
     speed = (min(args.speed), max(args.speed))
     dataset = load_sequences(
         args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
@@ -490,7 +504,7 @@ def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
         "lr_d": args.lr_d,
         "betas": args.betas,
         "n_critic": args.n_critic,
-        "gp": args.gp,
+        "gp": 0.0 if args.clip_weights > 0 else args.gp,
         "r1": args.r1,
         "clip_weights": args.clip_weights,
     }
@@ -603,7 +617,7 @@ def _add_training(
         type=at_least(1),
         metavar="N",
         default=steps,
-        help="steps to train; a resumed run may have more if its schedule is constant",
+        help="steps to train; a resumed run may have more if nothing in it depends on their number",
     )
     group.add_argument("--batch-size", type=at_least(2), metavar="N", default=batch_size,
                        help="images, or sequences, in a batch of each process")  # fmt: skip

@@ -211,7 +211,10 @@ def _translate(args: argparse.Namespace) -> int:
     if not isinstance(model, Pix2Pix):
         args.parser.error(f"argument RUN: {config['model']} translates no images; this is for pix2pix")
     with args.parser.blaming("--data"):
-        pairs = load_pairs(args.data or config["data"], image_size=model.image_size, channels=model.in_channels)
+        pairs = load_pairs(
+            args.data or config["data"], image_size=model.image_size, channels=model.in_channels,
+            skip_broken=config.get("skip_broken", False),
+        )  # fmt: skip
     images, _ = _choose(args, pairs)
     source, target = images.chunk(2, dim=3)
     if config.get("direction") == "b2a":

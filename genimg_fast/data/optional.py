@@ -24,5 +24,5 @@ def optional_import(name: str, extra: str = "train") -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.partition(".")[0]
+        package = (error.name or name).partition(".")[0]
         raise ImportError(f'{package} is needed here ({error}); pip install "genimg_fast[{extra}]"') from error

@@ -16,7 +16,7 @@ class UNetGenerator(nn.Module):
     """Images to images through an hourglass down to 1x1 whose two halves are joined at every resolution.
 
     Halvings are 4x4 convolutions, batch norm, LeakyReLU(0.2); doublings ReLU, 4x4 transposed convolutions, batch
-    norm and, in the innermost three, dropout. Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597.
+    norm and, in the three behind the innermost, dropout. Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597.
 
     Args:
         in_channels: Channels of the images that come in.

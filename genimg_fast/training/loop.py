@@ -155,19 +155,24 @@ def fit(
             pending.clear()
             if trainer.device.type == "cuda":
                 row["gpu_memory_mb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e6
-            if run is not None and checkpoint_due:
-                # The losses are those before the last update: it may have spoilt the weights all the same.
-                if not all(parameter.isfinite().all() for parameter in trainer.model.parameters()):
-                    raise _not_finite(f"a weight is not finite after step {step}", run)
-                rng = gather_objects(_rng_state(trainer.device))
-                if writing:
-                    run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+            # The losses are those before the last update: it may have spoilt the weights all the same.
+            if (
+                run is not None
+                and checkpoint_due
+                and not all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+            ):
+                raise _not_finite(f"a weight is not finite after step {step}", run)
             if run is not None and writing:
                 run.log(row)
                 if sample_due:
                     for name, pictures in trainer.pictures(real_images, real_labels).items():
                         run.save_images(f"{name}-{step:06d}", pictures)
                     run.plot(history, trainer.curves)
+            # Last: what a run that is killed before this one has written, it writes again when it is resumed.
+            if run is not None and checkpoint_due:
+                rng = gather_objects(_rng_state(trainer.device))
+                if writing:
+                    run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
             clock = time.perf_counter()  # the time for the files is not that of the steps
     if trainer.steps_done < steps:
         where = "nothing was saved" if run is None else f"checkpoint saved to {run.checkpoint}"
@@ -231,7 +236,10 @@ def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
     state = load_checkpoint(run.path)
     if len(state["rng"]) != world_size():
         raise ValueError(f"the run had {len(state['rng'])} processes, and now there are {world_size()}")
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{run.checkpoint} does not fit what is trained: {error}") from error
     rng = state["rng"][rank()]
     torch.set_rng_state(rng["cpu"])
     if "cuda" in rng and trainer.device.type == "cuda":

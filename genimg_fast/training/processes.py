@@ -1,6 +1,7 @@
 """Training in several processes, started by ``torchrun``: who does what, and what they tell each other."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        # Gloo's threads drop the tensors of the last messages a moment after these are through; a barrier holds on to
+        # those still there. They need Python for that: when it is gone, they abort.
+        time.sleep(0.1)
         dist.barrier()  # whoever leaves first would take the connections of those that still talk
     finally:
         dist.destroy_process_group()

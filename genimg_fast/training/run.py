@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import create_model
+from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.training.pictures import save_animation, save_grid
 
 # Settings that a run may be resumed with in another form.
@@ -98,12 +98,10 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: If the folder has no checkpoint.
-            ValueError: If a setting is another one; the message shows which.
+            ValueError: If the checkpoint is damaged, or a setting is another one; the message shows which.
         """
         path = Path(path)
-        if not (path / "checkpoint.pt").is_file():
-            raise FileNotFoundError(f"no checkpoint in {path}")
-        before = _flat(json.loads((path / "config.json").read_text()))
+        before = _flat(json.loads(json.dumps(load_checkpoint(path)["config"])))
         now = _flat(json.loads(json.dumps(config)))
         changed = [
             f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
@@ -181,11 +179,15 @@ class RunFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new."""
         temporary = self.checkpoint.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.checkpoint)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.checkpoint)
+        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+            good = f"; the last good one, {self.checkpoint}, is still there" if self.checkpoint.is_file() else ""
+            raise OSError(f"cannot write a checkpoint to {self.path}: {error}{good}") from error
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -218,19 +220,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     file = path / "checkpoint.pt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"no checkpoint at {file}")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load documents none; a damaged file raises half a dozen different ones
-        raise ValueError(f"{file} is damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
+    with open(file, "rb") as stream:
+        try:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load documents none; a damaged file raises half a dozen different ones
+            raise ValueError(f"{file} is damaged or not a checkpoint ({type(error).__name__})") from error
+    if (
+        not isinstance(state, dict)
+        or not {"model", "config", "step"} <= state.keys()
+        or not isinstance(state["config"], dict)
+    ):
         raise ValueError(f"{file} is not a checkpoint of genimg_fast")
     return state
 
 
 def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the trained model of a run, with averaged weights if it has any, and the settings it was trained with.
+    """Load the trained model of a run and the settings it was trained with.
+
+    It has averaged weights, if there are any; a GAN's discriminator has those that the generator trained against.
 
     Args:
         path: A checkpoint, or a run folder.
@@ -240,7 +247,7 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
-        ValueError: If the file is damaged, or its model is unknown here.
+        ValueError: If the file is damaged, its model is unknown here, or it holds the weights of another one.
 
     Example:
         >>> model, config = load_run("runs/00000-dcgan-digits")  # doctest: +SKIP
@@ -253,12 +260,17 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(
             f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
         )
-    model = create_model(config["model"], **config["model_args"])
-    model.load_state_dict(state["model"])
-    if state.get("ema") is not None:
-        averaged = AveragedModel(model, use_buffers=True)
-        averaged.load_state_dict(state["ema"])
-        model = averaged.module
+    try:
+        model: Any = create_model(config["model"], **config["model_args"])
+        model.load_state_dict(state["model"])
+        if state.get("ema") is not None:
+            averaged = AveragedModel(model, use_buffers=True)
+            averaged.load_state_dict(state["ema"])
+            if isinstance(model, BaseGAN):
+                averaged.module.discriminator = model.discriminator
+            model = averaged.module
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the checkpoint of {path} does not fit its model, {config['model']}: {error}") from error
     return model, config
 
 

@@ -241,13 +241,14 @@ class FrameFillerTrainer(_SequenceTrainer):
         return self.take_step(self._update, images, known.to(self.device))
 
     def _update(self, images: Tensor, known: Tensor) -> dict[str, Tensor]:
+        # The mean is over the missing frames of the batch, wherever its parts have them.
+        count = (~known).sum().clamp(min=1) / self.recipe.accumulate
         logged = []
         with self.descending("all"):
             for part, seen in self.parts(images, known):
                 with self.autocast():
                     decoded = self._forward(part, seen).decoded.flatten(0, 1).float()
                 missing, targets = ~seen.flatten(), part.flatten(0, 1)
-                count = missing.sum().clamp(min=1)
                 # Weights instead of a selection, whose size the processor would have to wait for.
                 loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
                 self.backward(loss)

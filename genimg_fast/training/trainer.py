@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Recipe:
     Args:
         precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to it; fp16 with scaled losses.
         channels_last: Whether images and weights of convolutions are in that memory format.
-        compile: Whether networks go through :func:`torch.compile`, each on its own.
+        compile: Whether networks go through :func:`torch.compile`, each on its own; not those with spectral norm.
         cuda_graph: Whether steps are recorded and replayed as CUDA graphs, which saves the time of launching
             hundreds of kernels each: for small networks and fast GPUs, in one process.
         grad_clip: Largest norm of a network's whole gradient; 0 for any.
@@ -143,7 +144,12 @@ class BaseTrainer:
 
     def prepared(self, network: nn.Module) -> Any:
         """Return what to call for a network in training: compiled, its gradients averaged over processes."""
-        wrapped: Any = torch.compile(network) if self.recipe.compile else network
+        wrapped: Any = network
+        # Compiled, a forward pass may overwrite vectors of spectral norm that the backward pass of another needs.
+        if self.recipe.compile and any(name.endswith("._u") for name, _ in network.named_buffers()):
+            warnings.warn(f"{type(network).__name__} is not compiled: it has spectral norm", stacklevel=3)
+        elif self.recipe.compile:
+            wrapped = torch.compile(network)
         if world_size() > 1:
             # Each process keeps its own running statistics: they are not broadcast, since writing to them between
             # two forward passes would spoil the first one's backward pass.

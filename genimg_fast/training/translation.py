@@ -63,19 +63,20 @@ class Pix2PixTrainer(BaseTrainer):
         self.add_optimizer("d", model.discriminator.parameters(), lr=lr, betas=betas)
 
     def halves(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """Cut pairs, (batch, channels, height, 2 * width), into what goes in and what should come out."""
-        if pairs.ndim != 4 or pairs.shape[3] != 2 * pairs.shape[2]:
+        """Cut pairs, (batch, channels, n, 2 n), into what goes in and what should come out.
+
+        Pairs have as many channels as the half with more of them; a grey half has its one in each.
+        """
+        sizes = self.model.in_channels, self.model.out_channels
+        channels, n = max(sizes), self.model.image_size
+        if pairs.shape[1:] != (channels, n, 2 * n):
             raise ValueError(
-                "expected pairs of square images side by side, (batch, channels, n, 2 n), "
+                f"expected pairs of images side by side, (batch, {channels}, {n}, {2 * n}), "
                 f"got {tuple(pairs.shape)}"
             )
-        a, b = pairs.chunk(2, dim=3)
-        a, b = a[:, : self._channels(0)], b[:, : self._channels(1)]
-        return (a, b) if self.direction == "a2b" else (b, a)
-
-    def _channels(self, half: int) -> int:
-        into_b = self.direction == "a2b"
-        return self.model.in_channels if (half == 0) == into_b else self.model.out_channels
+        halves = pairs.chunk(2, dim=3)
+        source, target = halves if self.direction == "a2b" else halves[::-1]
+        return source[:, : sizes[0]], target[:, : sizes[1]]
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step of the discriminator and one of the generator.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,12 +68,16 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 def test_another_config_is_refused_with_the_difference(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "dcgan", {"lr": 1e-3, "steps": 1, "device": "cpu"})
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         RunFolder.reopen(run.path, run.config)
     fit(make("dcgan"), digits, steps=1, batch_size=8, run=run)
     assert RunFolder.reopen(run.path, {"lr": 1e-3, "steps": 9, "device": "cuda"}).config["steps"] == 9
     with pytest.raises(ValueError, match=r"settings differ .*: lr was 0\.001 and is 0\.002; n was None and is 3"):
         RunFolder.reopen(run.path, {"lr": 2e-3, "steps": 1, "device": "cpu", "n": 3})
+    other = RunFolder.create(tmp_path, "vae", {"lr": 5})
+    shutil.copy(run.checkpoint, other.checkpoint)
+    with pytest.raises(ValueError, match=r"lr was 0\.001 and is 5"):
+        RunFolder.reopen(other.path, other.config)
 
 
 def test_statistics_for_tensorboard(
@@ -152,6 +157,19 @@ def test_accumulation_equals_the_whole_batch() -> None:
     torch.testing.assert_close(*states)
 
 
+def test_accumulation_equals_the_whole_batch_of_unequal_parts() -> None:
+    """The parts of a filler's batch miss different numbers of frames."""
+    frames = torch.rand(4, 5, 1, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    known = torch.arange(5) < torch.tensor([[4], [4], [1], [1]])
+    results = []
+    for parts in (1, 2):
+        trainer = make("frame-filler", recipe=Recipe(accumulate=parts))
+        trainer.model.eval()  # batch norm in training sees the parts
+        values = trainer.step(frames, known=known)
+        results.append((values, [p.grad for p in trainer.model.parameters()]))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
 def test_average_of_weights_and_buffers() -> None:
     trainer = make("dcgan", recipe=Recipe(ema=0.5))
     images, labels = batch()
@@ -219,6 +237,15 @@ def test_compiled_networks_train_alike() -> None:
     expected = plain.step(images, labels)
     torch.manual_seed(5)
     torch.testing.assert_close(compiled.step(images, labels), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_spectral_norm_is_not_compiled() -> None:
+    torch.manual_seed(0)
+    model = gf.models.ResidualGAN(**SIZES, norm="spectral")
+    with pytest.warns(UserWarning, match="Discriminator is not compiled: it has spectral norm"):
+        trainer = GANTrainer(model, loss="hinge", recipe=Recipe(compile=True))
+    assert trainer._discriminator is model.discriminator
+    assert trainer._generator is not model.generator
 
 
 def test_clipped_weights() -> None:
@@ -374,8 +401,9 @@ def test_pix2pix_in_parts() -> None:
     trainer.step(pairs())
     changed = [key for key, value in trainer.model.named_parameters() if not torch.equal(value, before[key])]
     assert len(changed) == len(list(trainer.model.parameters()))
-    with pytest.raises(ValueError, match=r"expected pairs of square images side by side, .* got \(8, 1, 16, 16\)"):
-        trainer.step(batch()[0])
+    for bad in (batch()[0], pairs().expand(-1, 3, -1, -1), torch.zeros(8, 1, 32, 64)):
+        with pytest.raises(ValueError, match=r"expected pairs .*, \(batch, 1, 16, 32\), got \(8, "):
+            trainer.step(bad)
     with pytest.raises(ValueError, match="direction must be one of a2b, b2a, got 'ab'"):
         Pix2PixTrainer(trainer.model, direction="ab")
 

@@ -148,8 +148,12 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
     assert state["rng"][0]["cpu"].dtype == torch.uint8
     assert len(state["optimizers"]["g"]["state"]) == len(list(trainer.model.generator.parameters()))
     assert len(state["optimizers"]["d"]["state"]) == len(list(trainer.model.discriminator.parameters()))
-    averaged = trainer.sampler.cpu().state_dict()
-    torch.testing.assert_close(load_model(run.path).state_dict(), averaged, rtol=0, atol=0)
+    loaded = load_model(run.path)
+    for ours, trained in (
+        (loaded.generator, trainer.sampler.generator),
+        (loaded.discriminator, trainer.model.discriminator),  # the one that the generator learned from
+    ):
+        torch.testing.assert_close(ours.state_dict(), trained.cpu().state_dict(), rtol=0, atol=0)
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
@@ -247,9 +251,24 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(3)}, file)
     with pytest.raises(ValueError, match="is not a checkpoint of genimg_fast"):
         load_checkpoint(file)
-    file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+    torch.save({"model": {}, "config": None, "step": 1}, file)
+    with pytest.raises(ValueError, match="is not a checkpoint of genimg_fast"):
         load_checkpoint(file)
+    torch.save({"weights": torch.zeros(9000)}, file)
+    whole = file.read_bytes()
+    for size in (0, 100, len(whole) // 2, len(whole) - 200):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            load_checkpoint(file)
+
+
+def test_weights_of_another_model(tmp_path: Path) -> None:
+    model = gf.models.DCGAN(z_dim=4, channels=2, n_blocks=1)
+    for name, arguments in (("dcgan", {"z_dim": 5}), ("dcgan", {"depth": 3}), ("vae", {})):
+        config = {"model": name, "model_args": arguments}
+        torch.save({"model": model.state_dict(), "config": config, "step": 1}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=f"does not fit its model, {name}: "):
+            load_model(tmp_path)
 
 
 @pytest.mark.parametrize("argument", [{"log_every": 0}, {"sample_every": -1}, {"checkpoint_every": -1}])
