@@ -40,8 +40,8 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
-        # Gloo's threads drop the tensors of the last messages a moment after these are through; a barrier holds on to
-        # those still there. They need Python for that: when it is gone, they abort.
+        # Gloo's threads drop the tensors of the last messages a moment after these are through; a barrier holds on
+        # to those still there. They need Python for that: when it is gone, they abort.
         time.sleep(0.1)
         dist.barrier()  # whoever leaves first would take the connections of those that still talk
     finally:
