@@ -87,17 +87,18 @@ def load_pairs(
     """Load pairs of images, A and B, that belong together, side by side as one image each.
 
     Args:
-        path: A folder of images whose left half is A and whose right half is B; or a folder with the subfolders
-            ``A`` and ``B``, whose files of the same name are a pair.
+        path: A folder of images twice as wide as high, whose left half is A and whose right half is B; or a
+            folder with the subfolders ``A`` and ``B``, whose files of the same name are a pair.
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
 
     Returns:
         The pairs, images of shape (channels, image_size, 2 * image_size), on the CPU.
 
     Raises:
-        ValueError: If there is no such folder, it holds no pair, a file has no partner, or one cannot be read.
+        ValueError: If there is no such folder, it holds no pair, a file has no partner, has the wrong shape, or
+            cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -124,8 +125,13 @@ def load_pairs(
 
         def read(file: Path) -> Tensor:
             picture = _read_whole(file, channels or 3)
-            halves = picture[:, :, : picture.shape[2] // 2 * 2].chunk(2, 2)
-            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in halves], 2)
+            height, width = picture.shape[1:]
+            if width != 2 * height:  # any photograph could be cut in two, into a pair that is none
+                raise ValueError(
+                    f"{file} is {width} pixels wide and {height} high, but a pair, A and B side by side, is twice "
+                    "as wide as high"
+                )
+            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in picture.chunk(2, 2)], 2)
 
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
         pairs = [pair for _, pair in _readable(files, skip_broken, read)]
