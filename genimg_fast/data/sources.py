@@ -43,7 +43,8 @@ def load_dataset(
         channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own.
         root: Folder for data sets that torchvision stores.
         download: Whether torchvision may download what is not in ``root``. Nothing is ever downloaded otherwise.
-        crops: Number of random crops to take, equally many of each image; 0 for whole images.
+        crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
+            whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
 
@@ -51,8 +52,8 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, or one is too
-            small for a crop.
+        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, one is too small
+            for a crop, or crops are wanted of a data set of small images.
         FileNotFoundError: If the data set is not in ``root`` and may not be downloaded.
         ImportError: If a package that the source needs is missing.
 
@@ -68,8 +69,12 @@ def load_dataset(
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     name = str(name_or_path)
     if name in _SOURCES:
+    if crops < 0:
+        raise ValueError(f"crops must be at least 0, got {crops}")
         data = _SOURCES[name](Path(root), download)
         images = _resize(_convert(data.images, channels), image_size)
+        if crops > 0:
+            raise ValueError(f"crops are cut from photos or a folder of images, not from {name}: leave crops at 0")
         return ImageDataset(images, data.labels, class_names=data.class_names)
     if name == "photos":
         photos = optional_import("sklearn.datasets").load_sample_images()

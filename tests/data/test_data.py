@@ -143,6 +143,10 @@ def test_batches_are_reproducible_and_can_start_anywhere() -> None:
         assert order(seed=3, start=start, n=7 - start) == epochs[start:]
     for first, second in zip(epochs[::2], epochs[1::2], strict=False):
         assert len({*first, *second}) == 8  # no image twice in an epoch
+    with pytest.raises(ValueError, match="crops are cut from photos or a folder of images, not from digits"):
+        gf.data.load_dataset("digits", image_size=32, crops=100)
+    with pytest.raises(ValueError, match="crops must be at least 0, got -1"):
+        gf.data.load_dataset("photos", image_size=32, crops=-1)
     assert epochs[:2] != epochs[2:4]
 
 
