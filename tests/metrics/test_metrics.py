@@ -10,6 +10,7 @@ from genimg_fast.metrics import (
     FeatureNetwork,
     InceptionNetwork,
     PerceptualSimilarity,
+    feature_statistics,
     frechet_distance,
     judge_discriminator,
     plot_roc,
@@ -51,6 +52,30 @@ def test_real_statistics_are_kept_for_the_same_images_and_network(tmp_path: Path
     real_statistics(dataset(), network, cache=tmp_path)  # another network
     assert network.calls == 3
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("size", [0, 10, 700, -1])
+def test_damaged_statistics_are_computed_again(size: int, tmp_path: Path) -> None:
+    network = Pixels()
+    first = real_statistics(dataset(), network, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:size])
+    for _ in range(2):
+        assert torch.equal(real_statistics(dataset(), network, cache=tmp_path).covariance, first.covariance)
+    assert network.calls == 2  # the file was replaced
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_network_without_parameters(tmp_path: Path) -> None:
+    class Corner(FeatureNetwork):
+        dim, num_classes, identity = 4, 2, "corner"
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images[:, 0, 0], images[:, 0, 0, :2]
+
+    for _ in range(2):
+        assert real_statistics(dataset(), Corner(), cache=tmp_path).count == 20
+    assert feature_statistics([], Corner()).count == 0
 
 
 def test_digits_network_reads_digits_and_is_always_the_same() -> None:
