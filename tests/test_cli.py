@@ -648,6 +648,15 @@ def test_eval(
     assert "other real images: the floor" in capsys.readouterr().out
 
 
+def test_eval_of_one_seed_is_reproducible(run: Path, tmp_path: Path) -> None:
+    reports = []
+    for draws in range(2):
+        torch.rand(draws)  # what came before plays no part
+        assert main(["eval", str(run), "--n", "4", "--seed", "3", "--device", "cpu", "--out", str(tmp_path)]) == 0
+        reports.append(json.loads((tmp_path / "eval.json").read_text()))
+    assert reports[0] == reports[1]
+
+
 def test_eval_mixes_the_classes_in_every_split_of_a_score() -> None:
     labels = _labels(argparse.Namespace(seed=0), gf.models.ConditionalDCGAN(10, 4, 1, 2, 1), 300)
     assert labels is not None
@@ -659,6 +668,8 @@ def test_eval_mixes_the_classes_in_every_split_of_a_score() -> None:
     ("flags", "message"),
     [
         (["--features", "inception"], "argument --weights: Inception v3 needs a file of weights"),
+        (["--weights", "inception.pth"], "argument --weights: is for --features inception"),
+        (["--download"], "argument --download: is for --features inception"),
         (["--data", "nowhere"], "argument --data: 'nowhere' is neither"),
         (["--n", "1"], "argument --n: must be an integer of at least 2"),
         (["--device", "meta"], "argument --device: must be auto, cpu, cuda"),

@@ -54,6 +54,9 @@ def add(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
+    for flag, value in (("--weights", args.weights), ("--download", args.download)):
+        if value and args.features != "inception":
+            parser.error(f"argument {flag}: is for --features inception")
     with parser.blaming("RUN"):
         loaded, config = load_run(args.RUN)
     model: Any = loaded  # the attributes of a Module are not typed
@@ -70,6 +73,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     network.to(args.device)
     model.to(args.device)
+    torch.manual_seed(args.seed)
     untrained = create_model(config["model"], **config["model_args"]).to(args.device)
     # Distances of sets of different sizes do not compare, so half of the real images stands for the data and the
     # other half shows how near other real ones come.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from genimg_fast.data.optional import optional_import
-from genimg_fast.data.sources import image_suffixes, load_dataset, read_image, to_pixels
+from genimg_fast.data.sources import image_suffixes, load_dataset, open_image, read_image, to_pixels
 
 SequenceIndex = int | slice | Tensor
 
@@ -320,7 +320,7 @@ _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".we
 def _read_file(file: Path, image_size: int, channels: int) -> Iterator[Tensor]:
     """Yield the frames of an animated image or of a video."""
     if file.suffix.lower() in image_suffixes():
-        with optional_import("PIL.Image").open(file) as opened:
+        with open_image(file) as opened:
             for image in optional_import("PIL.ImageSequence").Iterator(opened):
                 yield to_pixels(image, image_size, channels)
         return

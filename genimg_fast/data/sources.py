@@ -4,7 +4,8 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,12 @@ def load_dataset(
             that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
             is read as one class per subfolder, in alphabetical order.
         image_size: Height and width, in pixels.
-        channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own.
+        channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own:
+            1 if all files of a folder are grey.
         root: Folder for data sets that torchvision stores.
         download: Whether torchvision may download what is not in ``root``. Nothing is ever downloaded otherwise.
-        crops: Number of random crops to take, equally many of each image; 0 for whole images.
+        crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
+            whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
 
@@ -51,8 +54,8 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, or one is too
-            small for a crop.
+        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, one is too small
+            for a crop, or crops are wanted of a data set of small images.
         FileNotFoundError: If the data set is not in ``root`` and may not be downloaded.
         ImportError: If a package that the source needs is missing.
 
@@ -66,8 +69,12 @@ def load_dataset(
         raise ValueError(f"image_size must be at least 1, got {image_size}")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
+    if crops < 0:
+        raise ValueError(f"crops must be at least 0, got {crops}")
     name = str(name_or_path)
     if name in _SOURCES:
+        if crops > 0:
+            raise ValueError(f"crops are cut from photos or a folder of images, not from {name}: leave crops at 0")
         data = _SOURCES[name](Path(root), download)
         images = _resize(_convert(data.images, channels), image_size)
         return ImageDataset(images, data.labels, class_names=data.class_names)
@@ -87,17 +94,18 @@ def load_pairs(
     """Load pairs of images, A and B, that belong together, side by side as one image each.
 
     Args:
-        path: A folder of images whose left half is A and whose right half is B; or a folder with the subfolders
-            ``A`` and ``B``, whose files of the same name are a pair.
+        path: A folder of images twice as wide as high, whose left half is A and whose right half is B; or a
+            folder with the subfolders ``A`` and ``B``, whose files of the same name are a pair.
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
 
     Returns:
         The pairs, images of shape (channels, image_size, 2 * image_size), on the CPU.
 
     Raises:
-        ValueError: If there is no such folder, it holds no pair, a file has no partner, or one cannot be read.
+        ValueError: If there is no such folder, it holds no pair, a file has no partner, has the wrong shape, or
+            cannot be read.
 
     Example:
         >>> from pathlib import Path
@@ -124,8 +132,13 @@ def load_pairs(
 
         def read(file: Path) -> Tensor:
             picture = _read_whole(file, channels or 3)
-            halves = picture[:, :, : picture.shape[2] // 2 * 2].chunk(2, 2)
-            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in halves], 2)
+            height, width = picture.shape[1:]
+            if width != 2 * height:  # any photograph could be cut in two, into a pair that is none
+                raise ValueError(
+                    f"{file} is {width} pixels wide and {height} high, but a pair, A and B side by side, is twice "
+                    "as wide as high"
+                )
+            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in picture.chunk(2, 2)], 2)
 
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
         pairs = [pair for _, pair in _readable(files, skip_broken, read)]
@@ -186,9 +199,11 @@ def _folder(
         whole = [
             (name, image)
             for name, files in by_class
-            for _, image in _readable(files, skip_broken, lambda file: _read_whole(file, channels or 3))
+            for _, image in _readable(files, skip_broken, lambda file: _read_whole(file, channels))
         ]
-        return _cut(whole, image_size, channels, crops, seed)
+        alike = _alike([image for _, image in whole])
+        named = [(name, image) for (name, _), image in zip(whole, alike, strict=True)]
+        return _cut(named, image_size, channels, crops, seed)
     images, labels = [], []
     for label, (_, files) in enumerate(by_class):
         read = _readable(files, skip_broken, lambda file: read_image(file, image_size, channels))
@@ -196,7 +211,8 @@ def _folder(
         labels += [label] * len(read)
     if not images:
         raise ValueError(f"no image in folder {folder} can be read")
-    return ImageDataset(torch.stack(images), torch.tensor(labels), class_names=[name for name, _ in by_class])
+    names = [name for name, _ in by_class]
+    return ImageDataset(torch.stack(_alike(images)), torch.tensor(labels), class_names=names)
 
 
 def _readable(
@@ -235,46 +251,74 @@ def _cut(
     return ImageDataset(_convert(torch.stack(images), channels), torch.tensor(labels), class_names=names)
 
 
-def _read_whole(file: Path, channels: int) -> Tensor:
-    """Read an image file as bytes, (channels, height, width), as it is."""
-    try:
-        with optional_import("PIL.Image").open(file) as opened:
-            image = _eight_bits(opened, channels)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise ValueError(f"cannot read image {file}: {error}") from error
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
+def _alike(images: list[Tensor]) -> list[Tensor]:
+    """Repeat grey images as often as those in colour have channels, if there are any."""
+    channels = max((len(image) for image in images), default=1)
+    return [image.expand(channels, -1, -1) for image in images]
 
 
 def image_suffixes() -> set[str]:
     """Get the endings of the image files that Pillow reads, in lower case."""
-    return set(optional_import("PIL.Image").registered_extensions())
+    pillow = optional_import("PIL.Image")
+    suffixes = pillow.registered_extensions()
+    # An MPO file is opened as the JPEG file that it begins like; of an MPEG video nothing but the size is read.
+    readable = (set(pillow.OPEN) | {"MPO"}) - {"MPEG"}
+    return {suffix for suffix, name in suffixes.items() if name in readable}
+
+
+@contextmanager
+def open_image(file: Path) -> Iterator[Any]:
+    """Open an image file with Pillow; whatever fails until it is closed becomes a ValueError that names it."""
+    pillow = optional_import("PIL.Image")
+    try:
+        with pillow.open(file) as image:
+            yield image
+    except Exception as error:  # Pillow documents few; damaged files raise a dozen of them, by their format
+        raise ValueError(f"cannot read image {file}: {str(error) or type(error).__name__}") from error
+
+
+def _read_whole(file: Path, channels: int | None) -> Tensor:
+    """Read an image file as bytes, (channels, height, width), as it is."""
+    with open_image(file) as opened:
+        return _pixels(_eight_bits(opened, channels))
 
 
 def read_image(file: Path, image_size: int, channels: int | None) -> Tensor:
     """Read an image file as bytes; see :func:`to_pixels`."""
-    try:
-        with optional_import("PIL.Image").open(file) as opened:
-            return to_pixels(opened, image_size, channels)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three on broken files
-        raise ValueError(f"cannot read image {file}: {error}") from error
+    with open_image(file) as opened:
+        return to_pixels(opened, image_size, channels)
 
 
 def to_pixels(image: Any, image_size: int, channels: int | None) -> Tensor:
     """Crop an image of Pillow's to a square and resize it: bytes of shape (channels, image_size, image_size)."""
     Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
     image = _eight_bits(image, channels)
-    image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    return _pixels(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def _pixels(image: Any) -> Tensor:
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image_size, image_size, -1).permute(2, 0, 1)
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def _eight_bits(image: Any, channels: int | None) -> Any:
-    """Turn an image of Pillow's upright, and into grey or RGB of 8 bits."""
+    """Turn an image of Pillow's upright, and into grey or RGB of 8 bits; by default, whichever it is.
+
+    Raises:
+        ValueError: If its pixels are numbers of 32 bits.
+    """
     Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
+    # Some versions of Pillow hold the 16 bits of these two formats in 32.
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("I", "F") and not sixteen:  # Pillow would clip them to 0..255
+        raise ValueError(
+            "its pixels are numbers of 32 bits, which do not say what white is: convert it to 8 or 16 bits"
+        )
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+    if sixteen:  # Pillow would clip these, too
         image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+    if channels is None:
+        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
     return image.convert("L" if channels == 1 else "RGB")
 
 

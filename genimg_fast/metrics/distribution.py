@@ -26,6 +26,7 @@ class GaussianStatistics:
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self._merged = False
         self.count = 0
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)  # around the mean
@@ -34,8 +35,9 @@ class GaussianStatistics:
         """Add feature vectors, (n, dim).
 
         Raises:
-            ValueError: If they have another shape or are not finite.
+            ValueError: If they have another shape or are not finite, or if :meth:`reduce` made these statistics.
         """
+        _check_not_merged(self._merged)
         if features.dim() != 2 or features.shape[1] != len(self.mean):
             raise ValueError(f"expected features of shape (n, {len(self.mean)}), got {tuple(features.shape)}")
         if not features.isfinite().all():
@@ -44,9 +46,9 @@ class GaussianStatistics:
             features = features.detach().double()
             mean = features.mean(0)
             centred = features - mean
-            self._merge(len(features), mean, centred.T @ centred)
+            self._add(len(features), mean, centred.T @ centred)
 
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total, shift = self.count + count, mean - self.mean
         self._scatter += scatter + torch.outer(shift, shift) * (self.count * count / total)
         self.mean += shift * (count / total)
@@ -63,20 +65,27 @@ class GaussianStatistics:
             raise ValueError(f"a covariance needs at least 2 feature vectors, got {self.count}")
         return self._scatter / (self.count - 1)
 
-    def reduce(self) -> None:
-        """Merge the statistics of all processes, in every one of them."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return
-        mine = torch.cat((self.mean.new_tensor([float(self.count)]), self.mean, self._scatter.flatten()))
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine)
+    def reduce(self) -> "GaussianStatistics":
+        """Merge the statistics of all processes, each of which has to call this.
+
+        Returns:
+            The statistics of all, alike in every process. These here stay as they are and may go on; those
+            returned take no more features, and their ``reduce`` returns themselves: nothing counts twice.
+        """
+        if self._merged:
+            return self
         dim = len(self.mean)
-        self.count = 0
-        self.mean.zero_()
-        self._scatter.zero_()
+        merged = GaussianStatistics(dim, self.mean.device)
+        mine = torch.cat((self.mean.new_tensor([float(self.count)]), self.mean, self._scatter.flatten()))
+        parts = [mine]
+        if dist.is_initialized():
+            parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, mine)
         for part in parts:
             if part[0] > 0:
-                self._merge(int(part[0]), part[1 : dim + 1], part[dim + 1 :].view(dim, dim))
+                merged._add(int(part[0]), part[1 : dim + 1], part[dim + 1 :].view(dim, dim))
+        merged._merged = True
+        return merged
 
     def state_dict(self) -> dict[str, Tensor]:
         """Get everything as tensors, to keep in a file."""
@@ -129,7 +138,8 @@ class InceptionScore:
     """Inception score: exp E KL(p(y|x) || p(y)), between 1 and the number of classes.
 
     Salimans et al. 2016, https://arxiv.org/abs/1606.03498: high where a classifier is sure of each image and finds
-    all classes equally often. Images go to the splits in turns.
+    all classes equally often. Images go to the splits in turns; where there are several processes, each starts at
+    another split.
 
     Args:
         num_classes: Number of classes.
@@ -152,7 +162,9 @@ class InceptionScore:
         if num_classes < 1 or splits < 1:
             raise ValueError(f"num_classes and splits must be at least 1, got {num_classes} and {splits}")
         self.splits = splits
-        self._next = 0
+        self._merged = False
+        # Processes that have few images each fill all splits only if they do not all begin with the first.
+        self._next = dist.get_rank() * splits // dist.get_world_size() if dist.is_initialized() else 0
         # For each split: number of images, sum of their entropies with a minus, sums of their probabilities.
         self._sums = torch.zeros(splits, 2 + num_classes, dtype=torch.float64, device=device)
 
@@ -160,10 +172,13 @@ class InceptionScore:
         """Add the classifier's logits for images, (n, num_classes).
 
         Raises:
-            ValueError: If they have another shape.
+            ValueError: If they have another shape or are not finite, or if :meth:`reduce` made this score.
         """
+        _check_not_merged(self._merged)
         if logits.dim() != 2 or logits.shape[1] != self._sums.shape[1] - 2:
             raise ValueError(f"expected logits of shape (n, {self._sums.shape[1] - 2}), got {tuple(logits.shape)}")
+        if not logits.isfinite().all():
+            raise ValueError("logits are not finite")
         log_p = logits.detach().double().log_softmax(1)
         p = log_p.exp()
         entropy = torch.where(p > 0, p * log_p, 0.0).sum(1, keepdim=True)
@@ -171,10 +186,21 @@ class InceptionScore:
         self._sums.index_add_(0, split, torch.cat((torch.ones_like(entropy), entropy, p), 1))
         self._next = (self._next + len(logits)) % self.splits
 
-    def reduce(self) -> None:
-        """Merge the sums of all processes, in every one of them."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self._sums)
+    def reduce(self) -> "InceptionScore":
+        """Merge the sums of all processes, each of which has to call this.
+
+        Returns:
+            The score of all images, alike in every process. This one here stays as it is and may go on; the one
+            returned takes no more logits, and its ``reduce`` returns itself: nothing counts twice.
+        """
+        if self._merged:
+            return self
+        merged = InceptionScore(self._sums.shape[1] - 2, splits=self.splits, device=self._sums.device)
+        merged._sums.copy_(self._sums)
+        if dist.is_initialized():
+            dist.all_reduce(merged._sums)
+        merged._merged = True
+        return merged
 
     def compute(self) -> tuple[float, float]:
         """Return mean and (population) standard deviation of the splits' scores.
@@ -189,3 +215,8 @@ class InceptionScore:
         marginal = torch.where(mean > 0, mean * mean.log(), 0.0).sum(1)
         scores = (entropy[:, 0] / count[:, 0] - marginal).exp()
         return float(scores.mean()), float(scores.std(correction=0))
+
+
+def _check_not_merged(merged: bool) -> None:
+    if merged:
+        raise ValueError("what reduce() returned takes no more batches: update the one that it was called on")

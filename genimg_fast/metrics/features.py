@@ -1,9 +1,10 @@
 """Networks that turn images into features, and the statistics of the features of a set of images."""
 
 import hashlib
+import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> Gau
     """Compute the statistics of the features of images that come in batches.
 
     Args:
-        images: Batches in [-1, 1], on the network's device.
+        images: Batches in [-1, 1], on the network's device if it has parameters.
         network: What makes the features.
 
     Returns:
@@ -151,11 +152,13 @@ def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> Gau
         >>> feature_statistics(torch.zeros(10, 1, 32, 32).split(4), network).count
         10
     """
-    device: Any = next(network.parameters()).device
-    statistics = GaussianStatistics(network.dim, device)
+    statistics = None
     for batch in images:
-        statistics.update(network(batch)[0])
-    return statistics
+        features = network(batch)[0]
+        if statistics is None:
+            statistics = GaussianStatistics(network.dim, features.device)
+        statistics.update(features)
+    return GaussianStatistics(network.dim) if statistics is None else statistics
 
 
 def real_statistics(
@@ -167,6 +170,7 @@ def real_statistics(
         dataset: The images.
         network: What makes the features.
         cache: Folder of files named by a hash of the images and of the network's weights; None to compute always.
+            A damaged file is replaced.
 
     Returns:
         Mean and covariance.
@@ -174,9 +178,9 @@ def real_statistics(
     Raises:
         OSError: If a file cannot be read or written.
     """
+    device = next((value.device for value in network.state_dict().values()), dataset.images.device)
 
     def compute() -> GaussianStatistics:
-        device = next(network.parameters()).device
         pieces = torch.arange(len(dataset)).split(256)
         return feature_statistics((dataset[piece][0].to(device) for piece in pieces), network)
 
@@ -188,12 +192,16 @@ def real_statistics(
         digest.update(value.cpu().numpy().tobytes())
     file = Path(cache) / f"{digest.hexdigest()[:32]}.pt"
     if file.is_file():
-        statistics = GaussianStatistics(network.dim, next(network.parameters()).device)
-        statistics.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        return statistics
+        content = io.BytesIO(file.read_bytes())
+        statistics = GaussianStatistics(network.dim, device)
+        try:
+            statistics.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
+            return statistics
+        except Exception:  # torch.load documents none; a damaged file raises half a dozen of them
+            pass
     statistics = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # other processes may write the same statistics
     torch.save(statistics.state_dict(), temporary)
     temporary.replace(file)
     return statistics

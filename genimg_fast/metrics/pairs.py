@@ -1,7 +1,9 @@
 """How near images come to those that they should equal; images in [-1, 1] throughout."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
@@ -44,7 +46,7 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
         1 for equal images, of shape (batch,).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or the images are smaller.
         ImportError: If torchmetrics is missing.
 
     Example:
@@ -54,6 +56,9 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
         tensor([1.])
     """
     _check(images, target)
+    if min(images.shape[2:]) < 11:
+        size = "x".join(map(str, images.shape[2:]))
+        raise ValueError(f"images must have at least 11 pixels a side, the size of the window, got {size}")
     similarity = optional_import("torchmetrics.functional.image", "metrics").structural_similarity_index_measure
     # Its term for brightness is made for pixels from 0 on.
     return similarity((images + 1) / 2, (target + 1) / 2, data_range=1.0, reduction="none").view(-1)
@@ -62,16 +67,19 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
 class PerceptualSimilarity:
     """LPIPS: a distance between images that agrees with people's, computed by the ``lpips`` package.
 
-    Zhang et al. 2018, https://arxiv.org/abs/1801.03924. The package downloads the weights of the backbone when it
-    is first used.
+    Zhang et al. 2018, https://arxiv.org/abs/1801.03924. The backbone's weights are torchvision's, and nothing is
+    downloaded unasked.
 
     Args:
         backbone: ``"alex"``, ``"vgg"`` or ``"squeeze"``; or a module of the caller's that takes two batches of
             images in [-1, 1] and returns their distances.
         device: Where the images are.
+        download: Whether torchvision may download the backbone's weights if they are not there.
 
     Raises:
-        ImportError: If the package is missing.
+        ValueError: If there is no such backbone.
+        FileNotFoundError: If its weights are not there and may not be downloaded.
+        ImportError: If a package is missing.
 
     Example:
         >>> import torch
@@ -80,8 +88,14 @@ class PerceptualSimilarity:
         tensor([1., 1.])
     """
 
-    def __init__(self, backbone: Any = "alex", *, device: Any = "cpu") -> None:
+    def __init__(self, backbone: Any = "alex", *, device: Any = "cpu", download: bool = False) -> None:
         if isinstance(backbone, str):
+            if backbone not in _BACKBONES:
+                raise ValueError(f"backbone must be one of {', '.join(_BACKBONES)}, or a module, got {backbone!r}")
+            url = optional_import("torchvision.models").get_weight(_BACKBONES[backbone]).url
+            file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+            if not download and not file.is_file():
+                raise FileNotFoundError(f"there is no {file}: put {url} there or pass download=True")
             backbone = optional_import("lpips", "metrics").LPIPS(net=backbone, verbose=False).eval().to(device)
         self._distance = backbone
 
@@ -89,6 +103,14 @@ class PerceptualSimilarity:
         """Return the distance of each pair, (batch,); 0 for equal images."""
         _check(images, target)
         return self._distance(images, target).flatten()
+
+
+# The weights that each of the networks of lpips begins with.
+_BACKBONES = {
+    "alex": "AlexNet_Weights.IMAGENET1K_V1",
+    "vgg": "VGG16_Weights.IMAGENET1K_V1",
+    "squeeze": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
+}
 
 
 def _check(images: Tensor, target: Tensor) -> None:

@@ -102,6 +102,13 @@ def test_pairs_that_are_none(tmp_path: Path) -> None:
         gf.data.load_pairs(tmp_path, image_size=8)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 8)])
+def test_a_photograph_is_no_pair(size: tuple[int, int], tmp_path: Path) -> None:
+    Image.new("L", size).save(tmp_path / "one.png")
+    with pytest.raises(ValueError, match=rf"one\.png is {size[0]} pixels wide and {size[1]} high, but a pair"):
+        gf.data.load_pairs(tmp_path, image_size=8)
+
+
 def test_sixteen_bits_and_orientation(tmp_path: Path) -> None:
     ramp = torch.linspace(0, 65535, 8).round().int().repeat(8, 1).numpy().astype("uint16")
     Image.fromarray(ramp).save(tmp_path / "deep.png")

@@ -169,6 +169,18 @@ def test_an_animation(suffix: str, tmp_path: Path) -> None:
     assert reds(data[0][0]) == pytest.approx([0, 40, 80, 120, 160, 200], abs=2)
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".tiff"])
+def test_a_damaged_animation_is_named(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"cut{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    first, *others = (Image.fromarray(pixels) for pixels in noise)
+    first.save(file, save_all=True, append_images=others)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(ValueError, match=rf"cannot read image .*cut\{suffix}: ."):
+        FrameFolders(file, frames=4)
+
+
 def test_a_video(tmp_path: Path) -> None:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "film.mp4"), "w") as container:

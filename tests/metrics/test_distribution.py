@@ -1,4 +1,8 @@
 import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +120,44 @@ def test_bad_input() -> None:
         InceptionScore(3).compute()
     with pytest.raises(ValueError, match=r"expected logits of shape \(n, 3\), got \(2, 2\)"):
         InceptionScore(3).update(torch.zeros(2, 2))
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="logits are not finite"):
+            InceptionScore(3).update(torch.full((2, 3), bad))
+
+
+IN_PROCESSES = """
+    import torch
+    import torch.distributed as dist
+    from genimg_fast.metrics import GaussianStatistics, InceptionScore
+
+    dist.init_process_group("gloo")
+    values = torch.arange(40.0).sin().view(10, 4)
+    mine, score = GaussianStatistics(4), InceptionScore(4, splits=10)
+    for images in (1, 2):  # 5 on either process, and all splits have one
+        score.update(values[dist.get_rank() :: 2])
+        assert score.reduce()._sums[:, 0].tolist() == score.reduce().reduce()._sums[:, 0].tolist() == [images] * 10
+    mine.update(values[dist.get_rank() :: 2])
+    merged = mine.reduce()
+    assert (mine.reduce().count, merged.reduce().count, mine.count) == (10, 10, 5)
+    torch.testing.assert_close(merged.covariance, values.double().T.cov())
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_count_everything_once(tmp_path: Path) -> None:
+    script = tmp_path / "reduce.py"
+    script.write_text(textwrap.dedent(IN_PROCESSES))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_was_reduced_takes_no_more() -> None:
+    values = torch.randn(6, 4)
+    mine, score = statistics(values), InceptionScore(4, splits=2)
+    score.update(values)
+    assert torch.equal(mine.reduce().covariance, mine.covariance)
+    assert score.reduce().compute() == score.compute()
+    for merged in (mine.reduce(), score.reduce()):
+        with pytest.raises(ValueError, match=r"what reduce\(\) returned takes no more batches"):
+            merged.update(values)

@@ -10,6 +10,7 @@ from genimg_fast.metrics import (
     FeatureNetwork,
     InceptionNetwork,
     PerceptualSimilarity,
+    feature_statistics,
     frechet_distance,
     judge_discriminator,
     plot_roc,
@@ -51,6 +52,30 @@ def test_real_statistics_are_kept_for_the_same_images_and_network(tmp_path: Path
     real_statistics(dataset(), network, cache=tmp_path)  # another network
     assert network.calls == 3
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("size", [0, 10, 700, -1])
+def test_damaged_statistics_are_computed_again(size: int, tmp_path: Path) -> None:
+    network = Pixels()
+    first = real_statistics(dataset(), network, cache=tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:size])
+    for _ in range(2):
+        assert torch.equal(real_statistics(dataset(), network, cache=tmp_path).covariance, first.covariance)
+    assert network.calls == 2  # the file was replaced
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_network_without_parameters(tmp_path: Path) -> None:
+    class Corner(FeatureNetwork):
+        dim, num_classes, identity = 4, 2, "corner"
+
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images[:, 0, 0], images[:, 0, 0, :2]
+
+    for _ in range(2):
+        assert real_statistics(dataset(), Corner(), cache=tmp_path).count == 20
+    assert feature_statistics([], Corner()).count == 0
 
 
 def test_digits_network_reads_digits_and_is_always_the_same() -> None:
@@ -97,11 +122,30 @@ def test_psnr_and_ssim_equal_torchmetrics() -> None:
     assert ssim(constant, constant + 0.1).item() > 0.99
     with pytest.raises(ValueError, match="must have the same shape"):
         psnr(a, b[:1])
+    with pytest.raises(ValueError, match="at least 11 pixels a side, the size of the window, got 24x10"):
+        ssim(a[..., :10], b[..., :10])
 
 
 def test_perceptual_similarity_with_a_network_of_ones_own() -> None:
     distance = PerceptualSimilarity(lambda a, b: (a - b).abs().mean((1, 2, 3), keepdim=True))
     assert distance(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)).tolist() == [1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated since 0.13:UserWarning")  # lpips asks torchvision the old way
+def test_backbones_of_perceptual_similarity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="backbone must be one of alex, vgg, squeeze, or a module, got 'foo'"):
+        PerceptualSimilarity("foo")
+    models = pytest.importorskip("torchvision.models")
+    pytest.importorskip("lpips")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for backbone in ("alex", "vgg", "squeeze"):
+        with pytest.raises(FileNotFoundError, match=r"\.pth: put https://.* there or pass download=True"):
+            PerceptualSimilarity(backbone)
+    weights = tmp_path / "hub" / "checkpoints" / Path(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url).name
+    weights.parent.mkdir(parents=True)
+    torch.save(models.squeezenet1_1().state_dict(), weights)
+    images = torch.rand(2, 3, 32, 32)
+    assert PerceptualSimilarity("squeeze")(images, images).tolist() == [0, 0]
 
 
 def test_discriminators_that_know_all_nothing_or_the_opposite(tmp_path: Path) -> None:
