@@ -345,7 +345,7 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
     }
   }
   store(next + at, h);
-  write<Tail>(job.output + row * H + unit, h, n);
+  write<Tail>(job.output + row * job.output_stride + unit, h, n);
 }
 
 // Panel p's sums for the rows [row, row + count) of the data, but for the products with the states.
@@ -474,19 +474,19 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
   constexpr int G = gate_count(C);
   const int64_t H = job.hidden, at = b * job.stride + unit;
   V dh = load(job.dh + at);
-  if (job.grad_output) dh += read<Tail>(job.grad_output + row * H + unit, n);
+  if (job.grad_output) dh += read<Tail>(job.grad_output + row * job.output_stride + unit, n);
   V rest{};  // what reaches the step before past the product with weight_hh
   V gates[G + 1];
   if constexpr (C == Cell::rnn_tanh) {
-    const V y = read<Tail>(job.output + row * H + unit, n);
+    const V y = read<Tail>(job.output + row * job.output_stride + unit, n);
     gates[0] = dh * mul_add(-y, y, splat(A(1)));
   } else if constexpr (C == Cell::rnn_relu) {
-    const V y = read<Tail>(job.output + row * H + unit, n);
+    const V y = read<Tail>(job.output + row * job.output_stride + unit, n);
     gates[0] = y <= 0 ? V{} : dh;
   } else if constexpr (C == Cell::gru) {
     const T* const p = job.reserve + row * 4 * H + unit;
     const GruStep<A> v{read<Tail>(p, n), read<Tail>(p + H, n), read<Tail>(p + 2 * H, n), read<Tail>(p + 3 * H, n), {}};
-    const V before = read<Tail>((previous < 0 ? job.h0 + b * H : job.output + previous * H) + unit, n);
+    const V before = read<Tail>((previous < 0 ? job.h0 + b * H : job.output + previous * job.output_stride) + unit, n);
     const GruGradients<A> d = gru_gradients<A>(v, before, dh);
     rest = d.h;
     gates[0] = d.r;
@@ -626,6 +626,15 @@ void backward_tile(const Backward<T, E>& job, int64_t first, int64_t last) {
   end_backward(job, first, last);
 }
 
+// n elements more, rounded like those that are there.
+template <class T>
+void add(const T* from, int64_t n, T* to) {
+  constexpr int L = lanes<Acc<T>>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, load(to + i) + load(from + i));
+  if (i < n) store_first(to + i, load_first(to + i, n - i) + load_first(from + i, n - i), n - i);
+}
+
 // Gradients of the weights.
 
 // Columns of `gates` that are multiplied at a time; divides column_group.
@@ -688,7 +697,7 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
       const int64_t column = i * column_group, unit = column % job.stride;
       const int64_t gate = (column / job.stride + first_gate(job.kind)) % gate_count(job.kind);
       const int64_t count = std::min(column_group, job.hidden - unit), row = gate * job.hidden + unit;
-      convert(job.sums + column, count, right.bias + row);
+      if (right.bias) convert(job.sums + column, count, right.bias + row);
       if (static_cast<const void*>(right.product) != right.weight)
         convert_rows(right.product + column * right.product_stride, right.product_stride, count, right.width,
                      right.weight + row * right.width, right.width);
