@@ -54,22 +54,25 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "bool per_element, bool need_noise, bool need_prior) "
       "-> (Tensor grad_mu, Tensor grad_logvar, Tensor grad_noise, Tensor grad_prior_mu, Tensor grad_prior_logvar)");
 
-  // One recurrent layer in one direction (cell: 0 tanh RNN, 1 relu RNN, 2 GRU, 3 LSTM) over all steps: input is
-  // (T, B, I), or (N, I) with batch_sizes, the rows of each step as in PackedSequence; parameters as in torch.nn.
-  // reserve (rows, R*H) is what backward needs, empty unless `keep`; c_n is empty unless the cell is an LSTM.
+  // Recurrent layers (cell: 0 tanh RNN, 1 relu RNN, 2 GRU, 3 LSTM) over all steps, each over the output of the one
+  // before: input is (T, B, I), or (N, I) with batch_sizes, the rows of each step as in PackedSequence; states are
+  // (layers * directions, B, H); weights has weight_ih, weight_hh and, all or none, bias_ih, bias_hh of each layer and
+  // direction, shaped and ordered as in torch.nn.  The first direction goes from the last step to the first if
+  // `reverse`, the second one, there if `bidirectional`, the other way.  c_n is empty unless the cell is an LSTM.
+  // kept is empty unless `keep`, else what backward needs: the outputs of all layers but the last, and, if R > 0, a
+  // reserve (rows, R*H) of each layer and direction.
   m.def(
-      "recurrent(Tensor input, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-      "Tensor? bias_hh, Tensor? batch_sizes, int cell, bool reverse, bool keep) "
-      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
-  // Its gradients.  Those that are not needed come back empty.
+      "recurrent(Tensor input, Tensor h0, Tensor? c0, Tensor? batch_sizes, Tensor[] weights, int cell, "
+      "bool bidirectional, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] kept)");
+  // Its gradients.  Those that are not needed come back empty, and grad_weights without tensors.
   m.def(
       "recurrent_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor output, "
-      "Tensor reserve, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? batch_sizes, int cell, "
+      "Tensor h0, Tensor? c0, Tensor? batch_sizes, Tensor[] kept, Tensor[] weights, int cell, bool bidirectional, "
       "bool reverse, bool need_input, bool need_weights) "
-      "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor grad_weight_ih, Tensor grad_weight_hh, "
-      "Tensor grad_bias_ih, Tensor grad_bias_hh)");
-  // The recurrence alone, on CUDA, where torch's products project the input: as `recurrent`, from gates (T, B, G*H), or
-  // (N, G*H) with batch_sizes, which hold all biases but bias_n, GRU's within the reset gate.
+      "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
+  // The recurrence of one layer and direction, on CUDA, where torch's products project the input: states are (B, H),
+  // gates (T, B, G*H), or (N, G*H) with batch_sizes, and hold all biases but bias_n, GRU's within the reset gate.
+  // reserve (rows, R*H) is what backward needs, empty unless `keep`.
   m.def(
       "recurrent_steps(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, "
       "int cell, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");

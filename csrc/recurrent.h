@@ -52,13 +52,13 @@ inline void check_operand(const OptionalTensor& t, const Tensor& first, std::ini
   if (t) check_operand(*t, first, sizes, name);
 }
 
-// The steps of `data`, which has `width` values per row: (T, B, width), or (N, width) with batch_sizes.
+// The steps of `data`, which has `width` values per row: (T, B, width), or (N, width) with batch_sizes.  h0 is
+// (..., batch, hidden).
 inline Sequence check_sequence(const Tensor& data, int64_t width, const Tensor& h0, const OptionalTensor& batch_sizes,
                                const char* name) {
   STD_TORCH_CHECK(is_supported(data.scalar_type()), "recurrent: ", name,
                   " must be float32, float64, bfloat16 or float16");
-  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
-  Sequence s{0, h0.size(0), h0.size(1), {}};
+  Sequence s{0, h0.size(h0.dim() - 2), h0.size(h0.dim() - 1), {}};
   STD_TORCH_CHECK(s.hidden > 0, "recurrent: the hidden size must be greater than 0");
   const int64_t dim = batch_sizes ? 2 : 3;
   STD_TORCH_CHECK(data.dim() == dim && data.size(dim - 1) == width, "recurrent: ", name, " must have shape (",
@@ -127,37 +127,80 @@ inline Sequence check_backward(const OptionalTensor& grad_output, const Optional
   return s;
 }
 
-// Checks the arguments that recurrent_backward has beside those of recurrent_steps_backward; returns the input's
-// features.
-inline int64_t check_layer_input(const Tensor& input, const Tensor& weight_ih, const Sequence& s, bool packed,
-                                 const Tensor& like, Cell cell) {
-  STD_TORCH_CHECK(input.dim() == (packed ? 2 : 3), "recurrent: input must have shape (",
-                  packed ? "rows" : "steps, batch", ", features), got ", shape_of(input));
-  const int64_t features = input.size(input.dim() - 1);
+// t must be (T, B, width), or (N, width) if the data is packed.
+inline void check_rows(const Tensor& t, const Tensor& first, const Sequence& s, bool packed, int64_t width,
+                       const char* name) {
   if (packed)
-    check_operand(input, like, {s.rows(), features}, "input");
+    check_operand(t, first, {s.rows(), width}, name);
   else
-    check_operand(input, like, {s.steps, s.batch, features}, "input");
-  check_operand(weight_ih, like, {gate_count(cell) * s.hidden, features}, "weight_ih");
-  return features;
+    check_operand(t, first, {s.steps, s.batch, width}, name);
 }
 
+// The layers of one call.  A layer takes the states of all directions of the one before for its input, side by side.
+struct Stack {
+  Cell cell;
+  Sequence sequence;
+  bool packed;
+  int64_t directions, parts;  // parts: layers * directions; a layer's directions are neighbours
+  int64_t parameters;         // of a part, in a row: weight_ih, weight_hh and, if there are four, bias_ih, bias_hh
+  int64_t features;           // of the first layer's input
+
+  int64_t layers() const { return parts / directions; }
+  int64_t width() const { return directions * sequence.hidden; }  // of a row of a layer's output
+};
+
 // Checks every argument of recurrent.
-inline Sequence check_layer(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_ih,
-                            const Tensor& weight_hh, const OptionalTensor& bias_ih, const OptionalTensor& bias_hh,
-                            const OptionalTensor& batch_sizes, Cell cell) {
-  STD_TORCH_CHECK(input.dim() == (batch_sizes ? 2 : 3), "recurrent: input must have shape (",
-                  batch_sizes ? "rows" : "steps, batch", ", features), got ", shape_of(input));
-  const Sequence s = check_sequence(input, input.size(input.dim() - 1), h0, batch_sizes, "input");
-  const int64_t rows = gate_count(cell) * s.hidden;
-  check_operand(h0, input, {s.batch, s.hidden}, "h0");
-  check_operand(weight_ih, input, {rows, input.size(input.dim() - 1)}, "weight_ih");
-  check_operand(weight_hh, input, {rows, s.hidden}, "weight_hh");
-  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
-  check_operand(c0, input, {s.batch, s.hidden}, "c0");
-  check_operand(bias_ih, input, {rows}, "bias_ih");
-  check_operand(bias_hh, input, {rows}, "bias_hh");
+inline Stack check_stack(const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+                         const OptionalTensor& batch_sizes, const std::vector<Tensor>& weights, int64_t cell,
+                         bool bidirectional) {
+  Stack s;
+  s.cell = check_cell(cell);
+  s.packed = batch_sizes.has_value();
+  s.directions = bidirectional ? 2 : 1;
+  STD_TORCH_CHECK(h0.dim() == 3 && h0.size(0) > 0 && h0.size(0) % s.directions == 0,
+                  "recurrent: h0 must have shape (layers * ", s.directions, ", batch, hidden), got ", shape_of(h0));
+  STD_TORCH_CHECK(input.dim() == (s.packed ? 2 : 3), "recurrent: input must have shape (",
+                  s.packed ? "rows" : "steps, batch", ", features), got ", shape_of(input));
+  s.parts = h0.size(0);
+  s.features = input.size(input.dim() - 1);
+  s.sequence = check_sequence(input, s.features, h0, batch_sizes, "input");
+  const int64_t batch = s.sequence.batch, hidden = s.sequence.hidden, rows = gate_count(s.cell) * hidden;
+  check_operand(h0, input, {s.parts, batch, hidden}, "h0");
+  STD_TORCH_CHECK(c0.has_value() == (s.cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  check_operand(c0, input, {s.parts, batch, hidden}, "c0");
+  const int64_t count = weights.size();
+  STD_TORCH_CHECK(count == 2 * s.parts || count == 4 * s.parts, "recurrent: ", s.parts,
+                  " layers times directions have 2 or 4 weights each, got ", count, " in all");
+  s.parameters = count / s.parts;
+  for (int64_t k = 0; k < s.parts; ++k) {
+    const Tensor* const w = &weights[k * s.parameters];
+    check_operand(w[0], input, {rows, k < s.directions ? s.features : s.width()}, "weight_ih");
+    check_operand(w[1], input, {rows, hidden}, "weight_hh");
+    if (s.parameters == 2) continue;
+    check_operand(w[2], input, {rows}, "bias_ih");
+    check_operand(w[3], input, {rows}, "bias_hh");
+  }
   return s;
+}
+
+// Checks the arguments that recurrent_backward has beside those of recurrent.
+inline void check_stack_backward(const Stack& s, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                 const OptionalTensor& grad_c_n, const Tensor& output, const std::vector<Tensor>& kept,
+                                 const Tensor& input) {
+  const int64_t batch = s.sequence.batch, hidden = s.sequence.hidden, values = reserve_count(s.cell) * hidden;
+  check_rows(output, input, s.sequence, s.packed, s.width(), "output");
+  if (grad_output) check_rows(*grad_output, input, s.sequence, s.packed, s.width(), "grad_output");
+  check_operand(grad_h_n, input, {s.parts, batch, hidden}, "grad_h_n");
+  STD_TORCH_CHECK(!grad_c_n || s.cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
+  check_operand(grad_c_n, input, {s.parts, batch, hidden}, "grad_c_n");
+  const int64_t outputs = s.layers() - 1, count = kept.size(), expected = outputs + (values > 0 ? s.parts : 0);
+  STD_TORCH_CHECK(count == expected, "recurrent: kept must have ", expected, " tensors, got ", count);
+  for (int64_t k = 0; k < count; ++k) {
+    if (k < outputs)
+      check_rows(kept[k], input, s.sequence, s.packed, s.width(), "kept output");
+    else
+      check_operand(kept[k], input, {s.sequence.rows(), values}, "reserve");
+  }
 }
 
 // A cell update sees (batch, G * hidden, *) as `outer` groups of G gates with `inner` consecutive values each.

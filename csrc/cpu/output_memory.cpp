@@ -34,6 +34,7 @@ namespace {
 constexpr int64_t huge_page = int64_t(2) << 20;
 constexpr int64_t smallest_block = int64_t(4) << 20;  // malloc recycles smaller ones by itself
 constexpr int64_t most_idle = int64_t(1) << 30;
+constexpr int64_t most_warm = int64_t(64) << 20;  // not offered to the system
 
 char* map_aligned(int64_t bytes) {
   void* mapped = mmap(nullptr, bytes + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -48,7 +49,8 @@ char* map_aligned(int64_t bytes) {
 }
 
 // Blocks of whole huge pages.  An idle block is marked with MADV_FREE: it is used again without a page fault, yet when
-// memory runs short the system takes its pages without asking.
+// memory runs short the system takes its pages without asking.  Marking interrupts every core that runs a thread of
+// this process, so the blocks that became idle last, which are those about to be used again, are not marked yet.
 class Pool {
  public:
   // Never destroyed: tensors may be freed while the process exits.
@@ -88,10 +90,10 @@ class Pool {
     const Block block{data, found->second};
     used_.erase(found);
     used_bytes_ -= block.size;
-    madvise(data, block.size, MADV_FREE);
     idle_.push_back(block);
     idle_bytes_ += block.size;
     release(most_idle);
+    offer();
   }
 
   // Unmaps the blocks that have been idle longest until at most `keep` bytes are idle.
@@ -112,12 +114,24 @@ class Pool {
   struct Block {
     char* data;
     int64_t size;
+    bool offered = false;
   };
 
   Pool() {
     // A child process must not inherit a lock that a thread of its parent holds.
     pthread_atfork([] { instance().mutex_.lock(); }, [] { instance().mutex_.unlock(); },
                    [] { instance().mutex_.unlock(); });
+  }
+
+  // Marks all idle blocks but the latest with MADV_FREE.
+  void offer() {
+    int64_t later = 0;
+    for (auto block = idle_.rbegin(); block != idle_.rend(); ++block) {
+      later += block->size;
+      if (later <= most_warm || block->offered) continue;
+      madvise(block->data, block->size, MADV_FREE);
+      block->offered = true;
+    }
   }
 
   void release(int64_t keep) {

@@ -9,11 +9,11 @@
 // that step's gates; another panel makes the gradient at the input.  The gradients at all steps' gates are kept: times
 // the inputs and states of all steps they give the weights' gradients, in one product after the last step.
 //
-// Sequences do not depend on each other: a thread owns a tile of the batch and takes it through all steps alone.  Where
-// the batch is too small for that, or the weights outgrow a core's cache, the threads share each step by panels
-// instead.  Very few sequences have their inputs' products of all steps made at once, outside the steps, so that
-// weight_ih need not be read for each.  Every sum is made of chains of fixed length in a fixed order, so neither the
-// choice nor the number of threads changes a bit.
+// Sequences and the two directions of a layer do not depend on each other: a thread owns a tile of the batch in one
+// direction and takes it through all steps alone.  Where the batch is too small for that, or the weights outgrow a
+// core's cache, the threads share each step by panels instead.  Very few sequences have their inputs' products of all
+// steps made at once, outside the steps, so that weight_ih need not be read for each.  Every sum is made of chains of
+// fixed length in a fixed order, so neither the choice nor the number of threads changes a bit.
 //
 // Products are those of the type of the arithmetic, whatever the data.  Where the machine multiplies pairs of bfloat16,
 // bfloat16 data is not converted for them: states and gradients at the gates are rounded to it before each product.
@@ -91,6 +91,7 @@ struct Steps {
   const int64_t* offsets;  // of the rows of each time
   bool descending;         // the pass goes from the last time to the first
   int64_t stride;          // of a sequence's state
+  int64_t output_stride;   // of rows of the output and of its gradient
 
   int64_t time(int64_t s) const { return descending ? steps - 1 - s : s; }
   int64_t active(int64_t s) const { return offsets[time(s) + 1] - offsets[time(s)]; }
@@ -139,15 +140,15 @@ template <class T>
 struct Right {
   const T *rows, *initial;  // row i is rows[source[i]], or initial[~source[i]] where that is negative
   const int64_t* source;    // null: rows[i]
-  int64_t width;
+  int64_t stride, width;
   int64_t first, last;  // groups of the columns of the gradients at the gates
   Acc<T>* product;      // [column][width]
   int64_t product_stride;
-  T *weight, *bias;  // in torch's order
+  T *weight, *bias;  // in torch's order; bias: or null
 
   const T* row(int64_t i) const {
-    if (source == nullptr) return rows + i * width;
-    return source[i] >= 0 ? rows + source[i] * width : initial + ~source[i] * width;
+    if (source == nullptr) return rows + i * stride;
+    return source[i] >= 0 ? rows + source[i] * stride : initial + ~source[i] * width;
   }
 };
 
@@ -303,23 +304,34 @@ std::vector<int64_t> tiles(const Sequence& sequence, int64_t threads) {
   return bounds;
 }
 
-// Takes all sequences through all steps: tile(first, last) does so with some of them, shared(threads) with all.
+// Takes all sequences through all steps: tile(direction, first, last) does so with some of them, shared(direction,
+// threads) with all.
 template <class Tile, class Shared>
-void run(const Sequence& sequence, int64_t weights, int64_t weight_bytes, int64_t panels, const Tile& tile,
+void run(const Stack& stack, int64_t weights, int64_t weight_bytes, int64_t panels, const Tile& tile,
          const Shared& shared) {
-  const int64_t threads = threads_for(sequence.rows() * weights, thread_products);
-  if (threads > 1 && panels > 1 && sequence.rows() * weights >= sequence.steps * step_products &&
-      (sequence.batch < threads * 4 || weight_bytes > core_cache)) {
-    shared(std::min(threads, panels));
+  const Sequence& sequence = stack.sequence;
+  const int64_t directions = stack.directions, products = sequence.rows() * weights;
+  const int64_t threads = threads_for(directions * products, thread_products);
+  const bool few = threads > directions && directions * sequence.batch < threads * 4;
+  if (threads > 1 && panels > 1 && products >= sequence.steps * step_products && (few || weight_bytes > core_cache)) {
+    for (int64_t d = 0; d < directions; ++d) shared(d, std::min(threads, panels));
     return;
   }
-  const std::vector<int64_t> bounds = tiles(sequence, threads);
-  parallel_each(bounds.size() - 1, threads, [&](int64_t i) { tile(bounds[i], bounds[i + 1]); });
+  const std::vector<int64_t> bounds = tiles(sequence, (threads + directions - 1) / directions);
+  const int64_t count = bounds.size() - 1;
+  parallel_each(directions * count, threads,
+                [&](int64_t i) { tile(i / count, bounds[i % count], bounds[i % count + 1]); });
 }
 
 Tensor as_dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 OptionalTensor as_dense(const OptionalTensor& t) { return t ? OptionalTensor(as_dense(*t)) : t; }
+
+std::vector<Tensor> as_dense(std::vector<Tensor> tensors) {
+  for (Tensor& t : tensors)
+    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+  return tensors;
+}
 
 template <class T>
 T* data(Tensor& t) {
@@ -336,20 +348,27 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 
 Tensor nothing(const Tensor& like) { return empty(like, {0}); }
 
-// The shape of a sequence with `width` values per row.
-std::vector<int64_t> sequence_shape(const Sequence& s, bool packed, int64_t width) {
-  if (packed) return {s.rows(), width};
-  return {s.steps, s.batch, width};
+// One row of `width` values for each of the sequence's.
+Tensor empty_rows(const Tensor& like, const Stack& stack, int64_t width) {
+  if (stack.packed) return empty(like, {stack.sequence.rows(), width});
+  return empty(like, {stack.sequence.steps, stack.sequence.batch, width});
 }
 
-void set_steps(Steps& job, const Sequence& sequence, Cell kind, int64_t features, bool descending) {
-  job.kind = kind;
-  job.hidden = sequence.hidden;
+// Part `part`'s rows of a tensor (parts, batch, hidden).
+template <class T>
+T* part_of(T* states, const Stack& stack, int64_t part) {
+  return states == nullptr ? nullptr : states + part * stack.sequence.batch * stack.sequence.hidden;
+}
+
+void set_steps(Steps& job, const Stack& stack, int64_t features, bool descending) {
+  job.kind = stack.cell;
+  job.hidden = stack.sequence.hidden;
   job.features = features;
-  job.steps = sequence.steps;
-  job.offsets = sequence.offsets.data();
+  job.steps = stack.sequence.steps;
+  job.offsets = stack.sequence.offsets.data();
   job.descending = descending;
-  job.stride = round_up(sequence.hidden);
+  job.stride = round_up(stack.sequence.hidden);
+  job.output_stride = stack.width();
 }
 
 // Where the sums of all slots begin: at the biases.
@@ -368,102 +387,134 @@ void set_bias(const Forward<T, E>& job, const T* bias_ih, const T* bias_hh) {
   for (int64_t j = 0; j < H; ++j) job.bias[3 * job.stride + j] = A(bias_hh[2 * H + j]);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent(Tensor input_, Tensor h0_, OptionalTensor c0_, Tensor weight_ih_,
-                                                     Tensor weight_hh_, OptionalTensor bias_ih_,
-                                                     OptionalTensor bias_hh_, OptionalTensor batch_sizes, int64_t cell,
-                                                     bool reverse, bool keep) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence =
-      check_layer(input_, h0_, c0_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, batch_sizes, kind);
-  const Tensor input = as_dense(input_), h0 = as_dense(h0_);
-  const Tensor weight_ih = as_dense(weight_ih_), weight_hh = as_dense(weight_hh_);
-  const OptionalTensor c0 = as_dense(c0_), bias_ih = as_dense(bias_ih_), bias_hh = as_dense(bias_hh_);
-  const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
-  const int64_t features = input.size(input.dim() - 1);
-  keep = keep && reserve_count(kind) > 0;
-  Tensor output = empty(input, sequence_shape(sequence, batch_sizes.has_value(), H));
-  Tensor h_n = empty(input, {B, H});
-  Tensor c_n = kind == Cell::lstm ? empty(input, {B, H}) : nothing(input);
-  Tensor reserve = keep ? empty(input, {N, reserve_count(kind) * H}) : nothing(input);
-  if (N == 0) {
-    torch::stable::copy_(h_n, h0);
-    if (c0) torch::stable::copy_(c_n, *c0);
-    return {output, h_n, c_n, reserve};
-  }
-  dispatch(input.scalar_type(), [&](auto element, auto operand) {
-    using T = decltype(element);
-    using E = decltype(operand);
-    using A = Acc<T>;
-    Forward<T, E> job;
-    set_steps(job, sequence, kind, features, reverse);
-    const int G = gate_count(kind);
+// All tensors of forward but the inputs of the layers; kept is empty if nothing is.
+struct ForwardTensors {
+  Tensor h0;
+  OptionalTensor c0;
+  std::vector<Tensor> weights;
+  Tensor h_n, c_n;
+  std::vector<Tensor> kept;
+};
+
+// Parts first_part, ... of the stack: the directions of one layer.
+template <class T, class E>
+void forward_layer(const Stack& stack, int64_t first_part, const Tensor& input, bool reverse, ForwardTensors& tensors,
+                   Tensor& output) {
+  using A = Acc<T>;
+  const Cell kind = stack.cell;
+  const int64_t H = stack.sequence.hidden, N = stack.sequence.rows(), B = stack.sequence.batch;
+  const int64_t features = input.size(input.dim() - 1), directions = stack.directions;
+  const int G = gate_count(kind);
+  Forward<T, E> jobs[2];
+  Forward<T, E>& like = jobs[0];
+  E* converted_input;
+  bool input_as_it_is = false;
+  Workspace workspace;
+  for (int64_t d = 0; d < directions; ++d) {
+    Forward<T, E>& job = jobs[d];
+    const int64_t part = first_part + d;
+    set_steps(job, stack, features, reverse != (d == 1));
     OPERAND_DISPATCH(E, make_layout<A>(job.from_state, G, H, factor_depth<E>(H)));
     OPERAND_DISPATCH(E, make_layout<A>(job.from_input, G, H, factor_depth<E>(features)));
-    job.h0 = data<T>(h0);
-    job.c0 = data_or_null<T>(c0);
-    job.output = data<T>(output);
-    job.h_n = data<T>(h_n);
-    job.c_n = data<T>(c_n);
-    job.reserve = keep ? data<T>(reserve) : nullptr;
+    job.h0 = part_of(data<T>(std::as_const(tensors.h0)), stack, part);
+    job.c0 = part_of(data_or_null<T>(tensors.c0), stack, part);
+    job.output = data<T>(output) + d * H;
+    job.h_n = part_of(data<T>(tensors.h_n), stack, part);
+    job.c_n = part_of(data<T>(tensors.c_n), stack, part);
+    const bool keep = !tensors.kept.empty() && reserve_count(kind) > 0;
+    job.reserve = keep ? data<T>(tensors.kept[stack.layers() - 1 + part]) : nullptr;
     // Rows that end with an incomplete factor have to be padded.
-    const bool input_as_it_is = std::is_same<T, E>::value && features == job.from_input.depth;
+    input_as_it_is = std::is_same<T, E>::value && features == job.from_input.depth;
     job.input_stride = input_as_it_is ? features : round_up(features);
-    const int64_t state = B * job.stride, weights = job.from_input.size() + job.from_state.size();
-    E* converted_input;
-    Workspace workspace;
     workspace.add(job.state_panels, job.from_state.size());
     workspace.add(job.input_panels, job.from_input.size());
     workspace.add(job.bias, slot_count(kind) * job.stride);
     job.projected = nullptr;
     if (B < few_sequences) workspace.add(job.projected, N * slot_count(kind) * job.stride);
-    for (E*& s : job.state) workspace.add(s, state);
-    workspace.add(job.cell, state);
-    workspace.add(converted_input, input_as_it_is ? 0 : N * job.input_stride);
-    workspace.allocate(input);
-    set_bias(job, data_or_null<T>(bias_ih), data_or_null<T>(bias_hh));
-    parallel_each(job.panels(), threads_for(weights, thread_packed), [&](int64_t p) {
-      OPERAND_DISPATCH(E, pack_transposed(job.from_state, p, data<T>(weight_hh), H, 0, job.state_panels));
-      OPERAND_DISPATCH(
-          E, pack_transposed(job.from_input, p, data<T>(weight_ih), features, first_gate(kind), job.input_panels));
-    });
-    if (input_as_it_is) {
-      job.input = data<E>(input);
-    } else {
-      job.input = converted_input;
-      parallel(N, threads_for(N * features, thread_elements), [&](int64_t begin, int64_t end) {
-        E* const to = converted_input + begin * job.input_stride;
-        if (features != job.from_input.depth) std::fill_n(to, (end - begin) * job.input_stride, E(0));
-        OPERAND_DISPATCH(
-            E, convert_rows(data<T>(input) + begin * features, features, end - begin, features, to, job.input_stride));
-      });
+    for (E*& s : job.state) workspace.add(s, B * job.stride);
+    workspace.add(job.cell, B * job.stride);
+  }
+  workspace.add(converted_input, input_as_it_is ? 0 : N * like.input_stride);
+  workspace.allocate(input);
+  int64_t step_weights = like.from_input.size() + like.from_state.size();
+  parallel_each(directions * like.panels(), threads_for(directions * step_weights, thread_packed), [&](int64_t i) {
+    const int64_t d = i / like.panels(), p = i % like.panels();
+    const Forward<T, E>& job = jobs[d];
+    const Tensor* const weights = &tensors.weights[(first_part + d) * stack.parameters];
+    if (p == 0) {
+      const bool biased = stack.parameters == 4;
+      set_bias(job, biased ? data<T>(weights[2]) : nullptr, biased ? data<T>(weights[3]) : nullptr);
     }
-    int64_t step_weights = weights;
-    if (job.projected) {
-      step_weights = job.from_state.size();
-      parallel_each(job.panels(), threads_for(N * job.from_input.size(), thread_products),
-                    [&](int64_t p) { OPERAND_DISPATCH(E, project_panel(job, p)); });
-    }
-    run(
-        sequence, step_weights, step_weights * sizeof(E), job.panels(),
-        [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, forward_tile(job, first, last)); },
-        [&](int64_t threads) {
-          OPERAND_DISPATCH(E, begin_forward(job, 0, B));
-          for (int64_t s = 0; s < job.steps; ++s) {
-            parallel_each(job.panels(), threads,
-                          [&](int64_t p) { OPERAND_DISPATCH(E, forward_panel(job, s, p, 0, B)); });
-            OPERAND_DISPATCH(E, end_forward(job, s, 0, B));
-          }
-        });
+    OPERAND_DISPATCH(E, pack_transposed(job.from_state, p, data<T>(weights[1]), H, 0, job.state_panels));
+    OPERAND_DISPATCH(
+        E, pack_transposed(job.from_input, p, data<T>(weights[0]), features, first_gate(kind), job.input_panels));
   });
-  return {output, h_n, c_n, reserve};
+  if (!input_as_it_is)
+    parallel(N, threads_for(N * features, thread_elements), [&](int64_t begin, int64_t end) {
+      E* const to = converted_input + begin * like.input_stride;
+      if (features != like.from_input.depth) std::fill_n(to, (end - begin) * like.input_stride, E(0));
+      OPERAND_DISPATCH(
+          E, convert_rows(data<T>(input) + begin * features, features, end - begin, features, to, like.input_stride));
+    });
+  for (Forward<T, E>& job : jobs) {
+    job.input = converted_input;
+    if constexpr (std::is_same<T, E>::value)
+      if (input_as_it_is) job.input = data<T>(input);
+  }
+  if (like.projected) {
+    step_weights = like.from_state.size();
+    parallel_each(directions * like.panels(), threads_for(directions * N * like.from_input.size(), thread_products),
+                  [&](int64_t i) { OPERAND_DISPATCH(E, project_panel(jobs[i / like.panels()], i % like.panels())); });
+  }
+  run(
+      stack, step_weights, step_weights * sizeof(E), like.panels(),
+      [&](int64_t d, int64_t first, int64_t last) { OPERAND_DISPATCH(E, forward_tile(jobs[d], first, last)); },
+      [&](int64_t d, int64_t threads) {
+        const Forward<T, E>& job = jobs[d];
+        OPERAND_DISPATCH(E, begin_forward(job, 0, B));
+        for (int64_t s = 0; s < job.steps; ++s) {
+          parallel_each(job.panels(), threads, [&](int64_t p) { OPERAND_DISPATCH(E, forward_panel(job, s, p, 0, B)); });
+          OPERAND_DISPATCH(E, end_forward(job, s, 0, B));
+        }
+      });
 }
 
-// Gradients at a layer's weights and biases.
-struct Gradients {
-  Tensor weight_ih, weight_hh, bias_ih, bias_hh;
-};
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent(Tensor input_, Tensor h0, OptionalTensor c0,
+                                                                  OptionalTensor batch_sizes,
+                                                                  std::vector<Tensor> weights, int64_t cell,
+                                                                  bool bidirectional, bool reverse, bool keep) {
+  const Stack stack = check_stack(input_, h0, c0, batch_sizes, weights, cell, bidirectional);
+  const int64_t H = stack.sequence.hidden, N = stack.sequence.rows(), B = stack.sequence.batch;
+  Tensor input = as_dense(input_), output = empty_rows(input, stack, stack.width());
+  ForwardTensors tensors{as_dense(h0),
+                         as_dense(c0),
+                         as_dense(std::move(weights)),
+                         empty(input, {stack.parts, B, H}),
+                         stack.cell == Cell::lstm ? empty(input, {stack.parts, B, H}) : nothing(input),
+                         {}};
+  const int64_t values = reserve_count(stack.cell) * H;
+  if (keep) {
+    for (int64_t layer = 0; layer + 1 < stack.layers(); ++layer)
+      tensors.kept.push_back(empty_rows(input, stack, stack.width()));
+    for (int64_t part = 0; values > 0 && part < stack.parts; ++part) tensors.kept.push_back(empty(input, {N, values}));
+  }
+  if (N == 0) {
+    torch::stable::copy_(tensors.h_n, tensors.h0);
+    if (c0) torch::stable::copy_(tensors.c_n, *c0);
+    return {output, tensors.h_n, tensors.c_n, tensors.kept};
+  }
+  dispatch(input.scalar_type(), [&](auto element, auto operand) {
+    for (int64_t layer = 0; layer < stack.layers(); ++layer) {
+      const bool last = layer + 1 == stack.layers();
+      Tensor to = last ? output : keep ? tensors.kept[layer] : empty_rows(input, stack, stack.width());
+      forward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, input, reverse, tensors, to);
+      input = to;
+    }
+  });
+  return {output, tensors.h_n, tensors.c_n, tensors.kept};
+}
 
-// Rows of the states that forward's steps began with: see Factor.
+// Rows of the states that forward's steps began with: see Right.
 std::vector<int64_t> rows_before(const Sequence& sequence, bool reverse) {
   std::vector<int64_t> before(sequence.rows());
   for (int64_t t = 0; t < sequence.steps; ++t) {
@@ -475,132 +526,184 @@ std::vector<int64_t> rows_before(const Sequence& sequence, bool reverse) {
   return before;
 }
 
-// Gradients of the weights and biases, from those at all gates.
+// All tensors of backward but the inputs and outputs of the layers and their gradients; grad_weights is empty if those
+// are not wanted.
+struct BackwardTensors {
+  OptionalTensor grad_h_n, grad_c_n;
+  std::vector<Tensor> kept;
+  Tensor h0;
+  OptionalTensor c0;
+  std::vector<Tensor> weights;
+  Tensor grad_h0, grad_c0;
+  std::vector<Tensor> grad_weights;
+  std::vector<int64_t> rows_before[2];  // of each direction
+};
+
+// Gradients of a layer's weights and biases, from those at all gates.
 template <class T, class E>
-void weight_gradients(const Backward<T, E>& job, const Sequence& sequence, const Tensor& input, bool reverse,
-                      Gradients& grads) {
-  const int64_t H = job.hidden, G = gate_count(job.kind), slots = slot_count(job.kind), columns = slots * job.stride;
-  const int64_t gate_groups = job.stride / column_group, groups = slots * gate_groups;
-  const std::vector<int64_t> before = rows_before(sequence, reverse);
-  const int64_t I = job.features;
-  WeightGradients<T, E> sums;
-  sums.kind = job.kind;
-  sums.hidden = H;
-  sums.stride = job.stride;
-  sums.rows = sequence.rows();
-  sums.gates = job.gates;
-  sums.gate_stride = job.gate_stride;
-  sums.right[0] = {data<T>(input),
-                   nullptr,
-                   nullptr,
-                   I,
-                   (slots - G) * gate_groups,
-                   groups,
-                   nullptr,
-                   round_up(I),
-                   data<T>(grads.weight_ih),
-                   data<T>(grads.bias_ih)};
-  sums.right[1] = {job.output,
-                   job.h0,
-                   before.data(),
-                   H,
-                   0,
-                   G * gate_groups,
-                   nullptr,
-                   job.stride,
-                   data<T>(grads.weight_hh),
-                   data<T>(grads.bias_hh)};
+void weight_gradients(const Stack& stack, int64_t first_part, const Backward<T, E>* jobs, const Tensor& input,
+                      BackwardTensors& tensors) {
+  const int64_t H = stack.sequence.hidden, G = gate_count(stack.cell), slots = slot_count(stack.cell);
+  const int64_t I = jobs[0].features, stride = jobs[0].stride, columns = slots * stride;
+  const int64_t gate_groups = stride / column_group, groups = slots * gate_groups;
+  WeightGradients<T, E> all[2];
   Workspace workspace;
-  workspace.add(sums.sums, columns);
-  for (Right<T>& right : sums.right) {
-    if constexpr (std::is_same<T, Acc<T>>::value) {
-      // The product has torch's order and no gaps.
-      if (first_gate(job.kind) == 0 && job.stride == H && right.product_stride == right.width) {
-        right.product = right.weight;
-        continue;
+  for (int64_t d = 0; d < stack.directions; ++d) {
+    const Backward<T, E>& job = jobs[d];
+    WeightGradients<T, E>& sums = all[d];
+    Tensor* const grads = &tensors.grad_weights[(first_part + d) * stack.parameters];
+    T* const bias_ih = stack.parameters == 4 ? data<T>(grads[2]) : nullptr;
+    T* const bias_hh = stack.parameters == 4 ? data<T>(grads[3]) : nullptr;
+    sums.kind = stack.cell;
+    sums.hidden = H;
+    sums.stride = stride;
+    sums.rows = stack.sequence.rows();
+    sums.gates = job.gates;
+    sums.gate_stride = job.gate_stride;
+    sums.right[0] = {data<T>(input), nullptr,     nullptr,           I,      I, (slots - G) * gate_groups, groups,
+                     nullptr,        round_up(I), data<T>(grads[0]), bias_ih};
+    sums.right[1] = {job.output,        job.h0,  tensors.rows_before[d].data(),
+                     job.output_stride, H,       0,
+                     G * gate_groups,   nullptr, stride,
+                     data<T>(grads[1]), bias_hh};
+    workspace.add(sums.sums, columns);
+    for (Right<T>& right : sums.right) {
+      if constexpr (std::is_same<T, Acc<T>>::value) {
+        // The product has torch's order and no gaps.
+        if (first_gate(stack.cell) == 0 && stride == H && right.product_stride == right.width) {
+          right.product = right.weight;
+          continue;
+        }
       }
+      workspace.add(right.product, columns * right.product_stride);
     }
-    workspace.add(right.product, columns * right.product_stride);
   }
   workspace.allocate(input);
-  parallel(groups, threads_for(sums.rows * G * H * (I + H), thread_products),
-           [&](int64_t begin, int64_t end) { OPERAND_DISPATCH(E, weight_gradients(sums, begin, end)); });
+  parallel(stack.directions * groups,
+           threads_for(stack.directions * stack.sequence.rows() * G * H * (I + H), thread_products),
+           [&](int64_t begin, int64_t end) {
+             for (int64_t d = 0; d < stack.directions; ++d) {
+               const int64_t first = std::max<int64_t>(begin - d * groups, 0),
+                             last = std::min(end - d * groups, groups);
+               if (first < last) OPERAND_DISPATCH(E, weight_gradients(all[d], first, last));
+             }
+           });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> recurrent_backward(
-    OptionalTensor grad_output_, OptionalTensor grad_h_n_, OptionalTensor grad_c_n_, Tensor input_, Tensor output_,
-    Tensor reserve_, Tensor h0_, OptionalTensor c0_, Tensor weight_ih_, Tensor weight_hh_, OptionalTensor batch_sizes,
-    int64_t cell, bool reverse, bool need_input, bool need_weights) {
-  const Cell kind = check_cell(cell);
-  const Sequence sequence =
-      check_backward(grad_output_, grad_h_n_, grad_c_n_, output_, reserve_, h0_, c0_, weight_hh_, batch_sizes, kind);
-  const int64_t features = check_layer_input(input_, weight_ih_, sequence, batch_sizes.has_value(), output_, kind);
-  const OptionalTensor grad_output = as_dense(grad_output_), grad_h_n = as_dense(grad_h_n_);
-  const OptionalTensor grad_c_n = as_dense(grad_c_n_), c0 = as_dense(c0_);
-  const Tensor input = as_dense(input_), output = as_dense(output_), reserve = as_dense(reserve_), h0 = as_dense(h0_);
-  const Tensor weight_ih = as_dense(weight_ih_), weight_hh = as_dense(weight_hh_);
-  const int64_t H = sequence.hidden, N = sequence.rows(), B = sequence.batch;
+// Parts first_part, ... of the stack: the directions of one layer.  grad_input: without elements if it is not wanted.
+template <class T, class E>
+void backward_layer(const Stack& stack, int64_t first_part, const Tensor& input, const Tensor& output,
+                    const OptionalTensor& grad_output, bool reverse, BackwardTensors& tensors, Tensor& grad_input) {
+  using A = Acc<T>;
+  const Cell kind = stack.cell;
+  const int64_t H = stack.sequence.hidden, N = stack.sequence.rows(), B = stack.sequence.batch;
+  const int64_t features = input.size(input.dim() - 1), directions = stack.directions;
   const int G = gate_count(kind);
-  const auto if_needed = [&](bool need, const std::vector<int64_t>& sizes) {
-    return need ? empty(output, sizes) : nothing(output);
-  };
-  Tensor grad_input = if_needed(need_input, sequence_shape(sequence, batch_sizes.has_value(), features));
-  Tensor grad_h0 = empty(output, {B, H}), grad_c0 = if_needed(kind == Cell::lstm, {B, H});
-  Gradients grads{if_needed(need_weights, {G * H, features}), if_needed(need_weights, {G * H, H}),
-                  if_needed(need_weights, {G * H}), if_needed(need_weights, {G * H})};
-  dispatch(output.scalar_type(), [&](auto element, auto operand) {
-    using T = decltype(element);
-    using E = decltype(operand);
-    using A = Acc<T>;
-    Backward<T, E> job;
-    set_steps(job, sequence, kind, features, !reverse);
+  const bool need_input = grad_input.numel() > 0;
+  Backward<T, E> jobs[2];
+  const Backward<T, E>& like = jobs[0];
+  Workspace workspace, large;
+  for (int64_t d = 0; d < directions; ++d) {
+    Backward<T, E>& job = jobs[d];
+    const int64_t part = first_part + d;
+    set_steps(job, stack, features, reverse == (d == 1));
     OPERAND_DISPATCH(E, make_layout<A>(job.to_state, 1, H, G * factor_depth<E>(H)));
     if (need_input) OPERAND_DISPATCH(E, make_layout<A>(job.to_input, 1, features, G * factor_depth<E>(H)));
-    job.grad_output = data_or_null<T>(grad_output);
-    job.grad_h_n = data_or_null<T>(grad_h_n);
-    job.grad_c_n = data_or_null<T>(grad_c_n);
-    job.output = data<T>(output);
-    job.reserve = data<T>(reserve);
-    job.h0 = data<T>(h0);
-    job.c0 = data_or_null<T>(c0);
+    job.grad_output = grad_output ? data<T>(*grad_output) + d * H : nullptr;
+    job.grad_h_n = part_of(data_or_null<T>(tensors.grad_h_n), stack, part);
+    job.grad_c_n = part_of(data_or_null<T>(tensors.grad_c_n), stack, part);
+    job.output = data<T>(output) + d * H;
+    job.reserve = reserve_count(kind) > 0 ? data<T>(std::as_const(tensors.kept[stack.layers() - 1 + part])) : nullptr;
+    job.h0 = part_of(data<T>(std::as_const(tensors.h0)), stack, part);
+    job.c0 = part_of(data_or_null<T>(tensors.c0), stack, part);
     job.grad_input = data<T>(grad_input);
-    job.grad_h0 = data<T>(grad_h0);
-    job.grad_c0 = data<T>(grad_c0);
+    job.grad_h0 = part_of(data<T>(tensors.grad_h0), stack, part);
+    job.grad_c0 = part_of(data<T>(tensors.grad_c0), stack, part);
     job.gate_stride = slot_count(kind) * job.stride + column_group;  // rows begin in different cache sets
-    const int64_t state = B * job.stride, weights = job.to_state.size() + job.to_input.size();
     job.input_in_steps = B >= few_sequences;
-    Workspace workspace, kept;
     workspace.add(job.state_panels, job.to_state.size());
     workspace.add(job.input_panels, job.to_input.size());
-    workspace.add(job.dh, state);
-    workspace.add(job.dc, state);
-    workspace.allocate(output);
-    kept.add(job.gates, N * job.gate_stride);
-    kept.allocate(output);
-    parallel_each(job.to_state.panels + job.to_input.panels, threads_for(weights, thread_packed), [&](int64_t p) {
-      if (p < job.to_state.panels) {
-        OPERAND_DISPATCH(E, pack(job.to_state, p, data<T>(weight_hh), H, G, first_gate(kind), job.state_panels));
-      } else {
-        OPERAND_DISPATCH(E, pack(job.to_input, p - job.to_state.panels, data<T>(weight_ih), H, G, 0, job.input_panels));
-      }
-    });
-    const int64_t step_weights = job.input_in_steps ? weights : job.to_state.size();
-    run(
-        sequence, step_weights, step_weights * sizeof(E), job.panels(),
-        [&](int64_t first, int64_t last) { OPERAND_DISPATCH(E, backward_tile(job, first, last)); },
-        [&](int64_t threads) {
-          OPERAND_DISPATCH(E, begin_backward(job, 0, B));
-          for (int64_t s = 0; s <= job.steps; ++s)
-            parallel_each(job.panels(), threads,
-                          [&](int64_t p) { OPERAND_DISPATCH(E, backward_panel(job, s, p, 0, B)); });
-          OPERAND_DISPATCH(E, end_backward(job, 0, B));
-        });
-    if (!job.input_in_steps)
-      parallel_each(job.to_input.panels, threads_for(N * job.to_input.size(), thread_products),
-                    [&](int64_t p) { OPERAND_DISPATCH(E, input_gradient(job, p, 0, N)); });
-    if (need_weights) weight_gradients(job, sequence, input, reverse, grads);
+    workspace.add(job.dh, B * job.stride);
+    workspace.add(job.dc, B * job.stride);
+    large.add(job.gates, N * job.gate_stride);
+    if (d > 0 && need_input) large.add(job.grad_input, N * features);
+  }
+  workspace.allocate(output);
+  large.allocate(output);
+  const int64_t weights = like.to_state.size() + like.to_input.size();
+  const int64_t panels = like.to_state.panels + like.to_input.panels;
+  parallel_each(directions * panels, threads_for(directions * weights, thread_packed), [&](int64_t i) {
+    const int64_t d = i / panels, p = i % panels, q = p - like.to_state.panels;
+    const Backward<T, E>& job = jobs[d];
+    const Tensor* const w = &tensors.weights[(first_part + d) * stack.parameters];
+    if (q < 0) {
+      OPERAND_DISPATCH(E, pack(job.to_state, p, data<T>(w[1]), H, G, first_gate(kind), job.state_panels));
+    } else {
+      OPERAND_DISPATCH(E, pack(job.to_input, q, data<T>(w[0]), H, G, 0, job.input_panels));
+    }
   });
-  return {grad_input, grad_h0, grad_c0, grads.weight_ih, grads.weight_hh, grads.bias_ih, grads.bias_hh};
+  const int64_t step_weights = like.input_in_steps ? weights : like.to_state.size();
+  run(
+      stack, step_weights, step_weights * sizeof(E), like.panels(),
+      [&](int64_t d, int64_t first, int64_t last) { OPERAND_DISPATCH(E, backward_tile(jobs[d], first, last)); },
+      [&](int64_t d, int64_t threads) {
+        const Backward<T, E>& job = jobs[d];
+        OPERAND_DISPATCH(E, begin_backward(job, 0, B));
+        for (int64_t s = 0; s <= job.steps; ++s)
+          parallel_each(job.panels(), threads,
+                        [&](int64_t p) { OPERAND_DISPATCH(E, backward_panel(job, s, p, 0, B)); });
+        OPERAND_DISPATCH(E, end_backward(job, 0, B));
+      });
+  if (!like.input_in_steps) {
+    const int64_t count = like.to_input.panels;
+    parallel_each(directions * count, threads_for(directions * N * like.to_input.size(), thread_products),
+                  [&](int64_t i) { OPERAND_DISPATCH(E, input_gradient(jobs[i / count], i % count, 0, N)); });
+  }
+  if (directions > 1 && need_input)
+    parallel(N * features, threads_for(N * features, thread_elements), [&](int64_t begin, int64_t end) {
+      SIMD_DISPATCH(add(jobs[1].grad_input + begin, end - begin, like.grad_input + begin));
+    });
+  if (!tensors.grad_weights.empty()) weight_gradients(stack, first_part, jobs, input, tensors);
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
+    OptionalTensor grad_output_, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor input_, Tensor output_,
+    Tensor h0, OptionalTensor c0, OptionalTensor batch_sizes, std::vector<Tensor> kept, std::vector<Tensor> weights,
+    int64_t cell, bool bidirectional, bool reverse, bool need_input, bool need_weights) {
+  const Stack stack = check_stack(input_, h0, c0, batch_sizes, weights, cell, bidirectional);
+  check_stack_backward(stack, grad_output_, grad_h_n, grad_c_n, output_, kept, input_);
+  const int64_t H = stack.sequence.hidden, B = stack.sequence.batch;
+  const Tensor input = as_dense(input_);
+  Tensor output = as_dense(output_);
+  OptionalTensor grad_output = as_dense(grad_output_);
+  Tensor grad_input = need_input ? empty_rows(input, stack, stack.features) : nothing(input);
+  BackwardTensors tensors{as_dense(grad_h_n),
+                          as_dense(grad_c_n),
+                          as_dense(std::move(kept)),
+                          as_dense(h0),
+                          as_dense(c0),
+                          as_dense(std::move(weights)),
+                          empty(input, {stack.parts, B, H}),
+                          stack.cell == Cell::lstm ? empty(input, {stack.parts, B, H}) : nothing(input),
+                          {},
+                          {}};
+  if (need_weights) {
+    for (const Tensor& w : tensors.weights)
+      tensors.grad_weights.push_back(w.dim() == 2 ? empty(input, {w.size(0), w.size(1)}) : empty(input, {w.size(0)}));
+    for (int64_t d = 0; d < stack.directions; ++d)
+      tensors.rows_before[d] = rows_before(stack.sequence, reverse != (d == 1));
+  }
+  dispatch(input.scalar_type(), [&](auto element, auto operand) {
+    for (int64_t layer = stack.layers() - 1; layer >= 0; --layer) {
+      const Tensor& from = layer == 0 ? input : tensors.kept[layer - 1];
+      Tensor to = layer == 0 ? grad_input : empty_rows(input, stack, stack.width());
+      backward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, from, output, grad_output,
+                                                           reverse, tensors, to);
+      output = from;
+      grad_output = to;
+    }
+  });
+  return {grad_input, tensors.grad_h0, tensors.grad_c0, tensors.grad_weights};
 }
 
 // Tensors of a cell update, dense in the format of the gates.

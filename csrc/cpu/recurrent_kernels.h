@@ -345,7 +345,7 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
     }
   }
   store(next + at, h);
-  write<Tail>(job.output + row * H + unit, h, n);
+  write<Tail>(job.output + row * job.output_stride + unit, h, n);
 }
 
 // Panel p's sums for the rows [row, row + count) of the data, but for the products with the states.
@@ -474,19 +474,19 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
   constexpr int G = gate_count(C);
   const int64_t H = job.hidden, at = b * job.stride + unit;
   V dh = load(job.dh + at);
-  if (job.grad_output) dh += read<Tail>(job.grad_output + row * H + unit, n);
+  if (job.grad_output) dh += read<Tail>(job.grad_output + row * job.output_stride + unit, n);
   V rest{};  // what reaches the step before past the product with weight_hh
   V gates[G + 1];
   if constexpr (C == Cell::rnn_tanh) {
-    const V y = read<Tail>(job.output + row * H + unit, n);
+    const V y = read<Tail>(job.output + row * job.output_stride + unit, n);
     gates[0] = dh * mul_add(-y, y, splat(A(1)));
   } else if constexpr (C == Cell::rnn_relu) {
-    const V y = read<Tail>(job.output + row * H + unit, n);
+    const V y = read<Tail>(job.output + row * job.output_stride + unit, n);
     gates[0] = y <= 0 ? V{} : dh;
   } else if constexpr (C == Cell::gru) {
     const T* const p = job.reserve + row * 4 * H + unit;
     const GruStep<A> v{read<Tail>(p, n), read<Tail>(p + H, n), read<Tail>(p + 2 * H, n), read<Tail>(p + 3 * H, n), {}};
-    const V before = read<Tail>((previous < 0 ? job.h0 + b * H : job.output + previous * H) + unit, n);
+    const V before = read<Tail>((previous < 0 ? job.h0 + b * H : job.output + previous * job.output_stride) + unit, n);
     const GruGradients<A> d = gru_gradients<A>(v, before, dh);
     rest = d.h;
     gates[0] = d.r;
@@ -626,15 +626,25 @@ void backward_tile(const Backward<T, E>& job, int64_t first, int64_t last) {
   end_backward(job, first, last);
 }
 
+// n elements more, rounded like those that are there.
+template <class T>
+void add(const T* from, int64_t n, T* to) {
+  constexpr int L = lanes<Acc<T>>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, load(to + i) + load(from + i));
+  if (i < n) store_first(to + i, load_first(to + i, n - i) + load_first(from + i, n - i), n - i);
+}
+
 // Gradients of the weights.
 
 // Columns of `gates` that are multiplied at a time; divides column_group.
 constexpr int outer_rows = SIMD_BYTES == 64 ? 8 : 4;
 
-// product[i] += left[k][i] * right row (row0 + k), over a chain of rows, for the groups [first, last) of i.
+// product[i] += left[k][i] * right row (row0 + k), over a chain of rows, for the groups [first, last) of i.  A group's
+// columns lie side by side, those of the next group `left_stride` further.
 template <class T, class E>
-void add_products(const Right<T>& right, int64_t row0, int64_t depth, const E* left, int64_t left_stride, int64_t first,
-                  int64_t last) {
+void add_products(const Right<T>& right, int64_t row0, int64_t depth, const E* left, int64_t left_stride,
+                  int64_t k_stride, int64_t first, int64_t last) {
   using A = Acc<T>;
   constexpr int L = lanes<A>, V = 2, K = factor_values<E>;
   alignas(64) E panel[outer_depth * V * L];
@@ -647,9 +657,9 @@ void add_products(const Right<T>& right, int64_t row0, int64_t depth, const E* l
       A* const product = right.product + i * right.product_stride + c;
       const int64_t factors = (depth + K - 1) / K * K;
       if (width > L)
-        multiply<E, V, outer_rows>(panel, factors, from, K, column_group, product, right.product_stride);
+        multiply<E, V, outer_rows>(panel, factors, from, K, k_stride, product, right.product_stride);
       else
-        multiply<E, 1, outer_rows>(panel, factors, from, K, column_group, product, right.product_stride);
+        multiply<E, 1, outer_rows>(panel, factors, from, K, k_stride, product, right.product_stride);
     }
   }
 }
@@ -662,14 +672,15 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
   constexpr int64_t left_stride = outer_depth * column_group + column_group;  // groups begin in different cache sets
   const WeightGradients<T, E> job = shared;
   const int64_t column0 = first * column_group, columns = (last - first) * column_group;
-  const std::unique_ptr<E[]> left(new E[(last - first) * left_stride]);
+  constexpr bool pairs = factor_values<E> > 1;  // then rows have to be packed, else they are read where they are
+  const std::unique_ptr<E[]> left(pairs ? new E[(last - first) * left_stride] : nullptr);
   std::fill_n(job.sums + column0, columns, A(0));
   for (const Right<T>& right : job.right)
     std::fill_n(right.product + column0 * right.product_stride, columns * right.product_stride, A(0));
   for (int64_t row0 = 0; row0 < job.rows; row0 += outer_depth) {
     const int64_t depth = std::min(outer_depth, job.rows - row0);
     const E* const gates = job.gates + row0 * job.gate_stride + column0;
-    for (int64_t j = 0; j < columns; j += column_group)
+    for (int64_t j = 0; pairs && j < columns; j += column_group)
       pack_rows<E>(
           depth, column_group, column_group, [&](int64_t k) { return gates + k * job.gate_stride + j; },
           &left[j / column_group * left_stride]);
@@ -680,7 +691,12 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
     }
     for (const Right<T>& right : job.right) {
       const int64_t begin = std::max(first, right.first), end = std::min(last, right.last);
-      if (begin < end) add_products(right, row0, depth, &left[(begin - first) * left_stride], left_stride, begin, end);
+      if (begin >= end) continue;
+      if constexpr (pairs)
+        add_products(right, row0, depth, &left[(begin - first) * left_stride], left_stride, column_group, begin, end);
+      else
+        add_products(right, row0, depth, gates + (begin - first) * column_group, column_group, job.gate_stride, begin,
+                     end);
     }
   }
   for (const Right<T>& right : job.right)
@@ -688,7 +704,7 @@ void weight_gradients(const WeightGradients<T, E>& shared, int64_t first, int64_
       const int64_t column = i * column_group, unit = column % job.stride;
       const int64_t gate = (column / job.stride + first_gate(job.kind)) % gate_count(job.kind);
       const int64_t count = std::min(column_group, job.hidden - unit), row = gate * job.hidden + unit;
-      convert(job.sums + column, count, right.bias + row);
+      if (right.bias) convert(job.sums + column, count, right.bias + row);
       if (static_cast<const void*>(right.product) != right.weight)
         convert_rows(right.product + column * right.product_stride, right.product_stride, count, right.width,
                      right.weight + row * right.width, right.width);

@@ -98,18 +98,16 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         data, states = data.to(computed_in), tuple(s.to(computed_in) for s in states)
         weights = [w.to(computed_in) for w in weights]
     if not states:
-        zeros = data.new_zeros(batch, module.hidden_size)
-        rows: list[Sequence[Tensor | None]] = [[zeros] * count, [zeros if cell == LSTM_CELL else None] * count]
-    else:
-        if unbatched:
-            states = tuple(s.unsqueeze(1) for s in states)
-        elif sorted_indices is not None:
-            states = tuple(s.index_select(1, sorted_indices) for s in states)
-        rows = [s.unbind() for s in states]
-        if cell != LSTM_CELL:
-            rows.append([None] * count)
+        zeros = data.new_zeros(count, batch, module.hidden_size)
+        states = (zeros, zeros)
+    elif unbatched:
+        states = tuple(s.unsqueeze(1) for s in states)
+    elif sorted_indices is not None:
+        states = tuple(s.index_select(1, sorted_indices) for s in states)
     output: Any
-    output, finals = _run_layers(module, cell, data, rows, weights, batch_sizes)
+    c0 = states[1] if cell == LSTM_CELL else None
+    output, h_n, c_n = _run_layers(module, cell, data, states[0], c0, weights, batch_sizes)
+    finals = [h_n] if c0 is None else [h_n, c_n]
 
     if result_dtype != computed_in:
         output, finals = output.to(result_dtype), [f.to(result_dtype) for f in finals]
@@ -169,30 +167,25 @@ def _run_layers(
     module: nn.RNNBase,
     cell: int,
     x: Tensor,
-    states: Sequence[Sequence[Any]],
-    weights: Sequence[Any],
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the last layer's output and the final states of all layers and directions, stacked."""
-    directions, per_direction = 2 if module.bidirectional else 1, 4 if module.bias else 2
-    finals: list[Sequence[Tensor]] = []
-    for layer in range(module.num_layers):
-        outputs = []
-        for direction in range(directions):
-            k = len(finals)
-            weight_ih, weight_hh, *biases = weights[k * per_direction : (k + 1) * per_direction]
-            biases = biases or [None, None]
-            output, *final = run_native(
-                x, states[0][k], states[1][k], weight_ih, weight_hh, biases[0], biases[1], batch_sizes,
-                cell, direction == 1,
-            )  # fmt: skip
-            outputs.append(output)
-            finals.append(final)
-        x = torch.cat(outputs, -1) if directions > 1 else outputs[0]
-        if module.training and module.dropout > 0 and layer < module.num_layers - 1:
+) -> tuple[Tensor, ...]:
+    """Return the last layer's output and the final states of all layers and directions."""
+    layers, bidirectional = module.num_layers, module.bidirectional
+    if not (module.training and module.dropout > 0):
+        return run_native(x, h0, c0, batch_sizes, weights, cell, bidirectional)
+    finals = []
+    c0s = [None] * layers if c0 is None else c0.chunk(layers)
+    for layer, (h, c) in enumerate(zip(h0.chunk(layers), c0s, strict=True)):
+        own = weights[layer * len(weights) // layers : (layer + 1) * len(weights) // layers]
+        if layer > 0:
             x = torch.dropout(x, module.dropout, True)
-    kinds = 2 if cell == LSTM_CELL else 1
-    return x, [torch.stack([final[kind] for final in finals]) for kind in range(kinds)]
+        x, *final = run_native(x, h, c, batch_sizes, own, cell, bidirectional)
+        finals.append(final)
+    h_n, c_n = (torch.cat(kind) for kind in zip(*finals, strict=True))
+    return x, h_n, c_n
 
 
 class RNN(nn.RNN, metaclass=StandsFor):

@@ -1,4 +1,4 @@
-"""Recurrent layers over whole sequences, one layer and direction at a time.
+"""Recurrent layers over whole sequences.
 
 Simple recurrence: Elman 1990, "Finding structure in time". GRU: Cho et al. 2014, arXiv:1406.1078, with the reset
 gate behind the product as in cuDNN and torch. LSTM: Hochreiter and Schmidhuber 1997, "Long short-term memory",
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -358,6 +359,39 @@ def _check_batch_sizes(batch_sizes: Tensor, rows: int, h0: Tensor | None) -> int
     return sizes[0]
 
 
+def _check_stack(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: int,
+    bidirectional: bool,
+) -> tuple[int, int]:
+    """The checks of csrc/recurrent.h, so that tracing refuses what the kernels refuse; return B and H."""
+    if not 0 <= cell < len(CELLS):
+        raise ValueError(f"cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got {cell}")
+    if (c0 is None) == (cell == LSTM):
+        raise ValueError("c0 belongs to an LSTM, and to no other cell")
+    directions = 2 if bidirectional else 1
+    if h0.dim() != 3 or h0.shape[0] == 0 or h0.shape[0] % directions:
+        raise ValueError(f"h0 must have shape (layers * {directions}, batch, hidden), got {tuple(h0.shape)}")
+    if c0 is not None:
+        check_tensor(c0, "c0", h0.shape, input, "input")
+    parts, x, state = h0.shape[0], input, (0, 0)
+    if len(weights) not in (2 * parts, 4 * parts):
+        raise ValueError(f"{parts} layers times directions have 2 or 4 weights each, got {len(weights)} in all")
+    each = len(weights) // parts
+    for k in range(parts):
+        if k == directions:
+            x = input.new_empty((*input.shape[:-1], directions * h0.shape[2]))
+        weight_ih, weight_hh, *biases = weights[k * each : (k + 1) * each]
+        c = None if c0 is None else c0[k]
+        bias_ih, bias_hh = biases or (None, None)
+        state = _check_operands(cell, x, h0[k], c, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes)
+    return state
+
+
 def _prepare(
     input: Tensor,
     hx: Sequence[Tensor | None],
@@ -395,9 +429,16 @@ def _prepare(
 
 def _layer(*arguments: Any) -> tuple[Any, ...]:
     arguments = _prepare(*arguments)
-    if use_native(CELLS[arguments[8]].name, KERNELS, arguments[:7]):
-        return run_native(*arguments)
-    return _run_reference(*arguments)
+    if not use_native(CELLS[arguments[8]].name, KERNELS, arguments[:7]):
+        return _run_reference(*arguments)
+    input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse = arguments
+    weights = [weight_ih, weight_hh]
+    if bias_ih is not None or bias_hh is not None:
+        weights.append(torch.zeros_like(bias_hh) if bias_ih is None else bias_ih)
+        weights.append(torch.zeros_like(bias_ih) if bias_hh is None else bias_hh)
+    states = h0.unsqueeze(0), None if c0 is None else c0.unsqueeze(0)
+    output, h_n, c_n = run_native(input, *states, batch_sizes, weights, cell, reverse=reverse)
+    return output, h_n.squeeze(0), c_n.squeeze(0) if cell == LSTM else c_n
 
 
 class LayerCall(NamedTuple):
@@ -461,95 +502,114 @@ def run_native(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
     batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
     cell: int,
-    reverse: bool,
-) -> tuple[Tensor, ...]:
-    """Run a layer on the compiled operator, which checks what there is to check.
+    bidirectional: bool = False,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run layers, each over the output of the one before, on the compiled operator, which checks what there is.
 
     Args:
         input: As the other tensors a plain one, of the shape that the public functions say.
-        h0: (B, H).
-        c0: (B, H) for an LSTM, else None.
-        weight_ih: (G * H, I).
-        weight_hh: (G * H, H).
-        bias_ih: (G * H,).
-        bias_hh: (G * H,).
+        h0: (L * D, B, H) for L layers with D directions.
+        c0: (L * D, B, H) for an LSTM, else None.
         batch_sizes: Of packed data.
+        weights: Of each layer and direction (G * H, I or D * H), (G * H, H) and, all or none, two biases (G * H,),
+            in the order of :class:`torch.nn.RNN`.
         cell: ``RNN_TANH``, ``RNN_RELU``, ``GRU`` or ``LSTM``.
-        reverse: Run backwards in time.
+        bidirectional: Run in both directions, and return their outputs side by side.
+        reverse: Run the first direction, or the only one, backwards in time, and the second one forwards.
 
     Returns:
-        Output, final state, final cell state (empty unless the cell is an LSTM).
+        Output, (T, B, D * H) or (N, D * H), final state, final cell state (empty unless the cell is an LSTM).
     """
     differentiable = torch.is_grad_enabled() and (
         input.requires_grad
-        or weight_ih.requires_grad
-        or weight_hh.requires_grad
         or h0.requires_grad
         or (c0 is not None and c0.requires_grad)
-        or (bias_ih is not None and bias_ih.requires_grad)
-        or (bias_hh is not None and bias_hh.requires_grad)
+        or any(weight.requires_grad for weight in weights)
     )
-    arguments = (
-        input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse, differentiable
-    )  # fmt: skip
+    options = cell, bidirectional, reverse, differentiable
+    if differentiable and not torch.compiler.is_compiling():
+        output, h_n, c_n, *_ = _Layers.apply(input, h0, c0, batch_sizes, *options, *weights)
+        return output, h_n, c_n
+    # Dynamo runs the backward of an autograd.Function without recording it, which would drop second-order
+    # gradients; the operators' registered formulas do without.
+    operator, arguments = torch.ops.genimg_fast.recurrent.default, (input, h0, c0, batch_sizes, weights, *options)
     if torch.compiler.is_compiling():
-        # Dynamo runs the backward of an autograd.Function without recording it, which would drop second-order
-        # gradients; the operators' registered formulas do without.
-        return torch.ops.genimg_fast.recurrent.default(*arguments)[:3]
-    if differentiable:
-        return _Layer.apply(*arguments)[:3]
+        return operator(*arguments)[:3]
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.recurrent.default(*arguments)[:3]
+        return operator(*arguments)[:3]
 
 
-def _keep_for_layer(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, h0, c0, weight_ih, weight_hh, _, _, batch_sizes, ctx.cell, ctx.reverse, keep = inputs
-    if not keep and CELLS[ctx.cell].reserve > 0:
+def _keep_for_backward(
+    ctx: Any, inputs: Sequence[Any], weights: Sequence[Tensor], output: Tensor, kept: Sequence[Tensor]
+) -> None:
+    """Keep what :func:`_gradients` needs; `inputs` are the operator's but the weights."""
+    input, h0, c0, batch_sizes, cell, bidirectional, reverse, keep = inputs
+    if not keep and (CELLS[cell].reserve > 0 or h0.shape[0] > (2 if bidirectional else 1)):
         raise RuntimeError("recurrent: keep must be True where gradients are needed")
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, output[0], output[3], h0, c0, weight_ih, weight_hh, batch_sizes)
+    ctx.save_for_backward(input, output, h0, c0, batch_sizes, *kept, *weights)
+    ctx.kept, ctx.options = len(kept), (cell, bidirectional, reverse)
 
 
-def _layer_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    grad_output, grad_h_n, grad_c_n, grad_reserve = grads
-    if ctx.cell != LSTM:
+def _gradients(
+    ctx: Any, grads: Sequence[Tensor | None], grad_kept: Sequence[Tensor | None], need: Sequence[bool], count: int
+) -> tuple[Any, ...] | None:
+    """Return the gradients of input, states and weights, or None if all of them are.
+
+    Args:
+        ctx: Of the forward operator's call.
+        grads: At its output and final states.
+        grad_kept: At what it kept for backward.
+        need: Of input, h0 and c0, then of the weights, which of them are needed.
+        count: Number of weights.
+    """
+    grad_output, grad_h_n, grad_c_n = grads
+    if ctx.options[0] != LSTM:
         grad_c_n = None
-    if CELLS[ctx.cell].reserve == 0:
-        grad_reserve = None
-    if grad_output is None and grad_h_n is None and grad_c_n is None and grad_reserve is None:
-        return (None,) * 11
-    need = ctx.needs_input_grad
-    need_weights = need[3] or need[4] or need[5] or need[6]
-    arguments: tuple[Any, ...] = (*ctx.saved_tensors, ctx.cell, ctx.reverse, need[0], need_weights)
-    if grad_reserve is None:
-        operator = torch.ops.genimg_fast.recurrent_backward.default
-        gradients = call_backward(operator, grad_output, grad_h_n, grad_c_n, *arguments)
-    else:
+    direct = any(grad is not None for grad in grad_kept)
+    if grad_output is None and grad_h_n is None and grad_c_n is None and not direct:
+        return None
+    saved = ctx.saved_tensors
+    kept, weights = saved[5 : 5 + ctx.kept], saved[5 + ctx.kept :]
+    arguments = (
+        grad_output, grad_h_n, grad_c_n, *saved[:5], kept, weights, *ctx.options, need[0], any(need[3:])
+    )  # fmt: skip
+    if direct:
         # Only derivatives of higher order come here.
-        gradients = _backward_reference(grad_output, grad_h_n, grad_c_n, *arguments, grad_reserve=grad_reserve)
-    return *(g if n else None for g, n in zip(gradients, need[:7], strict=True)), None, None, None, None
+        *found, grad_weights = _backward_reference(*arguments, grad_kept=grad_kept)
+    else:
+        operator = torch.ops.genimg_fast.recurrent_backward.default
+        *found, grad_weights = call_backward(operator, *arguments)
+    none: list[Any] = [None] * count
+    return tuple(g if n else None for g, n in zip((*found, *(grad_weights or none)), need, strict=True))
 
 
-class _Layer(torch.autograd.Function):
+class _Layers(torch.autograd.Function):
     """Autograd of the operator in eager mode: costs less per call than the formula registered for torch.compile.
 
-    The reserve is an output like the others: that is how gradients of second order find their way to it.
+    What is kept for backward is an output like the others: that is how gradients of second order find their way
+    to it.
     """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, weights = arguments[:8], arguments[8:]
         with torch._C._AutoDispatchBelowAutograd():
-            outputs = torch.ops.genimg_fast.recurrent.default(*arguments)
-        _keep_for_layer(ctx, arguments, outputs)
-        return outputs
+            *outputs, kept = torch.ops.genimg_fast.recurrent.default(*inputs[:4], weights, *inputs[4:])
+        _keep_for_backward(ctx, inputs, weights, outputs[0], kept)
+        return *outputs, *kept
 
-    backward = staticmethod(_layer_backward)
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        need = ctx.needs_input_grad
+        found = _gradients(ctx, grads[:3], grads[3:], need[:3] + need[8:], len(need) - 8)
+        if found is None:
+            return (None,) * len(need)
+        return *found[:3], None, None, None, None, None, *found[3:]
 
 
 def _previous_states(output: Tensor, h0: Tensor, batch_sizes: Tensor | None, reverse: bool) -> Tensor:
@@ -597,7 +657,7 @@ def _gradients_from_steps(
     )
 
 
-def _backward_reference(
+def _part_backward_reference(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -613,13 +673,12 @@ def _backward_reference(
     reverse: bool,
     need_input: bool,
     need_weights: bool,
-    *,
-    grad_reserve: Tensor | None = None,
+    grad_reserve: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Do what the backward operator does, in PyTorch operations, and take gradients at the reserve as well.
+    """Do what the backward operator does, for one layer and direction, in PyTorch operations.
 
-    It is a function of the saved values: differentiating it gives gradients at those, which the forward operator's
-    formula passes on.
+    It takes gradients at the reserve as well, and is a function of the saved values: differentiating it gives
+    gradients at those, which the forward operator's formula passes on.
     """
     dtype, hidden = WIDE_DTYPE[output.dtype], h0.shape[1]
     sizes = [h0.shape[0]] * output.shape[0] if batch_sizes is None else batch_sizes.tolist()
@@ -683,34 +742,7 @@ def _backward_reference(
     return tuple(g.to(output.dtype) for g in gradients)
 
 
-def _run_by_steps(
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    batch_sizes: Tensor | None,
-    cell: int,
-    reverse: bool,
-    keep: bool,
-) -> tuple[Tensor, ...]:
-    """Do what the operator does where the library has a kernel for the steps only: on CUDA."""
-    width = CELLS[cell].gates * h0.shape[-1]
-    # The steps see the gates only, and what does not fit may broadcast.
-    check_tensor(weight_ih, "weight_ih", (width, input.shape[-1]), input, "input")
-    for bias, name in ((bias_ih, "bias_ih"), (bias_hh, "bias_hh")):
-        if bias is not None:
-            check_tensor(bias, name, (width,), input, "input")
-    outside, bias_n = _combine_biases(cell, bias_ih, bias_hh)
-    gates = F.linear(input, weight_ih, outside)
-    return torch.ops.genimg_fast.recurrent_steps.default(
-        gates, h0, c0, weight_hh, bias_n, batch_sizes, cell, reverse, keep
-    )
-
-
-def _backward_by_steps(
+def _part_backward_by_steps(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -726,8 +758,9 @@ def _backward_by_steps(
     reverse: bool,
     need_input: bool,
     need_weights: bool,
+    grad_reserve: None,
 ) -> tuple[Tensor, ...]:
-    """Likewise for the backward operator."""
+    """Likewise on the kernel of the steps."""
     grad_gates, grad_hidden_n, grad_h0, grad_c0 = torch.ops.genimg_fast.recurrent_steps_backward.default(
         grad_output, grad_h_n, grad_c_n, output, reserve, h0, c0, weight_hh, batch_sizes, cell, reverse
     )
@@ -738,6 +771,111 @@ def _backward_by_steps(
     return grad_input, grad_h0, grad_c0, *grad_parameters
 
 
+def _backward_by_parts(
+    part_backward: Callable[..., tuple[Tensor, ...]],
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    output: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    cell: int,
+    bidirectional: bool,
+    reverse: bool,
+    need_input: bool,
+    need_weights: bool,
+    *,
+    grad_kept: Sequence[Tensor | None] = (),
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Do what the backward operator does, given a function for one part: one layer in one direction.
+
+    It takes gradients at what forward kept as well.
+    """
+    parts, hidden, directions = h0.shape[0], h0.shape[2], 2 if bidirectional else 1
+    each, below = len(weights) // parts, parts // directions - 1
+    outputs, reserves = [*kept[:below], output], kept[below:] or [input.new_empty(0)] * parts
+    grad_kept = grad_kept or [None] * len(kept)
+    grad_outputs, grad_reserves = [*grad_kept[:below], grad_output], grad_kept[below:] or [None] * parts
+    grad_states: list[Any] = [None] * parts
+    grad_weights: list[Any] = [None] * len(weights)
+    grad_input = input.new_empty(0)
+    for k in reversed(range(parts)):
+        layer, direction = divmod(k, directions)
+        columns = slice(direction * hidden, (direction + 1) * hidden)
+        grad, wanted = grad_outputs[layer], layer > 0 or need_input
+        found, *grad_states[k], grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh = part_backward(
+            None if grad is None else grad[..., columns],
+            None if grad_h_n is None else grad_h_n[k],
+            None if grad_c_n is None else grad_c_n[k],
+            outputs[layer - 1] if layer else input,
+            outputs[layer][..., columns],
+            reserves[k],
+            h0[k],
+            None if c0 is None else c0[k],
+            *weights[k * each : k * each + 2],
+            batch_sizes,
+            cell,
+            reverse != (direction == 1),
+            wanted,
+            need_weights,
+            grad_reserves[k],
+        )
+        grad_weights[k * each : (k + 1) * each] = (grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh)[
+            :each
+        ]
+        if layer:
+            above = grad_outputs[layer - 1]
+            grad_outputs[layer - 1] = found if above is None else above + found
+        elif wanted:
+            grad_input = grad_input + found if grad_input.shape == found.shape else found
+    grad_h0 = torch.stack([h for h, _ in grad_states])
+    grad_c0 = torch.stack([c for _, c in grad_states]) if cell == LSTM else input.new_empty(0)
+    return grad_input, grad_h0, grad_c0, grad_weights if need_weights else []
+
+
+_backward_reference: Callable[..., Any] = partial(_backward_by_parts, _part_backward_reference)
+_backward_by_steps: Callable[..., Any] = partial(_backward_by_parts, _part_backward_by_steps)
+
+
+def _run_by_steps(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    batch_sizes: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: int,
+    bidirectional: bool,
+    reverse: bool,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Do what the operator does where the library has a kernel for the steps only: on CUDA."""
+    _check_stack(input, h0, c0, batch_sizes, weights, cell, bidirectional)
+    parts, directions = h0.shape[0], 2 if bidirectional else 1
+    each = len(weights) // parts
+    x, layers, results = input, [], []
+    for k in range(parts):
+        weight_ih, weight_hh, *biases = weights[k * each : (k + 1) * each]
+        outside, bias_n = _combine_biases(cell, *(biases or (None, None)))
+        gates, c = F.linear(x, weight_ih, outside), None if c0 is None else c0[k]
+        backwards = reverse != (k % directions == 1)
+        results.append(
+            torch.ops.genimg_fast.recurrent_steps.default(
+                gates, h0[k], c, weight_hh, bias_n, batch_sizes, cell, backwards, keep
+            )
+        )
+        if (k + 1) % directions == 0:
+            outputs = [result[0] for result in results[-directions:]]
+            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+            layers.append(x)
+    h_n, c_n = (torch.stack([result[kind] for result in results]) for kind in (1, 2))
+    kept = [*layers[:-1], *(result[3] for result in results if CELLS[cell].reserve > 0)] if keep else []
+    return x, h_n, c_n if cell == LSTM else input.new_empty(0), kept
+
+
 if find_kernels("recurrent_steps").get("cuda"):
     torch.library.impl("genimg_fast::recurrent", "CUDA")(_run_by_steps)
     torch.library.impl("genimg_fast::recurrent_backward", "CUDA")(_backward_by_steps)
@@ -746,35 +884,31 @@ KERNELS = find_kernels("recurrent")
 
 if KERNELS:
 
-    def _check_fake(cell: int, *operands: Any) -> tuple[int, int]:
-        """The checks of csrc/recurrent.h, so that tracing refuses what the kernels refuse; return B and H."""
-        if not 0 <= cell < len(CELLS):
-            raise ValueError(f"cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got {cell}")
-        if (operands[2] is None) == (cell == LSTM):
-            raise ValueError("c0 belongs to an LSTM, and to no other cell")
-        return _check_operands(cell, *operands)
-
     @torch.library.register_fake("genimg_fast::recurrent")
     def _(
         input: Tensor,
         h0: Tensor,
         c0: Tensor | None,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
         batch_sizes: Tensor | None,
+        weights: Sequence[Tensor],
         cell: int,
+        bidirectional: bool,
         reverse: bool,
         keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        state = _check_fake(cell, input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes)
-        rows, values = input.shape[:-1].numel(), CELLS[cell].reserve * state[1]
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        _, hidden = _check_stack(input, h0, c0, batch_sizes, weights, cell, bidirectional)
+        parts, directions = h0.shape[0], 2 if bidirectional else 1
+        rows, values = input.shape[:-1].numel(), CELLS[cell].reserve * hidden
+        outputs = [
+            input.new_empty((*input.shape[:-1], directions * hidden))
+            for _ in range(parts // directions if keep else 1)
+        ]
+        reserves = [input.new_empty((rows, values)) for _ in range(parts if keep and values else 0)]
         return (
-            input.new_empty((*input.shape[:-1], state[1])),
-            input.new_empty(state),
-            input.new_empty(state if cell == LSTM else 0),
-            input.new_empty((rows, values) if keep and values else 0),
+            outputs[-1],
+            input.new_empty(h0.shape),
+            input.new_empty(h0.shape if cell == LSTM else 0),
+            outputs[:-1] + reserves,
         )
 
     @torch.library.register_fake("genimg_fast::recurrent_backward")
@@ -784,44 +918,74 @@ if KERNELS:
         grad_c_n: Tensor | None,
         input: Tensor,
         output: Tensor,
-        reserve: Tensor,
         h0: Tensor,
         c0: Tensor | None,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
         batch_sizes: Tensor | None,
+        kept: Sequence[Tensor],
+        weights: Sequence[Tensor],
         cell: int,
+        bidirectional: bool,
         reverse: bool,
         need_input: bool,
         need_weights: bool,
-    ) -> tuple[Tensor, ...]:
-        state = _check_fake(cell, input, h0, c0, weight_ih, weight_hh, None, None, batch_sizes)
-        output_shape, values = (*input.shape[:-1], state[1]), CELLS[cell].reserve * state[1]
-        for tensor, name, shape in (
-            (output, "output", output_shape),
-            (grad_output, "grad_output", output_shape),
-            (grad_h_n, "grad_h_n", state),
-            (grad_c_n, "grad_c_n", state),
-            (reserve if values else None, "reserve", (input.shape[:-1].numel(), values)),
+    ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        _, hidden = _check_stack(input, h0, c0, batch_sizes, weights, cell, bidirectional)
+        parts, directions = h0.shape[0], 2 if bidirectional else 1
+        below, values = parts // directions - 1, CELLS[cell].reserve * hidden
+        if len(kept) != below + (parts if values else 0):
+            raise ValueError(f"kept must have {below + (parts if values else 0)} tensors, got {len(kept)}")
+        shape, reserve = (*input.shape[:-1], directions * hidden), (input.shape[:-1].numel(), values)
+        for tensor, name, expected in (
+            (output, "output", shape),
+            (grad_output, "grad_output", shape),
+            (grad_h_n, "grad_h_n", h0.shape),
+            (grad_c_n, "grad_c_n", h0.shape),
+            *((tensor, "kept output", shape) for tensor in kept[:below]),
+            *((tensor, "reserve", reserve) for tensor in kept[below:]),
         ):
             if tensor is not None:
-                check_tensor(tensor, name, shape, input, "input")
-        width = weight_hh.shape[0]
+                check_tensor(tensor, name, expected, input, "input")
         return (
             input.new_empty(input.shape if need_input else 0),
-            input.new_empty(state),
-            input.new_empty(state if cell == LSTM else 0),
-            *(
-                input.new_empty(shape if need_weights else 0)
-                for shape in (weight_ih.shape, weight_hh.shape, width, width)
-            ),
+            input.new_empty(h0.shape),
+            input.new_empty(h0.shape if cell == LSTM else 0),
+            [input.new_empty(weight.shape) for weight in weights] if need_weights else [],
         )
 
-    torch.library.register_autograd("genimg_fast::recurrent", _layer_backward, setup_context=_keep_for_layer)
+    def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        _keep_for_backward(ctx, inputs[:4] + inputs[5:], inputs[4], output[0], output[3])
+
+    def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        need = ctx.needs_input_grad
+        found = _gradients(ctx, grads[:3], grads[3], [*need[:3], *need[4]], len(need[4]))
+        if found is None:
+            found = (None,) * (3 + len(need[4]))
+        return *found[:3], None, list(found[3:]), None, None, None, None
+
+    def _setup_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.kept = len(inputs[8])
+        keep_inputs(
+            ctx, (*inputs[:8], *inputs[8], *inputs[9], *inputs[10:]), output, 8 + ctx.kept + len(inputs[9])
+        )
+
+    def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        need, first = ctx.needs_input_grad, 8 + ctx.kept  # first: of the weights among the tensors
+
+        def formula(*arguments: Any) -> tuple[Tensor, ...]:
+            tensors, options = arguments[:-5], arguments[-5:]
+            lists = tensors[8:first], tensors[first:]
+            *found, grad_weights = _backward_reference(*tensors[:8], *lists, *options)
+            return *found, *grad_weights
+
+        flat = SimpleNamespace(
+            saved_tensors=ctx.saved_tensors, needs_input_grad=(*need[:8], *need[8], *need[9]), options=ctx.options
+        )
+        found = double_backward(formula, flat, *grads[:3], *grads[3])
+        return *found[:8], list(found[8:first]), list(found[first:]), None, None, None, None, None
+
+    torch.library.register_autograd("genimg_fast::recurrent", _backward, setup_context=_setup_context)
     torch.library.register_autograd(
-        "genimg_fast::recurrent_backward",
-        partial(double_backward, _backward_reference),
-        setup_context=partial(keep_inputs, tensors=11),
+        "genimg_fast::recurrent_backward", _double_backward, setup_context=_setup_double_backward
     )
 
 

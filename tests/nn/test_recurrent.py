@@ -21,7 +21,7 @@ BACKENDS = ["auto", "native", "reference"]
 
 @pytest.fixture
 def fused(monkeypatch):
-    """Counts the layers that run on the fused operator, one direction each, with backend "native"."""
+    """Counts calls of the fused operator, with backend "native"."""
     calls: list[int] = []
     original = layer_module.run_native
 
@@ -98,7 +98,7 @@ def test_same_as_torch(name, kind, layers, bidirectional, fused):
         x = make_input(kind, batch_first, torch.float64)
         hx = make_state(ours, kind, torch.float64) if given else None
         assert_same(results(ours, x, hx), results(theirs, x, hx))
-    assert len(fused) == 8 * layers * (2 if bidirectional else 1)
+    assert len(fused) == 8
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -110,7 +110,7 @@ def test_dtypes(name, dtype, kind, fused):
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.3}
     x = make_input(kind, dtype=dtype)
     assert_same(results(ours, x), results(theirs, x), **tolerance)
-    assert len(fused) == 4
+    assert len(fused) == 1
 
 
 def test_auto_leaves_to_torch_what_torch_is_faster_at(fused):
@@ -140,7 +140,7 @@ def test_relu(fused):
     ours, theirs = pair("RNN", 3, 5, 2, nonlinearity="relu", dtype=torch.float64)
     x = make_input("padded", dtype=torch.float64)
     assert_same(results(ours, x), results(theirs, x))
-    assert len(fused) == 2
+    assert len(fused) == 1
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -154,7 +154,7 @@ def test_dropout_between_layers_draws_torchs_masks(name, kind, fused):
     assert not torch.equal(first, tensors_of(ours(x))[0])
     assert_same(results(ours.eval(), x), results(theirs.eval(), x))
     assert torch.equal(tensors_of(ours(x))[0], tensors_of(ours(x))[0])
-    assert len(fused) == 6 * 6
+    assert len(fused) == 3 * 3 + 3  # with masks to draw, each layer has a call of its own
 
 
 def test_projections_run_on_torch(fused):
@@ -229,7 +229,7 @@ def test_what_people_do_with_a_layer(name, fused):
     ours.weight_hh_l0 = torch.nn.Parameter(torch.zeros_like(ours.weight_hh_l0))
     theirs.weight_hh_l0 = torch.nn.Parameter(torch.zeros_like(theirs.weight_hh_l0))
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
-    assert len(fused) == 7 * 4
+    assert len(fused) == 7
     x = x.double()
     ours, theirs = (torch.nn.utils.spectral_norm(m, "weight_hh_l0") for m in pair(name, 3, 5, dtype=x.dtype))
     ours.load_state_dict(theirs.state_dict())
@@ -251,7 +251,7 @@ def test_training_steps_equal_torchs(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradient_penalty(name, fused):
-    ours, theirs = pair(name, 3, 5, 2, dtype=torch.float64)
+    ours, theirs = pair(name, 3, 5, 3, bidirectional=True, dtype=torch.float64)
     gradients = []
     for layer in (ours, theirs):
         torch.manual_seed(0)
@@ -260,7 +260,7 @@ def test_gradient_penalty(name, fused):
         (slope.transpose(0, 1).flatten(1).norm(dim=1) - 1).square().mean().backward()
         gradients.append([p.grad for p in layer.parameters()])
     torch.testing.assert_close(*gradients)
-    assert len(fused) == 2
+    assert len(fused) == 1
 
 
 BAD_CALLS = {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 
 import genimg_fast as gf
@@ -20,6 +21,7 @@ from genimg_fast.ops import (
     rnn,
     rnn_reference,
 )
+from genimg_fast.ops.recurrent import run_native
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 CELLS = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}  # with the number of gates
@@ -88,7 +90,7 @@ def check(cell, tensors, **options):
     for name, value in ours.items():
         times = GRADIENT if name.startswith("grad") else FORWARD
         assert_as_accurate_as_torch(value, torchs[name], exact[name], times=times, name=name)
-    assert type(ours["output"].grad_fn).__name__ == "_LayerBackward"
+    assert type(ours["output"].grad_fn).__name__ == "_LayersBackward"
     return ours
 
 
@@ -193,6 +195,39 @@ def test_bit_identical_from_run_to_run_and_across_threads(cell, packed, dtype):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(20, 3, 40, 96), (9, 40, 7, 64), (3, 20, 8, 256)], ids=str)
+def test_several_layers_equal_single_ones_bit_for_bit(cell, dtype, shape):
+    input, h0, c0, _, weights, code, *_ = make_stack(cell, shape, layers=2, dtype=dtype)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            leaves = [t.clone().requires_grad_() for t in (input, *weights)]
+            output, h_n, c_n = run_native(leaves[0], h0, c0, None, leaves[1:], code, True)
+            gradients = torch.autograd.grad(output.square().sum() + h_n.sum(), leaves)
+            results.append([output, h_n, c_n, *gradients])
+            x, finals = leaves[0], []
+            for layer in range(2):
+                parts = []
+                for k in (2 * layer, 2 * layer + 1):
+                    states = h0[k : k + 1], None if c0 is None else c0[k : k + 1]
+                    own = leaves[1 + 2 * k : 3 + 2 * k]
+                    output, *final = run_native(x, *states, None, own, code, False, k % 2 == 1)
+                    parts.append(output)
+                    finals.append(final)
+                x = torch.cat(parts, -1)
+            h_n, c_n = (torch.cat(kind) for kind in zip(*finals, strict=True))
+            gradients = torch.autograd.grad(x.square().sum() + h_n.sum(), leaves)
+            results.append([x, h_n, c_n, *gradients])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for expected, found in zip(results[0], other, strict=True):
+            assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_gradients_of_first_and_second_order(cell, packed, reverse, device):
@@ -202,6 +237,19 @@ def test_gradients_of_first_and_second_order(cell, packed, reverse, device):
     def function(*leaves):
         return call(cell, dict(zip(tensors, leaves, strict=True)), packed=packed, reverse=reverse)
 
+    assert gradcheck(function, leaves)
+    assert gradgradcheck(function, leaves)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_several_layers(cell, device):
+    input, h0, c0, _, weights, code, *_ = make_stack(cell, (2, 2, 2, 1), 2, torch.float64, device)
+
+    def function(input, h0, c0, *weights):
+        output, h_n, c_n = run_native(input, h0, c0, None, weights, code, True, True)
+        return (output, h_n) if c0 is None else (output, h_n, c_n)
+
+    leaves = [None if t is None else t.requires_grad_() for t in (input, h0, c0, *weights)]
     assert gradcheck(function, leaves)
     assert gradgradcheck(function, leaves)
 
@@ -341,19 +389,45 @@ def test_second_order_inside_compile(cell, device):
 def test_opcheck(cell, packed, dtype, device):
     t = make(cell, (3, 5, 2, 4), dtype, packed=packed, device=device)
     sizes, code = batch_sizes() if packed else None, list(CELLS).index(cell)
-    tensors = [t["input"], t["h0"], t.get("c0"), t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"]]
-    torch.library.opcheck(OPERATORS.recurrent.default, (*tensors, sizes, code, False, False))
-    output, _, c_n, reserve = OPERATORS.recurrent(*tensors, sizes, code, True, True)
-    grads = (torch.randn_like(output), None, torch.randn_like(c_n) if cell == "lstm" else None)
-    saved = (*grads, tensors[0], output, reserve, *tensors[1:5], sizes, code, True)
+    states = [t["h0"][None], t["c0"][None] if cell == "lstm" else None]
+    weights = [t["weight_ih"], t["weight_hh"], t["bias_ih"], t["bias_hh"]]
+    check_operators(t["input"], *states, sizes, weights, code, False, True)
+
+
+@pytest.mark.parametrize("cell", ["rnn_tanh", "lstm"])
+def test_opcheck_of_several_layers(cell, device):
+    check_operators(*make_stack(cell, (3, 5, 2, 4), layers=2, device=device))
+
+
+def make_stack(cell, shape, layers, dtype=torch.float32, device="cpu"):
+    """Arguments of the operator but the last, `keep`: bidirectional layers without biases."""
+    steps, batch, inputs, hidden = shape
+    width, parts = CELLS[cell] * hidden, 2 * layers
+    states = [torch.randn(parts, batch, hidden) for _ in range(2)]
+    weights = [
+        torch.randn(width, n) * hidden**-0.5
+        for part in range(parts)
+        for n in (inputs if part < 2 else 2 * hidden, hidden)
+    ]
+    tensors = [t.to(device, dtype) for t in (torch.randn(steps, batch, inputs), *states, *weights)]
+    c0 = tensors[2] if cell == "lstm" else None
+    return *tensors[:2], c0, None, tensors[3:], list(CELLS).index(cell), True, False
+
+
+def check_operators(input, h0, c0, sizes, weights, *options):
+    arguments = (input, h0, c0, sizes, weights, *options)
+    torch.library.opcheck(OPERATORS.recurrent.default, (*arguments, False))
+    output, _, c_n, kept = OPERATORS.recurrent(*arguments, True)
+    grads = (torch.randn_like(output), None, None if c0 is None else torch.randn_like(c_n))
+    saved = (*grads, input, output, h0, c0, sizes, kept, weights, *options)
     for needs in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, *needs))
-    for tensor in (*tensors[:1], *tensors[3:]):
+    for tensor in (input, *weights):
         tensor.requires_grad_()
-    # Gradients at the reserve, and of the backward operator, come from a loop over the steps. They are of second
+    # Gradients at what is kept, and of the backward operator, come from a loop over the steps. They are of second
     # order, which torch.compile does not trace; the last of opcheck's utilities would, for minutes.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(OPERATORS.recurrent.default, (*tensors, sizes, code, True, True), test_utils=checks)
+    torch.library.opcheck(OPERATORS.recurrent.default, (*arguments, True), test_utils=checks)
     torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, True, True), test_utils=checks)
 
 
@@ -424,19 +498,37 @@ RAW_BAD_INPUT = {
     "increase": {"batch_sizes": torch.tensor([5, 1, 29])},
     "c0 belongs to an LSTM": {"c0": None},
     "h0 must have": {"h0": torch.ones(8)},
+    r"h0 must have shape \(layers \* 2": {"bidirectional": True},
     "bias_hh must have": {"bias_hh": torch.ones(8)},
     "weight_ih must have": {"weight_ih": torch.ones(32, 6, dtype=torch.float64)},
+    "have 2 or 4 weights each, got 3": {"weights": [torch.ones(32, 6), torch.ones(32, 8), torch.ones(32)]},
 }
 
 
 @pytest.mark.parametrize("message", RAW_BAD_INPUT)
-def test_raw_operator_refuses_bad_input(message):
-    arguments = make("lstm") | {"batch_sizes": None, "cell": 3, "reverse": False, "keep": True}
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+def test_raw_operator_refuses_bad_input(message, fake):
     bad = RAW_BAD_INPUT[message]
-    if "batch_sizes" in bad:
-        arguments["input"] = arguments["input"].flatten(0, 1)
-    with pytest.raises(RuntimeError, match=message):
-        OPERATORS.recurrent(**(arguments | bad))
+    if fake and "batch_sizes" in bad:
+        pytest.skip("tracing does not read the values")
+    t = make("lstm") | bad
+    arguments = {
+        "input": t["input"].flatten(0, 1) if "batch_sizes" in bad else t["input"],
+        "h0": t["h0"] if "h0" in bad else t["h0"][None],
+        "c0": None if t["c0"] is None else t["c0"][None],
+        "batch_sizes": t.get("batch_sizes"),
+        "weights": t.get("weights", [t[name] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]),
+        "cell": t.get("cell", 3),
+        "bidirectional": t.get("bidirectional", False),
+        "reverse": False,
+        "keep": True,
+    }
+    if not fake:
+        with pytest.raises(RuntimeError, match=message):
+            OPERATORS.recurrent(**arguments)
+        return
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match=message):
+        OPERATORS.recurrent(**arguments)
 
 
 def test_native_backend_says_what_it_cannot_do():
@@ -598,7 +690,7 @@ def test_updates_refuse_bad_input():
 def test_auto_runs_the_kernels_and_reference_does_not(device):
     tensors = {name: t.requires_grad_() for name, t in make("gru", device=device).items()}
     with gf.backend("auto"):
-        assert type(call("gru", tensors)[0].grad_fn).__name__ == "_LayerBackward"
+        assert type(call("gru", tensors)[0].grad_fn).__name__ == "_LayersBackward"
     with gf.backend("reference"):
         output = call("gru", tensors)[0]
     assert isinstance(output, Tensor)

@@ -530,9 +530,19 @@ def test_lstm_update_with_one_gradient(emulator: ModuleType, without: str) -> No
 def layers_on_the_emulator(emulator: ModuleType) -> Iterator[ModuleType]:
     """What stands in for the layer's operators on CUDA, with the kernels of the steps emulated."""
     recurrent = importlib.import_module("genimg_fast.ops.recurrent")
+
+    def steps(*arguments: Any) -> tuple[Tensor, ...]:
+        return recurrent_steps(emulator, *map(dense, arguments))
+
+    def steps_backward(*arguments: Any) -> tuple[Tensor, ...]:
+        return recurrent_steps_backward(emulator, *map(dense, arguments))
+
+    def dense(argument: Any) -> Any:
+        return argument.contiguous() if isinstance(argument, Tensor) else argument
+
     with torch.library._scoped_library("genimg_fast", "IMPL") as library:
-        library.impl("recurrent_steps", partial(recurrent_steps, emulator), "CPU")
-        library.impl("recurrent_steps_backward", partial(recurrent_steps_backward, emulator), "CPU")
+        library.impl("recurrent_steps", steps, "CPU")
+        library.impl("recurrent_steps_backward", steps_backward, "CPU")
         yield recurrent
 
 
@@ -540,28 +550,36 @@ def layers_on_the_emulator(emulator: ModuleType) -> Iterator[ModuleType]:
 @pytest.mark.parametrize("cell", CELLS, ids=NAMES)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_layer_equals_that_of_the_cpu(
-    layers_on_the_emulator: ModuleType, cell: int, packed: bool, reverse: bool
+@pytest.mark.parametrize("layers", [1, 2])
+def test_layers_equal_those_of_the_cpu(
+    layers_on_the_emulator: ModuleType, cell: int, packed: bool, reverse: bool, layers: int
 ) -> None:
     torch.manual_seed(cell)
     batch, features, hidden, width = 5, 6, 7, GATES[cell] * 7
+    directions = layers  # one layer in one direction, or two in two
+    parts = layers * directions
     sizes = torch.tensor([5, 5, 3, 1]) if packed else None
     leading = (14,) if packed else (4, batch)
     draw = partial(torch.randn, dtype=torch.float64)
-    states = draw(batch, hidden), draw(batch, hidden) if cell == LSTM else None
-    weights = draw(width, features), draw(width, hidden)
-    arguments = (draw(*leading, features), *states, *weights, draw(width), draw(width), sizes, cell, reverse, True)
+    states = draw(parts, batch, hidden), draw(parts, batch, hidden) if cell == LSTM else None
+    weights = []
+    for part in range(parts):
+        inputs = features if part < directions else directions * hidden
+        weights += [draw(width, inputs), draw(width, hidden), draw(width), draw(width)]
+    options = cell, directions == 2, reverse
+    arguments = draw(*leading, features), *states, sizes, weights, *options, True
     expected = torch.ops.genimg_fast.recurrent(*arguments)
-    output, h_n, c_n, reserve = layers_on_the_emulator._run_by_steps(*arguments)
-    torch.testing.assert_close((output, h_n, c_n, reserve), expected)
-    grads = [draw(*leading, hidden), draw(batch, hidden), draw(batch, hidden) if cell == LSTM else None]
+    output, h_n, c_n, kept = layers_on_the_emulator._run_by_steps(*arguments)
+    torch.testing.assert_close((output, h_n, c_n, kept), expected)
+    grads = [draw(output.shape), draw(h_n.shape), draw(c_n.shape) if cell == LSTM else None]
     for needs in ((True, True), (False, True), (True, False)):
-        backward = (*grads, arguments[0], output, reserve, *arguments[1:5], *arguments[7:10], *needs)
+        backward = (*grads, arguments[0], output, *states, sizes, kept, weights, *options, *needs)
         expected = torch.ops.genimg_fast.recurrent_backward(*backward)
         found = layers_on_the_emulator._backward_by_steps(*backward)
         torch.testing.assert_close(found, expected)
+    weights[2] = draw(1)
     with pytest.raises(ValueError, match=r"bias_ih must have shape"):
-        layers_on_the_emulator._run_by_steps(*arguments[:5], draw(1), *arguments[6:])
+        layers_on_the_emulator._run_by_steps(*arguments)
 
 
 SANITIZED = """
