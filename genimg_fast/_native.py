@@ -145,8 +145,8 @@ def take_output_peak() -> int:
 def empty_cache() -> None:
     """Give the memory that CPU kernels keep for their next outputs back to the system.
 
-    Only large outputs use such memory, at most 1 GiB of it is idle, and all but 64 MiB of that the system takes back
-    by itself when memory runs short: there is rarely a reason to call this.
+    Only large outputs use such memory. At most 1 GiB of it is idle, and all but 64 MiB of that the system takes
+    back by itself when memory runs short: there is rarely a reason to call this.
 
     Example:
         >>> import genimg_fast as gf

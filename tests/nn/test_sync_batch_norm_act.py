@@ -1,15 +1,15 @@
 import copy
-import datetime
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from genimg_fast import nn
+from genimg_fast.training.processes import process_group, rank
 
 # Rows of the whole batch that each of the two processes has.
 SPLITS = {"even": (3, 3), "ragged": (5, 1), "empty": (6, 0)}
@@ -49,38 +49,39 @@ def parameter_gradients(layer: torch.nn.Module, x: Tensor, weights: Tensor) -> l
     return list(torch.autograd.grad(loss, list(twin.parameters()))) if layer.affine else []
 
 
-def in_a_process(rank: int, file: str, results: Any) -> None:
+def in_a_process(folder: str) -> None:
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{file}", timeout, rank=rank, world_size=2)
-    for (name, split), options in itertools.product(SPLITS.items(), OPTIONS):
-        layer = nn.SyncBatchNormAct.convert_sync_batchnorm(plain_layer(options))
-        assert isinstance(layer, nn.SyncBatchNormAct)
-        begin = sum(split[:rank])
-        rows = slice(begin, begin + split[rank])
-        x = whole_batch()[rows].requires_grad_()
-        weights = whole_batch().flip(0).cos()[rows]
-        found = derivatives(layer, x, x.detach().sin(), weights)
-        state = {key: value.clone() for key, value in layer.state_dict().items()}
-        parameters = parameter_gradients(layer, x, weights)
-        results[name, OPTIONS.index(options), rank] = (found, parameters, state)
-    with pytest.raises(ValueError, match="more than 1 value per channel when training, over all processes"):
-        nn.SyncBatchNormAct(2)(torch.ones(1 - rank, 2))
-    dist.barrier()
-    dist.destroy_process_group()
+    results = {}
+    with process_group(torch.device("cpu")):
+        for (name, split), options in itertools.product(SPLITS.items(), OPTIONS):
+            layer = nn.SyncBatchNormAct.convert_sync_batchnorm(plain_layer(options))
+            assert isinstance(layer, nn.SyncBatchNormAct)
+            begin = sum(split[: rank()])
+            rows = slice(begin, begin + split[rank()])
+            x = whole_batch()[rows].requires_grad_()
+            weights = whole_batch().flip(0).cos()[rows]
+            found = derivatives(layer, x, x.detach().sin(), weights)
+            state = {key: value.clone() for key, value in layer.state_dict().items()}
+            parameters = parameter_gradients(layer, x, weights)
+            results[name, OPTIONS.index(options)] = (found, parameters, state)
+        with pytest.raises(ValueError, match="more than 1 value per channel when training, over all processes"):
+            nn.SyncBatchNormAct(2)(torch.ones(1 - rank(), 2))
+        torch.save(results, f"{folder}/{rank()}.pt")
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with mp.Manager() as manager:
-        shared = manager.dict()
-        mp.spawn(in_a_process, (str(tmp_path_factory.mktemp("group") / "file"), shared), nprocs=2)
-        yield dict(shared)
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two processes found."""
+    folder = tmp_path_factory.mktemp("processes")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, __file__, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{k}.pt") for k in (0, 1)]
 
 
 @pytest.mark.parametrize("option", range(len(OPTIONS)))
 @pytest.mark.parametrize("split", SPLITS)
-def test_two_processes_equal_one_with_the_whole_batch(split: str, option: int, results: Any) -> None:
+def test_two_processes_equal_one_with_the_whole_batch(split: str, option: int, results: list[Any]) -> None:
     layer = plain_layer(OPTIONS[option])
     x = whole_batch().requires_grad_()
     weights = whole_batch().flip(0).cos()
@@ -88,7 +89,7 @@ def test_two_processes_equal_one_with_the_whole_batch(split: str, option: int, r
     state = dict(layer.state_dict())
     parameters = parameter_gradients(layer, x, weights)
     (first, first_parameters, first_state), (second, second_parameters, second_state) = (
-        results[split, option, rank] for rank in (0, 1)
+        found[split, option] for found in results
     )
     for a, b, whole in zip(first, second, expected, strict=True):
         torch.testing.assert_close(torch.cat((a, b)), whole, rtol=1e-9, atol=1e-10)
@@ -122,3 +123,7 @@ def test_bad_input() -> None:
         nn.SyncBatchNormAct(4)(torch.randn(4))
     with pytest.raises(ValueError, match="unknown activation 'gelu'"):
         nn.SyncBatchNormAct(4, activation="gelu")
+
+
+if __name__ == "__main__":
+    in_a_process(sys.argv[1])
