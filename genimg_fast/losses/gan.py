@@ -9,7 +9,10 @@ from torch.nn.functional import relu, softplus
 
 
 class _Formulas(NamedTuple):
-    discriminator: Callable[[Tensor, Tensor, float], Tensor]  # (logits of real, of fake, label smoothing) -> loss
+    real: Callable[
+        [Tensor, float], Tensor
+    ]  # (logits of real, label smoothing) -> part of the discriminator's loss
+    fake: Callable[[Tensor], Tensor]  # logits of fake -> the other part
     generator: Callable[[Tensor], Tensor]  # logits of fake -> loss
     has_labels: bool  # to smooth
 
@@ -19,30 +22,35 @@ class _Formulas(NamedTuple):
 GAN_LOSSES: dict[str, _Formulas] = {
     # Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661: both losses are given there.
     "non_saturating": _Formulas(
-        lambda real, fake, a: (softplus(-real) + a * real).mean() + softplus(fake).mean(),
+        lambda real, a: (softplus(-real) + a * real).mean(),
+        lambda fake: softplus(fake).mean(),
         lambda fake: softplus(-fake).mean(),
         True,
     ),
     "minimax": _Formulas(
-        lambda real, fake, a: (softplus(-real) + a * real).mean() + softplus(fake).mean(),
+        lambda real, a: (softplus(-real) + a * real).mean(),
+        lambda fake: softplus(fake).mean(),
         lambda fake: -softplus(fake).mean(),
         True,
     ),
     # Mao et al. 2017, https://arxiv.org/abs/1611.04076, with labels 1 for real and 0 for fake.
     "least_squares": _Formulas(
-        lambda real, fake, a: 0.5 * (real - (1 - a)).square().mean() + 0.5 * fake.square().mean(),
+        lambda real, a: 0.5 * (real - (1 - a)).square().mean(),
+        lambda fake: 0.5 * fake.square().mean(),
         lambda fake: 0.5 * (fake - 1).square().mean(),
         True,
     ),
     # Lim, Ye 2017, https://arxiv.org/abs/1705.02894.
     "hinge": _Formulas(
-        lambda real, fake, a: relu(1 - real).mean() + relu(1 + fake).mean(),
+        lambda real, a: relu(1 - real).mean(),
+        lambda fake: relu(1 + fake).mean(),
         lambda fake: -fake.mean(),
         False,
     ),
     # Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; the critic has to be kept Lipschitz by other means.
     "wasserstein": _Formulas(
-        lambda real, fake, a: fake.mean() - real.mean(),
+        lambda real, a: -real.mean(),
+        lambda fake: fake.mean(),
         lambda fake: -fake.mean(),
         False,
     ),
@@ -98,7 +106,37 @@ class GANLoss:
                 "real_logits and fake_logits must have the same shape but for the batch, "
                 f"got {tuple(real_logits.shape)} and {tuple(fake_logits.shape)}"
             )
-        return self._formulas.discriminator(real_logits, fake_logits, self.label_smoothing)
+        return self.real(real_logits) + self.fake(fake_logits)
+
+    def real(self, logits: Tensor) -> Tensor:
+        """The part of :meth:`discriminator` for real images, whose graph can be gone when the other part begins.
+
+        Args:
+            logits: The discriminator's logits: (batch,), or (batch, ...) for patches.
+
+        Returns:
+            A scalar: the mean over the logits.
+
+        Raises:
+            ValueError: If the logits have no batch dimension or are not floating point.
+        """
+        _check_logits(logits=logits)
+        return self._formulas.real(logits, self.label_smoothing)
+
+    def fake(self, logits: Tensor) -> Tensor:
+        """The part of :meth:`discriminator` for generated images; see :meth:`real`.
+
+        Args:
+            logits: The discriminator's logits: (batch,), or (batch, ...) for patches.
+
+        Returns:
+            A scalar: the mean over the logits.
+
+        Raises:
+            ValueError: If the logits have no batch dimension or are not floating point.
+        """
+        _check_logits(logits=logits)
+        return self._formulas.fake(logits)
 
     def generator(self, fake_logits: Tensor) -> Tensor:
         """Loss that the generator minimises.

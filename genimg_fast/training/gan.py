@@ -108,17 +108,26 @@ class GANTrainer(BaseTrainer):
 
         with self.descending("d"):
             for real, classes in self.parts(images, labels):
+                # A backward pass for each half of the loss: the first graph is gone before the second one is made.
+                with self.adding_up():
+                    with self.autocast():
+                        real_logits = self._discriminator(real, classes)
+                        loss_real = self.loss.real(real_logits)
+                    if self.r1 > 0:
+                        loss_real = loss_real + self._r1_penalty(real, classes)
+                    self.backward(loss_real)
                 with self.autocast():
                     with torch.set_grad_enabled(keep):
                         fake = self._fake(len(real), classes)
                     fakes.append((fake, classes))
                     # Detached, the generated images pass no gradient on to the generator.
-                    real_logits = self._discriminator(real, classes)
                     fake_logits = self._discriminator(fake.detach(), classes)
-                    loss_d = self.loss.discriminator(real_logits, fake_logits)
-                loss_d = loss_d + self._penalties(real, fake, classes)
-                self.backward(loss_d)
-                logged.append(torch.stack([loss_d, real_logits.mean(), fake_logits.mean()]).detach())
+                    loss_fake = self.loss.fake(fake_logits)
+                if self.gp > 0:
+                    loss_fake = loss_fake + self._gradient_penalty(real, fake, classes)
+                self.backward(loss_fake)
+                values = loss_real + loss_fake, real_logits.mean(), fake_logits.mean()
+                logged.append(torch.stack(values).detach())
         if self.clip_weights > 0:
             with torch.no_grad():
                 for parameter in self.model.discriminator.parameters():
@@ -143,16 +152,16 @@ class GANTrainer(BaseTrainer):
     def _fake(self, n: int, labels: Tensor | None) -> Tensor:
         return self._generator(torch.randn(n, self.model.generator.z_dim, device=self.device), labels)
 
-    def _penalties(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor | float:
-        # In full precision, whatever the recipe: these are gradients of gradients. Not compiled: torch.compile has
-        # no second derivatives.
-        penalty: Tensor | float = 0.0
+    # The penalties are gradients of gradients: in full precision, whatever the recipe, and not compiled, because
+    # torch.compile has no second derivatives.
+
+    def _gradient_penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None) -> Tensor:
         discriminator = self.model.discriminator
-        if self.gp > 0:
-            penalty = self.gp * gradient_penalty(lambda x: discriminator(x, labels), real, fake.to(real.dtype))
-        if self.r1 > 0:
-            penalty = penalty + self.r1 * r1_penalty(lambda x: discriminator(x, labels), real)
-        return penalty
+        return self.gp * gradient_penalty(lambda x: discriminator(x, labels), real, fake.to(real.dtype))
+
+    def _r1_penalty(self, real: Tensor, labels: Tensor | None) -> Tensor:
+        discriminator = self.model.discriminator
+        return self.r1 * r1_penalty(lambda x: discriminator(x, labels), real)
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same noise every time, with the averaged weights, to watch the training.

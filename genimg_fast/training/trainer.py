@@ -214,11 +214,22 @@ class BaseTrainer:
 
     def in_turn(self, parts: Sequence[_Part]) -> Iterator[_Part]:
         """Go through parts of a batch; processes exchange the sum of the gradients, with the last one."""
-        for i, part in enumerate(parts):
-            for network in self._parallel:
-                learns = any(parameter.requires_grad for parameter in network.parameters())
-                network.require_backward_grad_sync = learns and i == len(parts) - 1
-            yield part
+        for part in parts[:-1]:
+            with self.adding_up():
+                yield part
+        for network in self._parallel:
+            network.require_backward_grad_sync = any(parameter.requires_grad for parameter in network.parameters())
+        yield parts[-1]
+
+    @contextmanager
+    def adding_up(self) -> Iterator[None]:
+        """Let processes keep the gradients of this forward and backward pass to themselves: more will be added."""
+        before = [network.require_backward_grad_sync for network in self._parallel]
+        for network in self._parallel:
+            network.require_backward_grad_sync = False
+        yield
+        for network, sync in zip(self._parallel, before, strict=True):
+            network.require_backward_grad_sync = sync
 
     def autocast(self) -> AbstractContextManager[None]:
         """Get the context to compute losses in."""

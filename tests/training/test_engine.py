@@ -150,7 +150,7 @@ def test_accumulation_equals_the_whole_batch() -> None:
     states = []
     for parts in (1, 4):
         trainer = make("wgan", recipe=Recipe(accumulate=parts))
-        trainer._penalties = lambda *_: 0.0  # drawn at random
+        trainer.gp = 0.0  # it draws random numbers
         trainer._fake = lambda n, labels: images[:1].neg().expand(n, -1, -1, -1)
         trainer.step(images)
         states.append(trainer.model.discriminator.state_dict())
@@ -294,7 +294,7 @@ def test_bad_trainers(digits: gf.data.ImageDataset) -> None:
 
 
 IN_PROCESSES = """
-    import sys, torch, genimg_fast as gf
+    import copy, sys, torch, genimg_fast as gf
     from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
     from genimg_fast.training import GANTrainer, Recipe, fit
     from genimg_fast.training.processes import process_group, rank, world_size
@@ -318,14 +318,20 @@ IN_PROCESSES = """
         step = trainer.step
         trainer.step = lambda images, labels: step(images.double(), labels)
         fit(trainer, gf.data.load_dataset("digits", image_size=16), steps=3, batch_size=8 // world_size())
+        state = copy.deepcopy(model.state_dict())
+        network = trainer.prepared(model.discriminator)
+        model.zero_grad()
+        images = torch.randn(2, 8, 1, 16, 16, generator=torch.Generator().manual_seed(3)).double()
+        sum(network(part[rank() :: count], None).mean() for part in images).backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
         if rank() == 0:
-            torch.save((trainer.model.state_dict(), messages), sys.argv[1])
+            torch.save((state, gradients, messages), sys.argv[1])
 """
 
 
 @pytest.mark.parametrize(("name", "parts"), [("wgan", 1), ("dcgan", 1), ("wgan", 2)])
 def test_two_processes_equal_one_with_the_whole_batch(name: str, parts: int, tmp_path: Path) -> None:
-    """Weights and running statistics; the discriminator runs twice, and for R1 again, before its backward pass."""
+    """Weights and running statistics of a training; then the gradients of two forward passes in one backward."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(IN_PROCESSES))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -334,7 +340,7 @@ def test_two_processes_equal_one_with_the_whole_batch(name: str, parts: int, tmp
             [*command, script, tmp_path / file, name, str(parts)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    (two, messages), (one, _) = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
+    (*two, messages), (*one, _) = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
     assert len(messages) == 3 * 2  # once for each network and step, however many parts
 
