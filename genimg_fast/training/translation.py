@@ -97,12 +97,14 @@ class Pix2PixTrainer(BaseTrainer):
         parts = [(*pair, fake) for pair, fake in zip(self.parts(source, target), fakes, strict=True)]
         with self.descending("d"):
             for given, real, fake in self.in_turn(parts):
+                with self.adding_up():
+                    with self.autocast():
+                        loss_real = 0.5 * self.loss.real(self._discriminator(given, real))
+                    self.backward(loss_real)
                 with self.autocast():
-                    loss_d = 0.5 * self.loss.discriminator(
-                        self._discriminator(given, real), self._discriminator(given, fake.detach())
-                    )
-                self.backward(loss_d)
-                losses[0].append(loss_d.detach())
+                    loss_fake = 0.5 * self.loss.fake(self._discriminator(given, fake.detach()))
+                self.backward(loss_fake)
+                losses[0].append((loss_real + loss_fake).detach())
         with frozen(self.model.discriminator), self.descending("g"):
             for given, real, fake in self.in_turn(parts):
                 output = fake if fake.requires_grad else self._translated(given)
