@@ -79,7 +79,6 @@ class GANTrainer(BaseTrainer):
         self.n_critic, self.gp, self.r1, self.clip_weights = n_critic, gp, r1, clip_weights
         self._generator = self.prepared(model.generator)
         self._discriminator = self.prepared(model.discriminator)
-        self._loss_g = torch.zeros((), device=self.device)
         self.add_optimizer("g", model.generator.parameters(), lr=lr, betas=betas)
         self.add_optimizer("d", model.discriminator.parameters(), lr=lr if lr_d is None else lr_d, betas=betas)
 
@@ -91,8 +90,8 @@ class GANTrainer(BaseTrainer):
             labels: Their classes, int64 of shape (batch,); an unconditional GAN does not look at them.
 
         Returns:
-            Scalars without gradient: both losses (the generator's is the last one there is), and the mean logits
-            of real and generated images.
+            Scalars without gradient: both losses, and the mean logits of real and generated images. When it is not
+            the generator's turn, its loss is that of the images that the discriminator has just seen.
         """
         if self.model.num_classes == 0:
             labels = None
@@ -123,16 +122,19 @@ class GANTrainer(BaseTrainer):
                     # Detached, the generated images pass no gradient on to the generator.
                     fake_logits = self._discriminator(fake.detach(), classes)
                     loss_fake = self.loss.fake(fake_logits)
+                    loss_g = self.loss.generator(fake_logits.detach())
                 if self.gp > 0:
                     loss_fake = loss_fake + self._gradient_penalty(real, fake, classes)
                 self.backward(loss_fake)
-                values = loss_real + loss_fake, real_logits.mean(), fake_logits.mean()
-                logged.append(torch.stack(values).detach())
+                scalars = loss_real + loss_fake, loss_g, real_logits.mean(), fake_logits.mean()
+                logged.append(torch.stack(scalars).detach())
         if self.clip_weights > 0:
             with torch.no_grad():
                 for parameter in self.model.discriminator.parameters():
                     parameter.clamp_(-self.clip_weights, self.clip_weights)
 
+        names = ("loss_d", "loss_g", "real_logit", "fake_logit")
+        values = dict(zip(names, torch.stack(logged).mean(0).unbind(), strict=True))
         if generator_turn:
             # The gradient flows through the discriminator, but none is computed for its parameters.
             losses = []
@@ -143,11 +145,8 @@ class GANTrainer(BaseTrainer):
                         loss_g = self.loss.generator(self._discriminator(images_g, classes))
                     self.backward(loss_g)
                     losses.append(loss_g.detach())
-            self._loss_g.copy_(torch.stack(losses).mean())
-
-        loss_d, real_logit, fake_logit = torch.stack(logged).mean(0)
-        loss_g = self._loss_g.clone()
-        return {"loss_d": loss_d, "loss_g": loss_g, "real_logit": real_logit, "fake_logit": fake_logit}
+            values["loss_g"] = torch.stack(losses).mean()
+        return values
 
     def _fake(self, n: int, labels: Tensor | None) -> Tensor:
         return self._generator(torch.randn(n, self.model.generator.z_dim, device=self.device), labels)
@@ -177,19 +176,6 @@ class GANTrainer(BaseTrainer):
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Make pictures to look at: ``samples``, those of :meth:`samples`. Real images play no part."""
         return {"samples": self.samples()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Get all that the training has changed, the generator's last loss included."""
-        return {**super().state_dict(), "loss_g": self._loss_g}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`state_dict` returned.
-
-        Args:
-            state: The state, of a trainer with the same settings.
-        """
-        super().load_state_dict(state)
-        self._loss_g.copy_(state["loss_g"])
 
 
 @contextmanager

@@ -258,7 +258,8 @@ def test_clipped_weights() -> None:
 def test_the_generator_waits_for_the_critic() -> None:
     trainer = make("wgan")
     before = copy.deepcopy(trainer.model.generator.main[0].weight)
-    trainer.step(*batch())
+    values = trainer.step(*batch())
+    assert values["loss_g"] == -values["fake_logit"]
     assert torch.equal(trainer.model.generator.main[0].weight, before)
     trainer.step(*batch())
     assert not torch.equal(trainer.model.generator.main[0].weight, before)
