@@ -217,6 +217,30 @@ def test_other_data_or_another_models_checkpoint_is_refused(
     assert "data was 'digits' and is" in errors[1]
 
 
+def test_other_frames_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(10):
+        Image.new("L", (8, 8), 20 * number).save(folder / f"{number}.png")
+    flags = [
+        "train",
+        "frame-filler",
+        *TINY_FRAMES,
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+    ]
+    assert main([*flags, "--device", "cpu", "--steps", "1"]) == 0
+    Image.new("L", (8, 8), 99).save(folder / "0.png")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--device", "cpu", "--steps", "1", "--resume", "auto"])
+    assert "sha256 was" in capsys.readouterr().err
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--out", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit, match="2"):

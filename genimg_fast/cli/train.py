@@ -2,7 +2,6 @@
 
 import argparse
 import ctypes
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,11 +26,13 @@ from genimg_fast.cli.arguments import (
 from genimg_fast.data import (
     Augmented,
     BatchedDataset,
+    FrameFolders,
     ImageDataset,
     load_dataset,
     load_pairs,
     load_sequences,
 )
+from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
@@ -407,7 +408,8 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
         "crops": args.crops,
         "flip": args.flip,
         "shift": args.shift,
-        **_provenance(args, dataset),
+        "skip_broken": args.skip_broken,
+        "sha256": content_hash(dataset.images, dataset.labels),  # shows another data set when the run is resumed
     }
     if args.model == "glo":  # which tells images apart by their numbers
         return ImageDataset(dataset.images, torch.arange(len(dataset))), config
@@ -417,13 +419,7 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load pairs of images; return them and what config.json is to say about them."""
     dataset = load_pairs(args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken)
-    return dataset, _provenance(args, dataset)
-
-
-def _provenance(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:
-    """Return what shows, when the run is resumed, that these are the same images."""
-    digest = hashlib.sha256(dataset.images.numpy().tobytes() + dataset.labels.numpy().tobytes())
-    return {"skip_broken": args.skip_broken, "images": len(dataset), "sha256": digest.hexdigest()}
+    return dataset, {"skip_broken": args.skip_broken, "sha256": content_hash(dataset.images)}
 
 
 def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str, Any]]:
@@ -434,7 +430,10 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
     dataset = load_sequences(
         args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
     )
-    return dataset, {"frames": args.frames, "speed": list(speed)}
+    config = {"frames": args.frames, "speed": list(speed)}
+    if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
+        config["sha256"] = content_hash(*dataset.clips.values())
+    return dataset, config
 
 
 def _dcgan_args(args: argparse.Namespace, dataset: ImageDataset) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """An image data set that lives in memory as one tensor, and reproducible batches from it."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -22,6 +23,30 @@ class BatchedDataset(Protocol):
 
     def to(self, device: torch.device | str) -> "BatchedDataset":
         """Get the same data on another device."""
+
+
+def content_hash(*contents: str | Tensor) -> str:
+    """Hash texts, and types, shapes and values of tensors.
+
+    Args:
+        *contents: What to tell apart from anything else.
+
+    Returns:
+        The SHA-256, in hexadecimal digits.
+
+    Example:
+        >>> import torch
+        >>> content_hash("pixels", torch.zeros(2, 3)) == content_hash("pixels", torch.zeros(3, 2))
+        False
+    """
+    digest = hashlib.sha256()
+    for content in contents:
+        if isinstance(content, Tensor):
+            digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
+            digest.update(content.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(content.encode())
+    return digest.hexdigest()
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -1,6 +1,5 @@
 """Networks that turn images into features, and the statistics of the features of a set of images."""
 
-import hashlib
 import io
 import os
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from genimg_fast import nn
 from genimg_fast.data import ImageDataset, batches, load_dataset
+from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.metrics.distribution import GaussianStatistics
 
@@ -186,11 +186,8 @@ def real_statistics(
 
     if cache is None:
         return compute()
-    digest = hashlib.sha256(f"{network.identity} {tuple(dataset.images.shape)}".encode())
-    digest.update(dataset.images.cpu().numpy().tobytes())
-    for value in network.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    file = Path(cache) / f"{digest.hexdigest()[:32]}.pt"
+    digest = content_hash(network.identity, dataset.images, *network.state_dict().values())
+    file = Path(cache) / f"{digest[:32]}.pt"
     if file.is_file():
         content = io.BytesIO(file.read_bytes())
         statistics = GaussianStatistics(network.dim, device)

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import resource
 import signal
 import sys
 import threading
@@ -89,7 +90,8 @@ def fit(
         resume: Whether to go on from the run folder's checkpoint.
 
     Returns:
-        The rows of statistics: number of a step, means since the row before, and images, or frames, per second.
+        The rows of statistics: number of a step, means since the row before, images, or frames, per second, and
+        the most memory until then, in megabytes: of this process, or of its tensors on a GPU.
 
     Raises:
         ValueError: If a number is out of range, or the checkpoint does not fit.
@@ -148,13 +150,12 @@ def fit(
 
             row = _summarise(pending, step, run)
             row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
+            row["memory_mb"] = _peak_memory(trainer.device) / 1e6
             history.append(row)
             if bar is not None:
                 bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
                 bar.update(len(pending))
             pending.clear()
-            if trainer.device.type == "cuda":
-                row["gpu_memory_mb"] = torch.cuda.max_memory_allocated(trainer.device) / 1e6
             # The losses are those before the last update: it may have spoilt the weights all the same.
             if (
                 run is not None
@@ -216,6 +217,13 @@ def _not_finite(what: str, run: RunFolder | None) -> NonFiniteLossError:
     if run is not None and run.checkpoint.exists():
         return NonFiniteLossError(f"{what}; the last good checkpoint is {run.checkpoint}")
     return NonFiniteLossError(f"{what}; no checkpoint was written before")
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:

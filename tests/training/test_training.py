@@ -139,6 +139,7 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
     rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4]
     assert {"loss_d", "loss_g", "images_per_s"} <= rows[0].keys()
+    assert all(0.1 < row["memory_mb"] < 1e6 for row in rows)
     with Image.open(run.path / "real.png") as grid:
         assert grid.size == (8 * (16 + 2) + 2,) * 2
 
