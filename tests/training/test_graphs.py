@@ -89,13 +89,14 @@ def test_replayed_steps_equal_usual_ones(
     """With other images, labels, random numbers, learning rates and turns of the generator every time."""
     usual, replayed = (made(name, r, device) for r in (recipe, replace(recipe, cuda_graph=True)))
     dataset = data_for(name, digits).to(device)
+    histories: tuple[list[Any], list[Any]] = ([], [])
     for step in range(10):
         images, labels = dataset[torch.arange(8) + step]
-        values = []
-        for each in (usual, replayed):
+        for each, history in zip((usual, replayed), histories, strict=True):
             torch.manual_seed(step)
-            values.append(each.step(images, labels))
-        assert_alike(values[1], values[0], device)
+            history.append(each.step(images, labels))
+    for theirs, ours in zip(*histories, strict=True):  # at the end: no later step has written to them
+        assert_alike(ours, theirs, device)
     assert_alike(replayed.sampler.state_dict(), usual.sampler.state_dict(), device)
     assert replayed._graphs is not None
     assert len(replayed._graphs._graphs) == (2 if name == "wgan" else 1)
