@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+# ruff: noqa: E402 - the other imports take seconds, in which Ctrl-C is pressed
+from genimg_fast._program import watch_imports
+
+watch_imports()
+
 from genimg_fast import nn, ops
 from genimg_fast._fuse import fuse, unfuse
 from genimg_fast._info import Info, info

@@ -1,13 +1,17 @@
 """The command line: ``genimg-fast``, or ``python -m genimg_fast``."""
 
 import argparse
+import io
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import genimg_fast as gf
+from genimg_fast._program import imports_done
 from genimg_fast.cli import demo, evaluate, train, use
-from genimg_fast.cli.arguments import Parser, add_command
-from genimg_fast.training import NonFiniteLossError
+from genimg_fast.cli.arguments import Parser, add_command, one_line, out_of_memory
+from genimg_fast.training import NonFiniteLossError, Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments, without the program's name; those of the process by default.
 
     Returns:
-        The exit status: 0 done, 1 failed, 130 stopped by Ctrl-C.
+        The exit status: 0 done, 1 failed, 128 + signal stopped by it (130 for Ctrl-C).
 
     Raises:
         SystemExit: With status 2 for arguments that make no sense, after one line on stderr.
@@ -27,23 +31,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
-    parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    train.add(commands)
-    use.add(commands)
-    evaluate.add(commands)
-    demo.add(commands)
-    add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
-
-    args = parser.parse_args(argv)
+    args = argparse.Namespace()
     try:
-        return args.run(args)
+        imports_done()
+        parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+        commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        train.add(commands)
+        use.add(commands)
+        evaluate.add(commands)
+        demo.add(commands)
+        add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
+        with _plain_output(parser.prog):
+            parser.parse_args(argv, args)
+            return args.run(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
+        message, status = f"error: {error}", 1
+    except Terminated as stopped:
+        message, status = str(stopped), stopped.code
     except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
+        message, status = str(interrupt) or "interrupted", 130
+    except (MemoryError, RuntimeError) as error:
+        reason = out_of_memory(error, args)
+        if reason is None:
+            raise
+        message, status = f"error: {reason}", 1
+    print(f"{parser.prog}: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _plain_output(program: str) -> Iterator[None]:
+    """Print whatever a file may be called, in any encoding; make a warning one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *place, **more: f"{program}: warning: {one_line(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any, NoReturn
 import torch
 
 from genimg_fast.data.optional import optional_import
+
+# Numbers from here on have no place in a float32, or a 32-bit integer.
+_LARGEST_FLOAT = torch.finfo(torch.float32).max
+_LARGEST_INTEGER = 2**31 - 1
+# torch has a type of its own for accelerators alone.
+_SIGNS_OF_SHORT_MEMORY = ("can't allocate memory", "out of memory", "size calculation overflowed", "bad_alloc")
+# Arguments that decide how much memory a command needs.
+_SIZES = (
+    "batch_size", "n", "channels", "hidden", "hidden_size", "z_dim", "components", "image_size", "frames", "crops",
+)  # fmt: skip
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -26,15 +37,42 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
     @contextmanager
-    def blaming(self, flag: str) -> Iterator[None]:
-        """Report an error that comes of a flag's value like one of parsing it."""
+    def blaming(
+        self, flag: str, errors: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)
+    ) -> Iterator[None]:
+        """Report an error that comes of a flag's value like one of parsing it; not that memory is short."""
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
-            self.error(f"argument {flag}: {' '.join(str(error).split())}")
+        except errors as error:
+            if out_of_memory(error) is not None:
+                raise
+            self.error(f"argument {flag}: {error}")
+
+
+def one_line(text: str) -> str:
+    """Put a text on one line, with escapes for what a terminal cannot print or takes for a command."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+def out_of_memory(error: Exception, args: argparse.Namespace | None = None) -> str | None:
+    """Say that memory is short, and what to reduce, if an error means that; else return None.
+
+    Args:
+        error: The error.
+        args: The command's arguments.
+    """
+    text = str(error)
+    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
+        sign in text.lower() for sign in _SIGNS_OF_SHORT_MEMORY
+    ):
+        return None
+    flags = [f"--{name.replace('_', '-')}" for name in _SIZES if getattr(args, name, None) is not None]
+    size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", text)
+    wanted = f" for {size[1]}" if size else ""
+    return f"out of memory{wanted}; reduce {' or '.join(flags) or 'the sizes'}"
 
 
 def add_command(
@@ -74,7 +112,9 @@ def add_data_root(parser: argparse._ActionsContainer) -> None:
 
 def add_seed_and_device(parser: argparse._ActionsContainer) -> None:
     """Add the seed of all random numbers and the device to run on."""
-    parser.add_argument("--seed", type=at_least(0), metavar="N", default=0, help="seed of all random numbers")
+    parser.add_argument(
+        "--seed", type=at_least(0, 2**63 - 1), metavar="N", default=0, help="seed of all random numbers"
+    )
     parser.add_argument(
         "--device", type=_device, default="auto", help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one"
     )
@@ -86,8 +126,8 @@ def check_image_file(parser: Parser, path: Path) -> None:
         parser.error(f"argument --out: {str(path)!r} does not end like an image file, such as .png")
 
 
-def at_least(minimum: int) -> Callable[[str], int]:
-    """Get a type of arguments: integers from ``minimum`` on."""
+def at_least(minimum: int, maximum: int = _LARGEST_INTEGER) -> Callable[[str], int]:
+    """Get a type of arguments: integers from ``minimum`` to ``maximum``."""
 
     def integer(text: str) -> int:
         try:
@@ -96,6 +136,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
             value = minimum - 1
         if value < minimum:
             raise argparse.ArgumentTypeError(f"must be an integer of at least {minimum}, got {text!r}")
+        if value > maximum:
+            raise argparse.ArgumentTypeError(f"must be an integer of at most {maximum}, got {text!r}")
         return value
 
     return integer
@@ -104,7 +146,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 def positive(text: str) -> float:
     """Read a number above 0."""
     value = _number(text)
-    if not 0 < value < math.inf:
+    if not 0 < value <= _LARGEST_FLOAT:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
@@ -112,7 +154,7 @@ def positive(text: str) -> float:
 def not_negative(text: str) -> float:
     """Read a number from 0 on."""
     value = _number(text)
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= _LARGEST_FLOAT:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
     return value
 

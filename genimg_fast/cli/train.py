@@ -51,6 +51,7 @@ from genimg_fast.training import (
     fit,
 )
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
+from genimg_fast.training.run import CheckpointError
 from genimg_fast.training.trainer import SCHEDULES
 
 # What the GANs have for options beside those of all: text, defaults, and the options of the model itself.
@@ -351,19 +352,20 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
         print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
-    fit(
-        trainer,
-        dataset,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        run=run,
-        log_every=args.log_every,
-        sample_every=args.sample_every,
-        checkpoint_every=args.checkpoint_every,
-        progress=True,
-        resume=resume,
-    )
+    with parser.blaming("--resume", (CheckpointError,)):
+        fit(
+            trainer,
+            dataset,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            run=run,
+            log_every=args.log_every,
+            sample_every=args.sample_every,
+            checkpoint_every=args.checkpoint_every,
+            progress=True,
+            resume=resume,
+        )
     if rank() == 0:
         picture = run.path / args.picture.format(trainer.steps_done)
         print(f"done: {f'{picture}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
@@ -570,7 +572,7 @@ def _add_skip_broken(group: argparse._ArgumentGroup) -> None:
 
 def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_help: str) -> None:
     group.add_argument("--hidden-size", type=at_least(1), metavar="N", default=hidden_size, help=hidden_help)
-    group.add_argument("--num-layers", type=at_least(1), metavar="N", default=2, help="recurrent layers")
+    group.add_argument("--num-layers", type=at_least(1, 1000), metavar="N", default=2, help="recurrent layers")
 
 
 def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:

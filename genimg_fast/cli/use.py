@@ -33,6 +33,7 @@ from genimg_fast.models import (
 )
 from genimg_fast.models.common import labels_to_sample
 from genimg_fast.training import draw_known_frames, load_run, plot_latents, save_animation, save_grid
+from genimg_fast.training.run import naming
 from genimg_fast.training.sequence import filling_panels, prediction_panels
 
 _ANIMATIONS = (".gif", ".webp")
@@ -407,7 +408,7 @@ def _class(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> int:
 
 
 def _write(args: argparse.Namespace, write: Callable[[], None]) -> int:
-    with args.parser.blaming("--out"):
+    with args.parser.blaming("--out"), naming(args.out):
         write()
     print(args.out)
     return 0

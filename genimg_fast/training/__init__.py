@@ -1,7 +1,7 @@
 """Training: the loop, what it trains, and the run folder it writes."""
 
 from genimg_fast.training.gan import GANTrainer
-from genimg_fast.training.loop import NonFiniteLossError, Trainer, fit
+from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.pictures import plot_latents, save_animation, save_grid
 from genimg_fast.training.run import RunFolder, load_checkpoint, load_model, load_run
 from genimg_fast.training.sequence import (
@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "RowRNNTrainer",
     "RunFolder",
+    "Terminated",
     "Trainer",
     "VAETrainer",
     "draw_known_frames",

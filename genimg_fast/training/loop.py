@@ -1,5 +1,6 @@
 """The training loop."""
 
+import math
 import resource
 import signal
 import sys
@@ -7,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -16,13 +17,14 @@ from torch import Tensor
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
 from genimg_fast.training.processes import (
-    any_process,
     gather_objects,
+    highest_of_processes,
     mean_over_processes,
     rank,
+    wait_for_all,
     world_size,
 )
-from genimg_fast.training.run import RunFolder, load_checkpoint
+from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
 
 
 class Trainer(Protocol):
@@ -51,6 +53,14 @@ class NonFiniteLossError(RuntimeError):
     """A loss, or a weight, became NaN or infinite."""
 
 
+class Terminated(SystemExit):
+    """SIGTERM or SIGHUP came, and everything is saved. Not caught, it ends Python with status 128 + signal."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.code: int = 128 + signum
+
+
 def fit(
     trainer: Trainer,
     dataset: BatchedDataset,
@@ -68,8 +78,10 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
 
-    With a run folder, it writes statistics, pictures, a plot of the losses and checkpoints there. Ctrl-C stops
-    after the current step and saves a checkpoint; a second Ctrl-C stops at once.
+    With a run folder, it writes statistics, checkpoints, pictures and a plot of the losses there; what goes wrong
+    with other files than checkpoints is a warning. One training at a time can have a folder. Ctrl-C, SIGTERM and
+    SIGHUP (unless ignored, or handled by the program) stop after the current step and save a checkpoint; a second
+    Ctrl-C stops at once.
 
     Resumed from the run folder's checkpoint, training goes on as if it had never stopped: on the CPU, bit for bit.
     In several processes (``torchrun``), every one has its share of each batch, and the first one writes.
@@ -98,7 +110,10 @@ def fit(
         FileNotFoundError: If there is no checkpoint to resume from.
         NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
             and the last good checkpoint, which stays.
+        BlockingIOError: If another process is training in the run folder.
+        OSError: If a checkpoint cannot be written.
         KeyboardInterrupt: After Ctrl-C, when everything is saved; the message says where.
+        Terminated: After SIGTERM or SIGHUP, likewise: a SystemExit with status 128 + signal.
 
     Example:
         >>> import genimg_fast as gf
@@ -120,64 +135,82 @@ def fit(
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
     if real_images.ndim >= 4:
         _check_range(real_images)
-    # Behind the look at the data, which may draw random numbers.
-    history = _resume(trainer, run) if resume and run is not None else []
-    stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
     if real_images.ndim == 5:  # sequences are long to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
-    if run is not None and writing and not resume:
-        run.save_images("real", real_images)
 
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
     batch_images = processes * batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
-    trainer.model.train()
-    done = trainer.steps_done >= steps
-    bar_shown = progress and writing
-    with _deferred_interrupt() as interrupted, _progress_bar(bar_shown, trainer.steps_done, steps) as bar:
-        clock = time.perf_counter()
-        while not done:
-            images, labels = next(stream)
-            pending.append(trainer.step(images[rank() :: processes], labels[rank() :: processes]))
-            step = trainer.steps_done
-            if on_step is not None:
-                on_step(step, pending[-1])
+    saved = signum = 0  # step of the checkpoint; signal that has come
 
-            done = step >= steps or any_process(interrupted.is_set(), trainer.device)
-            sample_due = done or _due(step, sample_every)
-            checkpoint_due = done or _due(step, checkpoint_every)
-            if not (sample_due or checkpoint_due or _due(step, log_every)):
-                continue
+    def where() -> str:
+        if run is None or saved == 0:
+            return "nothing was saved"
+        if saved == trainer.steps_done:
+            return f"checkpoint saved to {run.checkpoint}"
+        return f"the last checkpoint, of step {saved}, is {run.checkpoint}"
 
-            row = _summarise(pending, step, run)
-            row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
-            row["memory_mb"] = _peak_memory(trainer.device) / 1e6
-            history.append(row)
-            if bar is not None:
-                bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
-                bar.update(len(pending))
-            pending.clear()
-            # The losses are those before the last update: it may have spoilt the weights all the same.
-            if (
-                run is not None
-                and checkpoint_due
-                and not all(parameter.isfinite().all() for parameter in trainer.model.parameters())
-            ):
-                raise _not_finite(f"a weight is not finite after step {step}", run)
-            if run is not None and writing:
-                run.log(row)
-                if sample_due:
-                    for name, pictures in trainer.pictures(real_images, real_labels).items():
-                        run.save_images(f"{name}-{step:06d}", pictures)
-                    run.plot(history, trainer.curves)
-            # Last: what a run that is killed before this one has written, it writes again when it is resumed.
-            if run is not None and checkpoint_due:
-                rng = gather_objects(_rng_state(trainer.device))
-                if writing:
-                    run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
-            clock = time.perf_counter()  # the time for the files is not that of the steps
-    if trainer.steps_done < steps:
-        where = "nothing was saved" if run is None else f"checkpoint saved to {run.checkpoint}"
-        raise KeyboardInterrupt(f"stopped after step {trainer.steps_done}; {where}")
+    with _locked(run), _deferred_signals(trainer, where) as signals:
+        # Behind the look at the data, which may draw random numbers.
+        history = _resume(trainer, run) if resume and run is not None else []
+        done = trainer.steps_done >= steps
+        if resume:
+            saved = trainer.steps_done
+        if run is not None and writing:
+            if not resume:
+                with _warning_only("real images"):
+                    run.save_images("real", real_images)
+            elif done or _due(saved, sample_every):  # the process may have been killed behind the checkpoint
+                _draw(trainer, run, history, real_images, real_labels)
+        stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
+        trainer.model.train()
+        with _progress_bar(progress and writing, trainer.steps_done, steps) as bar:
+            clock = time.perf_counter()
+            while not done:
+                images, labels = next(stream)
+                pending.append(trainer.step(images[rank() :: processes], labels[rank() :: processes]))
+                step = trainer.steps_done
+                if on_step is not None:
+                    on_step(step, pending[-1])
+
+                signum = highest_of_processes(signals[0] if signals else 0, trainer.device)
+                done = step >= steps or signum > 0
+                sample_due = done or _due(step, sample_every)
+                checkpoint_due = done or _due(step, checkpoint_every)
+                if not (sample_due or checkpoint_due or _due(step, log_every)):
+                    continue
+
+                row = _summarise(pending, step, run)
+                row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
+                row["memory_mb"] = _peak_memory(trainer.device) / 1e6
+                history.append(row)
+                if bar is not None:
+                    bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
+                    bar.update(len(pending))
+                pending.clear()
+                # The losses are those before the last update: it may have spoilt the weights all the same.
+                if (
+                    run is not None
+                    and checkpoint_due
+                    and not all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+                ):
+                    raise _not_finite(f"a weight is not finite after step {step}", run)
+                # First the row: a run that is resumed drops rows behind its checkpoint and cannot make up for one
+                # before it. Then the checkpoint. Last what can be made from it again.
+                if run is not None and writing:
+                    with _warning_only(f"statistics of step {step}"):
+                        run.log(row)
+                if run is not None and checkpoint_due:
+                    rng = gather_objects(_rng_state(trainer.device))
+                    if writing:
+                        run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+                    saved = step
+                if run is not None and writing and sample_due:
+                    _draw(trainer, run, history, real_images, real_labels)
+                clock = time.perf_counter()  # the time for the files is not that of the steps
+        if trainer.steps_done < steps:
+            wait_for_all()  # for the one that writes: when one has left, torchrun ends the others
+            message = f"stopped after step {trainer.steps_done}; {where()}"
+            raise KeyboardInterrupt(message) if signum == signal.SIGINT else Terminated(message, signum)
     return history
 
 
@@ -195,22 +228,61 @@ def _check_range(images: Tensor) -> None:
         )
 
 
+@contextmanager
+def _locked(run: RunFolder | None) -> Iterator[None]:
+    """Keep other trainings out of the run folder: the first process does, and tells the others if it cannot."""
+    with ExitStack() as stack:
+        error: OSError | None = None
+        if run is not None and rank() == 0:
+            try:
+                stack.enter_context(run.locked())
+            except OSError as failure:
+                error = failure
+        error = gather_objects(error)[0]
+        if error is not None:
+            raise error
+        yield
+
+
+def _draw(
+    trainer: Trainer, run: RunFolder, history: list[dict[str, float]], images: Tensor, labels: Tensor
+) -> None:
+    """Write pictures and the plot. What they draw of random numbers plays no part in the training."""
+    with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
+        with _warning_only(f"pictures of step {trainer.steps_done}"):
+            for name, pictures in trainer.pictures(images, labels).items():
+                with _warning_only(f"{name} of step {trainer.steps_done}"):
+                    run.save_images(f"{name}-{trainer.steps_done:06d}", pictures)
+        with _warning_only("plot"):
+            run.plot(history, trainer.curves)
+
+
+@contextmanager
+def _warning_only(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever it is, the training is worth more
+        warnings.warn(f"no {what}: {type(error).__name__}: {error}", stacklevel=4)
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _summarise(pending: list[dict[str, Tensor]], step: int, run: RunFolder | None) -> dict[str, float]:
-    """Average what the last steps returned, and raise if any of it is not finite."""
-    names = list(pending[0])
+    """Average what the last steps returned, each name over those that have it; raise if any is not finite."""
+    places = [(name, index) for index, values in enumerate(pending) for name in values]
     # One transfer from the accelerator for all steps.
-    values = torch.stack([torch.stack([row[name] for name in names]) for row in pending]).float()
-    values = mean_over_processes(values).double().cpu()
+    scalars = torch.stack([pending[index][name] for name, index in places]).float()
+    values = mean_over_processes(scalars).double().cpu()
     bad = (~values.isfinite()).nonzero()
     if len(bad) > 0:
-        row, column = bad[0].tolist()
-        what = f"{names[column]} is {values[row, column].item()} at step {step - len(pending) + 1 + row}"
-        raise _not_finite(what, run)
-    return {"step": step, **dict(zip(names, values.mean(0).tolist(), strict=True))}
+        name, index = places[bad[0]]
+        raise _not_finite(f"{name} is {values[bad[0]].item()} at step {step - len(pending) + 1 + index}", run)
+    columns: dict[str, list[float]] = {}
+    for (name, _), value in zip(places, values.tolist(), strict=True):
+        columns.setdefault(name, []).append(value)
+    return {"step": step, **{name: math.fsum(column) / len(column) for name, column in columns.items()}}
 
 
 def _not_finite(what: str, run: RunFolder | None) -> NonFiniteLossError:
@@ -227,7 +299,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
-    values = [f"{name}={row[name]:#.4g}" for panel in curves for name in panel]
+    values = [f"{name}={row[name]:#.4g}" for panel in curves for name in panel if name in row]
     return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 
@@ -242,16 +314,21 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
 def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
     """Put everything back that the run's checkpoint holds; return the rows of statistics up to there."""
     state = load_checkpoint(run.path)
-    if len(state["rng"]) != world_size():
-        raise ValueError(f"the run had {len(state['rng'])} processes, and now there are {world_size()}")
     try:
+        rng = state["rng"]
+        if len(rng) != world_size():
+            raise CheckpointError(f"the run had {len(rng)} processes, and now there are {world_size()}")
+        for states in rng:  # every process looks at all of them, so that none goes on alone
+            torch.Generator().set_state(states["cpu"])
         trainer.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{run.checkpoint} does not fit what is trained: {error}") from error
-    rng = state["rng"][rank()]
-    torch.set_rng_state(rng["cpu"])
-    if "cuda" in rng and trainer.device.type == "cuda":
-        torch.cuda.set_rng_state(rng["cuda"], trainer.device)
+        torch.set_rng_state(rng[rank()]["cpu"])
+        if "cuda" in rng[rank()] and trainer.device.type == "cuda":
+            torch.cuda.set_rng_state(rng[rank()]["cuda"], trainer.device)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a file may hold anything, and so anything may be raised
+        what = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
+        raise CheckpointError(f"{run.checkpoint} does not fit what is trained, or is damaged: {what}") from error
     # One process writes the file, the others wait for it.
     rows = run.rows_until(state["step"]) if rank() == 0 else []
     return gather_objects(rows)[0]
@@ -268,20 +345,34 @@ def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManage
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag, so that checkpoints are taken between two steps and never within one."""
-    interrupted = threading.Event()
+def _deferred_signals(trainer: Trainer, where: Callable[[], str]) -> Iterator[list[int]]:
+    """Note Ctrl-C, SIGTERM and SIGHUP, so that checkpoints are taken between two steps and never within one.
+
+    Args:
+        trainer: What is trained.
+        where: Says what is saved.
+
+    Yields:
+        The signals that have come.
+    """
+    caught: list[int] = []
+
+    def on_signal(signum: int, frame: Any) -> None:
+        # torchrun passes on what the terminal has sent already, and schedulers repeat themselves.
+        if caught and signum == signal.SIGINT and world_size() == 1:
+            raise KeyboardInterrupt(f"stopped at once, after step {trainer.steps_done}; {where()}")
+        caught.append(signum)
+
     if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
-        yield interrupted
+        yield caught
         return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(signum: int, frame: Any) -> None:
-        interrupted.set()
-        signal.signal(signal.SIGINT, previous)
-
-    signal.signal(signal.SIGINT, on_interrupt)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # One that is ignored, as under nohup, and a handler of the program's stay.
+    ours = {s: h for s in signals if (h := signal.getsignal(s)) in (signal.SIG_DFL, signal.default_int_handler)}
     try:
-        yield interrupted
+        for signum in ours:
+            signal.signal(signum, on_signal)
+        yield caught
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for signum, handler in ours.items():
+            signal.signal(signum, handler)

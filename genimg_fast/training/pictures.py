@@ -65,6 +65,11 @@ def save_animation(
     images[0].save(path, save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
 
 
+def printable(text: str) -> str:
+    """Get a text that can be drawn or printed: escapes for the bytes of a file's name that are none."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: str | Path) -> None:
     """Draw latent vectors as points coloured by class; longer ones by their first two principal components.
 
@@ -101,14 +106,17 @@ def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: s
     figure = optional_import("matplotlib.figure").Figure(figsize=(7, 6), layout="constrained")
     colours = optional_import("matplotlib").colormaps["tab10" if len(class_names) <= 10 else "turbo"]
     plot = figure.subplots()
-    for label, name in enumerate(class_names):
+    for label in range(len(class_names)):
         x, y = points[labels == label].T
         colour = colours(label if len(class_names) <= 10 else label / (len(class_names) - 1))
-        plot.scatter(x, y, s=8, color=colour, label=name)
+        plot.scatter(x, y, s=8, color=colour, label=str(label))
     plot.set(xlabel=names[0], ylabel=names[1])
     plot.grid(alpha=0.3)
     if len(class_names) <= 20:
-        figure.legend(title="class", markerscale=2, loc="outside right upper")
+        legend = figure.legend(title="class", markerscale=2, loc="outside right upper")
+        # Only here: a legend leaves out labels that begin with an underscore.
+        for text, name in zip(legend.get_texts(), class_names, strict=True):
+            text.set(text=printable(name), parse_math=False)
     figure.savefig(path, dpi=100)
 
 

@@ -40,12 +40,18 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
+        wait_for_all()  # whoever leaves first would take the connections of those that still talk
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Wait until every process has come here; then each may leave."""
+    if world_size() > 1:
         # Gloo's threads drop the tensors of the last messages a moment after these are through; a barrier holds on
         # to those still there. They need Python for that: when it is gone, they abort.
         time.sleep(0.1)
-        dist.barrier()  # whoever leaves first would take the connections of those that still talk
-    finally:
-        dist.destroy_process_group()
+        dist.barrier()
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
@@ -56,13 +62,13 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Tell every process whether one of them says yes."""
+def highest_of_processes(value: int, device: torch.device) -> int:
+    """Tell every process the highest of the numbers, below 2**24, that they pass."""
     if world_size() == 1:
-        return flag
-    said = torch.tensor(float(flag), device=device)
-    dist.all_reduce(said, dist.ReduceOp.MAX)
-    return bool(said)
+        return value
+    highest = torch.tensor(float(value), device=device)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return int(highest)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -1,9 +1,15 @@
 """The folder that a training run writes, and its checkpoints."""
 
+import errno
+import fcntl
 import json
 import os
 import re
-from collections.abc import Sequence
+import socket
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,10 +20,53 @@ from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.pictures import save_animation, save_grid
+from genimg_fast.training.pictures import printable, save_animation, save_grid
 
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions"}
+# How the names of files that are being written begin.
+_TEMPORARY = ".tmp-"
+_LONGEST_NAME = 255  # bytes, of Linux's file systems
+# More than anybody can train; beyond, it would take ages to find the place in the data.
+MOST_STEPS = 2**31 - 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, or belongs to something else."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file under another name first: nobody ever reads half of it, and two writers do not meet.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The name to write to, in the same folder and with the same ending. It becomes ``path`` at the end, or is
+        removed if there was an error.
+
+    Raises:
+        OSError: If the file cannot be written; the message names ``path``.
+    """
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
+    try:
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system, such as a full disk, name the file that the user knows."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and Path(error.filename or path).parent == path.parent:
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 class RunFolder:
@@ -36,7 +85,10 @@ class RunFolder:
         self.path = path
         self.config = config
         self.checkpoint = path / "checkpoint.pt"
-        self._tensorboard: Any = None
+        self._unwritten: list[dict[str, float]] = []
+        self._make_writer: Any = None
+        self._writer: Any = None
+        self._purge_step: int | None = None
 
     def use_tensorboard(self) -> None:
         """Write the statistics for TensorBoard, too, into the same folder.
@@ -44,8 +96,7 @@ class RunFolder:
         Raises:
             ImportError: If TensorBoard is missing.
         """
-        module = optional_import("torch.utils.tensorboard", "tensorboard")
-        self._tensorboard = module.SummaryWriter(str(self.path))
+        self._make_writer = optional_import("torch.utils.tensorboard", "tensorboard").SummaryWriter
 
     @classmethod
     def create(cls, out: str | Path, name: str, config: dict[str, Any]) -> "RunFolder":
@@ -53,7 +104,7 @@ class RunFolder:
 
         Args:
             out: Folder of all runs; made if it is missing.
-            name: What follows the number.
+            name: What follows the number. What a file's name cannot hold is replaced or, at the end, left out.
             config: Settings of the run.
 
         Returns:
@@ -75,13 +126,14 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         numbers = [int(match[0]) for entry in out.iterdir() if (match := re.match(r"\d+(?=-)", entry.name))]
         for number in count(max(numbers, default=-1) + 1):
-            path = out / f"{number:05d}-{name}"
+            path = out / f"{number:05d}-{_file_name(name)}"
             try:
                 path.mkdir()
                 break
             except FileExistsError:  # another run took the number in this moment
                 continue
-        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with replacing(path / "config.json") as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
         return cls(path, config)
 
     @classmethod
@@ -101,7 +153,12 @@ class RunFolder:
             ValueError: If the checkpoint is damaged, or a setting is another one; the message shows which.
         """
         path = Path(path)
-        before = _flat(json.loads(json.dumps(load_checkpoint(path)["config"])))
+        if path.name == "checkpoint.pt" and path.is_file():
+            path = path.parent
+        try:
+            before = _flat(json.loads(json.dumps(load_checkpoint(path)["config"])))
+        except (TypeError, RecursionError) as error:
+            raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
         now = _flat(json.loads(json.dumps(config)))
         changed = [
             f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
@@ -109,7 +166,7 @@ class RunFolder:
             if key.partition(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key)
         ]
         if changed:
-            raise ValueError(f"the settings differ from those of {path}: {'; '.join(changed)}")
+            raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(changed)}")
         return cls(path, config)
 
     @classmethod
@@ -120,34 +177,79 @@ class RunFolder:
             out: Folder of all runs.
             name: What follows the number.
         """
-        folders = Path(out).glob(f"*-{name}") if Path(out).is_dir() else []
-        found = [f for f in folders if re.fullmatch(rf"\d+-{re.escape(name)}", f.name)]
-        return max((f for f in found if (f / "checkpoint.pt").is_file()), key=lambda f: f.name, default=None)
+        newest: tuple[int, Path] | None = None
+        for folder in Path(out).iterdir() if Path(out).is_dir() else []:
+            number, _, rest = folder.name.partition("-")
+            named = re.fullmatch("[0-9]+", number) is not None and rest == _file_name(name)
+            if named and (folder / "checkpoint.pt").is_file():
+                newest = max(newest or (0, folder), (int(number), folder))
+        return None if newest is None else newest[1]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder; the system ends that when this process ends.
+
+        Raises:
+            BlockingIOError: If another process does; the message has its number.
+            OSError: If nothing can be written to the folder.
+        """
+        file = self.path / ".lock"
+        descriptor, exclusive = _lock(file)
+        try:
+            if exclusive:
+                for entry in self.path.iterdir():  # what a process that was killed was writing
+                    if entry.name.startswith(_TEMPORARY):
+                        entry.unlink(missing_ok=True)
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # while it is locked: nobody else can have locked it
+            os.close(descriptor)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one."""
-        with open(self.path / "stats.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                if name != "step":
-                    self._tensorboard.add_scalar(name, value, int(row["step"]))
-            self._tensorboard.flush()
+        """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one.
+
+        Rows that could not be written are written with the next one.
+        """
+        json.dumps(row)
+        self._unwritten.append(row)
+        stats = self.path / "stats.jsonl"
+        lines = "".join(json.dumps(row) + "\n" for row in self._unwritten).encode()
+        with naming(stats), open(stats, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(lines) < len(lines):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(size)  # no half a line
+                raise
+        written, self._unwritten = self._unwritten, []
+        if self._make_writer is not None:
+            if self._writer is None:
+                self._writer = self._make_writer(str(self.path), purge_step=self._purge_step)
+            for each in written:
+                for name, value in each.items():
+                    if name != "step":
+                        self._writer.add_scalar(name, value, int(each["step"]))
+            self._writer.flush()
 
     def rows_until(self, step: int) -> list[dict[str, float]]:
-        """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again."""
+        """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again.
+
+        TensorBoard drops what lies behind the step, too. Lines that hold no row are left out, with a warning.
+        """
         stats = self.path / "stats.jsonl"
-        rows = []
-        for line in stats.read_text().splitlines() if stats.is_file() else []:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a line that was being written when the process was killed
-                break
-            if row["step"] <= step:
+        rows, damaged = [], 0
+        for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
+            row = _row(line)
+            if row is None:
+                damaged += line.endswith(b"\n")  # else it was being written when the process was killed
+            elif row["step"] <= step:
                 rows.append(row)
-        temporary = stats.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, stats)
+        if damaged > 0:
+            warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=2)
+        with replacing(stats) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._purge_step = step + 1
         return rows
 
     def save_images(self, name: str, images: Tensor) -> None:
@@ -156,38 +258,90 @@ class RunFolder:
         Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width).
         """
         if images.ndim == 5:
-            save_animation(images, self.path / f"{name}.gif", bounce=False)
+            with replacing(self.path / f"{name}.gif") as temporary:
+                save_animation(images, temporary, bounce=False)
         else:
-            save_grid(images, self.path / f"{name}.png")
+            with replacing(self.path / f"{name}.png") as temporary:
+                save_grid(images, temporary)
 
     def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
-        """Draw what the rows hold over their steps, as ``losses.png``; ``panels`` are the names drawn together."""
+        """Draw what the rows hold over their steps, as ``losses.png``.
+
+        Args:
+            rows: What to draw; a row without a name's value has no point in its curve.
+            panels: The names that are drawn together.
+        """
         # Not pyplot: this touches neither the user's figures nor their backend.
         figure = optional_import("matplotlib.figure").Figure(
             figsize=(8, 1 + 3 * len(panels)), layout="constrained"
         )
-        figure.suptitle(self.path.name)
-        steps = [row["step"] for row in rows]
+        figure.suptitle(printable(self.path.name), parse_math=False)
         for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
             for name in names:
-                axes.plot(steps, [row[name] for row in rows], label=name, linewidth=1)
+                points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+                axes.plot(*zip(*points, strict=True) if points else ([], []), label=name, linewidth=1)
             axes.set(xlabel="step")
             axes.grid(alpha=0.3)
             axes.legend()
-        figure.savefig(self.path / "losses.png", dpi=120)
+        with replacing(self.path / "losses.png") as temporary:
+            figure.savefig(temporary, dpi=120)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new."""
-        temporary = self.checkpoint.with_suffix(".tmp")
         try:
-            with open(temporary, "wb") as file:
+            with replacing(self.checkpoint) as temporary, open(temporary, "wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, self.checkpoint)
-        except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        except (OSError, RuntimeError) as error:
             good = f"; the last good one, {self.checkpoint}, is still there" if self.checkpoint.is_file() else ""
-            raise OSError(f"cannot write a checkpoint to {self.path}: {error}{good}") from error
+            # torch.save turns a full disk into a RuntimeError that hides the reason.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"cannot write a checkpoint to {self.path}: {reason}{good}") from error
+
+
+def _lock(file: Path) -> tuple[int, bool]:
+    """Open and lock a file; return its descriptor, and whether there are locks here at all."""
+    while True:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+            os.close(descriptor)
+            raise BlockingIOError(
+                f"another process{holder and f' ({holder})'} is training in {file.parent}"
+            ) from None
+        except OSError as error:
+            warnings.warn(f"cannot keep other processes from training in {file.parent}: {error}", stacklevel=4)
+            return descriptor, False
+        # The process before may have removed the file between these two calls.
+        try:
+            same = os.path.samestat(os.fstat(descriptor), os.stat(file))
+        except FileNotFoundError:
+            same = False
+        if same:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"PID {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return descriptor, True
+        os.close(descriptor)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """Read a line of ``stats.jsonl``; None if it holds no row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def _file_name(name: str) -> str:
+    """Turn any text into what may follow a run's number in the name of a folder."""
+    name = "".join("_" if c == "/" or ord(c) < 32 or ord(c) == 127 else c for c in name)
+    while len(os.fsencode(name)) > _LONGEST_NAME - len("00000-"):
+        name = name[:-1]
+    return name
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -224,13 +378,17 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             state = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load documents none; a damaged file raises half a dozen different ones
-            raise ValueError(f"{file} is damaged or not a checkpoint ({type(error).__name__})") from error
-    if (
-        not isinstance(state, dict)
-        or not {"model", "config", "step"} <= state.keys()
-        or not isinstance(state["config"], dict)
-    ):
-        raise ValueError(f"{file} is not a checkpoint of genimg_fast")
+            raise CheckpointError(f"{file} is damaged or not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
+        raise CheckpointError(f"{file} is not a checkpoint of genimg_fast")
+    for name, kind in (("model", dict), ("config", dict), ("step", int)):
+        if not isinstance(state[name], kind) or isinstance(state[name], bool):
+            raise CheckpointError(
+                f"{file} is not a checkpoint of genimg_fast, or damaged: its {name} is of type "
+                f"{type(state[name]).__name__}, not {kind.__name__}"
+            )
+    if not 0 <= state["step"] <= MOST_STEPS:
+        raise CheckpointError(f"{file} is damaged: its step is {state['step']}")
     return state
 
 
@@ -257,7 +415,7 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     state = load_checkpoint(path)
     config = state["config"]
     if not {"model", "model_args"} <= config.keys():
-        raise ValueError(
+        raise CheckpointError(
             f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
         )
     try:
@@ -269,8 +427,12 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             if isinstance(model, BaseGAN):
                 averaged.module.discriminator = model.discriminator
             model = averaged.module
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"the checkpoint of {path} does not fit its model, {config['model']}: {error}") from error
+    except ValueError:  # an unknown model, or a size that it does not take
+        raise
+    except Exception as error:  # a file may hold anything, and so anything may be raised
+        raise CheckpointError(
+            f"the checkpoint of {path} does not fit its model, {config['model']}: {error}"
+        ) from error
     return model, config
 
 

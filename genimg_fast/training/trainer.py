@@ -278,14 +278,34 @@ class BaseTrainer:
 
         Args:
             state: The state, of a trainer with the same settings.
+
+        Raises:
+            ValueError: If the state of an optimiser does not fit its parameters. Other misfits raise whatever
+                ``load_state_dict`` of model, average, optimiser or loss scale does.
         """
         self.model.load_state_dict(state["model"])
         if self.averaged is not None:
             self.averaged.load_state_dict(state["ema"])
         for name, optimizer in self.optimizers.items():
+            ours = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][name])
+            for group, options in zip(optimizer.param_groups, ours, strict=True):
+                group.update(options)  # the settings are the same, and a damaged one would show in the next step
+            if isinstance(optimizer, torch.optim.Adam):
+                _check_state(name, optimizer)
             self._make_recordable(optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         if self._graphs is not None:
             self._graphs.forget()
+
+
+def _check_state(name: str, optimizer: torch.optim.Adam) -> None:
+    """Find what Adam takes from a damaged checkpoint and stumbles over in the next step."""
+    for parameter, state in optimizer.state.items():
+        if state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"the state of optimizer {name} has the entries {', '.join(map(str, state))}")
+        for entry, value in state.items():
+            shape = () if entry == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or not value.is_floating_point():
+                raise ValueError(f"{entry} in the state of optimizer {name} is damaged")

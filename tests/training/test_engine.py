@@ -85,10 +85,12 @@ def test_statistics_for_tensorboard(
     digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, float, int]] = []
+    purged: list[int | None] = []
 
     class Writer:
-        def __init__(self, folder: str) -> None:
+        def __init__(self, folder: str, *, purge_step: int | None) -> None:
             assert folder == str(run.path)
+            purged.append(purge_step)
 
         def add_scalar(self, *scalar: Any) -> None:
             written.append(scalar)
@@ -101,6 +103,10 @@ def test_statistics_for_tensorboard(
     (row,) = fit(make("dcgan"), digits, steps=2, batch_size=8, run=run)
     assert ("loss_d", row["loss_d"], 2) in written
     assert {name for name, *_ in written} == row.keys() - {"step"}
+    again = RunFolder.reopen(run.path, {})
+    again.use_tensorboard()
+    fit(make("dcgan"), digits, steps=3, batch_size=8, run=again, resume=True)
+    assert purged == [None, 3]  # what a lost run wrote from step 3 on is not shown
 
 
 def test_latest_run(tmp_path: Path) -> None:
