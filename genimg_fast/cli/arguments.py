@@ -65,11 +65,14 @@ def out_of_memory(error: Exception, args: argparse.Namespace | None = None) -> s
         args: The command's arguments.
     """
     text = str(error)
-    if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(
-        sign in text.lower() for sign in _SIGNS_OF_SHORT_MEMORY
-    ):
+    told = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _SIGNS_OF_SHORT_MEMORY)
+    if not told and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return None
-    flags = [f"--{name.replace('_', '-')}" for name in _SIZES if getattr(args, name, None) is not None]
+    given = {name: getattr(args, name, None) for name in _SIZES}
+    given = {name: value for name, value in given.items() if value is not None}
+    # What the user has chosen is the first to look at.
+    chosen = {name: value for name, value in given.items() if value != args.parser.get_default(name)}
+    flags = [f"--{name.replace('_', '-')}" for name in chosen or given]
     size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", text)
     wanted = f" for {size[1]}" if size else ""
     return f"out of memory{wanted}; reduce {' or '.join(flags) or 'the sizes'}"
@@ -146,7 +149,7 @@ def at_least(minimum: int, maximum: int = _LARGEST_INTEGER) -> Callable[[str], i
 def positive(text: str) -> float:
     """Read a number above 0."""
     value = _number(text)
-    if not 0 < value <= _LARGEST_FLOAT:
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
@@ -154,7 +157,7 @@ def positive(text: str) -> float:
 def not_negative(text: str) -> float:
     """Read a number from 0 on."""
     value = _number(text)
-    if not 0 <= value <= _LARGEST_FLOAT:
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
     return value
 
@@ -185,9 +188,12 @@ def conv_image_size(text: str) -> int:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return math.nan
+    if _LARGEST_FLOAT < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at most {_LARGEST_FLOAT:.1e}, got {text!r}")
+    return value
 
 
 def _device(text: str) -> torch.device:

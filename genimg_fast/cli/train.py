@@ -581,7 +581,7 @@ def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
                        help="moving-digits, a folder of numbered frames or of clips, a video, a GIF")  # fmt: skip
-    group.add_argument("--frames", type=at_least(2), metavar="N", default=20, help="frames in a sequence")
+    group.add_argument("--frames", type=at_least(2, 100_000), metavar="N", default=20, help="frames in a sequence")
     group.add_argument("--image-size", type=conv_image_size, metavar="N", default=32,
                        help="pixels a side: 8, 16, 32, 64 ...")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3],

@@ -238,7 +238,9 @@ def _cut(
     if not pictures:
         raise ValueError("there is no picture to cut from")
     names = list(dict.fromkeys(name for name, _ in pictures))
-    images, labels = [], []
+    # In one piece from the start: if that is too large, it shows before the work.
+    images = torch.empty(crops, len(pictures[0][1]), image_size, image_size, dtype=torch.uint8)
+    labels = []
     for k in range(crops):
         name, picture = pictures[k % len(pictures)]
         room = [side - image_size for side in picture.shape[1:]]
@@ -246,9 +248,9 @@ def _cut(
             size = "x".join(map(str, picture.shape[1:]))
             raise ValueError(f"a picture of {name} has {size} pixels, too few for crops of {image_size}")
         top, left = (int(torch.randint(r + 1, (), generator=generator)) for r in room)
-        images.append(picture[:, top : top + image_size, left : left + image_size])
+        images[k] = picture[:, top : top + image_size, left : left + image_size]
         labels.append(names.index(name))
-    return ImageDataset(_convert(torch.stack(images), channels), torch.tensor(labels), class_names=names)
+    return ImageDataset(_convert(images, channels), torch.tensor(labels), class_names=names)
 
 
 def _alike(images: list[Tensor]) -> list[Tensor]:

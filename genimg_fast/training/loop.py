@@ -314,7 +314,7 @@ def _rng_state(device: torch.device) -> dict[str, Tensor]:
 def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
     """Put everything back that the run's checkpoint holds; return the rows of statistics up to there."""
     state = load_checkpoint(run.path)
-    try:
+    with _blaming_checkpoint(run):
         rng = state["rng"]
         if len(rng) != world_size():
             raise CheckpointError(f"the run had {len(rng)} processes, and now there are {world_size()}")
@@ -324,14 +324,22 @@ def _resume(trainer: Trainer, run: RunFolder) -> list[dict[str, float]]:
         torch.set_rng_state(rng[rank()]["cpu"])
         if "cuda" in rng[rank()] and trainer.device.type == "cuda":
             torch.cuda.set_rng_state(rng[rank()]["cuda"], trainer.device)
+    # One process writes the file, the others wait for it.
+    rows = run.rows_until(state["step"]) if rank() == 0 else []
+    return gather_objects(rows)[0]
+
+
+@contextmanager
+def _blaming_checkpoint(run: RunFolder) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of odd values: the error says it all
+            yield
     except CheckpointError:
         raise
     except Exception as error:  # a file may hold anything, and so anything may be raised
         what = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else error
         raise CheckpointError(f"{run.checkpoint} does not fit what is trained, or is damaged: {what}") from error
-    # One process writes the file, the others wait for it.
-    rows = run.rows_until(state["step"]) if rank() == 0 else []
-    return gather_objects(rows)[0]
 
 
 def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManager[Any]:

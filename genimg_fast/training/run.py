@@ -8,11 +8,11 @@ import re
 import socket
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -392,6 +392,34 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
+class _Config(dict[str, Any]):
+    """A run's config, which may be a damaged one, or one that says less than a command wants to know."""
+
+    _FITS: ClassVar[dict[str, Callable[[Any], bool]]] = {
+        "model": lambda v: isinstance(v, str),
+        "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
+        "data": lambda v: isinstance(v, str),
+        "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+        "frames": lambda v: type(v) is int and v >= 1,
+        "context": lambda v: v is None or (type(v) is int and v >= 1),
+        "speed": lambda v: isinstance(v, list) and [type(speed) for speed in v] == [float, float],
+        "crops": lambda v: type(v) is int and v >= 0,
+        "seed": lambda v: type(v) is int and 0 <= v < 2**63,
+        "skip_broken": lambda v: isinstance(v, bool),
+        "direction": lambda v: v in ("a2b", "b2a"),
+    }
+
+    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.path = path
+        for key, fits in self._FITS.items():
+            if key in config and not fits(config[key]):
+                raise CheckpointError(f"the config of {path} is damaged: {key} is {config[key]!r}")
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"the config of {self.path} does not say {key!r}")
+
+
 def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load the trained model of a run and the settings it was trained with.
 
@@ -413,13 +441,10 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         'dcgan'
     """
     state = load_checkpoint(path)
-    config = state["config"]
-    if not {"model", "model_args"} <= config.keys():
-        raise CheckpointError(
-            f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
-        )
+    config = _Config(path, state["config"])
+    name, arguments = config["model"], config["model_args"]
     try:
-        model: Any = create_model(config["model"], **config["model_args"])
+        model: Any = create_model(name, **arguments)
         model.load_state_dict(state["model"])
         if state.get("ema") is not None:
             averaged = AveragedModel(model, use_buffers=True)
@@ -430,9 +455,7 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except ValueError:  # an unknown model, or a size that it does not take
         raise
     except Exception as error:  # a file may hold anything, and so anything may be raised
-        raise CheckpointError(
-            f"the checkpoint of {path} does not fit its model, {config['model']}: {error}"
-        ) from error
+        raise CheckpointError(f"the checkpoint of {path} does not fit its model, {name}: {error}") from error
     return model, config
 
 
