@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import genimg_fast as gf
 from genimg_fast._program import imports_done
 from genimg_fast.cli import demo, evaluate, train, use
-from genimg_fast.cli.arguments import Parser, add_command, one_line, out_of_memory
+from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.training import NonFiniteLossError, Terminated
 from genimg_fast.training.run import CheckpointError
 
@@ -52,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         message, status = str(interrupt) or "interrupted", 130
     except (MemoryError, RuntimeError) as error:
-        reason = out_of_memory(error, args)
-        if reason is None:
+        if not is_out_of_memory(error):
             raise
-        message, status = f"error: {reason}", 1
+        message, status = f"error: {what_to_reduce(error, args)}", 1
     print(f"{parser.prog}: {one_line(message)}", file=sys.stderr)
     return status
 

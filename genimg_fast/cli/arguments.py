@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         try:
             yield
         except errors as error:
-            if out_of_memory(error) is not None:
+            if is_out_of_memory(error):
                 raise
             self.error(f"argument {flag}: {error}")
 
@@ -57,25 +57,22 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
-def out_of_memory(error: Exception, args: argparse.Namespace | None = None) -> str | None:
-    """Say that memory is short, and what to reduce, if an error means that; else return None.
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error means that memory is short."""
+    told = any(sign in str(error).lower() for sign in _SIGNS_OF_SHORT_MEMORY)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and told)
 
-    Args:
-        error: The error.
-        args: The command's arguments.
-    """
-    text = str(error)
-    told = isinstance(error, RuntimeError) and any(sign in text.lower() for sign in _SIGNS_OF_SHORT_MEMORY)
-    if not told and not isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return None
+
+def what_to_reduce(error: Exception, args: argparse.Namespace) -> str:
+    """Say, for an error that means that memory is short, which of a command's arguments to reduce."""
     given = {name: getattr(args, name, None) for name in _SIZES}
     given = {name: value for name, value in given.items() if value is not None}
     # What the user has chosen is the first to look at.
     chosen = {name: value for name, value in given.items() if value != args.parser.get_default(name)}
     flags = [f"--{name.replace('_', '-')}" for name in chosen or given]
-    size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", text)
+    size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
     wanted = f" for {size[1]}" if size else ""
-    return f"out of memory{wanted}; reduce {' or '.join(flags) or 'the sizes'}"
+    return f"out of memory{wanted}; reduce {' or '.join(flags) or 'the size of the model'}"
 
 
 def add_command(

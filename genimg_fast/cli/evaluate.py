@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
-from genimg_fast.cli.use import load_real
+from genimg_fast.cli.use import load_real, load_with_settings
 from genimg_fast.data import ImageDataset
 from genimg_fast.data.optional import optional_import
 from genimg_fast.metrics import (
@@ -26,7 +26,6 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training import load_run
 
 _BATCH = 100
 
@@ -57,9 +56,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     for flag, value in (("--weights", args.weights), ("--download", args.download)):
         if value and args.features != "inception":
             parser.error(f"argument {flag}: is for --features inception")
-    with parser.blaming("RUN"):
-        loaded, config = load_run(args.RUN)
-    model: Any = loaded  # the attributes of a Module are not typed
+    model, config = load_with_settings(args)
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         parser.error(f"argument RUN: {config['model']} does not generate images by itself")
     dataset = load_real(args, model, config)

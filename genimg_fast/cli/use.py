@@ -33,7 +33,7 @@ from genimg_fast.models import (
 )
 from genimg_fast.models.common import labels_to_sample
 from genimg_fast.training import draw_known_frames, load_run, plot_latents, save_animation, save_grid
-from genimg_fast.training.run import naming
+from genimg_fast.training.run import CheckpointError, naming
 from genimg_fast.training.sequence import filling_panels, prediction_panels
 
 _ANIMATIONS = (".gif", ".webp")
@@ -290,9 +290,22 @@ def _latent(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:  # the attributes of a Module are not typed
+    model, config = load_with_settings(args)
+    return model.to(args.device), config
+
+
+def load_with_settings(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """Load the model of ``RUN`` and its settings; one that is missing there is an error in one line."""
     with args.parser.blaming("RUN"):
         model, config = load_run(args.RUN)
-    return model.to(args.device), config
+    return model, _Settings(config)
+
+
+class _Settings(dict[str, Any]):
+    """The settings of a run, which may have been started from Python and say less than a command asks."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"the run's settings do not say {key!r}; is there a flag for it?")
 
 
 def _load_frame_model(args: argparse.Namespace, kind: type[BaseFrameModel]) -> tuple[Any, dict[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,20 @@ from genimg_fast.data.optional import optional_import
 from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.training.pictures import printable, save_animation, save_grid
 
+# What the settings that commands look at have to be.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda v: isinstance(v, str),
+    "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
+    "data": lambda v: isinstance(v, str),
+    "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    "frames": lambda v: type(v) is int and v >= 1,
+    "context": lambda v: v is None or (type(v) is int and v >= 1),
+    "speed": lambda v: isinstance(v, list) and len(v) == 2 and all(type(s) in (int, float) for s in v),
+    "crops": lambda v: type(v) is int and v >= 0,
+    "seed": lambda v: type(v) is int and 0 <= v < 2**63,
+    "skip_broken": lambda v: isinstance(v, bool),
+    "direction": lambda v: v in ("a2b", "b2a"),
+}
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions"}
 # How the names of files that are being written begin.
@@ -392,34 +406,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-class _Config(dict[str, Any]):
-    """A run's config, which may be a damaged one, or one that says less than a command wants to know."""
-
-    _FITS: ClassVar[dict[str, Callable[[Any], bool]]] = {
-        "model": lambda v: isinstance(v, str),
-        "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
-        "data": lambda v: isinstance(v, str),
-        "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-        "frames": lambda v: type(v) is int and v >= 1,
-        "context": lambda v: v is None or (type(v) is int and v >= 1),
-        "speed": lambda v: isinstance(v, list) and [type(speed) for speed in v] == [float, float],
-        "crops": lambda v: type(v) is int and v >= 0,
-        "seed": lambda v: type(v) is int and 0 <= v < 2**63,
-        "skip_broken": lambda v: isinstance(v, bool),
-        "direction": lambda v: v in ("a2b", "b2a"),
-    }
-
-    def __init__(self, path: str | Path, config: dict[str, Any]) -> None:
-        super().__init__(config)
-        self.path = path
-        for key, fits in self._FITS.items():
-            if key in config and not fits(config[key]):
-                raise CheckpointError(f"the config of {path} is damaged: {key} is {config[key]!r}")
-
-    def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"the config of {self.path} does not say {key!r}")
-
-
 def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """Load the trained model of a run and the settings it was trained with.
 
@@ -441,7 +427,14 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         'dcgan'
     """
     state = load_checkpoint(path)
-    config = _Config(path, state["config"])
+    config = state["config"]
+    if not {"model", "model_args"} <= config.keys():
+        raise CheckpointError(
+            f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
+        )
+    for key, fits in _FITS.items():
+        if key in config and not fits(config[key]):
+            raise CheckpointError(f"the config of {path} is damaged: {key} is {config[key]!r}")
     name, arguments = config["model"], config["model_args"]
     try:
         model: Any = create_model(name, **arguments)
