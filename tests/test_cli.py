@@ -521,7 +521,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY, "--data", "digits"])
+    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY[1:], "--data", "digits"])
     assert main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
     text = capsys.readouterr().out
     assert f"generated digits: {tmp_path / '00000-dcgan-digits' / 'samples-000002.png'}" in text
