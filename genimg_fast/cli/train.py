@@ -34,6 +34,7 @@ from genimg_fast.data import (
     load_sequences,
 )
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.optional import optional_import
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
@@ -483,9 +484,11 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
     if len(args.speed) > 2:
         args.parser.error(f"argument --speed: takes one number or two, got {len(args.speed)}")
     speed = (min(args.speed), max(args.speed))
-    dataset = load_sequences(
-        args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
-    )
+    with args.parser.blaming("--frames", (TooFewFramesError,)):
+        dataset = load_sequences(
+            args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed,
+            seed=args.seed,
+        )  # fmt: skip
     config = {"frames": args.frames, "speed": list(speed)}
     if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
         config["sha256"] = content_hash(*dataset.clips.values())

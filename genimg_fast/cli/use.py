@@ -22,6 +22,7 @@ from genimg_fast.cli.arguments import (
 )
 from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.optional import optional_import
+from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import (
     Autoencoder,
     BaseFrameModel,
@@ -342,7 +343,8 @@ def _context(config: dict[str, Any]) -> int:
 
 def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any], frames: int) -> Tensor:
     """Take ``--n`` sequences at random; of moving digits, with those that the training has not seen."""
-    with args.parser.blaming("--data"):
+    flag = "--frames" if hasattr(args, "frames") else "--data"
+    with args.parser.blaming("--data"), args.parser.blaming(flag, (TooFewFramesError,)):
         dataset = load_sequences(
             args.data or config["data"], frames=frames, image_size=model.image_size, channels=model.c_dim,
             speed=tuple(config["speed"]), train=False, seed=args.seed,

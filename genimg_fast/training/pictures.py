@@ -1,6 +1,7 @@
 """Pictures of what a model does, as files."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -217,7 +218,7 @@ def save_animation(
     """
     tiles, marked = _tiles(frames, generated)
     if tiles.ndim != 6:
-        raise ValueError(f"frames must have 5 dimensions, got {tiles.ndim - 1}")
+        raise ValueError("frames must have the shape (n, frames, channels, height, width), and have no frames")
     columns = columns or _columns(*tiles.shape[:2], *tiles.shape[-2:])
     page = _Page(
         (*tiles.shape[:2], *tiles.shape[3:]), columns * tiles.shape[1], scale, column_group=tiles.shape[1],
@@ -284,8 +285,14 @@ def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: s
         legend = figure.legend(title="class", markerscale=2, loc="outside right upper")
         # Only here: a legend leaves out labels that begin with an underscore.
         for text, name in zip(legend.get_texts(), class_names, strict=True):
-            text.set(text=printable(name), parse_math=False)
-    figure.savefig(path, dpi=100)
+            text.set(text=_short(printable(name)), parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in another alphabet
+        figure.savefig(path, dpi=100)
+
+
+def _short(text: str, most: int = 30) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _panels(images: Panels) -> dict[str, Tensor]:
@@ -316,6 +323,11 @@ def _tiles(images: Panels, generated: Tensor | None) -> tuple[Tensor, Tensor]:
     tiles = torch.stack(alike, 1).clamp_(-1, 1).add_(1).mul_(127.5).round_().byte()
     marked = torch.zeros(tiles.shape[:-3], dtype=torch.bool)
     if generated is not None:
+        if generated.dtype != torch.bool or generated.shape not in (marked[:, 0].shape, marked.shape[2:]):
+            raise ValueError(
+                f"generated must be bool of a shape that fits {tuple(marked[:, 0].shape)}, "
+                f"got {generated.dtype} of shape {tuple(generated.shape)}"
+            )
         marked[:, -1] = generated.cpu()
     return tiles, marked
 
@@ -373,7 +385,7 @@ class _Page:
         left = [] if plain else list(islice(cycle(row_labels or []), rows))
 
         margin = 0 if plain else _GAP
-        across = max((_length(text) for text in left), default=0)
+        across = max((_length(_short(printable(text), 100)) for text in left), default=0)
         across = margin + (min(across, 3 * _READABLE) + 2 * _GAP if left else 0)
         down = margin + (_line() + _GAP if above else 0)
         self.lefts = [across + k * (self.width + _GAP) + _wider(k, column_group) for k in range(columns)]
@@ -392,11 +404,11 @@ class _Page:
             self._write(_LEGEND, across + _LETTERS + _GAP, self.legend[0], size[0], "la")
 
     def _write(self, text: str, x: int, y: int, room: int, anchor: str) -> None:
-        text = printable(text)[:200]
-        if _length(text) > room:
-            while text and _length(text + "…") > room:
-                text = text[:-1]
-            text += "…"
+        text = printable(text)
+        most = len(text[:200])
+        while most > 0 and _length(_short(text, most)) > room:
+            most -= 1
+        text = _short(text, most)
         optional_import("PIL.ImageDraw").Draw(self.blank).text((x, y), text, _INK, _font(), anchor)
 
     def draw(self, tiles: Tensor, marked: Tensor) -> Any:
@@ -455,7 +467,7 @@ def _font() -> Any:
 
 def _length(text: str) -> int:
     """Width of a text, in pixels."""
-    return math.ceil(_font().getlength(printable(text)[:200]))
+    return math.ceil(_font().getlength(text))
 
 
 def _line() -> int:
