@@ -5,7 +5,8 @@
 Two of scikit-learn's real digits bounce in frames of 32x32 pixels (the protocol of Moving MNIST: 20 frames, of
 which 10 are given). Every figure is about sequences of digits that the training has not seen, behind those 10
 frames; the error is the mean squared one of pixels in [0, 1]. The next frame is predicted from the true frames
-before it, a frame of a rollout from the model's own.
+before it, a frame of a rollout from the model's own. The training is that of ``genimg-fast train frame-predictor``
+by default.
 
 Exit status 1 if a figure misses what the project asks for.
 """
@@ -19,9 +20,9 @@ import torch
 from torch import Tensor
 
 import genimg_fast as gf
-from genimg_fast.models import FramePredictor
-from genimg_fast.training import FramePredictorTrainer, Recipe, fit, save_animation, save_grid
-from genimg_fast.training.sequence import prediction_panels
+from genimg_fast.cli.train import make_trainer, train_arguments
+from genimg_fast.training import fit
+from genimg_fast.training.sequence import predictions
 
 CONTEXT, ROLLOUT = 10, 5
 
@@ -30,8 +31,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train a frame predictor; print how good it is; draw pictures.")
     parser.add_argument("--out", type=Path, default=Path("eval-frames"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sequences and of the training")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of the training")
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences in a batch")
+    parser.add_argument("--steps", type=int, help="steps of the training instead of the default")
+    parser.add_argument("--batch-size", type=int, help="sequences in a batch instead of the default")
     parser.add_argument("--held-out", type=int, default=200, help="sequences to judge by")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -43,23 +44,23 @@ def main() -> int:
         f"digits to train on, {len(held_out)} of others held out (seed {args.seed}); "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gf.info().backend} backend"
     )
-    torch.manual_seed(args.seed)
-    model = FramePredictor().to(memory_format=torch.channels_last)  # a sixth faster on the CPU
-    trainer = FramePredictorTrainer(
-        model, context=CONTEXT, teacher_forcing=0.0, forcing_steps=args.steps,
-        recipe=Recipe(schedule="cosine", decay_steps=args.steps),
-    )  # fmt: skip
+    flags = ["--context", str(CONTEXT), "--seed", str(args.seed), "--device", "cpu"]
+    for flag, value in (("--steps", args.steps), ("--batch-size", args.batch_size)):
+        flags += [] if value is None else [flag, str(value)]
+    train_args = train_arguments("frame-predictor", "--channels-last", *flags)  # a sixth faster on the CPU
+    trainer = make_trainer(train_args, training)
+    steps, batch_size = train_args.steps, train_args.batch_size
     started = time.perf_counter()
-    fit(trainer, training, steps=args.steps, batch_size=args.batch_size, seed=args.seed, progress=True)
+    fit(trainer, training, steps=steps, batch_size=batch_size, seed=args.seed, progress=True)
     seconds = time.perf_counter() - started
-    size = sum(parameter.numel() for parameter in model.parameters())
-    print(f"FramePredictor, {size:,} parameters: {args.steps} steps of {args.batch_size} in {seconds:.0f} s")
+    size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    print(f"FramePredictor, {size:,} parameters: {steps} steps of {batch_size} in {seconds:.0f} s")
 
     model = trainer.sampler
     true = held_out[:, CONTEXT:]
-    predictions = torch.cat([model.predict(part) for part in held_out[:, :-1].split(20)])
+    predicted_frames = torch.cat([model.predict(part) for part in held_out[:, :-1].split(20)])
     repeated = error(held_out[:, CONTEXT - 1 : -1], true).mean().item()
-    predicted = error(predictions[:, CONTEXT - 1 :], true).mean().item()
+    predicted = error(predicted_frames[:, CONTEXT - 1 :], true).mean().item()
     times = repeated / predicted
     print(
         f"next frame, MSE: {predicted:.5f}; of repeating the last frame: {repeated:.5f}, {times:.2f} times as much"
@@ -70,11 +71,10 @@ def main() -> int:
     print("rollout, MSE      " + "".join(f"{mse:9.5f}" for mse in rollouts))
     print("last frame, MSE   " + "".join(f"{mse:9.5f}" for mse in still))
 
-    panels = prediction_panels(model, held_out[:8, : CONTEXT + ROLLOUT], CONTEXT)
-    save_animation(torch.cat(panels, 4), args.out / "rollouts.gif", milliseconds=200, bounce=False)
-    strips = torch.stack(panels, 1)[:, :, CONTEXT - 3 :]
-    save_grid(strips.flatten(0, 2), args.out / "rollouts.png", columns=strips.shape[2])
-    print(f"pictures in {args.out}: left, or above, the truth; right, or below, given frames, then the rollout")
+    picture = predictions(model, held_out[:8, : CONTEXT + ROLLOUT], CONTEXT)
+    for name in ("rollouts.gif", "rollouts.png"):
+        picture.save(args.out / name)
+    print(f"pictures in {args.out}")
 
     checks = {
         "next-frame MSE at least 3 times lower than of the last frame": repeated >= 3 * predicted,

@@ -5,8 +5,9 @@
 
 gaussians    WGAN-GP on a grid of 25 Gaussians in the plane, the toy of the WGAN-GP paper (Gulrajani et al.
              2017, https://arxiv.org/abs/1704.00028): modes found, samples near one of them
-conditional  a class-conditional DCGAN on scikit-learn's digits: samples of each requested class, judged by a
-             support vector machine that has seen real digits only
+conditional  a class-conditional DCGAN on scikit-learn's digits, trained as ``genimg-fast train cdcgan`` does by
+             default: samples of each requested class, judged by a support vector machine that has seen real digits
+             only
 pix2pix      thin lines to the digits that they are the ridges of: mean absolute error on held-out digits, beside
              those of two answers that need no network, the training mean and the input itself
 
@@ -28,6 +29,7 @@ from torch.nn.functional import max_pool2d
 
 import genimg_fast as gf
 from genimg_fast import nn
+from genimg_fast.cli.train import make_trainer, train_arguments
 from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, fit, save_grid
 
 matplotlib.use("Agg")
@@ -154,13 +156,12 @@ def split_digits(seed: int) -> tuple[gf.data.ImageDataset, gf.data.ImageDataset]
 
 
 def conditional(args: argparse.Namespace) -> dict[str, bool]:
-    steps = args.steps or 3000
+    steps = [] if args.steps is None else ["--steps", str(args.steps)]
+    train_args = train_arguments("cdcgan", "--seed", str(args.seed), "--device", "cpu", *steps)
     training, held_out = split_digits(args.seed)
     classifier = SVC(C=10).fit(training[:][0].flatten(1).numpy(), training.labels.numpy())
-    model = gf.models.ConditionalDCGAN(10, z_dim=32, c_dim=1, channels=32)
-    recipe = Recipe(schedule="linear", decay_steps=steps)
-    trainer = GANTrainer(model, lr=4e-4, recipe=recipe)
-    fit(trainer, training, steps=steps, batch_size=64, seed=args.seed)
+    trainer = make_trainer(train_args, training)
+    fit(trainer, training, steps=train_args.steps, batch_size=train_args.batch_size, seed=args.seed)
     labels = torch.arange(1000) % 10
     samples = trainer.sampler.sample(1000, labels=labels, generator=torch.Generator().manual_seed(args.seed))
 
@@ -175,14 +176,12 @@ def conditional(args: argparse.Namespace) -> dict[str, bool]:
     variety = spread(samples, labels) / spread(held_out[:][0], held_out.labels)
     real = (judged(held_out[:][0]) == held_out.labels).double().mean()
     by_class = [right[labels == k].mean().item() for k in range(10)]
-    print(f"conditional DCGAN, digits at 32x32: {steps} steps of 64; averaged weights")
+    print(f"conditional DCGAN, digits at 32x32: {train_args.steps} steps of 64; averaged weights")
     print(f"  classifier on real held-out digits: {real:.1%} right")
     print(f"  1,000 samples of a requested class: {right.mean():.1%} right; by class ", end="")
     print("  ".join(f"{k}: {share:.0%}" for k, share in enumerate(by_class)))
     print(f"  standard deviation within a class: {variety:.2f} times that of the real digits")
-    save_grid(
-        samples[:100].unflatten(0, (10, 10)).transpose(0, 1).flatten(0, 1), args.out / "classes.png", columns=10
-    )
+    save_grid(samples[:100], args.out / "classes.png", columns=10, column_labels=training.class_names)
     return {
         "at least 90% of the samples are of the requested class": right.mean().item() >= 0.9,
         "all ten classes are there": min(by_class) > 0.5,
@@ -221,8 +220,7 @@ def pix2pix(args: argparse.Namespace) -> dict[str, bool]:
     print(f"Pix2Pix, ridges to digits at 32x32: {steps} steps of 32; averaged weights")
     print("  mean absolute error on held-out digits, in [-1, 1]: ", end="")
     print(", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
-    pictures = trainer.pictures(held_out[:64][0], torch.zeros(64))["translations"]
-    save_grid(pictures, args.out / "pix2pix.png", columns=8)
+    trainer.pictures(held_out[:32][0], torch.zeros(32))["translations"].save(args.out / "pix2pix.png")
     return {
         "error at least 30% below that of the training mean": errors["network"] <= 0.7 * errors["training mean"],
         "error below that of the input itself": errors["network"] < errors["input"],

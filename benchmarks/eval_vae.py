@@ -7,7 +7,8 @@ compared with probabilistic PCA (Tipping, Bishop 1999) of the same latent size, 
 densities of the same pixels in [-1, 1], Gaussian with one learned variance around a mean that depends on the
 latents, so their nats compare. PPCA's log-likelihood is exact, the VAE's ELBO is a lower bound. Images of a
 requested class, drawn from a class-conditional VAE, are judged by a support vector machine that has seen real
-digits only.
+digits only. The training is that of ``genimg-fast train vae`` and ``cvae`` by default; their beta is for it alone:
+the ELBOs below are true ones.
 
 Exit status 1 if a figure misses what the project asks for.
 """
@@ -16,6 +17,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.decomposition import PCA
@@ -23,13 +25,12 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 import genimg_fast as gf
+from genimg_fast.cli.train import make_trainer, train_arguments
 from genimg_fast.losses import active_units, importance_weighted_bound
-from genimg_fast.models import MLPVAE, VAE, BaseVAE, ConditionalVAE
-from genimg_fast.training import Recipe, VAETrainer, fit, plot_latents, save_animation, save_grid
+from genimg_fast.models import VAE
+from genimg_fast.training import Picture, fit, plot_latents, save_animation, save_grid
+from genimg_fast.training.pictures import class_samples
 
-# 1,400 digits teach so small a variance that every latent becomes a detailed code, and few samples from the prior
-# hit one. A heavier KL term keeps the codes together. It is for the training only: the ELBOs below are true ones.
-BETA = 10.0
 IMPORTANCE_SAMPLES = 100
 
 
@@ -37,8 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train VAEs on digits; print how good they are; draw pictures.")
     parser.add_argument("--out", type=Path, default=Path("eval-vae"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the training")
-    parser.add_argument("--steps", type=int, default=1000, help="steps of each training")
-    parser.add_argument("--z-dim", type=int, default=10, help="latent size of the VAE and of PPCA")
+    parser.add_argument("--steps", type=int, help="steps of each training instead of the default")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -57,18 +57,14 @@ def main() -> int:
     def judge(of_images: Tensor, of_labels: Tensor) -> Tensor:
         return torch.from_numpy(classifier.predict(of_images.flatten(1).numpy())) == of_labels
 
-    torch.manual_seed(args.seed)
-    vae = VAE(z_dim=args.z_dim, c_dim=1, channels=32, likelihood="gaussian")
-    train(vae, training, args)
+    vae = train("vae", training, args)
     checks = compare_with_ppca(vae, training, images, labels)
     reconstructions = vae.reconstruct(images)
     print(
         f"reconstructed digits read right by the classifier: {judge(reconstructions, labels).float().mean():.1%}"
     )
 
-    torch.manual_seed(args.seed)
-    conditional = ConditionalVAE(10, z_dim=args.z_dim, c_dim=1, channels=32, likelihood="gaussian")
-    train(conditional, training, args)
+    conditional = train("cvae", training, args)
     requested = torch.arange(1000) // 100
     drawn = conditional.sample(1000, labels=requested, generator=torch.Generator().manual_seed(args.seed))
     right = judge(drawn, requested).float()
@@ -77,16 +73,17 @@ def main() -> int:
     print("".join(f"  {label}: {share:.0%}" for label, share in enumerate(right.view(10, 100).mean(1))))
     checks["samples are of the requested class in at least 90%"] = right.mean().item() >= 0.9
 
-    torch.manual_seed(args.seed)
-    flat = MLPVAE(z_dim=2, image_size=32)
-    train(flat, training, args, beta=1.0)
+    flat = train("mlp-vae", training, args, "--z-dim", "2", "--image-size", "32", "--likelihood", "bernoulli")
 
-    save_grid(torch.cat([images, reconstructions], dim=3)[:36], args.out / "reconstructions.png")
-    save_grid(vae.sample(64, generator=torch.Generator().manual_seed(args.seed)), args.out / "samples.png")
-    save_grid(drawn.view(10, 100, 1, 32, 32)[:, :10].flatten(0, 1), args.out / "class-samples.png")
-    path = vae.interpolate(images[:9], images[9:18], steps=12, mode="spherical")
+    pairs = {"input": images[:36], "output": reconstructions[:36]}
+    Picture(images=pairs).save(args.out / "reconstructions.png")
+    class_samples(vae, generator=torch.Generator().manual_seed(args.seed)).save(args.out / "samples.png")
+    by_class = drawn.view(10, 100, 1, 32, 32)[:, :10].transpose(0, 1).flatten(0, 1)
+    save_grid(by_class, args.out / "class-samples.png", columns=10, column_labels=digits.class_names)
+    path = vae.interpolate(images[:4], images[4:8], steps=12, mode="spherical")
     save_grid(path.flatten(0, 1), args.out / "interpolation.png", columns=12)
-    save_animation(path, args.out / "interpolation.gif")
+    first, last = (end.unsqueeze(1).expand_as(path) for end in images[:8].chunk(2))
+    save_animation({"from": first, "morph": path, "to": last}, args.out / "interpolation.gif")
     flat.eval()
     with torch.no_grad():
         plot_latents(flat.encode(images)[0], labels, digits.class_names, args.out / "latent.png")
@@ -97,16 +94,19 @@ def main() -> int:
     return 0 if all(checks.values()) else 1
 
 
-def train(model: BaseVAE, dataset: gf.data.ImageDataset, args: argparse.Namespace, beta: float = BETA) -> None:
+def train(name: str, dataset: gf.data.ImageDataset, args: argparse.Namespace, *flags: str) -> Any:
     started = time.perf_counter()
-    recipe = Recipe(schedule="cosine", decay_steps=args.steps)
-    trainer = VAETrainer(model, beta=beta, recipe=recipe)
-    fit(trainer, dataset, steps=args.steps, seed=args.seed)
-    model.load_state_dict(trainer.sampler.state_dict())
+    steps = [] if args.steps is None else ["--steps", str(args.steps)]
+    train_args = train_arguments(name, "--seed", str(args.seed), "--device", "cpu", *steps, *flags)
+    trainer = make_trainer(train_args, dataset)
+    fit(trainer, dataset, steps=train_args.steps, batch_size=train_args.batch_size, seed=args.seed)
+    model = trainer.sampler
     print(
         f"\n{type(model).__name__}, {model.z_dim} latents, {model.likelihood} likelihood, trained with "
-        f"beta {beta:g}: {args.steps} steps of 64 in {time.perf_counter() - started:.0f} s"
+        f"beta {trainer.beta:g}: {train_args.steps} steps of {train_args.batch_size} in "
+        f"{time.perf_counter() - started:.0f} s"
     )
+    return model
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
 TINY_VAES = {
     "vae": ["train", "vae", *SMALL, "--channels", "2"],
-    "cvae": ["train", "cvae", *SMALL, "--channels", "2", "--likelihood", "gaussian", "--free-bits", "0.1"],
+    "cvae": ["train", "cvae", *SMALL, "--channels", "2", "--likelihood", "bernoulli", "--free-bits", "0.1"],
     "mlp-vae": ["train", "mlp-vae", *SMALL, "--hidden", "12", "8", "--beta", "2", "--warmup", "5"],
 }
 TINY_FRAMES = ["--image-size", "8", "--frames", "6", "--channels", "2", "--hidden-size", "4", "--batch-size", "4"]
@@ -68,28 +68,36 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.size
 
 
+def side(tiles: int, group: int = 1) -> int:
+    """Length of a row of plain tiles of 8 pixels, in groups."""
+    return 8 * tiles + 4 * (tiles - 1) + (12 * ((tiles - 1) // group) if group > 1 else 0)
+
+
+PLAIN = ["--plain", "--scale", "1"]
+
+
 def test_train(run: Path) -> None:
     assert {f.name for f in run.iterdir()} == {
         "config.json", "stats.jsonl", "real.png", "losses.png", "checkpoint.pt", "samples-000003.png"
     }  # fmt: skip
     config = json.loads((run / "config.json").read_text())
     assert config["model_args"] == {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "norm": "batch"}
-    assert (config["data"], config["lr"], config["seed"]) == ("digits", 2e-4, 0)
+    assert (config["data"], config["lr"], config["seed"]) == ("digits", 5e-4, 0)
     assert config["versions"]["torch"] == torch.__version__
 
 
 @pytest.mark.parametrize(
     ("name", "model_args", "trainer_args"),
     [
-        ("vae", {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "likelihood": "bernoulli"}, {}),
+        ("vae", {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "likelihood": "gaussian"}, {}),
         (
             "cvae",
-            {"num_classes": 10, "z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "likelihood": "gaussian"},
-            {"free_bits": 0.1},
+            {"num_classes": 10, "z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1, "likelihood": "bernoulli"},
+            {"free_bits": 0.1, "beta": 1.0},
         ),
         (
             "mlp-vae",
-            {"z_dim": 4, "c_dim": 1, "image_size": 8, "hidden": [12, 8], "likelihood": "bernoulli"},
+            {"z_dim": 4, "c_dim": 1, "image_size": 8, "hidden": [12, 8], "likelihood": "gaussian"},
             {"beta": 2.0, "warmup": 5},
         ),
     ],
@@ -102,7 +110,7 @@ def test_train_vaes(
         "samples-000003.png", "reconstructions-000003.png",
     }  # fmt: skip
     config = json.loads((vae_runs[name] / "config.json").read_text())
-    expected = {"lr": 1e-3, "beta": 1.0, "warmup": 0, "free_bits": 0.0, **trainer_args}
+    expected = {"lr": 1e-3, "beta": 10.0, "warmup": 0, "free_bits": 0.0, **trainer_args}
     assert config["model_args"] == model_args
     assert {key: config[key] for key in expected} == expected
     (row,) = map(json.loads, (vae_runs[name] / "stats.jsonl").read_text().splitlines())
@@ -166,7 +174,7 @@ GANS = {
 @pytest.mark.parametrize("name", GANS)
 def test_train_resume_and_use_the_others(name: str, tmp_path: Path, device: str) -> None:
     flags = ["train", name, *SMALL, *GANS[name], "--out", str(tmp_path), "--device", device, "--resume", "auto"]
-    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo") else []
+    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo", "cdcgan") else []
     assert main([*flags, *constant, "--steps", "2"]) == 0
     assert main([*flags, *constant, "--steps", "3"]) == 0  # goes on
     (run,) = tmp_path.iterdir()
@@ -191,7 +199,7 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
         main([*TINY, "--steps", "9", "--resume", str(run), "--lr", "0.5"])
     (line,) = capsys.readouterr().err.splitlines()
     assert "argument --resume: the settings differ from those of" in line
-    assert "lr was 0.0002 and is 0.5" in line
+    assert "lr was 0.0005 and is 0.5" in line
 
 
 def test_other_data_or_another_models_checkpoint_is_refused(
@@ -283,9 +291,12 @@ def test_sample(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().out == f"{out}\n"
         return out.read_bytes()
 
+    first = sample(run, "--n", "9", "--seed", "5", *PLAIN)
+    assert image_size(tmp_path / "grid.png") == (side(3), side(3))
+    assert sample(run, "--n", "9", "--seed", "5", "--plain", "--scale", "3") != first
+    assert image_size(tmp_path / "grid.png") == (3 * 24 + 2 * 4,) * 2
     first = sample(run, "--n", "9", "--seed", "5")
-    with Image.open(tmp_path / "grid.png") as grid:
-        assert grid.size == (3 * (8 + 2) + 2,) * 2
+    assert image_size(tmp_path / "grid.png") == (3 * 64 + 4 * 4,) * 2
     assert sample(run / "checkpoint.pt", "--n", "9", "--seed", "5") == first
     assert sample(run, "--n", "9", "--seed", "6") != first
 
@@ -303,8 +314,11 @@ def test_sample_of_a_class(vae_runs: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", TINY_VAES)
 def test_reconstruct(name: str, vae_runs: dict[str, Path], tmp_path: Path, device: str) -> None:
     out = tmp_path / "pairs.png"
-    assert main(["reconstruct", str(vae_runs[name]), "--n", "9", "--out", str(out), "--device", device]) == 0
-    assert image_size(out) == (3 * (2 * 8 + 2) + 2, 3 * (8 + 2) + 2)
+    command = ["reconstruct", str(vae_runs[name]), "--out", str(out), "--device", device]
+    assert main([*command, "--n", "9", *PLAIN]) == 0
+    assert image_size(out) == (side(4, 2), side(5))  # with one place empty: three pairs across are a strip
+    assert main(command) == 0
+    assert image_size(out)[0] == 8 * 64 + 7 * 4 + 3 * 12 + 2 * 4  # 36 pairs
 
 
 @pytest.mark.parametrize("mode", ["linear", "spherical"])
@@ -315,13 +329,20 @@ def test_interpolate(
     source = str(run if name == "dcgan" else vae_runs[name])
     flags = ["--n", "4", "--steps", "6", "--mode", mode, "--device", device]
     grid, animation = tmp_path / "path.png", tmp_path / "path.gif"
-    assert main(["interpolate", source, *flags, "--out", str(grid)]) == 0
-    assert image_size(grid) == (6 * (8 + 2) + 2, 4 * (8 + 2) + 2)
-    assert main(["interpolate", source, *flags, "--out", str(animation)]) == 0
+    assert main(["interpolate", source, *flags, *PLAIN, "--out", str(grid)]) == 0
+    assert image_size(grid) == (side(6 if name == "dcgan" else 8), side(4))  # of a VAE, the ends are real images
+    assert main(["interpolate", source, *flags, *PLAIN, "--out", str(animation)]) == 0
     with Image.open(animation) as frames:
-        assert frames.size == (2 * (8 + 2) + 2,) * 2
+        assert frames.size == ((side(2), side(2)) if name == "dcgan" else (side(3), side(4)))
         assert frames.info["loop"] == 0
         assert frames.n_frames > 1  # at most 10: Pillow merges frames that are equal
+
+
+def test_a_conditional_model_has_its_classes_in_columns(vae_runs: dict[str, Path], tmp_path: Path) -> None:
+    for flags, rows in (([], 8), (["--n", "30"], 3)):
+        command = ["sample", str(vae_runs["cvae"]), *flags, *PLAIN, "--out", str(tmp_path / "grid.png")]
+        assert main(command) == 0
+        assert image_size(tmp_path / "grid.png") == (side(10), side(rows))
 
 
 @pytest.mark.parametrize("name", TINY_VAES)
@@ -345,7 +366,8 @@ def test_other_images_than_those_of_the_training(
         (tmp_path / "photos" / str(index)).mkdir(parents=True)
         Image.new("RGB", (12, 10), (20 * index, 0, 0)).save(tmp_path / "photos" / str(index) / "0.png")
     flags = ["--data", str(tmp_path / "photos"), "--out", str(tmp_path / "pairs.png")]
-    assert main(["reconstruct", str(vae_runs["vae"]), "--n", "12", *flags]) == 0
+    assert main(["reconstruct", str(vae_runs["vae"]), *flags]) == 0  # all there are, unless --n is given
+    assert main(["latent", str(vae_runs["vae"]), *flags]) == 0
     for arguments, message in (
         (["vae", "--n", "13"], "argument --n: must be at most 12, the number of images"),
         (["cvae", "--n", "12"], "argument --data: has 12 classes, and the model knows 10"),
@@ -399,23 +421,26 @@ def test_sample_of_frames(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     command = ["sample", str(sequence_runs[name]), "--device", device]
-    assert main([*command, "--n", "3", "--out", f"a{suffix}"]) == 0
+    assert main([*command, "--n", "3", *PLAIN, "--out", f"a{suffix}"]) == 0
     assert capsys.readouterr().out == f"a{suffix}\n"
     size, count = animation(tmp_path / f"a{suffix}")
-    assert size == (2 * (panels * 8 + 2) + 2, 2 * (8 + 2) + 2)
+    assert size == (side(panels), side(3))
     assert 1 < count <= 6
-    assert main([*command, "--n", "3", "--out", "strips.png"]) == 0
-    assert image_size(tmp_path / "strips.png") == (6 * (8 + 2) + 2, 3 * panels * (8 + 2) + 2)
+    assert main([*command, "--n", "3", *PLAIN, "--out", "strips.png"]) == 0
+    assert image_size(tmp_path / "strips.png") == (side(6), side(3 * panels, panels))
+    assert main([*command, *PLAIN]) == 0
+    assert animation(tmp_path / "frames.gif")[0] == (side(2 * panels, panels), side(4))  # 8 sequences
     assert main(command) == 0
-    assert animation(tmp_path / "frames.gif")[0] == (3 * (panels * 8 + 2) + 2, 3 * (8 + 2) + 2)  # 8 sequences
+    assert animation(tmp_path / "frames.gif")[0][0] == 2 * panels * 68 + 12 + 4
 
 
 def test_sample_of_rows(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
     run = str(sequence_runs["row-rnn"])
-    assert main(["sample", run, "--n", "9", "--out", str(tmp_path / "grid.png")]) == 0
-    assert image_size(tmp_path / "grid.png") == (3 * (8 + 2) + 2,) * 2
-    assert main(["edit", "complete", run, "--n", "4", "--rows", "3", "--out", str(tmp_path / "c.png")]) == 0
-    assert image_size(tmp_path / "c.png") == (2 * (2 * 8 + 2) + 2, 2 * (8 + 2) + 2)
+    assert main(["sample", run, "--n", "9", *PLAIN, "--out", str(tmp_path / "grid.png")]) == 0
+    assert image_size(tmp_path / "grid.png") == (side(3), side(3))
+    flags = ["--n", "4", "--rows", "3", *PLAIN, "--out", str(tmp_path / "c.png")]
+    assert main(["edit", "complete", run, *flags]) == 0
+    assert image_size(tmp_path / "c.png") == (side(3), side(4))  # truth, given, model
 
 
 @pytest.mark.parametrize(
@@ -432,10 +457,19 @@ def test_edit(
     name: str, edit: list[str], frames: int, sequence_runs: dict[str, Path], tmp_path: Path, device: str
 ) -> None:
     command = ["edit", edit[0], str(sequence_runs[name]), "--n", "2", "--device", device, *edit[1:]]
+    assert main([*command, *PLAIN, "--out", str(tmp_path / "strip.png")]) == 0
+    assert image_size(tmp_path / "strip.png") == (side(frames), side(2))
+    assert main([*command, *PLAIN, "--out", str(tmp_path / "a.gif")]) == 0
+    assert animation(tmp_path / "a.gif")[0] == (side(2), side(1))
     assert main([*command, "--out", str(tmp_path / "strip.png")]) == 0
-    assert image_size(tmp_path / "strip.png") == (frames * (8 + 2) + 2, 2 * (8 + 2) + 2)
-    assert main([*command, "--out", str(tmp_path / "a.gif")]) == 0
-    assert animation(tmp_path / "a.gif")[0] == (2 * (8 + 2) + 2, (8 + 2) + 2)
+    with Image.open(tmp_path / "strip.png") as strip:  # a border around what is made anew
+        orange = [strip.convert("RGB").getpixel((68 * k + 2, 60)) == (240, 120, 0) for k in range(frames + 1)]
+    new = {
+        "continue": [k >= frames - int(edit[-1]) for k in range(frames)],
+        "fill": [k + 1 in (2, 3, 5) for k in range(frames)],
+        "retime": [edit[-1] == "0.5" and k % 2 == 1 for k in range(frames)],
+    }[edit[0]]
+    assert orange == [a or b for a, b in zip([*new, False], [False, *new], strict=True)]
 
 
 def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
@@ -443,10 +477,10 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
         Image.new("L", (8, 8), 30 * number).save(tmp_path / f"{number}.png")
     out = tmp_path / "out" / "strip.png"
     out.parent.mkdir()
-    flags = ["--data", str(tmp_path), "--frames", "7", "--out", str(out)]
+    flags = ["--data", str(tmp_path), "--frames", "7", *PLAIN, "--out", str(out)]
     assert main(["edit", "fill", str(sequence_runs["frame-filler"]), *flags, "--missing", "3"]) == 0
     with Image.open(out) as strip:
-        levels = [strip.convert("L").getpixel((10 * number + 5, 5)) for number in range(7)]
+        levels = [strip.convert("L").getpixel((12 * number + 4, 4)) for number in range(7)]
     assert levels[:2] + levels[3:] == [30, 60, 120, 150, 180, 210]
 
 
@@ -521,7 +555,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY, "--data", "digits"])
+    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY[1:], "--data", "digits"])
     assert main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
     text = capsys.readouterr().out
     assert f"generated digits: {tmp_path / '00000-dcgan-digits' / 'samples-000002.png'}" in text
@@ -643,6 +677,45 @@ def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None
     assert image_size(tmp_path / "grid.png")[0] > 3 * 8
     assert (run / "translations-000002.png").exists()
     assert json.loads((run / "config.json").read_text())["direction"] == "b2a"
+
+
+def test_the_default_batch_is_no_larger_than_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, clip = tmp_path / "images", tmp_path / "clip.gif"
+    images.mkdir()
+    shades = [Image.new("L", (16, 16), 20 * number) for number in range(12)]
+    for number, shade in enumerate(shades[:5]):
+        shade.save(images / f"{number}.png")
+    shades[0].save(clip, save_all=True, append_images=shades[1:])
+    out = ["--steps", "1", "--image-size", "8", "--channels", "2", "--out", str(tmp_path), "--device", "cpu"]
+
+    dcgan = ["train", "dcgan", "--data", str(images), *out]
+    filler = ["train", "frame-filler", "--data", str(clip), "--hidden-size", "2", *out]
+    for command, run, size, line in (
+        (dcgan, "00000-dcgan-images", 5, "batch size 5 instead of 64: there are 5 images; --crops cuts more from"),
+        ([*dcgan, "--crops", "70"], "00001-dcgan-images", 64, "dcgan on 70 images"),
+        ([*dcgan, "--accumulate", "2"], "00002-dcgan-images", 4, "batch size 4 instead of 64"),
+        ([*filler, "--frames", "6"], "00003-frame-filler-clip.gif", 7, "7 sequences of 6 frames; with fewer --frames"),
+    ):  # fmt: skip
+        assert main(command) == 0
+        assert line in capsys.readouterr().out
+        assert json.loads((tmp_path / run / "config.json").read_text())["batch_size"] == size
+    assert (
+        main([*dcgan, "--resume", "auto", "--accumulate", "2", "--steps", "2"]) == 0
+    )  # it is no other batch size
+    capsys.readouterr()
+
+    for number in range(1, 5):
+        (images / f"{number}.png").unlink()
+    for command, message in (
+        (dcgan, "argument --data: 1 images in .* are too few; --crops cuts more from them"),
+        ([*dcgan, "--batch-size", "2"], "argument --batch-size: must be at most 1, .*; --crops cuts more from them"),
+        (filler, "argument --frames: no clip in .* has 20 frames, the longest one has 12"),
+        ([*filler, "--frames", "12"], "argument --data: 1 sequences of 12 frames .* are too few; with fewer --frames"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+        (error,) = capsys.readouterr().err.splitlines()
+        assert re.search(message, error), error
 
 
 def test_train_on_crops_of_photographs_that_move(tmp_path: Path, device: str) -> None:

@@ -120,6 +120,12 @@ def add_seed_and_device(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_scale(parser: argparse._ActionsContainer) -> None:
+    """Add the scale of pictures."""
+    parser.add_argument("--scale", type=at_least(1, 64), metavar="N",
+                        help="enlarge pictures N times; default: until an image has 64 pixels a side")  # fmt: skip
+
+
 def check_image_file(parser: Parser, path: Path) -> None:
     """Complain about ``--out`` before the work if its ending is not that of an image file."""
     if path.suffix.lower() not in optional_import("PIL.Image").registered_extensions():

@@ -135,7 +135,7 @@ def _generated(args: argparse.Namespace, model: Any, n: int) -> Iterator[Tensor]
     labels = _labels(args, model, n)
     sizes = [_BATCH] * (n // _BATCH) + ([n % _BATCH] if n % _BATCH else [])
     done = 0
-    for size in optional_import("tqdm").tqdm(sizes, desc="generating", unit="batch", leave=False):
+    for size in optional_import("tqdm").tqdm(sizes, desc="generating", unit="batch", leave=False, disable=None):
         if labels is None:
             yield model.sample(size, generator=generator)
         else:

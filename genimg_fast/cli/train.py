@@ -15,6 +15,7 @@ from genimg_fast.cli.arguments import (
     Parser,
     add_command,
     add_data_root,
+    add_scale,
     add_seed_and_device,
     at_least,
     conv_image_size,
@@ -33,6 +34,7 @@ from genimg_fast.data import (
     load_sequences,
 )
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.optional import optional_import
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
@@ -54,10 +56,22 @@ from genimg_fast.training.processes import gather_objects, process_group, rank, 
 from genimg_fast.training.run import CheckpointError
 from genimg_fast.training.trainer import SCHEDULES
 
-# What the GANs have for options beside those of all: text, defaults, and the options of the model itself.
+# What the GANs have for options beside those of all: text, defaults, and the options of the model itself. The
+# defaults of all models make good pictures of digits on two cores in minutes: the demo and the evaluations take
+# them, too. Of GANs, these are narrow networks with little noise to organise, which stand a high learning rate.
 _GANS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dcgan": ("Train a DCGAN.", {"norm": "batch"}),
-    "cdcgan": ("Train a class-conditional DCGAN.", {"norm": "batch", "condition": "concat"}),
+    "dcgan": ("Train a DCGAN.", {"norm": "batch", "z_dim": 20, "lr": 5e-4}),
+    "cdcgan": (
+        "Train a class-conditional DCGAN.",
+        {
+            "norm": "batch",
+            "condition": "concat",
+            "z_dim": 32,
+            "lr": 4e-4,
+            "steps": 3000,
+            "schedule": "linear",
+        },
+    ),
     "wgan": (
         "Train a DCGAN whose critic has no batch norm, with a Wasserstein loss and gradient penalty.",
         {"norm": "none", "loss": "wasserstein", "gp": 10.0, "n_critic": 5, "betas": (0.0, 0.9)},
@@ -95,19 +109,24 @@ def _add_gan(
     gp: float = 0.0,
     n_critic: int = 1,
     betas: tuple[float, float] = (0.5, 0.999),
+    z_dim: int = 100,
+    lr: float = 2e-4,
+    steps: int = 1500,
+    schedule: str = "constant",
 ) -> None:
+    convolutional = name != "mlp-gan"
+    wide = " --channels 64 --z-dim 100 --lr 2e-4" if convolutional else ""
     gan = add_command(models, name, fit_and_report, text, f"""
-        genimg-fast train {name} --data digits --steps 1500
-        genimg-fast train {name} --data photos/ --image-size 64 --precision bf16 --channels-last
-        genimg-fast train {name} --data digits --steps 3000 --resume auto
+        genimg-fast train {name} --data digits
+        genimg-fast train {name} --data photos/ --image-size 64{wide} --precision bf16 --channels-last
+        genimg-fast train {name} --data digits --schedule constant --steps 5000 --resume auto
     """)  # fmt: skip
     gan.set_defaults(model_args=_gan_args, trainer=GANTrainer, trainer_args=_gan_trainer_args)
-    convolutional = name != "mlp-gan"
     if convolutional:
         _add_data(gan, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
     else:
         _add_data(gan, at_least(1), "pixels a side", 28)
-    group = _add_model(gan, z_dim=100, z_help="length of a noise vector", channels=64 if convolutional else None)
+    group = _add_model(gan, z_dim=z_dim, z_help="length of a noise vector", channels=32 if convolutional else None)
     if norm is not None:
         choices = ["batch", "spectral", "none"] if norm == "batch" else ["none", "spectral"]
         group.add_argument("--norm", choices=choices, default=norm, help="of the discriminator")
@@ -117,7 +136,7 @@ def _add_gan(
     if not convolutional:
         group.add_argument("--hidden", type=at_least(1), nargs="+", metavar="N", default=[256, 512],
                            help="widths of the generator's hidden layers")  # fmt: skip
-    group = _add_training(gan, lr=2e-4, lr_help="learning rate of Adam", steps=2000, schedule="constant")
+    group = _add_training(gan, lr=lr, lr_help="learning rate of Adam", steps=steps, schedule=schedule)
     group.add_argument("--lr-d", type=positive, metavar="X", help="of the discriminator; default: --lr")
     group.add_argument("--betas", type=decay, nargs=2, metavar="X", default=list(betas),
                        help="decay rates of Adam")  # fmt: skip
@@ -142,21 +161,21 @@ def _add_vaes(models: Any) -> None:
     ):
         vae = add_command(models, name, fit_and_report, text, f"""
             genimg-fast train {name} --data digits
-            genimg-fast train {name} --data digits --likelihood gaussian --z-dim 10 --beta 10
+            genimg-fast train {name} --data digits --likelihood bernoulli --z-dim 20
             genimg-fast train {name} --data photos/ --image-size 64 --warmup 500 --free-bits 0.1
         """)  # fmt: skip
         vae.set_defaults(model_args=_vae_args, trainer=VAETrainer, trainer_args=_vae_trainer_args)
         _add_data(vae, conv_image_size, "pixels a side: 8, 16, 32, 64 ...", 32)
-        _add_model(vae, z_dim=20, z_help="length of a latent vector", channels=32)
+        _add_model(vae, z_dim=10, z_help="length of a latent vector", channels=32)
         _add_vae(vae)
 
     mlp = add_command(models, "mlp-vae", fit_and_report, "Train a VAE of fully connected layers.", """
-        genimg-fast train mlp-vae --data mnist --download
+        genimg-fast train mlp-vae --data mnist --download --likelihood bernoulli --z-dim 20
         genimg-fast train mlp-vae --data digits --image-size 8 --hidden 256 128 --z-dim 10
     """)  # fmt: skip
     mlp.set_defaults(model_args=_mlp_vae_args, trainer=VAETrainer, trainer_args=_vae_trainer_args)
     _add_data(mlp, at_least(1), "pixels a side", 28)
-    group = _add_model(mlp, z_dim=20, z_help="length of a latent vector")
+    group = _add_model(mlp, z_dim=10, z_help="length of a latent vector")
     group.add_argument("--hidden", type=at_least(1), nargs="+", metavar="N", default=[400],
                        help="widths of the encoder's hidden layers; the decoder has them in reverse")  # fmt: skip
     _add_vae(mlp)
@@ -258,6 +277,20 @@ def _add_pix2pix(models: Any) -> None:
     _add_output(new)
 
 
+def train_arguments(model: str, *flags: str) -> argparse.Namespace:
+    """Get the arguments of ``genimg-fast train MODEL``, for programs that train with the same defaults.
+
+    Example:
+        >>> train_arguments("vae", "--steps", "500").lr
+        0.001
+    """
+    parser = Parser(prog="genimg-fast")
+    add(parser.add_subparsers())
+    args = parser.parse_args(["train", model, *flags])
+    args.batch_size = args.batch_size or args.usual_batch_size
+    return args
+
+
 def fit_and_report(args: argparse.Namespace) -> int:
     """Train; see :func:`run_training`."""
     run_training(args)
@@ -295,12 +328,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     with parser.blaming("--data"):
         dataset, data_config = args.load(args)
     kind = "images" if isinstance(dataset, ImageDataset) else f"sequences of {args.frames} frames"
-    if args.batch_size * world_size() > len(dataset):
-        most = len(dataset) // world_size()
-        parser.error(
-            f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}"
-            + (f" for each of {world_size()} processes" if world_size() > 1 else "")
-        )
+    _fit_batch_size(args, dataset, kind)
     if args.model == "glo" and (args.flip or args.shift > 0):
         parser.error(f"argument {'--flip' if args.flip else '--shift'}: glo learns a code for each image as it is")
     if args.cuda_graph and args.device.type != "cuda":
@@ -316,16 +344,15 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
 
     if args.tensorboard:
         optional_import("torch.utils.tensorboard", "tensorboard")
-    recipe = _recipe(args)
-    model_args, trainer_args = args.model_args(args, dataset), args.trainer_args(args)
+    trainer = make_trainer(args, dataset)
     config = {
         "model": args.model,
-        "model_args": model_args,
+        "model_args": args.model_args(args, dataset),
         "data": args.data,
         **data_config,
         "image_size": args.image_size,
-        **trainer_args,
-        "recipe": asdict(recipe),
+        **args.trainer_args(args),
+        "recipe": asdict(_recipe(args)),
         "sync_batch_norm": args.sync_batch_norm,
         "batch_size": args.batch_size,
         "processes": world_size(),
@@ -339,14 +366,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         with parser.blaming("--shift"):
             dataset = Augmented(dataset, flip=args.flip, shift=args.shift)
 
-    torch.manual_seed(args.seed)
-    model = create_model(args.model, **model_args)
-    if args.sync_batch_norm:
-        model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model)
-    # What else can be wrong, the types of arguments have seen.
-    with parser.blaming("--gp, --r1, --label-smoothing"):
-        trainer = args.trainer(model.to(args.device), seed=args.seed, recipe=recipe, **trainer_args)
     run, resume = _open_run(args, config)
+    run.scale = args.scale
     if args.tensorboard and rank() == 0:
         run.use_tensorboard()
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
@@ -370,6 +391,40 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         picture = run.path / args.picture.format(trainer.steps_done)
         print(f"done: {f'{picture}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
     return run, trainer, dataset
+
+
+def make_trainer(args: argparse.Namespace, dataset: Any) -> Any:  # a Trainer, and what its kind has beside
+    """Make the model that the arguments describe, for the images or sequences of a data set, and its trainer."""
+    torch.manual_seed(args.seed)
+    model = create_model(args.model, **args.model_args(args, dataset))
+    if args.sync_batch_norm:
+        model = gf.nn.SyncBatchNormAct.convert_sync_batchnorm(model)
+    # What else can be wrong, the types of arguments have seen.
+    with args.parser.blaming("--gp, --r1, --label-smoothing"):
+        return args.trainer(model.to(args.device), seed=args.seed, recipe=_recipe(args), **args.trainer_args(args))
+
+
+def _fit_batch_size(args: argparse.Namespace, dataset: BatchedDataset, kind: str) -> None:
+    """Take the default batch size, or as much of it as there is, unless another one is asked for."""
+    number, most = len(dataset), len(dataset) // world_size()
+    each = f" for each of {world_size()} processes" if world_size() > 1 else ""
+    more = ""
+    if isinstance(dataset, FrameFolders):
+        more = "; with fewer --frames there are more of them"
+    elif hasattr(args, "crops") and Path(args.data).is_dir():
+        more = "; --crops cuts more from them"
+    if args.batch_size is None:
+        args.batch_size = min(args.usual_batch_size, most - most % args.accumulate)
+        if args.batch_size < 2:  # batch norm needs two
+            args.parser.error(f"argument --data: {number} {kind} in {args.data} are too few{each}{more}")
+        if args.batch_size < args.usual_batch_size and rank() == 0:
+            print(
+                f"batch size {args.batch_size} instead of {args.usual_batch_size}: there are {number} {kind}{more}"
+            )
+    elif args.batch_size > most:
+        args.parser.error(
+            f"argument --batch-size: must be at most {most}, the number of {kind} in {args.data}{each}{more}"
+        )
 
 
 def _open_run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[RunFolder, bool]:
@@ -429,9 +484,11 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
     if len(args.speed) > 2:
         args.parser.error(f"argument --speed: takes one number or two, got {len(args.speed)}")
     speed = (min(args.speed), max(args.speed))
-    dataset = load_sequences(
-        args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
-    )
+    with args.parser.blaming("--frames", (TooFewFramesError,)):
+        dataset = load_sequences(
+            args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed,
+            seed=args.seed,
+        )  # fmt: skip
     config = {"frames": args.frames, "speed": list(speed)}
     if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
         config["sha256"] = content_hash(*dataset.clips.values())
@@ -528,7 +585,7 @@ def _gan_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
 def _vae_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "lr": args.lr,
-        "beta": args.beta,
+        "beta": (10.0 if args.likelihood == "gaussian" else 1.0) if args.beta is None else args.beta,
         "warmup": args.warmup,
         "free_bits": args.free_bits,
     }
@@ -607,15 +664,13 @@ def _add_model(parser: Parser, *, z_dim: int, z_help: str, channels: int | None 
 
 
 def _add_vae(parser: Parser) -> None:
-    group = _add_training(
-        parser,
-        lr=1e-3,
-        lr_help="learning rate of Adam",
-        steps=1500,
-    )
-    group.add_argument("--likelihood", choices=LIKELIHOODS, default="bernoulli",
+    group = _add_training(parser, lr=1e-3, lr_help="learning rate of Adam", steps=1000)
+    group.add_argument("--likelihood", choices=LIKELIHOODS, default="gaussian",
                        help="p(x|z); mse: gaussian with variance 1, not learned")  # fmt: skip
-    group.add_argument("--beta", type=not_negative, metavar="X", default=1.0, help="weight of the KL term")
+    # A few thousand images teach so small a variance that every latent becomes a detailed code, and few samples of
+    # the prior hit one. A heavier KL term keeps the codes together.
+    group.add_argument("--beta", type=not_negative, metavar="X",
+                       help="weight of the KL term; default: 10 with a gaussian likelihood, else 1")  # fmt: skip
     group.add_argument("--warmup", type=at_least(0), metavar="N", default=0,
                        help="steps over which that weight rises from 0")  # fmt: skip
     group.add_argument("--free-bits", type=not_negative, metavar="X", default=0.0,
@@ -634,8 +689,10 @@ def _add_training(
         default=steps,
         help="steps to train; a resumed run may have more if nothing in it depends on their number",
     )
-    group.add_argument("--batch-size", type=at_least(2), metavar="N", default=batch_size,
-                       help="images, or sequences, in a batch of each process")  # fmt: skip
+    parser.set_defaults(usual_batch_size=batch_size)
+    group.add_argument("--batch-size", type=at_least(2), metavar="N",
+                       help=f"images, or sequences, in a batch of each process; default: {batch_size}, "
+                            "or all if there are fewer")  # fmt: skip
     group.add_argument("--lr", type=positive, metavar="X", default=lr, help=lr_help)
     group.add_argument("--schedule", choices=SCHEDULES, default=schedule,
                        help="course of the learning rate, down to 0 at the last step")  # fmt: skip
@@ -668,6 +725,7 @@ def _add_output(parser: Parser) -> None:
     group.add_argument(
         "--log-every", type=at_least(1), metavar="N", default=20, help="steps between two rows of statistics"
     )
+    add_scale(group)
     group.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard as well")
     group.add_argument("--sample-every", type=at_least(0), metavar="N", default=500,
                        help="steps between two sets of pictures; 0: at the end")  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from genimg_fast.cli.arguments import (
     Parser,
     add_command,
     add_data_root,
+    add_scale,
     add_seed_and_device,
     at_least,
     check_image_file,
     positive,
 )
-from genimg_fast.data import ImageDataset, load_dataset, load_pairs, load_sequences
+from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.optional import optional_import
+from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import (
     Autoencoder,
     BaseFrameModel,
@@ -32,11 +35,10 @@ from genimg_fast.models import (
     interpolate_latents,
 )
 from genimg_fast.models.common import labels_to_sample
-from genimg_fast.training import draw_known_frames, load_run, plot_latents, save_animation, save_grid
+from genimg_fast.training import Picture, draw_known_frames, load_run, plot_latents, save_animation, save_grid
+from genimg_fast.training.pictures import ANIMATIONS, class_samples
 from genimg_fast.training.run import CheckpointError, naming
-from genimg_fast.training.sequence import filling_panels, prediction_panels
-
-_ANIMATIONS = (".gif", ".webp")
+from genimg_fast.training.sequence import completions, fillings, predictions
 
 
 def add(commands: Any) -> None:
@@ -58,29 +60,33 @@ def add(commands: Any) -> None:
         genimg-fast sample runs/00002-frame-predictor-moving-digits --out prediction.webp
     """, None, "image file to write; default: grid.png, or frames.gif")  # fmt: skip
     sample.add_argument("--n", type=at_least(1), metavar="N",
-                        help="number of images, or of sequences; default: 64, or 8")  # fmt: skip
+                        help="number of images, or of sequences; default: 64, or 8 (of each class)")  # fmt: skip
     sample.add_argument("--class", dest="class_name", metavar="NAME|N",
                         help="class to generate, of a class-conditional model; default: all in order")  # fmt: skip
+    sample.set_defaults(most=8)
     _add_data(sample, "real sequences that a model of frames starts from")
+    _add_picture(sample)
     add_seed_and_device(sample)
 
     reconstruct = command("reconstruct", _reconstruct, "Show images, each beside its reconstruction.", """
         genimg-fast reconstruct runs/00000-vae-digits --n 36
         genimg-fast reconstruct runs/00000-vae-digits --data photos/ --out photos.png
     """, "reconstructions.png", "image file to write")  # fmt: skip
-    reconstruct.add_argument("--n", type=at_least(1), metavar="N", default=36, help="number of images")
+    _add_number(reconstruct, 36, "images")
     _add_data(reconstruct)
+    _add_picture(reconstruct)
     add_seed_and_device(reconstruct)
 
     translate = command("translate", _translate, "Translate images; show input, output and target.", """
         genimg-fast translate runs/00000-pix2pix-maps --n 16
         genimg-fast translate runs/00000-pix2pix-maps --data validation/ --dropout --batch-statistics
     """, "translations.png", "image file to write")  # fmt: skip
-    translate.add_argument("--n", type=at_least(1), metavar="N", default=16, help="number of pairs")
+    _add_number(translate, 16, "pairs")
     translate.add_argument("--dropout", action="store_true", help="keep dropout on, for variation")
     translate.add_argument("--batch-statistics", action="store_true",
                            help="normalise with the statistics of these images, as the paper does")  # fmt: skip
     _add_data(translate, "folder of pairs")
+    _add_picture(translate)
     add_seed_and_device(translate)
 
     interpolate = command("interpolate", _interpolate, "Morph images into others, through their latents.", """
@@ -93,12 +99,13 @@ def add(commands: Any) -> None:
     interpolate.add_argument("--mode", choices=["linear", "spherical"], default="linear",
                              help="straight on, or keeping the length of the latent vector")  # fmt: skip
     _add_data(interpolate)
+    _add_picture(interpolate)
     add_seed_and_device(interpolate)
 
     latent = command("latent", _latent, "Plot where a VAE's encoder puts images, coloured by class.", """
         genimg-fast latent runs/00000-vae-digits --out latent.png
     """, "latent.png", "image file to write")  # fmt: skip
-    latent.add_argument("--n", type=at_least(1), metavar="N", default=2000, help="number of images, at most")
+    _add_number(latent, 2000, "images")
     _add_data(latent)
     add_seed_and_device(latent)
 
@@ -111,11 +118,10 @@ def add(commands: Any) -> None:
     ) -> Parser:
         new = command(name, run, text, examples, out,
                       "image file to write; .gif, .webp: an animation, else film strips", edits)  # fmt: skip
-        new.add_argument(
-            "--n", type=at_least(1), metavar="N", help="number of sequences; default: 8, if there are"
-        )
+        _add_number(new, 8, "sequences")
         new.add_argument("--frames", type=at_least(1), metavar="N", help=n_help)
         _add_data(new, "real sequences: a folder of frames, a video ...")
+        _add_picture(new)
         add_seed_and_device(new)
         return new
 
@@ -142,12 +148,25 @@ def add(commands: Any) -> None:
     complete = command("complete", _complete, "Show images, each beside a completion of its upper rows.", """
         genimg-fast edit complete runs/00000-row-rnn-digits --rows 6
     """, "completed.png", "image file to write", edits)  # fmt: skip
-    complete.add_argument("--n", type=at_least(1), metavar="N", default=36, help="number of images")
+    _add_number(complete, 36, "images")
     complete.add_argument(
         "--rows", type=at_least(0), metavar="N", help="rows that are given; default: half of them"
     )
     _add_data(complete)
+    _add_picture(complete)
     add_seed_and_device(complete)
+
+
+def _add_number(parser: Parser, number: int, what: str) -> None:
+    parser.set_defaults(most=number)
+    parser.add_argument(
+        "--n", type=at_least(1), metavar="N", help=f"number of {what}; default: {number}, if there are so many"
+    )
+
+
+def _add_picture(parser: Parser) -> None:
+    add_scale(parser)
+    parser.add_argument("--plain", action="store_true", help="leave out names, borders and the margin")
 
 
 def _add_data(parser: Parser, what: str = "real images") -> None:
@@ -161,16 +180,16 @@ def _sample(args: argparse.Namespace) -> int:
     model, config = _load(args)
     if isinstance(model, BaseFrameModel):
         return _sample_frames(args, model, config)
-    args.n = args.n or 64
     args.out = args.out or Path("grid.png")
     if not hasattr(model, "sample"):
         args.parser.error(f"argument RUN: {config['model']} does not generate images")
     generator = torch.Generator().manual_seed(args.seed)
     if args.class_name is None:
-        images = model.sample(args.n, generator=generator)
+        picture = class_samples(model, args.n, generator=generator)
     else:
-        images = model.sample(args.n, generator=generator, labels=_class(args, model, config))
-    return _write(args, lambda: save_grid(images, args.out))
+        label = _class(args, model, config)
+        picture = Picture(images=model.sample(args.n or 64, generator=generator, labels=label))
+    return _write_picture(args, picture, config.get("classes"))
 
 
 def _reconstruct(args: argparse.Namespace) -> int:
@@ -179,18 +198,20 @@ def _reconstruct(args: argparse.Namespace) -> int:
     images, labels = _choose(args, dataset)
     conditions = (labels,) if getattr(model, "num_classes", 0) > 0 else ()
     reconstructions = model.reconstruct(images, *conditions)
-    return _write(args, lambda: save_grid(torch.cat([images, reconstructions], dim=3), args.out))
+    return _write_picture(args, Picture(images={"input": images, "output": reconstructions}))
 
 
 def _interpolate(args: argparse.Namespace) -> int:
     check_image_file(args.parser, args.out)
     model, config = _load(args)
+    ends: list[Tensor] = []  # the images themselves, where there are any
     if isinstance(model, BaseVAE):
         dataset = load_real(args, model, config)
         first, second = _pairs(args, dataset, same_class=model.num_classes > 0)
         (a, labels), (b, _) = (_to(args, dataset[indices]) for indices in (first, second))
         class_labels = labels if model.num_classes > 0 else None
         images = model.interpolate(a, b, steps=args.steps, mode=args.mode, labels=class_labels)
+        ends = [a.unsqueeze(1), b.unsqueeze(1)]
     elif not isinstance(model, BaseGAN):
         args.parser.error(f"argument RUN: {config['model']} has no latents; this is for GANs and VAEs")
     else:
@@ -201,9 +222,18 @@ def _interpolate(args: argparse.Namespace) -> int:
         every = None if classes is None else classes.repeat_interleave(args.steps)
         with torch.no_grad(), evaluating(model):
             images = model(path.flatten(0, 1), every).unflatten(0, path.shape[:2])
-    if args.out.suffix.lower() in _ANIMATIONS:
-        return _write(args, lambda: save_animation(images, args.out))
-    return _write(args, lambda: save_grid(images.flatten(0, 1), args.out, columns=args.steps))
+    if args.out.suffix.lower() in ANIMATIONS:
+        panels = {"morph": images}
+        if ends:
+            panels = {"from": ends[0].expand_as(images), **panels, "to": ends[1].expand_as(images)}
+        return _write(args, lambda: save_animation(panels, args.out, scale=args.scale, plain=args.plain))
+    labels_above = [f"{100 * step / (args.steps - 1):.0f}%" for step in range(args.steps)]
+    if ends:
+        images, labels_above = torch.cat([ends[0], images, ends[1]], 1), ["from", *labels_above, "to"]
+    return _write(args, lambda: save_grid(
+        images.flatten(0, 1), args.out, columns=images.shape[1], column_labels=labels_above,
+        scale=args.scale, plain=args.plain,
+    ))  # fmt: skip
 
 
 def _translate(args: argparse.Namespace) -> int:
@@ -221,7 +251,7 @@ def _translate(args: argparse.Namespace) -> int:
     if config.get("direction") == "b2a":
         source, target = target, source
     output = model.translate(source, dropout=args.dropout, batch_statistics=args.batch_statistics)
-    return _write(args, lambda: save_grid(torch.cat([source, output, target], dim=3), args.out))
+    return _write_picture(args, Picture(images={"input": source, "output": output, "target": target}))
 
 
 def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any]) -> int:
@@ -231,15 +261,17 @@ def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict
     args.out = args.out or Path("frames.gif")
     frames = _sequences(args, model, config, config["frames"])
     if isinstance(model, FramePredictor):
-        return _write_sequences(args, prediction_panels(model, frames, _context(config)))
+        return _write_picture(args, predictions(model, frames, _context(config)))
     known = draw_known_frames(*frames.shape[:2], generator=torch.Generator().manual_seed(args.seed))
-    return _write_sequences(args, filling_panels(model, frames, known))
+    return _write_picture(args, fillings(model, frames, known))
 
 
 def _continue(args: argparse.Namespace) -> int:
     model, config = _load_frame_model(args, FramePredictor)
     frames = _sequences(args, model, config, args.frames or _context(config))
-    return _write_sequences(args, [torch.cat([frames, model.rollout(frames, args.steps)], 1)])
+    continued = torch.cat([frames, model.rollout(frames, args.steps)], 1)
+    added = torch.arange(continued.shape[1]) >= frames.shape[1]
+    return _write_picture(args, Picture(images=continued, generated=added))
 
 
 def _fill(args: argparse.Namespace) -> int:
@@ -249,7 +281,7 @@ def _fill(args: argparse.Namespace) -> int:
     known = torch.tensor([number not in missing for number in range(1, frames.shape[1] + 1)], device=args.device)
     if max(missing) > len(known) or not known.any():
         args.parser.error(f"argument --missing: must leave some of the {len(known)} frames, and none behind them")
-    return _write_sequences(args, [model.fill(frames, known)])
+    return _write_picture(args, Picture(images=model.fill(frames, known), generated=~known))
 
 
 def _retime(args: argparse.Namespace) -> int:
@@ -257,7 +289,9 @@ def _retime(args: argparse.Namespace) -> int:
     frames = _sequences(args, model, config, args.frames or config["frames"])
     with args.parser.blaming("--speed"):
         retimed = model.retime(frames, args.speed)
-    return _write_sequences(args, [retimed])
+    speed = Fraction(args.speed).limit_denominator(8)  # as the model takes it
+    between = torch.arange(retimed.shape[1]) * speed.numerator % speed.denominator > 0
+    return _write_picture(args, Picture(images=retimed, generated=between))
 
 
 def _complete(args: argparse.Namespace) -> int:
@@ -269,8 +303,7 @@ def _complete(args: argparse.Namespace) -> int:
     if rows >= model.image_size:
         args.parser.error(f"argument --rows: must be below {model.image_size}, the height, got {rows}")
     images, _ = _choose(args, load_real(args, model, config))
-    completed = model.complete(images[:, :, :rows], generator=torch.Generator().manual_seed(args.seed))
-    return _write(args, lambda: save_grid(torch.cat([images, completed], dim=3), args.out))
+    return _write_picture(args, completions(model, images, rows, torch.Generator().manual_seed(args.seed)))
 
 
 def _latent(args: argparse.Namespace) -> int:
@@ -279,7 +312,6 @@ def _latent(args: argparse.Namespace) -> int:
     model, dataset = _load_encoder_and_data(args)
     if model.z_dim < 2:
         args.parser.error("argument RUN: its latents have a single dimension, and a plot needs two")
-    args.n = min(args.n, len(dataset))
     images, labels = _choose(args, dataset)
     with torch.no_grad(), evaluating(model):
         conditions = labels.split(256) if model.num_classes > 0 else [None] * len(images.split(256))
@@ -324,24 +356,13 @@ def _context(config: dict[str, Any]) -> int:
 
 def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any], frames: int) -> Tensor:
     """Take ``--n`` sequences at random; of moving digits, with those that the training has not seen."""
-    with args.parser.blaming("--data"):
+    flag = "--frames" if hasattr(args, "frames") else "--data"
+    with args.parser.blaming("--data"), args.parser.blaming(flag, (TooFewFramesError,)):
         dataset = load_sequences(
             args.data or config["data"], frames=frames, image_size=model.image_size, channels=model.c_dim,
             speed=tuple(config["speed"]), train=False, seed=args.seed,
         )  # fmt: skip
-    args.n = args.n or min(8, len(dataset))
-    if args.n > len(dataset):
-        args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of sequences")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
-    return dataset[order[: args.n]][0].to(args.device)
-
-
-def _write_sequences(args: argparse.Namespace, panels: list[Tensor]) -> int:
-    """Write sequences of the same shape side by side, or as film strips one below the other."""
-    if args.out.suffix.lower() in _ANIMATIONS:
-        return _write(args, lambda: save_animation(torch.cat(panels, 4), args.out, bounce=False))
-    strips = torch.stack(panels, 1)
-    return _write(args, lambda: save_grid(strips.flatten(0, 2), args.out, columns=strips.shape[2]))
+    return _choose(args, dataset, "sequences")[0]
 
 
 def _frame_range(text: str) -> range:
@@ -382,12 +403,13 @@ def _load_encoder_and_data(
     return model, load_real(args, model, config)
 
 
-def _choose(args: argparse.Namespace, dataset: ImageDataset) -> tuple[Tensor, Tensor]:
-    """Take ``--n`` images at random."""
-    if args.n > len(dataset):
-        args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of images")
+def _choose(args: argparse.Namespace, dataset: BatchedDataset, what: str = "images") -> tuple[Tensor, Tensor]:
+    """Take ``--n`` images, or sequences, at random; by default no more than there are."""
+    n = min(args.most, len(dataset)) if args.n is None else args.n
+    if n > len(dataset):
+        args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of {what}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
-    return _to(args, dataset[order[: args.n]])
+    return _to(args, dataset[order[:n]])
 
 
 def _pairs(args: argparse.Namespace, dataset: ImageDataset, *, same_class: bool) -> tuple[Tensor, Tensor]:
@@ -418,6 +440,12 @@ def _class(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> int:
     if args.class_name.isdecimal() and int(args.class_name) < len(names):
         return int(args.class_name)
     parser.error(f"argument --class: must be one of {', '.join(names)}, got {args.class_name!r}")
+
+
+def _write_picture(args: argparse.Namespace, picture: Picture, class_names: list[str] | None = None) -> int:
+    return _write(
+        args, lambda: picture.save(args.out, scale=args.scale, plain=args.plain, class_names=class_names)
+    )
 
 
 def _write(args: argparse.Namespace, write: Callable[[], None]) -> int:

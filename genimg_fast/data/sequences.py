@@ -18,6 +18,10 @@ from genimg_fast.data.sources import image_suffixes, load_dataset, open_image, r
 SequenceIndex = int | slice | Tensor
 
 
+class TooFewFramesError(ValueError):
+    """No clip is long enough."""
+
+
 class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
     """Sequences of real handwritten digits that move in a frame and bounce off its sides, made when asked for.
 
@@ -185,7 +189,7 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         self.clips = {name: clip for name, clip in clips.items() if len(clip) >= frames}
         if not self.clips:
             longest = max(len(clip) for clip in clips.values())
-            raise ValueError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
+            raise TooFewFramesError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
         self.frames, self.stride = frames, stride
         self._ends = list(accumulate((len(clip) - frames) // stride + 1 for clip in self.clips.values()))
 

@@ -2,7 +2,7 @@
 
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
-from genimg_fast.training.pictures import plot_latents, save_animation, save_grid
+from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
 from genimg_fast.training.run import RunFolder, load_checkpoint, load_model, load_run
 from genimg_fast.training.sequence import (
     FrameFillerTrainer,
@@ -23,6 +23,7 @@ __all__ = [
     "GANTrainer",
     "GLOTrainer",
     "NonFiniteLossError",
+    "Picture",
     "Pix2PixTrainer",
     "Recipe",
     "RowRNNTrainer",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from genimg_fast.losses import GANLoss, gradient_penalty, r1_penalty
 from genimg_fast.models.common import check_sizes
+from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
@@ -173,9 +174,9 @@ class GANTrainer(BaseTrainer):
         """
         return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make pictures to look at: ``samples``, those of :meth:`samples`. Real images play no part."""
-        return {"samples": self.samples()}
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
+        """Make pictures to look at: ``samples``, from the same noise every time. Real images play no part."""
+        return {"samples": class_samples(self.sampler, generator=torch.Generator().manual_seed(self.seed))}
 
 
 @contextmanager

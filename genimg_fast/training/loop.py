@@ -7,8 +7,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
+from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
     gather_objects,
     highest_of_processes,
@@ -39,7 +40,7 @@ class Trainer(Protocol):
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train on one batch, of images or of sequences; return scalars to log."""
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def pictures(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor | Picture]:
         """Make images or sequences to look at, by name, from the same random numbers and real ones each time."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def fit(
             the processor wait for the accelerator.
         sample_every: Steps between two sets of pictures; 0 for the last step only.
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
         on_step: Called after every step with its number, from 1, and what it returned.
         resume: Whether to go on from the run folder's checkpoint.
 
@@ -135,7 +136,7 @@ def fit(
     real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
     if real_images.ndim >= 4:
         _check_range(real_images)
-    if real_images.ndim == 5:  # sequences are long to look at
+    if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
 
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
@@ -163,7 +164,7 @@ def fit(
                 _draw(trainer, run, history, real_images, real_labels)
         stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
         trainer.model.train()
-        with _progress_bar(progress and writing, trainer.steps_done, steps) as bar:
+        with _progress(progress and writing, trainer.steps_done, steps) as show:
             clock = time.perf_counter()
             while not done:
                 images, labels = next(stream)
@@ -183,9 +184,7 @@ def fit(
                 row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
                 row["memory_mb"] = _peak_memory(trainer.device) / 1e6
                 history.append(row)
-                if bar is not None:
-                    bar.set_postfix_str(_describe(row, trainer.curves), refresh=False)
-                    bar.update(len(pending))
+                show(step, _describe(row, trainer.curves))
                 pending.clear()
                 # The losses are those before the last update: it may have spoilt the weights all the same.
                 if (
@@ -342,14 +341,25 @@ def _blaming_checkpoint(run: RunFolder) -> Iterator[None]:
         raise CheckpointError(f"{run.checkpoint} does not fit what is trained, or is damaged: {what}") from error
 
 
-def _progress_bar(show: bool, initial: int, total: int) -> AbstractContextManager[Any]:
-    if not show:
-        return nullcontext()
-    # In a log file every update is a new line, so there are few.
-    interval = 0.2 if sys.stderr.isatty() else 10
-    return optional_import("tqdm").tqdm(
-        initial=initial, total=total, unit="step", mininterval=interval, maxinterval=interval
-    )
+@contextmanager
+def _progress(show: bool, initial: int, total: int) -> Iterator[Callable[[int, str], None]]:
+    """Yield what shows the number of a step and a text: a bar on a terminal, else lines."""
+    if show and sys.stderr.isatty():
+        with optional_import("tqdm").tqdm(initial=initial, total=total, unit="step", mininterval=0.2) as bar:
+
+            def update(step: int, text: str) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(step - bar.n)
+
+            yield update
+        return
+
+    def write(step: int, text: str) -> None:
+        if show:
+            with suppress(OSError):  # a full disk, say: the training is worth more
+                print(f"step {step}/{total}: {text}", file=sys.stderr, flush=True)
+
+    yield write
 
 
 @contextmanager

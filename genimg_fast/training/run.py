@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.pictures import printable, save_animation, save_grid
+from genimg_fast.training.pictures import Picture, printable
 
 # What the settings that commands look at have to be.
 _FITS: dict[str, Callable[[Any], bool]] = {
@@ -93,9 +93,13 @@ class RunFolder:
         path: An existing folder.
         config: Settings of the run, which go into ``config.json`` and into checkpoints: numbers, strings, lists,
             dicts. For :func:`load_model`, ``model`` is a registered name and ``model_args`` its arguments.
+
+    Attributes:
+        scale: Pixels of pictures for a pixel; see :func:`genimg_fast.training.save_grid`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.scale: int | None = None
         self.path = path
         self.config = config
         self.checkpoint = path / "checkpoint.pt"
@@ -134,7 +138,7 @@ class RunFolder:
             >>> run.path.name
             '00000-dcgan-digits'
         """
-        for package in ("matplotlib", "torchvision"):  # better now than at the first picture
+        for package in ("matplotlib", "PIL.Image"):  # better now than at the first picture
             optional_import(package)
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
@@ -266,17 +270,15 @@ class RunFolder:
         self._purge_step = step + 1
         return rows
 
-    def save_images(self, name: str, images: Tensor) -> None:
+    def save_images(self, name: str, images: Tensor | Picture) -> None:
         """Write images in [-1, 1] as ``name.png``, a grid, or sequences of them as ``name.gif``, an animated one.
 
-        Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width).
+        Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width). Classes
+        have the names that the settings hold as ``classes``.
         """
-        if images.ndim == 5:
-            with replacing(self.path / f"{name}.gif") as temporary:
-                save_animation(images, temporary, bounce=False)
-        else:
-            with replacing(self.path / f"{name}.png") as temporary:
-                save_grid(images, temporary)
+        picture = images if isinstance(images, Picture) else Picture(images=images)
+        with replacing(self.path / f"{name}.{'gif' if picture.moves else 'png'}") as temporary:
+            picture.save(temporary, scale=self.scale, class_names=self.config.get("classes"))
 
     def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
         """Draw what the rows hold over their steps, as ``losses.png``.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
+from genimg_fast.training.pictures import Picture
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
@@ -56,16 +57,28 @@ def draw_known_frames(batch: int, steps: int, *, generator: torch.Generator | No
     return known
 
 
-def prediction_panels(model: Any, frames: Tensor, context: int) -> list[Tensor]:
-    """Get sequences, and their first ``context`` frames as the model continues them, of the same shape."""
+def predictions(model: Any, frames: Tensor, context: int) -> Picture:
+    """Show sequences, and their first ``context`` frames as the model continues them."""
     given = frames[:, :context]
-    return [frames, torch.cat([given, model.rollout(given, frames.shape[1] - context)], 1)]
+    continued = torch.cat([given, model.rollout(given, frames.shape[1] - context)], 1)
+    return Picture(
+        images={"truth": frames, "model": continued}, generated=torch.arange(frames.shape[1]) >= context
+    )
 
 
-def filling_panels(model: Any, frames: Tensor, known: Tensor) -> list[Tensor]:
-    """Get sequences, the same with grey for what is missing, and as the model fills them; all of one shape."""
+def fillings(model: Any, frames: Tensor, known: Tensor) -> Picture:
+    """Show sequences, the same with grey for what is missing, and as the model fills them."""
     known = known.to(frames.device).expand(frames.shape[:2])
-    return [frames, frames * known.view(*known.shape, 1, 1, 1), model.fill(frames, known)]
+    given = frames * known.view(*known.shape, 1, 1, 1)
+    return Picture(images={"truth": frames, "given": given, "model": model.fill(frames, known)}, generated=~known)
+
+
+def completions(model: Any, images: Tensor, rows: int, generator: torch.Generator) -> Picture:
+    """Show images, the same with grey below the upper ``rows``, and as the model completes them."""
+    given = images.clone()
+    given[:, :, rows:] = 0
+    completed = model.complete(images[:, :, :rows], generator=generator)
+    return Picture(images={"truth": images, "given": given, "model": completed})
 
 
 class _SequenceTrainer(BaseTrainer):
@@ -167,7 +180,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         loss, mse = torch.stack(logged).mean(0)
         return {"loss": loss, "mse": mse, "teacher_forcing": torch.ones_like(loss) * probability}
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: sequences beside their continuation by the model.
 
         Args:
@@ -175,10 +188,9 @@ class FramePredictorTrainer(_SequenceTrainer):
             labels: Not looked at.
 
         Returns:
-            ``predictions``, of shape (n, steps, channels, height, 2 * width): on the left the sequence, on the
-            right its context and what the model makes of it.
+            ``predictions``: each sequence, ``truth``, beside its beginning and how ``model`` continues it.
         """
-        return {"predictions": torch.cat(prediction_panels(self.sampler, images, self._context(images)), 4)}
+        return {"predictions": predictions(self.sampler, images, self._context(images))}
 
     def _context(self, images: Tensor) -> int:
         return self.context or max(1, images.shape[1] // 2)
@@ -258,7 +270,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         loss, mse = torch.stack(logged).mean(0)
         return {"loss": loss, "mse": mse}
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: sequences, what the model sees of them, and what it makes of that.
 
         Args:
@@ -266,11 +278,11 @@ class FrameFillerTrainer(_SequenceTrainer):
             labels: Not looked at.
 
         Returns:
-            ``fillings``, of shape (n, steps, channels, height, 3 * width); a missing frame shows grey.
+            ``fillings``: each sequence as ``truth``, ``given`` (a missing frame shows grey) and ``model``.
         """
         generator = torch.Generator().manual_seed(self.seed)
         known = draw_known_frames(*images.shape[:2], generator=generator)
-        return {"fillings": torch.cat(filling_panels(self.sampler, images, known), 4)}
+        return {"fillings": fillings(self.sampler, images, known)}
 
 
 class RowRNNTrainer(_SequenceTrainer):
@@ -342,7 +354,7 @@ class RowRNNTrainer(_SequenceTrainer):
         """
         return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: samples, and images beside the model's completion of their upper half.
 
         Args:
@@ -350,8 +362,11 @@ class RowRNNTrainer(_SequenceTrainer):
             labels: Not looked at.
 
         Returns:
-            ``samples`` (those of :meth:`samples`) and ``completions``, of shape (n, channels, height, 2 * width).
+            ``samples`` (those of :meth:`samples`) and ``completions``: each image as ``truth``, ``given`` (grey
+            where there is nothing) and ``model``.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        completed = self.sampler.complete(images[:, :, : images.shape[2] // 2], generator=generator)
-        return {"samples": self.samples(), "completions": torch.cat([images, completed], 3)}
+        return {
+            "samples": Picture(images=self.samples()),
+            "completions": completions(self.sampler, images, images.shape[2] // 2, generator),
+        }

@@ -9,6 +9,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast.losses import GANLoss
 from genimg_fast.models.common import check_choice
 from genimg_fast.training.gan import frozen
+from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
@@ -121,8 +122,8 @@ class Pix2PixTrainer(BaseTrainer):
         with self.autocast():
             return self._generator(source)
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make pictures to look at: ``translations``, input, output and target side by side.
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
+        """Make pictures to look at: ``translations``, with ``input``, ``output`` and ``target`` of each pair.
 
         Args:
             images: Pairs in [-1, 1], of shape (n, channels, height, 2 * width).
@@ -130,9 +131,7 @@ class Pix2PixTrainer(BaseTrainer):
         """
         source, target = self.halves(images)
         output = self.sampler.translate(source)
-        channels = max(source.shape[1], target.shape[1])
-        panels = [panel.expand(-1, channels, -1, -1) for panel in (source, output, target)]
-        return {"translations": torch.cat(panels, dim=3)}
+        return {"translations": Picture(images={"input": source, "output": output, "target": target})}
 
 
 class _ReconstructionTrainer(BaseTrainer):
@@ -206,9 +205,9 @@ class AutoencoderTrainer(_ReconstructionTrainer):
         """
         return self.take_step(self._update, images, images)
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make pictures to look at: ``reconstructions``, each image with the model's version to its right."""
-        return {"reconstructions": torch.cat([images, self.sampler.reconstruct(images)], dim=3)}
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
+        """Make pictures to look at: ``reconstructions``, each ``input`` beside the model's ``output``."""
+        return {"reconstructions": Picture(images={"input": images, "output": self.sampler.reconstruct(images)})}
 
 
 class GLOTrainer(_ReconstructionTrainer):
@@ -263,9 +262,11 @@ class GLOTrainer(_ReconstructionTrainer):
         self.model.project_codes()
         return values
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Make pictures to look at: ``samples``, and ``reconstructions`` to the right of their images."""
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
+        """Make pictures to look at: ``samples``, and ``reconstructions``, each image beside its ``output``."""
         with torch.no_grad(), evaluating(self.sampler):
             decoded = self.sampler(labels)
-        samples = self.sampler.sample(64, generator=torch.Generator().manual_seed(self.seed))
-        return {"samples": samples, "reconstructions": torch.cat([images, decoded], dim=3)}
+        return {
+            "samples": class_samples(self.sampler, generator=torch.Generator().manual_seed(self.seed)),
+            "reconstructions": Picture(images={"input": images, "output": decoded}),
+        }

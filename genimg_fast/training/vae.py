@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.losses import active_units, negative_elbo, warmup_beta
+from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
 
@@ -111,7 +112,7 @@ class VAETrainer(BaseTrainer):
         """
         return self.sampler.sample(n, generator=torch.Generator().manual_seed(self.seed))
 
-    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: samples, and real images with their reconstructions.
 
         Args:
@@ -119,11 +120,14 @@ class VAETrainer(BaseTrainer):
             labels: Their classes, int64 of shape (n,).
 
         Returns:
-            ``samples`` (those of :meth:`samples`) and ``reconstructions``: each image with the model's version of
-            it to its right, of shape (n, channels, height, 2 * width).
+            ``samples``, from the same latents every time, and ``reconstructions``: each image, ``input``, beside
+            the model's version of it, ``output``.
         """
         reconstructions = self.sampler.reconstruct(images, self._labels(labels))
-        return {"samples": self.samples(), "reconstructions": torch.cat([images, reconstructions], dim=3)}
+        return {
+            "samples": class_samples(self.sampler, generator=torch.Generator().manual_seed(self.seed)),
+            "reconstructions": Picture(images={"input": images, "output": reconstructions}),
+        }
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:
         return labels if self.model.num_classes > 0 else None

@@ -402,10 +402,11 @@ def test_pix2pix_step_equals_the_textbook(direction: str) -> None:
     for name, value in (("loss_d", loss_d), ("loss_g", loss_g), ("l1", error)):
         torch.testing.assert_close(values[name], value.detach())
     torch.testing.assert_close(trainer.model.state_dict(), expected.state_dict())
-    panels = trainer.pictures(pairs(3), torch.zeros(3))["translations"]
-    assert panels.shape == (3, 1, 16, 48)
-    assert torch.equal(panels[..., :16], source[:3])
-    assert torch.equal(panels[..., 32:], target[:3])
+    panels = trainer.pictures(pairs(3), torch.zeros(3))["translations"].images
+    assert list(panels) == ["input", "output", "target"]
+    assert torch.equal(panels["input"], source[:3])
+    assert torch.equal(panels["output"], trainer.sampler.translate(source[:3]))
+    assert torch.equal(panels["target"], target[:3])
 
 
 def test_pix2pix_in_parts() -> None:
@@ -438,6 +439,7 @@ def test_reconstruction_trainers_learn_each_image(name: str, digits: gf.data.Ima
     error_of_the_mean = (images - images.mean(0)).square().mean()
     assert history[-1]["loss"] < 0.3 * error_of_the_mean
     pictures = trainer.pictures(images[:5], torch.arange(5))
-    assert pictures["reconstructions"].shape == (5, 1, 16, 32)
+    assert torch.equal(pictures["reconstructions"].images["input"], images[:5])
+    assert pictures["reconstructions"].images["output"].shape == (5, 1, 16, 16)
     if name == "glo":
         assert model.codes.weight.norm(dim=1).max() <= 1 + 1e-6

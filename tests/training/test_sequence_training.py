@@ -157,7 +157,7 @@ def test_run_folder_has_everything(name: str, tmp_path: Path, device: str) -> No
     assert [row["step"] for row in rows] == [2, 3, 4]
     if name == "frame-predictor":
         with Image.open(run.path / "predictions-000004.gif") as animation:
-            assert animation.size == (4 * (2 * 16 + 2) + 2, 4 * (16 + 2) + 2)  # 16 sequences
+            assert animation.width == 8 * (64 + 4) + 4 + 3 * 12  # 16 sequences, four across
             assert 1 < animation.n_frames <= 6  # Pillow merges frames that are equal
     model, loaded = load_run(run.path)
     assert loaded == config
@@ -174,25 +174,30 @@ def test_frames_are_counted_in_the_images_per_second(monkeypatch: pytest.MonkeyP
 def test_pictures() -> None:
     frames = make_data("frame-predictor")[:3][0]
     predictor = make_trainer("frame-predictor", context=4)
-    left, right = predictor.pictures(frames, frames)["predictions"].chunk(2, 4)
-    assert torch.equal(left, frames)
-    assert torch.equal(right[:, :4], frames[:, :4])
-    assert torch.equal(right[:, 4:], predictor.model.rollout(frames[:, :4], 2))
+    picture = predictor.pictures(frames, frames)["predictions"]
+    truth, continued = picture.images["truth"], picture.images["model"]
+    assert torch.equal(truth, frames)
+    assert torch.equal(continued[:, :4], frames[:, :4])
+    assert torch.equal(continued[:, 4:], predictor.model.rollout(frames[:, :4], 2))
+    assert picture.generated.tolist() == [False] * 4 + [True] * 2
 
     filler = make_trainer("frame-filler")
-    left, seen, right = filler.pictures(frames, frames)["fillings"].chunk(3, 4)
-    missing = (seen == 0).all(-1).all(-1).all(-1)
-    assert torch.equal(left, frames)
+    picture = filler.pictures(frames, frames)["fillings"]
+    missing = (picture.images["given"] == 0).all(-1).all(-1).all(-1)
+    assert torch.equal(picture.images["truth"], frames)
     assert missing.any()
-    assert torch.equal(right, filler.model.fill(frames, ~missing))
+    assert torch.equal(picture.generated, missing)
+    assert torch.equal(picture.images["model"], filler.model.fill(frames, ~missing))
 
     rows = make_trainer("row-rnn")
     images = make_data("row-rnn")[:5][0]
     pictures = rows.pictures(images, images)
-    left, right = pictures["completions"].chunk(2, 3)
-    assert torch.equal(pictures["samples"], rows.samples(64))
-    assert torch.equal(left, images)
-    assert torch.equal(right[:, :, :8], images[:, :, :8])
+    truth, given, completed = pictures["completions"].images.values()
+    assert torch.equal(pictures["samples"].images, rows.samples(64))
+    assert torch.equal(truth, images)
+    assert torch.equal(completed[:, :, :8], images[:, :, :8])
+    assert torch.equal(given[:, :, :8], images[:, :, :8])
+    assert (given[:, :, 8:] == 0).all()
 
 
 @pytest.mark.parametrize(

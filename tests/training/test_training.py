@@ -129,6 +129,17 @@ def test_rows_are_means_since_the_row_before(digits: gf.data.ImageDataset) -> No
         assert [row[name] for row in rows] == pytest.approx(means)
 
 
+def test_progress_in_a_file_is_a_line_for_each_row(
+    digits: gf.data.ImageDataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = fit(make_trainer(), digits, steps=5, batch_size=8, log_every=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    lines = [line for line in shown.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in lines] == [f"step {row['step']}/5" for row in rows]
+    assert f"loss_d={rows[0]['loss_d']:#.4g}, loss_g=" in lines[0]
+
+
 def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path, device: str) -> None:
     run = RunFolder.create(tmp_path / "runs", "dcgan-digits", CONFIG)
     trainer = make_trainer(device)
@@ -141,7 +152,7 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
     assert {"loss_d", "loss_g", "images_per_s"} <= rows[0].keys()
     assert all(0.1 < row["memory_mb"] < 1e6 for row in rows)
     with Image.open(run.path / "real.png") as grid:
-        assert grid.size == (8 * (16 + 2) + 2,) * 2
+        assert grid.size == (8 * (64 + 4) + 4,) * 2
 
     state = load_checkpoint(run.path)  # with weights_only=True
     assert state["step"] == 4

@@ -119,7 +119,7 @@ def test_run_folder_has_everything(name: str, digits: gf.data.ImageDataset, tmp_
         "step", "loss", "reconstruction", "kl", "active_units", "images_per_s", "memory_mb",
     }  # fmt: skip
     with Image.open(run.path / "reconstructions-000004.png") as grid:
-        assert grid.size == (8 * (2 * 16 + 2) + 2, 8 * (16 + 2) + 2)
+        assert grid.width == 16 * (64 + 4) + 4 + 7 * 12  # 8 pairs across
 
     assert len(load_checkpoint(run.path)["optimizers"]["all"]["state"]) == len(list(trainer.model.parameters()))
     model, loaded = load_run(run.path)
@@ -131,10 +131,16 @@ def test_pictures_show_each_image_beside_its_reconstruction(digits: gf.data.Imag
     trainer = make_trainer(name="cvae")
     images, labels = digits[:5]
     pictures = trainer.pictures(images, labels)
-    assert torch.equal(pictures["samples"], trainer.samples(64))
-    left, right = pictures["reconstructions"].chunk(2, dim=3)
-    assert torch.equal(left, images)
-    assert torch.equal(right, trainer.sampler.reconstruct(images, labels))
+    samples = pictures["samples"]
+    assert (samples.columns, len(samples.images), list(samples.column_classes)) == (10, 80, list(range(10)))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(
+        samples.images, trainer.sampler.sample(80, labels=torch.arange(80) % 10, generator=generator)
+    )
+    assert torch.equal(make_trainer().pictures(images, labels)["samples"].images, make_trainer().samples(64))
+    panels = pictures["reconstructions"].images
+    assert torch.equal(panels["input"], images)
+    assert torch.equal(panels["output"], trainer.sampler.reconstruct(images, labels))
 
 
 @pytest.mark.parametrize("option", ["beta", "warmup", "free_bits"])
