@@ -45,7 +45,7 @@ def content_hash(*contents: str | Tensor) -> str:
             digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(content.encode())
+            digest.update(content.encode(errors="surrogateescape"))  # names of files need not be Unicode
     return digest.hexdigest()
 
 
