@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from genimg_fast._images import check_layout
+
 
 class BatchedDataset(Protocol):
     """What :func:`batches` needs: a data set that is indexed with a whole batch of indices."""
@@ -45,7 +47,7 @@ def content_hash(*contents: str | Tensor) -> str:
             digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         else:
-            digest.update(content.encode(errors="surrogatepass"))
+            digest.update(content.encode(errors="surrogateescape"))  # names of files need not be Unicode
     return digest.hexdigest()
 
 
@@ -61,7 +63,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         class_names: Names of the classes; their numbers by default.
 
     Raises:
-        ValueError: If dtype or shape is another, there are no images, or a label has no class.
+        ValueError: If dtype or shape is another, channels are last, there are no images, or a label has no class.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -79,6 +81,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
                 "images must be uint8 of shape (n, channels, height, width) with n > 0, "
                 f"got {images.dtype} of shape {tuple(images.shape)}"
             )
+        check_layout(images)
         if labels is None:
             labels = torch.zeros(len(images), dtype=torch.int64)
         if labels.dtype != torch.int64 or labels.shape != (len(images),):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from genimg_fast.data.files import list_folder
 from genimg_fast.data.optional import optional_import
-from genimg_fast.data.sources import image_suffixes, load_dataset, open_image, read_image, to_pixels
+from genimg_fast.data.sources import images_among, load_dataset, open_image, read_image, to_pixels
 
 SequenceIndex = int | slice | Tensor
 
@@ -154,7 +155,8 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         path: A folder of images, which are the frames of one clip; a folder whose subfolders or video files are
-            one clip each; or a file: an animated GIF or WebP, or a video, for which PyAV is needed.
+            one clip each; or a file: an animated GIF or WebP, or a video, for which PyAV is needed. Hidden files
+            and folders are left out, links are followed, and videos turned upright as their files say.
         frames: Frames in a sequence.
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
@@ -183,6 +185,8 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"there is no {path}")
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is neither a file nor a folder")
         clips = {name: torch.stack(list(clip)) for name, clip in _clips(path, image_size, channels)}
         if not clips:
             raise ValueError(f"no frames in {path}")
@@ -303,19 +307,20 @@ def _clips(path: Path, image_size: int, channels: int) -> Iterator[tuple[str, It
     if path.is_file():
         yield path.name, _read_file(path, image_size, channels)
         return
-    entries = sorted(path.iterdir(), key=_natural)
-    suffixes = image_suffixes()
-    frames = [entry for entry in entries if entry.suffix.lower() in suffixes]
-    if frames:
-        yield path.name, (read_image(frame, image_size, channels) for frame in frames)
+
+    def read_frames(frames: list[Path]) -> Iterator[Tensor]:
+        return (read_image(frame, image_size, channels) for frame in sorted(frames, key=_natural))
+
+    folders, files = list_folder(path)
+    if frames := images_among(files):
+        yield path.name, read_frames(frames)
         return
-    for entry in entries:
-        if entry.is_dir():
-            frames = sorted((f for f in entry.iterdir() if f.suffix.lower() in suffixes), key=_natural)
-            if frames:
-                yield entry.name, (read_image(frame, image_size, channels) for frame in frames)
-        elif entry.suffix.lower() in _VIDEOS:
-            yield entry.name, _read_file(entry, image_size, channels)
+    videos = [file for file in files if file.suffix.lower() in _VIDEOS]
+    for clip in sorted(folders + videos, key=_natural):
+        if clip in videos:
+            yield clip.name, _read_file(clip, image_size, channels)
+        elif frames := images_among(list_folder(clip)[1]):
+            yield clip.name, read_frames(frames)
 
 
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
@@ -323,15 +328,36 @@ _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".we
 
 def _read_file(file: Path, image_size: int, channels: int) -> Iterator[Tensor]:
     """Yield the frames of an animated image or of a video."""
-    if file.suffix.lower() in image_suffixes():
+    if images_among([file]):
         with open_image(file) as opened:
             for image in optional_import("PIL.ImageSequence").Iterator(opened):
                 yield to_pixels(image, image_size, channels)
         return
     av = optional_import("av", "video")
     try:
-        with av.open(str(file)) as container:
+        with file.open("rb") as content, av.open(content) as container:
             for frame in container.decode(video=0):
-                yield to_pixels(frame.to_image(), image_size, channels)
-    except (av.FFmpegError, IndexError) as error:  # IndexError: no video stream
+                yield to_pixels(_upright(frame), image_size, channels)
+    except (av.FFmpegError, IndexError, OSError) as error:  # IndexError: no video stream
         raise ValueError(f"cannot read video {file}: {error}") from error
+
+
+def _upright(frame: Any) -> Any:
+    """Turn a frame of PyAV's into an image of Pillow's, the way the video's display matrix has it shown.
+
+    With the matrix (a, b; c, d), a pixel at (x, y), y downwards, is shown at (a x + c y, b x + d y): quarter turns
+    and mirrorings are all done; what is left of any other angle is not.
+    """
+    image = frame.to_image()
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    transpose = optional_import("PIL.Image").Transpose
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(transpose.TRANSPOSE), c, b
+    if a < 0:
+        image = image.transpose(transpose.FLIP_LEFT_RIGHT)
+    if d < 0:
+        image = image.transpose(transpose.FLIP_TOP_BOTTOM)
+    return image

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, torchvision's data sets, folders.
+"""Where images come from: scikit-learn's digits, data sets that torchvision downloads, folders.
 
 To add a named data set, write a function ``(root, download) -> ImageDataset`` and enter it in ``_SOURCES``.
 """
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from genimg_fast.data.dataset import ImageDataset
+from genimg_fast.data.files import files_below, list_folder
+from genimg_fast.data.idx import find_idx, read_idx
 from genimg_fast.data.optional import optional_import
 
 
@@ -39,7 +41,9 @@ def load_dataset(
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
             ``"fashion-mnist"``, ``"cifar10"`` (training sets, through torchvision), ``"photos"`` (two photographs
             that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
-            is read as one class per subfolder, in alphabetical order.
+            is read as one class per subfolder, in alphabetical order; hidden files and folders are left out, links
+            are followed. Or a folder of IDX files, as MNIST, Fashion-MNIST and EMNIST are published, packed by
+            gzip or not: the training split, unless the path is that of a split's file of images.
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own:
             1 if all files of a folder are grey.
@@ -54,9 +58,10 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: If nothing has this name, a folder holds no images, an image cannot be read, one is too small
-            for a crop, or crops are wanted of a data set of small images.
+        ValueError: If nothing has this name, a folder holds no images, or IDX files of several data sets, a file
+            cannot be read, an image is too small for a crop, or crops are wanted of a data set of small images.
         FileNotFoundError: If the data set is not in ``root`` and may not be downloaded.
+        OSError: If a folder cannot be read.
         ImportError: If a package that the source needs is missing.
 
     Example:
@@ -72,10 +77,12 @@ def load_dataset(
     if crops < 0:
         raise ValueError(f"crops must be at least 0, got {crops}")
     name = str(name_or_path)
-    if name in _SOURCES:
+    path = Path(name_or_path)
+    idx = None if name in _SOURCES else find_idx(path)
+    if name in _SOURCES or idx is not None:
         if crops > 0:
             raise ValueError(f"crops are cut from photos or a folder of images, not from {name}: leave crops at 0")
-        data = _SOURCES[name](Path(root), download)
+        data = _SOURCES[name](Path(root), download) if idx is None else read_idx(idx)
         images = _resize(_convert(data.images, channels), image_size)
         return ImageDataset(images, data.labels, class_names=data.class_names)
     if name == "photos":
@@ -83,8 +90,8 @@ def load_dataset(
         pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos.images]
         named = [(Path(f).stem, picture) for f, picture in zip(photos.filenames, pictures, strict=True)]
         return _cut(named, image_size, channels, crops or 2000, seed)
-    if Path(name_or_path).is_dir():
-        return _folder(Path(name_or_path), image_size, channels, crops, seed, skip_broken)
+    if path.is_dir():
+        return _folder(path, image_size, channels, crops, seed, skip_broken)
     raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(_SOURCES)}, photos")
 
 
@@ -95,7 +102,8 @@ def load_pairs(
 
     Args:
         path: A folder of images twice as wide as high, whose left half is A and whose right half is B; or a
-            folder with the subfolders ``A`` and ``B``, whose files of the same name are a pair.
+            folder with the subfolders ``A`` and ``B``, whose files of the same name are a pair. Hidden files are
+            left out.
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
@@ -116,12 +124,12 @@ def load_pairs(
         >>> gf.data.load_pairs(".", image_size=8)[0][0].shape
         torch.Size([3, 8, 16])
     """
-    path, suffixes = Path(path), image_suffixes()
+    path = Path(path)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}")
     pairs: list[Tensor] = []
     if (path / "A").is_dir() and (path / "B").is_dir():
-        a, b = ({f.name: f for f in (path / half).iterdir() if f.suffix.lower() in suffixes} for half in "AB")
+        a, b = ({f.name: f for f in images_among(list_folder(path / half)[1])} for half in "AB")
         if lonely := sorted(a.keys() ^ b.keys()):
             raise ValueError(f"{lonely[0]} is in one of {path / 'A'} and {path / 'B'} only")
         for name in sorted(a):
@@ -140,7 +148,7 @@ def load_pairs(
                 )
             return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in picture.chunk(2, 2)], 2)
 
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in suffixes)
+        files = images_among(list_folder(path)[1])
         pairs = [pair for _, pair in _readable(files, skip_broken, read)]
     if not pairs:
         raise ValueError(f"no pairs of images in {path}")
@@ -153,38 +161,49 @@ def _digits(root: Path, download: bool) -> ImageDataset:
     return ImageDataset(_to_bytes(images), torch.from_numpy(digits.target).long())
 
 
-def _torchvision(class_name: str, root: Path, download: bool) -> ImageDataset:
-    dataset_class = getattr(optional_import("torchvision.datasets"), class_name)
+def _mnist(class_name: str, root: Path, download: bool) -> ImageDataset:
+    source = getattr(optional_import("torchvision.datasets"), class_name)
+    file = root / class_name / "raw" / "train-images-idx3-ubyte"
+    if download and not file.is_file():
+        source(str(root), download=True)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no {class_name} data set in {root}: --download (download=True in Python) fetches it; if you have its "
+            f"files ({file.name}, also .gz, and so on), name their folder instead of {class_name}"
+        )
+    data = read_idx(file)
+    return ImageDataset(data.images, data.labels, class_names=source.classes)
+
+
+def _cifar10(root: Path, download: bool) -> ImageDataset:
+    source = optional_import("torchvision.datasets").CIFAR10
     try:
-        data = dataset_class(str(root), train=True, download=download)
+        data = source(str(root), download=download)
     except RuntimeError as error:  # torchvision's way to say that the files are not there, or damaged
         if download:
             raise
-        raise FileNotFoundError(f"no {class_name} data set in {root}, and download is off: {error}") from error
-    images = torch.as_tensor(data.data)
-    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        raise FileNotFoundError(
+            f"no CIFAR10 data set in {root}, or a damaged one: --download (download=True in Python) fetches it"
+        ) from error
+    images = torch.as_tensor(data.data).permute(0, 3, 1, 2).contiguous()
     return ImageDataset(images, torch.as_tensor(data.targets), class_names=data.classes)
 
 
 _SOURCES: dict[str, Callable[[Path, bool], ImageDataset]] = {
     "digits": _digits,
-    "mnist": partial(_torchvision, "MNIST"),
-    "fashion-mnist": partial(_torchvision, "FashionMNIST"),
-    "cifar10": partial(_torchvision, "CIFAR10"),
+    "mnist": partial(_mnist, "MNIST"),
+    "fashion-mnist": partial(_mnist, "FashionMNIST"),
+    "cifar10": _cifar10,
 }
 
 
 def _folder(
     folder: Path, image_size: int, channels: int | None, crops: int, seed: int, skip_broken: bool
 ) -> ImageDataset:
-    suffixes = image_suffixes()
-    by_class = [
-        (entry.name, sorted(f for f in entry.rglob("*") if f.suffix.lower() in suffixes))
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir() and not entry.name.startswith(".")
-    ]
+    subfolders, files = list_folder(folder)
+    by_class = [(sub.name, images_among(files_below(sub, above=folder))) for sub in subfolders]
     by_class = [(name, files) for name, files in by_class if files]
-    loose = sorted(f for f in folder.iterdir() if f.suffix.lower() in suffixes)
+    loose = images_among(files)
     if by_class and loose:
         raise ValueError(
             f"{folder} holds images, such as {loose[0].name}, beside subfolders of images, such as "
@@ -266,6 +285,12 @@ def image_suffixes() -> set[str]:
     # An MPO file is opened as the JPEG file that it begins like; of an MPEG video nothing but the size is read.
     readable = (set(pillow.OPEN) | {"MPO"}) - {"MPEG"}
     return {suffix for suffix, name in suffixes.items() if name in readable}
+
+
+def images_among(files: list[Path]) -> list[Path]:
+    """Take the files that Pillow reads."""
+    suffixes = image_suffixes()
+    return [file for file in files if file.suffix.lower() in suffixes]
 
 
 @contextmanager

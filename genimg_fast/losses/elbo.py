@@ -16,6 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from genimg_fast import ops
 from genimg_fast._evaluating import evaluating
+from genimg_fast._images import check_values
 
 if TYPE_CHECKING:
     from genimg_fast.models.vae import BaseVAE
@@ -99,13 +100,14 @@ def gaussian_log_likelihood(images: Tensor, mean: Tensor, logvar: Tensor | float
         float32 (float64 for float64) of shape (batch,).
 
     Raises:
-        ValueError: If the shapes of ``images`` and ``mean`` differ.
+        ValueError: If the shapes of ``images`` and ``mean`` differ, or the images are integers.
 
     Example:
         >>> import torch, genimg_fast as gf
         >>> gf.losses.gaussian_log_likelihood(torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))
         tensor([-58.8121, -58.8121])
     """
+    check_values(images, look=False)  # a density of any numbers
     images, mean = _same_shape(images, mean, "mean")
     logvar = torch.as_tensor(logvar, dtype=mean.dtype, device=mean.device)
     terms = (images - mean).square() * (-logvar).exp() + (logvar + _LOG_2PI)
@@ -127,7 +129,7 @@ def logistic_log_likelihood(images: Tensor, mean: Tensor, log_scale: Tensor) -> 
         Nats, summed over all but the batch: float32 (float64 for float64) of shape (batch,).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, the images are integers or, on the CPU, far outside [-1, 1].
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -135,6 +137,7 @@ def logistic_log_likelihood(images: Tensor, mean: Tensor, log_scale: Tensor) -> 
         >>> gf.losses.logistic_log_likelihood(white, white, scale)  # 64 log s(1/255)
         tensor([-44.2361, -44.2361])
     """
+    check_values(images)
     images, mean = _same_shape(images, mean, "mean")
     images, log_scale = _same_shape(images, log_scale, "log_scale")
     half = 1 / 255  # of the distance between two levels
@@ -162,13 +165,14 @@ def bernoulli_log_likelihood(images: Tensor, logits: Tensor) -> Tensor:
         Nats, summed over all but the batch: float32 (float64 for float64) of shape (batch,).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, the images are integers or, on the CPU, far outside [-1, 1].
 
     Example:
         >>> import torch, genimg_fast as gf
         >>> gf.losses.bernoulli_log_likelihood(torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 8, 8))  # 64 log 2
         tensor([-44.3614, -44.3614])
     """
+    check_values(images)
     images, logits = _same_shape(images, logits, "logits")
     return -binary_cross_entropy_with_logits(logits, (images + 1) / 2, reduction="none").flatten(1).sum(1)
 

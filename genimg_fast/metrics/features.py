@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 from genimg_fast import nn
+from genimg_fast._images import check_layout, check_values
 from genimg_fast.data import ImageDataset, batches, load_dataset
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
@@ -70,6 +71,8 @@ class DigitsNetwork(FeatureNetwork):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute features, (batch, 64), and logits, (batch, 10), of images of any size and channels."""
+        check_layout(images)
+        check_values(images)
         features = self.main(interpolate(images.mean(1, keepdim=True), (16, 16), mode="bilinear", antialias=True))
         return features, self.head(features)
 
@@ -127,6 +130,8 @@ class InceptionNetwork(FeatureNetwork):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute features, (batch, 2048), and logits, (batch, 1000), of images of any size, grey or colour."""
+        check_layout(images)
+        check_values(images)
         images = images.expand(-1, 3, -1, -1)
         # transform_input takes what was normalised with torchvision's means and deviations.
         mean, std = images.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
@@ -146,6 +151,9 @@ def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> Gau
     Returns:
         Mean and covariance.
 
+    Raises:
+        ValueError: If images are integers, have their channels last or, on the CPU, are far outside [-1, 1].
+
     Example:
         >>> import torch, genimg_fast as gf
         >>> network = gf.metrics.DigitsNetwork(steps=1)
@@ -154,6 +162,8 @@ def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> Gau
     """
     statistics = None
     for batch in images:
+        check_layout(batch)
+        check_values(batch)
         features = network(batch)[0]
         if statistics is None:
             statistics = GaussianStatistics(network.dim, features.device)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg_fast._images import check_layout, check_values
 from genimg_fast.data.optional import optional_import
 
 
@@ -20,7 +21,8 @@ def psnr(images: Tensor, target: Tensor) -> Tensor:
         Decibels, of shape (batch,); infinite for equal images.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or images are integers, have their channels last or, on the CPU, are far
+            outside [-1, 1].
 
     Example:
         >>> import torch
@@ -46,7 +48,8 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
         1 for equal images, of shape (batch,).
 
     Raises:
-        ValueError: If the shapes differ, or the images are smaller.
+        ValueError: If the shapes differ, or images are smaller, integers, have their channels last or, on the
+            CPU, are far outside [-1, 1].
         ImportError: If torchmetrics is missing.
 
     Example:
@@ -119,3 +122,6 @@ def _check(images: Tensor, target: Tensor) -> None:
             "images and target must have the same shape (batch, channels, height, width), "
             f"got {tuple(images.shape)} and {tuple(target.shape)}"
         )
+    check_layout(images)
+    check_values(images)
+    check_values(target, "target")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast import nn
+from genimg_fast._images import check_values
 
 
 def check_sizes(**sizes: int) -> None:
@@ -22,11 +23,14 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
 
 
 def check_images(images: Tensor, c_dim: int, image_size: int) -> None:
-    """Raise a ValueError unless ``images`` are of shape (batch, c_dim, image_size, image_size)."""
+    """Raise a ValueError unless ``images`` are of shape (batch, c_dim, image_size, image_size), in [-1, 1]."""
     if images.shape[1:] != (c_dim, image_size, image_size):
+        last = images.shape[1:] == (image_size, image_size, c_dim)
         raise ValueError(
             f"expected images of shape (batch, {c_dim}, {image_size}, {image_size}), got {tuple(images.shape)}"
+            + (": its channels are last, take permute(0, 3, 1, 2)" if last else "")
         )
+    check_values(images)
 
 
 def check_labels(labels: Tensor | None, batch: int, num_classes: int) -> None:

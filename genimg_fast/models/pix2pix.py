@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
+from genimg_fast._images import check_layout, check_values
 from genimg_fast.models.common import check_images, check_sizes
 from genimg_fast.models.dcgan import init_weights
 from genimg_fast.models.registry import register_model
@@ -46,6 +47,7 @@ class UNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, out_channels=out_channels, channels=channels)
+        self.in_channels = in_channels
         depth = _halvings(image_size)
         widths = [channels * min(2**level, 8) for level in range(depth)]
         self.down = nn.ModuleList()
@@ -76,6 +78,8 @@ class UNetGenerator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Translate images, (batch, in_channels, image_size, image_size), into (batch, out_channels, ...)."""
+        check_layout(images, self.in_channels)
+        check_values(images)
         skips = []
         for halve in self.down:
             images = halve(images)
@@ -113,6 +117,7 @@ class ResNetGenerator(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, out_channels=out_channels, channels=channels, n_blocks=n_blocks)
+        self.in_channels = in_channels
 
         def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
             return [convolution, nn.BatchNorm2d(width), nn.ReLU()]
@@ -134,6 +139,8 @@ class ResNetGenerator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Translate images, (batch, in_channels, height, width); height and width are multiples of 4."""
+        check_layout(images, self.in_channels)
+        check_values(images)
         return self.decode(self.blocks(self.encode(images)))
 
 
@@ -172,6 +179,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, in_channels: int, channels: int = 64, n_layers: int = 3) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, channels=channels, n_layers=n_layers)
+        self.in_channels = in_channels
         layers: list[nn.Module] = [
             nn.Conv2d(in_channels, channels, 4, stride=2, padding=1),
             nn.LeakyReLU(0.2, inplace=True),
@@ -190,7 +198,10 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, condition: Tensor, images: Tensor) -> Tensor:
         """Judge images, (batch, channels, height, width), given their conditions; return (batch, 1, ..., ...)."""
-        return self.main(torch.cat((condition, images), dim=1))
+        both = torch.cat((condition, images), dim=1)
+        check_layout(both, self.in_channels, "condition and images together")
+        check_values(both)
+        return self.main(both)
 
 
 @register_model("pix2pix")

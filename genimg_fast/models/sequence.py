@@ -27,6 +27,7 @@ from torch.nn.functional import pad, unfold
 
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
+from genimg_fast._images import check_values
 from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.registry import register_model
@@ -153,6 +154,7 @@ class BaseFrameModel(nn.Module):
                 f"expected frames of shape (batch, steps, {', '.join(map(str, expected))}) with at least {least} "
                 f"steps, got {tuple(frames.shape)}"
             )
+        check_values(frames, "frames")
 
 
 @register_model("frame-predictor")
@@ -607,6 +609,7 @@ class RowRNN(nn.Module):
                 f"expected images of shape (batch, {self.c_dim}, {expected}, {self.image_size}), "
                 f"got {tuple(images.shape)}"
             )
+        check_values(images)
         return images.transpose(1, 2).flatten(2)
 
 

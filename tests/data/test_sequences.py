@@ -181,15 +181,22 @@ def test_a_damaged_animation_is_named(suffix: str, tmp_path: Path) -> None:
         FrameFolders(file, frames=4)
 
 
-def test_a_video(tmp_path: Path) -> None:
+def write_video(file: Path, pictures: list[np.ndarray], **shown: object) -> None:
+    """Write a video; ``shown`` says how it is to be turned."""
     av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "film.mp4"), "w") as container:
+    with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height = 48, 32
-        for level in (0, 60, 120, 180, 240):
-            picture = np.full((32, 48, 3), level, dtype=np.uint8)
+        stream.height, stream.width = pictures[0].shape[:2]
+        if shown:
+            stream.set_display_rotation(**shown)
+        for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
+
+
+def test_a_video(tmp_path: Path) -> None:
+    pictures = [np.full((32, 48, 3), level, dtype=np.uint8) for level in (0, 60, 120, 180, 240)]
+    write_video(tmp_path / "film.mp4", pictures)
     for path in (tmp_path, tmp_path / "film.mp4"):
         data = FrameFolders(path, frames=5, image_size=16)
         assert len(data) == 1
@@ -197,6 +204,29 @@ def test_a_video(tmp_path: Path) -> None:
     (tmp_path / "broken.mp4").write_bytes(b"no film")
     with pytest.raises(ValueError, match=r"cannot read video .*broken\.mp4"):
         FrameFolders(tmp_path / "broken.mp4", frames=5)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("degrees", [0, 90, 180, -90])
+@pytest.mark.parametrize("mirrored", [{}, {"hflip": True}, {"vflip": True}])
+def test_a_video_is_turned_upright(degrees: int, mirrored: dict[str, bool], suffix: str, tmp_path: Path) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 0], [0, 0, 0], [255, 255, 255]]])
+    picture = colours.repeat(32, 0).repeat(32, 1).astype(np.uint8)
+    write_video(tmp_path / f"film{suffix}", [picture], degrees=degrees, **mirrored)
+    upright = np.rot90(picture, degrees // 90)
+    if mirrored:
+        upright = upright[:, ::-1] if "hflip" in mirrored else upright[::-1]
+    Image.fromarray(np.ascontiguousarray(upright)).save(tmp_path / "upright.png")
+    expected = FrameFolders(tmp_path / "upright.png", frames=1, image_size=16)[0][0]
+    actual = FrameFolders(tmp_path / f"film{suffix}", frames=1, image_size=16)[0][0]
+    assert (actual - expected).abs().mean() < 0.1
+
+
+def test_a_name_of_a_video_is_no_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what FFmpeg calls a protocol stands at the beginning of the path
+    write_video(tmp_path / "film.mp4", [np.zeros((32, 32, 3), np.uint8)])
+    (tmp_path / "film.mp4").rename(tmp_path / "http:film.mp4")
+    assert len(FrameFolders("http:film.mp4", frames=1, image_size=16)) == 1
 
 
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
