@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 JOBS ?= 2
+KERNELS := $(wildcard csrc/*.* csrc/*/*.*)
+CXX_SOURCES := $(KERNELS) $(filter-out %.py,$(wildcard tests/simt/*.*))
 export MAX_JOBS ?= $(JOBS)
 
 .DEFAULT_GOAL := help
@@ -15,7 +17,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Dependencies and build: again whenever a source of the compiled library or the project file changes.
-$(STAMP): $(BIN)/python pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+$(STAMP): $(BIN)/python pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch torchvision
 	$(BIN)/pip install setuptools wheel ninja
 	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,dev]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
@@ -37,12 +39,12 @@ lint: $(STAMP)  ## Check style, types and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: $(STAMP)  ## Rewrite Python and C++ sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 gpu-check: $(STAMP)  ## Check and time the CUDA kernels on this machine's GPU
 	$(BIN)/python benchmarks/gpu_check.py

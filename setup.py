@@ -4,6 +4,7 @@ GENIMG_FAST_SKIP_CUDA=1 leaves the CUDA kernels out, GENIMG_FAST_FORCE_CUDA=1 in
 TORCH_CUDA_ARCH_LIST, CXX and MAX_JOBS are honoured.  Everything else is in pyproject.toml.
 """
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -12,8 +13,7 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from setuptools import setup
-from setuptools.command.bdist_wheel import bdist_wheel
+import setuptools
 
 DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000ULL")]  # LibTorch's stable ABI as of 2.11
@@ -28,6 +28,21 @@ def flag(name):
 
 def say(line):
     print(f"genimg_fast: {line}", file=sys.stderr, flush=True)
+
+
+def require(package):
+    """Stop with one sentence if the environment lacks the version that pyproject.toml requires for the build."""
+    oldest = re.search(rf'"{package}>=([0-9.]+)"', Path("pyproject.toml").read_text())[1]
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    numbers = [[int(n) for n in re.findall(r"\d+", v)[:2]] for v in (version, oldest)]
+    if numbers[0] < numbers[1]:
+        raise SystemExit(
+            f"genimg_fast: needs {package} >= {oldest} to build, and this environment has {version}: "
+            f'pip install "{package}>={oldest}"'
+        )
 
 
 def find_compiler():
@@ -86,6 +101,7 @@ def extensions():
     if find_compiler() is None:
         say("no C++ compiler found: installing without compiled kernels, everything runs on plain PyTorch")
         return [], {}
+    require("torch")
     import torch
     from torch.utils import cpp_extension
 
@@ -104,12 +120,19 @@ def extensions():
     return [extension], {"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)}
 
 
-class WheelForEveryPython(bdist_wheel):
-    """The library does not touch Python's C API: one wheel serves every Python 3 on this platform."""
+def wheel_command():
+    from setuptools.command.bdist_wheel import bdist_wheel  # not in old versions
 
-    def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
+    class WheelForEveryPython(bdist_wheel):
+        """The library does not touch Python's C API: one wheel serves every Python 3 on this platform."""
+
+        def get_tag(self):
+            return "py3", "none", super().get_tag()[2]
+
+    return WheelForEveryPython
 
 
+# Before setup() reads pyproject.toml, in which an old version does not know the form of the license.
+require("setuptools")
 ext_modules, commands = extensions()
-setup(ext_modules=ext_modules, cmdclass={**commands, "bdist_wheel": WheelForEveryPython})
+setuptools.setup(ext_modules=ext_modules, cmdclass={**commands, "bdist_wheel": wheel_command()})

@@ -54,6 +54,11 @@ def unfuse(model: Model) -> Model:
 
     Returns:
         The same object.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> type(gf.unfuse(gf.nn.Sequential(gf.nn.BatchNorm1d(8), gf.nn.ReLU())))
+        <class 'torch.nn.modules.container.Sequential'>
     """
     return _change_classes(model, _PLAIN)
 

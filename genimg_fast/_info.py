@@ -32,6 +32,11 @@ class Info:
         simd: Instruction set of the CPU kernels in use, or None.
         gpus: Names of the visible GPUs.
         operators: Operator, then device, then (path, reason).
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> sorted(gf.info().versions)
+        ['CUDA', 'genimg_fast', 'python', 'torch']
     """
 
     versions: dict[str, str]

@@ -19,7 +19,12 @@ OLDEST_TORCH = "2.11"
 
 
 class NativeUnavailableWarning(UserWarning):
-    """The compiled kernels could not be loaded; plain PyTorch runs instead."""
+    """The compiled kernels could not be loaded; plain PyTorch runs instead.
+
+    Example:
+        >>> import warnings, genimg_fast as gf
+        >>> warnings.simplefilter("ignore", gf.NativeUnavailableWarning)
+    """
 
 
 def _load() -> str | None:
@@ -72,7 +77,14 @@ def set_backend(name: Backend) -> None:
 
 
 def get_backend() -> str:
-    """Return the backend in force: ``"auto"``, ``"native"`` or ``"reference"``."""
+    """Return the backend in force: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> with gf.backend("reference"):
+        ...     gf.get_backend()
+        'reference'
+    """
     return _backend
 
 

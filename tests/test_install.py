@@ -18,16 +18,23 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """An unpacked source distribution."""
+    where = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", where, "sdist", "--dist-dir", where]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=SOURCE)
+    assert result.returncode == 0, result.stderr
+    (archive,) = where.glob("*.tar.gz")
+    shutil.unpack_archive(archive, where / "unpacked")
+    (unpacked,) = (where / "unpacked").iterdir()
+    return unpacked
+
+
 @pytest.fixture
-def source(tmp_path):
-    """A copy of what a clone contains, so that builds leave no trace in the working tree."""
-    target = tmp_path / "source"
-    target.mkdir()
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(SOURCE / name, target)
-    for name in ("csrc", "genimg_fast"):
-        shutil.copytree(SOURCE / name, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return target
+def source(sdist, tmp_path):
+    """A copy of it, for a build to leave its traces in."""
+    return shutil.copytree(sdist, tmp_path / "source")
 
 
 def pip(*arguments, **environment) -> str:
@@ -45,6 +52,31 @@ def run_installed(where: Path, backend: str = "auto") -> subprocess.CompletedPro
     )
     environment = {**os.environ, "PYTHONPATH": str(where), "GENIMG_FAST_BACKEND": backend}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=where, env=environment)
+
+
+def test_an_sdist_holds_what_a_checkout_holds(sdist):
+    try:
+        listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=True, cwd=SOURCE).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is not a git checkout")
+    tracked = {name for name in listed.splitlines() if (SOURCE / name).exists()}
+    held = {str(file.relative_to(sdist)) for file in sdist.rglob("*") if file.is_file()}
+    assert tracked - held == set()
+    assert not [name for name in held if name.endswith((".so", ".pyc"))]
+
+
+@pytest.mark.parametrize(("package", "version"), [("setuptools", "70.3.0"), ("torch", "2.10.1+cpu")])
+def test_a_build_with_old_tools_ends_in_one_sentence(package, version, tmp_path):
+    metadata = tmp_path / f"{package}-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=SOURCE, env=environment)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"genimg_fast: needs {package} >= ")
+    assert f"has {version}: pip install" in line
 
 
 def test_without_a_compiler_the_install_is_pure_python(source, tmp_path):

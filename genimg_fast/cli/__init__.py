@@ -28,7 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With status 2 for arguments that make no sense, after one line on stderr.
 
     Example:
-        >>> main(["sample", "runs/00000-dcgan-digits", "--n", "16"])  # doctest: +SKIP
+        >>> from genimg_fast.cli import main
+        >>> try:
+        ...     main(["--version"])
+        ... except SystemExit as done:
+        ...     print(done.code)
+        genimg-fast 0.1.0
         0
     """
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")

@@ -12,7 +12,24 @@ from genimg_fast._images import check_layout
 
 
 class BatchedDataset(Protocol):
-    """What :func:`batches` needs: a data set that is indexed with a whole batch of indices."""
+    """What :func:`batches` needs: a data set that is indexed with a whole batch of indices.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Noise:
+        ...     device = torch.device("cpu")
+        ...
+        ...     def __len__(self):
+        ...         return 100
+        ...
+        ...     def __getitem__(self, index):
+        ...         return torch.rand(len(index), 1, 8, 8) * 2 - 1, torch.zeros_like(index)
+        ...
+        ...     def to(self, device):
+        ...         return self
+        >>> next(gf.data.batches(Noise(), 64))[0].shape
+        torch.Size([64, 1, 8, 8])
+    """
 
     @property
     def device(self) -> torch.device:
@@ -38,6 +55,7 @@ def content_hash(*contents: str | Tensor) -> str:
 
     Example:
         >>> import torch
+        >>> from genimg_fast.data.dataset import content_hash
         >>> content_hash("pixels", torch.zeros(2, 3)) == content_hash("pixels", torch.zeros(3, 2))
         False
     """

@@ -18,6 +18,7 @@ def optional_import(name: str, extra: str = "train") -> ModuleType:
         ImportError: If it is missing; the message names the command that installs it.
 
     Example:
+        >>> from genimg_fast.data.optional import optional_import
         >>> optional_import("PIL.Image").__name__
         'PIL.Image'
     """

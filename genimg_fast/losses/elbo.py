@@ -25,10 +25,22 @@ _LOG_2PI = math.log(2 * math.pi)
 
 
 class NegativeELBO(NamedTuple):
-    """A loss and the two terms it is made of: scalars in nats, means over the batch."""
+    """A loss and the two terms it is made of: scalars in nats, means over the batch.
 
-    loss: Tensor  # reconstruction + beta * kl
-    reconstruction: Tensor  # negative log-likelihood
+    Attributes:
+        loss: ``reconstruction + beta * kl``.
+        reconstruction: Negative log-likelihood of the images.
+        kl: KL divergence of the posterior from the prior, without ``beta``.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> loss, reconstruction, kl = gf.losses.negative_elbo(torch.tensor([-3.0]), torch.tensor([1.0]))
+        >>> loss
+        tensor(4.)
+    """
+
+    loss: Tensor
+    reconstruction: Tensor
     kl: Tensor
 
 
@@ -79,7 +91,8 @@ def warmup_beta(step: int, warmup: int, beta: float = 1.0) -> float:
         The weight at this step.
 
     Example:
-        >>> [warmup_beta(step, warmup=4, beta=2.0) for step in (1, 2, 4, 100)]
+        >>> import genimg_fast as gf
+        >>> [gf.losses.warmup_beta(step, warmup=4, beta=2.0) for step in (1, 2, 4, 100)]
         [0.5, 1.0, 2.0, 2.0]
     """
     return beta * min(1.0, step / warmup) if warmup > 0 else beta

@@ -10,12 +10,25 @@ from genimg_fast.data.optional import optional_import
 
 
 class DiscriminatorReport(NamedTuple):
-    """What :func:`judge_discriminator` returns."""
+    """What :func:`judge_discriminator` returns.
 
-    accuracy: float  # share judged right, with logit 0 as the border and both kinds weighing the same
-    auc: float  # area under the ROC curve: 0.5 if it cannot tell, 1 if it always can
-    false_positive_rate: Tensor  # the ROC curve: share of generated images taken for real ...
-    true_positive_rate: Tensor  # ... and of real ones, for falling thresholds
+    Attributes:
+        accuracy: Share judged right, with logit 0 as the border and both kinds weighing the same.
+        auc: Area under the ROC curve: 0.5 if it cannot tell, 1 if it always can.
+        false_positive_rate: The ROC curve: share of generated images taken for real, for falling thresholds.
+        true_positive_rate: Share of real images taken for real, for the same thresholds.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> report = gf.metrics.judge_discriminator(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0]))
+        >>> report.false_positive_rate[-1].item(), report.true_positive_rate[-1].item()
+        (1.0, 1.0)
+    """
+
+    accuracy: float
+    auc: float
+    false_positive_rate: Tensor
+    true_positive_rate: Tensor
 
 
 def judge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> DiscriminatorReport:
@@ -33,8 +46,8 @@ def judge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Discriminat
         ImportError: If scikit-learn is missing.
 
     Example:
-        >>> import torch
-        >>> report = judge_discriminator(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 1.5]))
+        >>> import torch, genimg_fast as gf
+        >>> report = gf.metrics.judge_discriminator(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, 1.5]))
         >>> report.accuracy, report.auc
         (0.75, 0.75)
     """
@@ -68,8 +81,8 @@ def plot_roc(report: DiscriminatorReport, path: str | Path) -> None:
         OSError: If the file cannot be written.
 
     Example:
-        >>> import torch
-        >>> plot_roc(judge_discriminator(torch.randn(50) + 1, torch.randn(50)), "roc.png")
+        >>> import torch, genimg_fast as gf
+        >>> gf.metrics.plot_roc(gf.metrics.judge_discriminator(torch.randn(50) + 1, torch.randn(50)), "roc.png")
     """
     figure = optional_import("matplotlib.figure").Figure(figsize=(4, 4), layout="constrained")
     axes = figure.subplots()

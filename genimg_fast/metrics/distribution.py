@@ -17,8 +17,8 @@ class GaussianStatistics:
         device: Where the features are.
 
     Example:
-        >>> import torch
-        >>> statistics = GaussianStatistics(3)
+        >>> import torch, genimg_fast as gf
+        >>> statistics = gf.metrics.GaussianStatistics(3)
         >>> statistics.update(torch.randn(100, 3))
         >>> statistics.update(torch.randn(7, 3))
         >>> statistics.count, statistics.mean.shape, statistics.covariance.shape
@@ -116,11 +116,11 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
         ValueError: If the features have different lengths or a set has fewer than two vectors.
 
     Example:
-        >>> import torch
-        >>> a, b = GaussianStatistics(2), GaussianStatistics(2)
+        >>> import torch, genimg_fast as gf
+        >>> a, b = gf.metrics.GaussianStatistics(2), gf.metrics.GaussianStatistics(2)
         >>> a.update(torch.tensor([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]]))
         >>> b.update(torch.tensor([[3.0, 0.0], [3.0, 2.0], [5.0, 0.0], [5.0, 2.0]]))
-        >>> round(frechet_distance(a, b), 6)  # moved by 3
+        >>> round(gf.metrics.frechet_distance(a, b), 6)  # moved by 3
         9.0
     """
     if a.mean.shape != b.mean.shape:
@@ -150,8 +150,8 @@ class InceptionScore:
         ValueError: If a number is below 1.
 
     Example:
-        >>> import torch
-        >>> score = InceptionScore(num_classes=5, splits=1)
+        >>> import torch, genimg_fast as gf
+        >>> score = gf.metrics.InceptionScore(num_classes=5, splits=1)
         >>> score.update(100 * torch.eye(5))  # sure of each, and one of every class
         >>> mean, deviation = score.compute()
         >>> round(mean, 6)

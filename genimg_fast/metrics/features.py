@@ -20,15 +20,31 @@ from genimg_fast.metrics.distribution import GaussianStatistics
 class FeatureNetwork(nn.Module):
     """Images in [-1, 1] to features and class logits: what the metrics of this package need.
 
-    A subclass sets the three attributes and ``forward``.
+    A subclass sets the attributes and writes :meth:`forward`.
+
+    Attributes:
+        dim: Length of a feature vector.
+        num_classes: Number of class logits; the Inception score is at most this.
+        identity: Says which network it is, with its weights: figures of different ones do not compare.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class MeanColour(gf.metrics.FeatureNetwork):
+        ...     dim, num_classes, identity = 3, 3, "mean colour"
+        ...
+        ...     def forward(self, images):
+        ...         means = images.mean((2, 3))
+        ...         return means, means
+        >>> gf.metrics.feature_statistics([torch.zeros(10, 3, 8, 8)], MeanColour()).mean.shape
+        torch.Size([3])
     """
 
-    dim: int  # length of a feature vector
+    dim: int
     num_classes: int
-    identity: str  # says which network it is: figures of different ones do not compare
+    identity: str
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, (batch, dim), and logits, (batch, num_classes)."""
+        """Compute features, (batch, dim), and logits, (batch, num_classes), of images of any size."""
         raise NotImplementedError
 
 
@@ -104,6 +120,16 @@ class InceptionNetwork(FeatureNetwork):
         FileNotFoundError: If the file is not there, or none is given and nothing may be downloaded.
         ValueError: If it holds something else.
         ImportError: If torchvision is missing.
+
+    Example:
+        >>> import tempfile, torch, torchvision, genimg_fast as gf
+        >>> untrained = torchvision.models.inception_v3(weights=None, init_weights=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(untrained.state_dict(), f"{folder}/inception_v3.pth")
+        ...     network = gf.metrics.InceptionNetwork(f"{folder}/inception_v3.pth")
+        >>> features, logits = network(torch.zeros(1, 3, 64, 64))
+        >>> features.shape, logits.shape
+        (torch.Size([1, 2048]), torch.Size([1, 1000]))
     """
 
     dim, num_classes = 2048, 1000
@@ -157,7 +183,7 @@ def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> Gau
     Example:
         >>> import torch, genimg_fast as gf
         >>> network = gf.metrics.DigitsNetwork(steps=1)
-        >>> feature_statistics(torch.zeros(10, 1, 32, 32).split(4), network).count
+        >>> gf.metrics.feature_statistics(torch.zeros(10, 1, 32, 32).split(4), network).count
         10
     """
     statistics = None
@@ -187,6 +213,12 @@ def real_statistics(
 
     Raises:
         OSError: If a file cannot be read or written.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> data = gf.data.ImageDataset(torch.randint(0, 256, (10, 1, 16, 16), dtype=torch.uint8))
+        >>> gf.metrics.real_statistics(data, gf.metrics.DigitsNetwork(steps=1), cache="statistics").count
+        10
     """
     device = next((value.device for value in network.state_dict().values()), dataset.images.device)
 

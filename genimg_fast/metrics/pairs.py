@@ -25,8 +25,8 @@ def psnr(images: Tensor, target: Tensor) -> Tensor:
             outside [-1, 1].
 
     Example:
-        >>> import torch
-        >>> psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2))  # a tenth of the range
+        >>> import torch, genimg_fast as gf
+        >>> gf.metrics.psnr(torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 0.2))  # a tenth of the range
         tensor([20.])
     """
     _check(images, target)
@@ -53,9 +53,9 @@ def ssim(images: Tensor, target: Tensor) -> Tensor:
         ImportError: If torchmetrics is missing.
 
     Example:
-        >>> import torch
+        >>> import torch, genimg_fast as gf
         >>> image = torch.rand(1, 3, 16, 16)
-        >>> ssim(image, image)
+        >>> gf.metrics.ssim(image, image)
         tensor([1.])
     """
     _check(images, target)
@@ -85,8 +85,8 @@ class PerceptualSimilarity:
         ImportError: If a package is missing.
 
     Example:
-        >>> import torch
-        >>> distance = PerceptualSimilarity(lambda a, b: (a - b).abs().mean((1, 2, 3)))
+        >>> import torch, genimg_fast as gf
+        >>> distance = gf.metrics.PerceptualSimilarity(lambda a, b: (a - b).abs().mean((1, 2, 3)))
         >>> distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
         tensor([1., 1.])
     """

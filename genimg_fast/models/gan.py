@@ -12,7 +12,11 @@ from genimg_fast.models.common import check_images, check_labels, check_sizes, l
 
 
 class BaseGenerator(nn.Module):
-    """Noise to images; a subclass does the work in ``_images``.
+    """Noise to images.
+
+    A subclass writes ``_images(z, labels)``, which gets noise of shape (batch, z_dim) and labels that
+    :meth:`forward` has checked, None without classes, and returns images in [-1, 1] of shape
+    (batch, c_dim, image_size, image_size).
 
     Args:
         z_dim: Length of a noise vector.
@@ -22,6 +26,18 @@ class BaseGenerator(nn.Module):
 
     Raises:
         ValueError: If a size is below 1.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Linear(gf.models.BaseGenerator):
+        ...     def __init__(self):
+        ...         super().__init__(z_dim=10, c_dim=1, image_size=8)
+        ...         self.main = gf.nn.Linear(10, 64)
+        ...
+        ...     def _images(self, z, labels):
+        ...         return self.main(z).tanh().view(-1, 1, 8, 8)
+        >>> Linear().sample(4).shape
+        torch.Size([4, 1, 8, 8])
     """
 
     def __init__(self, *, z_dim: int, c_dim: int, image_size: int, num_classes: int = 0) -> None:
@@ -88,7 +104,10 @@ class BaseGenerator(nn.Module):
 
 
 class BaseDiscriminator(nn.Module):
-    """Images to one logit each; a subclass does the work in ``_logits``.
+    """Images to one logit each.
+
+    A subclass writes ``_logits(images, labels)``, which gets what :meth:`forward` has checked, labels being None
+    without classes, and returns logits of as many elements as there are images, such as (batch, 1).
 
     Args:
         c_dim: Colour channels of the images.
@@ -97,6 +116,18 @@ class BaseDiscriminator(nn.Module):
 
     Raises:
         ValueError: If a size is below 1.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Linear(gf.models.BaseDiscriminator):
+        ...     def __init__(self):
+        ...         super().__init__(c_dim=1, image_size=8)
+        ...         self.main = gf.nn.Linear(64, 1)
+        ...
+        ...     def _logits(self, images, labels):
+        ...         return self.main(images.flatten(1))
+        >>> Linear()(torch.randn(4, 1, 8, 8)).shape
+        torch.Size([4])
     """
 
     def __init__(self, *, c_dim: int, image_size: int, num_classes: int = 0) -> None:
@@ -133,6 +164,12 @@ class BaseGAN(nn.Module):
     Args:
         generator: Noise, and classes where it is class-conditional, to images.
         discriminator: Such images to logits.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> generator = gf.models.MLPGenerator(image_size=8)
+        >>> gf.models.BaseGAN(generator, gf.models.MLPDiscriminator(image_size=8)).sample(4).shape
+        torch.Size([4, 1, 8, 8])
     """
 
     generator: BaseGenerator

@@ -174,6 +174,9 @@ class DeepImagePrior(nn.Module):
         z_dim: Channels of the noise.
         skip_channels: Feature channels passed across at every resolution; 0 for none.
 
+    Attributes:
+        noise: The fixed noise image, a buffer of shape (1, z_dim, height, width).
+
     Raises:
         ValueError: If a size does not fit.
 

@@ -20,10 +20,20 @@ _LAYERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNNOutput(NamedTuple):
-    """What :class:`RNN` returns."""
+    """What :class:`RNN` returns.
 
-    output: Tensor | PackedSequence  # y: of the input's shape but for the last dimension, output_size
-    # h_n, or (h_n, c_n) of an LSTM, of shape (num_layers * num_directions, batch, hidden_size)
+    Attributes:
+        output: y, of the input's shape but for the last dimension, output_size; packed if the input is.
+        state: h_n, or (h_n, c_n) of an LSTM, of shape (num_layers * num_directions, batch, hidden_size).
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> output, state = gf.models.RNN(3, 8, num_layers=1, num_directions=1)(torch.randn(16, 4, 3))
+        >>> state.shape
+        torch.Size([1, 4, 8])
+    """
+
+    output: Tensor | PackedSequence
     state: Tensor | tuple[Tensor, Tensor]
 
 

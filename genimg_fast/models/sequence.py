@@ -36,24 +36,58 @@ CORES = ("convlstm", "gru", "lstm")
 
 
 class FramePrediction(NamedTuple):
-    """What a :class:`FramePredictor` returns."""
+    """What a :class:`FramePredictor` returns.
 
-    decoded: Tensor  # logits of the frames from the second on, (batch, steps - 1, c_dim, image_size, image_size)
-    state: Any  # of the core after the last frame that went in
+    Attributes:
+        decoded: Logits of the frames from the second on, (batch, steps - 1, c_dim, image_size, image_size).
+        state: Of the core after the last frame that went in: what ``core`` takes and returns.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.FramePredictor(channels=8, n_blocks=2, hidden_size=8)
+        >>> model(torch.zeros(2, 5, 1, 16, 16)).decoded.shape
+        torch.Size([2, 4, 1, 16, 16])
+    """
+
+    decoded: Tensor
+    state: Any
 
 
 class FrameFilling(NamedTuple):
-    """What a :class:`FrameFiller` returns."""
+    """What a :class:`FrameFiller` returns.
 
-    decoded: Tensor  # logits of all frames, (batch, steps, c_dim, image_size, image_size)
+    Attributes:
+        decoded: Logits of all frames, (batch, steps, c_dim, image_size, image_size).
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> model = gf.models.FrameFiller(channels=8, n_blocks=2, hidden_size=8)
+        >>> known = torch.tensor([True, False, True])
+        >>> model(torch.zeros(2, 3, 1, 16, 16), known).decoded.shape
+        torch.Size([2, 3, 1, 16, 16])
+    """
+
+    decoded: Tensor
 
 
 class RowPrediction(NamedTuple):
-    """What a :class:`RowRNN` returns: a mixture for each row, given those above it."""
+    """What a :class:`RowRNN` returns: a mixture for each row, given those above it.
 
-    mean: Tensor  # of the components' pixels, (batch, image_size, components, c_dim * image_size)
-    log_scale: Tensor  # of them, of the same shape
-    mixture: Tensor  # logits of the components, (batch, image_size, components)
+    Attributes:
+        mean: Of the components' pixels, (batch, image_size, components, c_dim * image_size).
+        log_scale: Logarithm of their scale, of the same shape.
+        mixture: Logits of the components, (batch, image_size, components).
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> prediction = gf.models.RowRNN(image_size=16, components=5)(torch.zeros(2, 1, 16, 16))
+        >>> prediction.mean.shape, prediction.mixture.shape
+        (torch.Size([2, 16, 5, 16]), torch.Size([2, 16, 5]))
+    """
+
+    mean: Tensor
+    log_scale: Tensor
+    mixture: Tensor
 
 
 class BaseFrameModel(nn.Module):
@@ -72,6 +106,11 @@ class BaseFrameModel(nn.Module):
 
     Raises:
         ValueError: If a size is below 1, ``reach`` is not within the frame, or the core is unknown.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> issubclass(gf.models.FrameFiller, gf.models.BaseFrameModel)
+        True
     """
 
     core: nn.Module

@@ -41,13 +41,27 @@ LIKELIHOODS = ("bernoulli", "gaussian", "mse")
 
 
 class VAEOutput(NamedTuple):
-    """What a VAE's ``forward`` returns."""
+    """What a VAE's ``forward`` returns.
 
-    reconstruction: Tensor  # as decode returns it: means or logits, (batch, c_dim, image_size, image_size)
-    z: Tensor  # the sampled latents, (batch, z_dim)
-    mu: Tensor  # mean of the posterior, (batch, z_dim)
-    logvar: Tensor  # logarithm of its variance, (batch, z_dim)
-    kl: Tensor  # its KL divergence from N(0, I), in nats, with free bits if asked for: (batch,)
+    Attributes:
+        reconstruction: As ``decode`` returns it: means or logits, (batch, c_dim, image_size, image_size).
+        z: The sampled latents, (batch, z_dim).
+        mu: Mean of the posterior, (batch, z_dim).
+        logvar: Logarithm of its variance, (batch, z_dim).
+        kl: Its KL divergence from N(0, I), in nats, with free bits if asked for: (batch,).
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> output = gf.models.MLPVAE()(torch.zeros(8, 1, 28, 28))
+        >>> output.z.shape, output.kl.shape
+        (torch.Size([8, 20]), torch.Size([8]))
+    """
+
+    reconstruction: Tensor
+    z: Tensor
+    mu: Tensor
+    logvar: Tensor
+    kl: Tensor
 
 
 def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str = "linear") -> Tensor:
@@ -107,6 +121,16 @@ class BaseVAE(nn.Module):
 
     Raises:
         ValueError: If a size is below 1 or the likelihood is unknown.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Linear(gf.models.BaseVAE):
+        ...     def __init__(self):
+        ...         super().__init__(z_dim=2, c_dim=1, image_size=8, likelihood="bernoulli")
+        ...         self.encoder = gf.nn.Sequential(gf.nn.Flatten(), gf.nn.Linear(64, 4))
+        ...         self.decoder = gf.nn.Linear(2, 64)
+        >>> Linear().reconstruct(torch.zeros(4, 1, 8, 8)).shape
+        torch.Size([4, 1, 8, 8])
     """
 
     encoder: nn.Module

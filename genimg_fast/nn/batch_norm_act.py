@@ -153,7 +153,13 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNormAct1d(_BatchNormAct, BatchNorm1d):
-    """Batch norm and activation over (N, C) or (N, C, L); see :class:`BatchNormAct2d`."""
+    """Batch norm and activation over (N, C) or (N, C, L); see :class:`BatchNormAct2d`.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.nn.BatchNormAct1d(64, activation="relu")(torch.randn(8, 64)).shape
+        torch.Size([8, 64])
+    """
 
 
 class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
@@ -178,11 +184,18 @@ class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
         ValueError: The activation is unknown, or the input has the wrong number of dimensions.
 
     Example:
-        >>> layer = BatchNormAct2d(64, activation="leaky_relu", negative_slope=0.2)
+        >>> import torch, genimg_fast as gf
+        >>> layer = gf.nn.BatchNormAct2d(64, activation="leaky_relu", negative_slope=0.2)
         >>> layer(torch.randn(8, 64, 16, 16)).shape
         torch.Size([8, 64, 16, 16])
     """
 
 
 class BatchNormAct3d(_BatchNormAct, BatchNorm3d):
-    """Batch norm and activation over (N, C, D, H, W); see :class:`BatchNormAct2d`."""
+    """Batch norm and activation over (N, C, D, H, W); see :class:`BatchNormAct2d`.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.nn.BatchNormAct3d(16, activation="relu")(torch.randn(2, 16, 4, 8, 8)).shape
+        torch.Size([2, 16, 4, 8, 8])
+    """

@@ -296,7 +296,8 @@ class ConvLSTM2d(nn.Module):
         ValueError: A size is not positive, the kernel's is even, or an input has the wrong shape.
 
     Example:
-        >>> layer = ConvLSTM2d(3, 16, kernel_size=3, num_layers=2)
+        >>> import torch, genimg_fast as gf
+        >>> layer = gf.nn.ConvLSTM2d(3, 16, kernel_size=3, num_layers=2)
         >>> output, (h_n, c_n) = layer(torch.randn(5, 2, 3, 8, 8))
         >>> output.shape, h_n.shape
         (torch.Size([5, 2, 16, 8, 8]), torch.Size([2, 2, 16, 8, 8]))

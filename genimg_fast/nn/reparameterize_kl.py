@@ -23,7 +23,8 @@ class GaussianReparameterization(nn.Module):
         ValueError: The arguments of :meth:`forward` do not fit, as :func:`genimg_fast.ops.reparameterize_kl` says.
 
     Example:
-        >>> layer = GaussianReparameterization(free_bits=0.05)
+        >>> import torch, genimg_fast as gf
+        >>> layer = gf.nn.GaussianReparameterization(free_bits=0.05)
         >>> z, kl = layer(torch.zeros(8, 20), torch.zeros(8, 20))
         >>> z.shape, kl.shape
         (torch.Size([8, 20]), torch.Size([8]))
@@ -95,7 +96,8 @@ class DiagonalGaussian:
         ValueError: ``moments`` has an odd number of entries along ``dim``.
 
     Example:
-        >>> posterior = DiagonalGaussian(torch.zeros(2, 8, 16, 16))
+        >>> import torch, genimg_fast as gf
+        >>> posterior = gf.nn.DiagonalGaussian(torch.zeros(2, 8, 16, 16))
         >>> posterior.sample().shape, posterior.kl()
         (torch.Size([2, 4, 16, 16]), tensor([0., 0.]))
     """
@@ -123,7 +125,8 @@ class DiagonalGaussian:
             logvar_clamp: (min, max) of the log-variance, in nats; None for no limits.
 
         Example:
-            >>> DiagonalGaussian.from_parameters(torch.zeros(2, 3), torch.zeros(2, 3)).std
+            >>> import torch, genimg_fast as gf
+            >>> gf.nn.DiagonalGaussian.from_parameters(torch.zeros(2, 3), torch.zeros(2, 3)).std
             tensor([[1., 1., 1.],
                     [1., 1., 1.]])
         """

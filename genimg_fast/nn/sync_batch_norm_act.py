@@ -36,7 +36,8 @@ class SyncBatchNormAct(_BatchNormAct):
             have a single value per channel.
 
     Example:
-        >>> layer = SyncBatchNormAct(64, activation="relu")
+        >>> import torch, genimg_fast as gf
+        >>> layer = gf.nn.SyncBatchNormAct(64, activation="relu")
         >>> layer(torch.randn(8, 64, 16, 16)).shape
         torch.Size([8, 64, 16, 16])
     """

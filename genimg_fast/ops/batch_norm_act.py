@@ -52,7 +52,15 @@ def batch_norm_act_reference(
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Compute :func:`batch_norm_act` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`batch_norm_act` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x = torch.randn(8, 64, 16, 16)
+        >>> expected = gf.ops.batch_norm_act_reference(x, training=True)
+        >>> torch.allclose(gf.ops.batch_norm_act(x, training=True), expected, atol=1e-5)
+        True
+    """
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _add_and_activate(output, residual, activation, negative_slope)
 
@@ -108,8 +116,9 @@ def batch_norm_act(
             the backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
+        >>> import torch, genimg_fast as gf
         >>> x = torch.randn(8, 64, 16, 16)
-        >>> batch_norm_act(x, training=True, activation="leaky_relu", negative_slope=0.2).shape
+        >>> gf.ops.batch_norm_act(x, training=True, activation="leaky_relu", negative_slope=0.2).shape
         torch.Size([8, 64, 16, 16])
     """
     code = ACTIVATIONS.get(activation)

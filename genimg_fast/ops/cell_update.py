@@ -27,14 +27,30 @@ _KERNELS = find_kernels("lstm_cell_update")
 
 
 def lstm_cell_update_reference(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute :func:`lstm_cell_update` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`lstm_cell_update` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gates, c = torch.randn(8, 128), torch.randn(8, 32)
+        >>> expected = gf.ops.lstm_cell_update_reference(gates, c)[0]
+        >>> torch.allclose(gf.ops.lstm_cell_update(gates, c)[0], expected, atol=1e-5)
+        True
+    """
     i, f, g, o = gates.chunk(4, dim=1)
     c_new = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c_new.tanh(), c_new
 
 
 def gru_cell_update_reference(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-    """Compute :func:`gru_cell_update` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`gru_cell_update` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gates_x, gates_h, h = torch.randn(8, 96), torch.randn(8, 96), torch.randn(8, 32)
+        >>> expected = gf.ops.gru_cell_update_reference(gates_x, gates_h, h)
+        >>> torch.allclose(gf.ops.gru_cell_update(gates_x, gates_h, h), expected, atol=1e-5)
+        True
+    """
     (xr, xz, xn), (hr, hz, hn) = gates_x.chunk(3, dim=1), gates_h.chunk(3, dim=1)
     n = (xn + (xr + hr).sigmoid() * hn).tanh()
     return n + (xz + hz).sigmoid() * (h - n)
@@ -59,7 +75,8 @@ def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
-        >>> h, c = lstm_cell_update(torch.randn(8, 4 * 32, 16, 16), torch.zeros(8, 32, 16, 16))
+        >>> import torch, genimg_fast as gf
+        >>> h, c = gf.ops.lstm_cell_update(torch.randn(8, 4 * 32, 16, 16), torch.zeros(8, 32, 16, 16))
         >>> h.shape, c.shape
         (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
     """
@@ -98,7 +115,8 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
         RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
-        >>> gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
+        >>> import torch, genimg_fast as gf
+        >>> gf.ops.gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
         torch.Size([8, 32])
     """
     check_type(gates_x, "gates_x")

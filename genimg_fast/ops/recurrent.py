@@ -115,7 +115,15 @@ def rnn_reference(
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute :func:`rnn` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`rnn` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(64, 3) / 8, torch.randn(64, 64) / 8
+        >>> expected = gf.ops.rnn_reference(x, None, w_ih, w_hh)[0]
+        >>> torch.allclose(gf.ops.rnn(x, None, w_ih, w_hh)[0], expected, atol=1e-5)
+        True
+    """
     cell = _rnn_cell(nonlinearity)
     return _run_reference(
         *_prepare(input, (hx,), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse)
@@ -133,7 +141,15 @@ def gru_reference(
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute :func:`gru` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`gru` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(192, 3) / 8, torch.randn(192, 64) / 8
+        >>> expected = gf.ops.gru_reference(x, None, w_ih, w_hh)[0]
+        >>> torch.allclose(gf.ops.gru(x, None, w_ih, w_hh)[0], expected, atol=1e-5)
+        True
+    """
     return _run_reference(
         *_prepare(input, (hx,), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, GRU, reverse)
     )[:2]
@@ -150,7 +166,15 @@ def lstm_reference(
     reverse: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Compute :func:`lstm` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`lstm` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(256, 3) / 8, torch.randn(256, 64) / 8
+        >>> expected = gf.ops.lstm_reference(x, None, w_ih, w_hh)[0]
+        >>> torch.allclose(gf.ops.lstm(x, None, w_ih, w_hh)[0], expected, atol=1e-5)
+        True
+    """
     output, h_n, c_n = _run_reference(
         *_prepare(input, hx or (None, None), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
     )
@@ -197,8 +221,9 @@ def rnn(
         RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
+        >>> import torch, genimg_fast as gf
         >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(64, 3) / 8, torch.randn(64, 64) / 8
-        >>> output, h_n = rnn(x, None, w_ih, w_hh)
+        >>> output, h_n = gf.ops.rnn(x, None, w_ih, w_hh)
         >>> output.shape, h_n.shape
         (torch.Size([16, 8, 64]), torch.Size([8, 64]))
     """
@@ -243,8 +268,9 @@ def gru(
         RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
+        >>> import torch, genimg_fast as gf
         >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(192, 3) / 8, torch.randn(192, 64) / 8
-        >>> output, h_n = gru(x, None, w_ih, w_hh)
+        >>> output, h_n = gf.ops.gru(x, None, w_ih, w_hh)
         >>> output.shape, h_n.shape
         (torch.Size([16, 8, 64]), torch.Size([8, 64]))
     """
@@ -289,8 +315,9 @@ def lstm(
         RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
+        >>> import torch, genimg_fast as gf
         >>> x, w_ih, w_hh = torch.randn(16, 8, 3), torch.randn(256, 3) / 8, torch.randn(256, 64) / 8
-        >>> output, (h_n, c_n) = lstm(x, None, w_ih, w_hh)
+        >>> output, (h_n, c_n) = gf.ops.lstm(x, None, w_ih, w_hh)
         >>> output.shape, h_n.shape, c_n.shape
         (torch.Size([16, 8, 64]), torch.Size([8, 64]), torch.Size([8, 64]))
     """

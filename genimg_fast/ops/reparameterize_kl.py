@@ -90,8 +90,9 @@ def normal_from_seed(
         TypeError: ``seed`` is neither an int nor a tensor.
 
     Example:
-        >>> noise = normal_from_seed(7, (2, 5))
-        >>> torch.equal(noise, normal_from_seed(7, (3, 5))[:2])
+        >>> import torch, genimg_fast as gf
+        >>> noise = gf.ops.normal_from_seed(7, (2, 5))
+        >>> torch.equal(noise, gf.ops.normal_from_seed(7, (3, 5))[:2])
         True
     """
     if len(shape) == 0:
@@ -257,7 +258,15 @@ def reparameterize_kl_reference(
     free_bits: float = 0.0,
     reduction: str = "sample",
 ) -> tuple[Tensor, Tensor]:
-    """Compute :func:`reparameterize_kl` with PyTorch's own operators: the definition of what is right."""
+    """Compute :func:`reparameterize_kl` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> mu, logvar = torch.randn(64, 32), torch.randn(64, 32)
+        >>> expected = gf.ops.reparameterize_kl_reference(mu, logvar, seed=7)[0]
+        >>> torch.allclose(gf.ops.reparameterize_kl(mu, logvar, seed=7)[0], expected, atol=1e-5)
+        True
+    """
     return _compute(
         *_prepare(
             mu, logvar, noise, seed, generator, prior_mu, prior_logvar, logvar_clamp, free_bits, reduction,
@@ -314,8 +323,9 @@ def reparameterize_kl(
             says; or the backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
+        >>> import torch, genimg_fast as gf
         >>> mu, logvar = torch.randn(64, 2 * 32).chunk(2, dim=1)
-        >>> z, kl = reparameterize_kl(mu, logvar)
+        >>> z, kl = gf.ops.reparameterize_kl(mu, logvar)
         >>> z.shape, kl.shape
         (torch.Size([64, 32]), torch.Size([64]))
     """

@@ -29,12 +29,25 @@ from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
 
 
 class Trainer(Protocol):
-    """What :func:`fit` needs to train something: a model, its optimisers and one step of training."""
+    """What :func:`fit` needs to train something: a model, its optimisers and one step of training.
+
+    Attributes:
+        model: What is trained.
+        device: Where it is, and where batches go.
+        steps_done: Number of steps taken.
+        curves: Names of the scalars that the progress bar shows and ``losses.png`` draws, those of one panel
+            together.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> trainer: gf.training.Trainer = gf.training.GANTrainer(gf.models.MLPGAN())
+        >>> trainer.curves
+        (('loss_d', 'loss_g'),)
+    """
 
     model: Any
     device: torch.device
     steps_done: int
-    # Names of the scalars that the progress bar shows and losses.png draws, those of one panel together.
     curves: Sequence[Sequence[str]]
 
     def step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -51,7 +64,18 @@ class Trainer(Protocol):
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss, or a weight, became NaN or infinite."""
+    """A loss, or a weight, became NaN or infinite.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> model = gf.models.Autoencoder(z_dim=4, c_dim=1, channels=4, n_blocks=1)
+        >>> trainer = gf.training.AutoencoderTrainer(model, lr=1e30)
+        >>> try:
+        ...     gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=10)
+        ... except gf.training.NonFiniteLossError:
+        ...     print("a lower learning rate may help")
+        a lower learning rate may help
+    """
 
 
 class Terminated(SystemExit):

@@ -96,6 +96,13 @@ class RunFolder:
 
     Attributes:
         scale: Pixels of pictures for a pixel; see :func:`genimg_fast.training.save_grid`.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import genimg_fast as gf
+        >>> run = gf.training.RunFolder(Path("."), {"model": "dcgan", "model_args": {"c_dim": 1}})
+        >>> run.checkpoint
+        PosixPath('checkpoint.pt')
     """
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
@@ -383,8 +390,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is not a checkpoint of this package, or is damaged.
 
     Example:
-        >>> load_checkpoint("runs/00000-dcgan-digits")["step"]  # doctest: +SKIP
-        1500
+        >>> import genimg_fast as gf
+        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
+        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
+        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
+        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
+        >>> gf.training.load_checkpoint(run.path)["step"]
+        2
     """
     path = Path(path)
     file = path / "checkpoint.pt" if path.is_dir() else path
@@ -424,8 +436,13 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: If the file is damaged, its model is unknown here, or it holds the weights of another one.
 
     Example:
-        >>> model, config = load_run("runs/00000-dcgan-digits")  # doctest: +SKIP
-        >>> config["model"]  # doctest: +SKIP
+        >>> import genimg_fast as gf
+        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
+        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
+        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
+        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
+        >>> model, config = gf.training.load_run(run.path)
+        >>> config["model"]
         'dcgan'
     """
     state = load_checkpoint(path)
@@ -468,7 +485,12 @@ def load_model(path: str | Path) -> nn.Module:
         ValueError: If the file is damaged, or its model is unknown here.
 
     Example:
-        >>> load_model("runs/00000-dcgan-digits").sample(16).shape  # doctest: +SKIP
-        torch.Size([16, 1, 32, 32])
+        >>> import genimg_fast as gf
+        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
+        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
+        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
+        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
+        >>> gf.training.load_model(run.path).sample(16).shape
+        torch.Size([16, 1, 8, 8])
     """
     return load_run(path)[0]

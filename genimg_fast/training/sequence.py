@@ -24,7 +24,8 @@ def teacher_forcing_probability(step: int, steps: int, final: float = 0.0) -> fl
         The probability at this step.
 
     Example:
-        >>> [teacher_forcing_probability(step, steps=4, final=0.2) for step in (1, 2, 4, 100)]
+        >>> import genimg_fast as gf
+        >>> [gf.training.teacher_forcing_probability(step, steps=4, final=0.2) for step in (1, 2, 4, 100)]
         [0.8, 0.6, 0.2, 0.2]
     """
     return round(1 - (1 - final) * min(1.0, step / steps), 12) if steps > 0 else final
@@ -45,8 +46,8 @@ def draw_known_frames(batch: int, steps: int, *, generator: torch.Generator | No
         True for a frame to be seen, of shape (batch, steps), on the CPU.
 
     Example:
-        >>> import torch
-        >>> draw_known_frames(2, 7, generator=torch.Generator().manual_seed(0)).shape
+        >>> import torch, genimg_fast as gf
+        >>> gf.training.draw_known_frames(2, 7, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([2, 7])
     """
     distance = torch.randint(2, 5, (batch, 1), generator=generator)

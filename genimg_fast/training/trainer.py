@@ -94,6 +94,36 @@ class BaseTrainer:
 
     Raises:
         ValueError: If the recipe asks for CUDA graphs where there are none.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Denoiser(gf.training.BaseTrainer):
+        ...     curves = (("loss",),)
+        ...
+        ...     def __init__(self, model, recipe=None):
+        ...         super().__init__(model, recipe=recipe, seed=0)
+        ...         self.add_optimizer("model", model.parameters(), lr=1e-3, betas=(0.9, 0.999))
+        ...         self.network = self.prepared(model)
+        ...
+        ...     def step(self, images, labels):
+        ...         return self.take_step(self.update, images)
+        ...
+        ...     def update(self, images):
+        ...         losses = []
+        ...         with self.descending("model"):
+        ...             for (part,) in self.parts(images):
+        ...                 with self.autocast():
+        ...                     loss = (self.network(part + torch.randn_like(part)) - part).square().mean()
+        ...                 self.backward(loss)
+        ...                 losses.append(loss.detach())
+        ...         return {"loss": torch.stack(losses).mean()}
+        ...
+        ...     def pictures(self, images, labels):
+        ...         return {"denoised": self.sampler(images + torch.randn_like(images))}
+        >>> trainer = Denoiser(gf.nn.Conv2d(1, 1, 3, padding=1))
+        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2)
+        >>> history[-1]["step"]
+        2
     """
 
     def __init__(self, model: Any, *, recipe: Recipe | None, seed: int) -> None:
