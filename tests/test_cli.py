@@ -1,15 +1,23 @@
 import argparse
+import copy
+import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 import genimg_fast as gf
@@ -593,6 +601,15 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "dcgan", "--lr", "-1"], "argument --lr: must be a number above 0, got '-1'"),
         (["train", "dcgan", "--lr", "nan"], "argument --lr: must be a number above 0"),
         (["train", "dcgan", "--z-dim", "x"], "argument --z-dim: must be an integer of at least 1"),
+        (
+            ["train", "dcgan", "--seed", str(2**64)],
+            "--seed: must be an integer of at most 9223372036854775807, got",
+        ),
+        (["train", "dcgan", "--channels", "1" + 11 * "0"], "--channels: must be an integer of at most 2147483647"),
+        (["train", "row-rnn", "--num-layers", "1001"], "--num-layers: must be an integer of at most 1000, got"),
+        (["train", "vae", "--beta", "1e300"], r"--beta: must be a number of at most 3.4e\+38, got '1e300'"),
+        (["train", "dcgan", "--clip-weights", "1e39"], "--clip-weights: must be a number of at most 3.4e"),
+        (["train", "dcgan", "--data", "a\nb\udcff\033[31m"], r"--data: 'a\\nb\\udcff\\x1b\[31m' is neither"),
         (["train", "dcgan", "--seed", "-1"], "argument --seed: must be an integer of at least 0"),
         (["train", "dcgan", "--c-dim", "2"], "argument --c-dim: invalid choice"),
         (["train", "dcgan", "--loss", "l2"], "argument --loss: invalid choice: 'l2'"),
@@ -801,6 +818,214 @@ def test_nan_is_one_line_that_names_the_step(tmp_path: Path, capsys: pytest.Capt
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("genimg-fast: error: ")
     assert " at step " in last
+
+
+def damaged(good: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
+    """Get a checkpoint with another value at a place, or without the place."""
+    state = copy.deepcopy(good)
+    *folders, last = [int(key) if key.isdecimal() else key for key in place.split("/")]
+    inner: Any = state
+    for key in folders:
+        inner = inner[key]
+    if value is Ellipsis:
+        del inner[last]
+    else:
+        inner[last] = value
+    return state
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(("step", value) for value in ("3", float("nan"), -5, 2**62, None, True, [3], torch.tensor(3), ...)),
+        *(("rng", value) for value in (None, {}, [], [{}], torch.zeros(1), [{"cpu": torch.zeros(9)}], ...)),
+        *(("rng/0/cpu", value) for value in (torch.zeros(5056, dtype=torch.uint8), "x")),
+        *(("model", value) for value in (None, {}, ...)),
+        ("model/generator.main.0.weight", "x"),
+        ("ema", None),
+        ("optimizers", torch.zeros(3)),
+        ("optimizers/d", ...),
+        *(("optimizers/d/state/0", value) for value in ({"step": 1}, torch.zeros(2, 2), None)),
+        ("optimizers/d/state/0/exp_avg", torch.zeros(3)),
+        ("optimizers/d/param_groups", 5),
+        ("scaler", None),
+        *(("config", value) for value in (None, [], {"data": torch.zeros(1)}, ...)),
+        *(("config/model", value) for value in (None, [], "dcgam", "a\nb")),
+        *(("config/model_args", value) for value in (None, {"channels": "x"}, {1: 2})),
+        *(("config/model_args/channels", value) for value in (-1, 2**40, float("nan"))),
+        ("config/lr", float("nan")),
+    ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_one_line(
+    place: str, value: Any, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "00000-dcgan-digits"
+    folder.mkdir()
+    good = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.save(damaged(good, place, value), folder / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="2"):
+        main([*TINY, "--steps", "4", "--out", str(tmp_path), "--device", "cpu", "--resume", "auto"])
+    error = re.sub(".*\r.*\n?", "", capsys.readouterr().err)  # the progress bar
+    assert error.startswith("genimg-fast train dcgan: error: argument --resume: ")
+    assert error.count("\n") == 1
+    if place in ("model", "config") or place.startswith(("config/model", "model/")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["sample", str(folder), "--out", str(tmp_path / "grid.png"), "--device", "cpu"])
+        error = capsys.readouterr().err
+        assert error.startswith("genimg-fast sample: error: argument RUN: ")
+        assert error.count("\n") == 1
+    assert {f.name for f in folder.iterdir()} == {"checkpoint.pt"}
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "key", "value"),
+    [
+        *(("reconstruct", "vae", "data", value) for value in (None, ...)),
+        ("reconstruct", "vae", "crops", "x"),
+        ("interpolate", "cvae", "seed", -1),
+        ("latent", "vae", "skip_broken", 1),
+        ("eval", "cvae", "data", ...),
+        *(("sample", "frame-predictor", "frames", value) for value in ("x", ...)),
+        ("sample", "frame-predictor", "context", -1),
+        *(("sample", "frame-filler", "speed", value) for value in ([1], ...)),
+    ],
+)
+def test_damaged_settings_are_one_line(
+    command: str, name: str, key: str, value: Any, vae_runs: dict[str, Path],
+    sequence_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    good = torch.load({**vae_runs, **sequence_runs}[name] / "checkpoint.pt", weights_only=True)
+    torch.save(damaged(good, f"config/{key}", value), tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(tmp_path)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert key in line
+
+
+def test_short_memory_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--out", str(tmp_path)]
+    errors = []
+    assert main(["train", "mlp-vae", "--hidden", "2000000000", *flags]) == 1
+    errors += capsys.readouterr().err.splitlines()
+    assert main(["train", "dcgan", "--channels", "2147483647", "--z-dim", "2147483647", *flags]) == 1
+    errors += capsys.readouterr().err.splitlines()
+    assert main(["train", "dcgan", "--data", "photos", "--crops", "2000000000", *flags]) == 1
+    errors += capsys.readouterr().err.splitlines()
+    monkeypatch.setattr(gf.models.DCGAN, "sample", lambda self, n, **_: torch.empty(n, 10**9))
+    assert main(["sample", str(run), "--n", "2000000000", "--out", str(tmp_path / "grid.png")]) == 1
+    errors += capsys.readouterr().err.splitlines()
+    assert [re.sub(r" for \d+ bytes", "", line) for line in errors] == [
+        f"genimg-fast: error: out of memory; reduce {flags}"
+        for flags in ("--hidden", "--channels or --z-dim", "--crops", "--n")
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of folders, classes and files: no patterns, formulas, hidden labels, or text in one encoding."""
+    data = tmp_path / "cats [v2]* $x_$ {0}\n%s \udcff"
+    names = ["$\\bad{$", "_hidden", "a\udcffb"]
+    for index, name in enumerate(names):
+        (data / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (8, 8), 60 * index + number).save(data / name / f"{number}.png")
+    flags = [*TINY_VAES["mlp-vae"], "--data", str(data), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    shown: list[str] = []
+    save = Figure.savefig
+
+    def see_and_save(figure: Figure, *args: Any, **options: Any) -> None:
+        texts = [
+            *([figure._suptitle] if figure._suptitle else []),
+            *(t for g in figure.legends for t in g.get_texts()),
+        ]
+        shown.extend(text.get_text() for text in texts)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", see_and_save)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in ("1", "2"):
+            assert main([*flags, "--steps", step, "--schedule", "constant", "--resume", "auto"]) == 0
+        (run,) = (tmp_path / "runs").iterdir()
+        assert main(["latent", str(run), "--out", str(tmp_path / "\udcff.png"), "--device", "cpu"]) == 0
+    assert [json.loads(line)["step"] for line in (run / "stats.jsonl").read_text().splitlines()] == [1, 2]
+    assert json.loads((run / "config.json").read_text())["classes"] == names
+    title = "00000-mlp-vae-cats [v2]* $x_$ {0}_%s \\udcff"
+    assert shown == [title, title, "$\\bad{$", "_hidden", "a\\udcffb"]
+    assert capsys.readouterr().out.endswith("\\udcff.png\n")
+
+
+def test_output_in_another_encoding(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["sample", str(run), "--out", str(tmp_path / "\u00e9.png")]) == 0
+    stream.flush()
+    assert stream.buffer.getvalue() == f"{tmp_path}/\\xe9.png\n".encode()
+
+
+def test_a_full_disk_is_told_with_the_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "grid.png"
+    out.symlink_to("/dev/full")
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", str(run), "--out", str(out)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument --out: [Errno 28] No space left on device: '{out}'" in line
+
+
+@pytest.mark.parametrize(
+    ("signals", "status", "message"),
+    [
+        ([signal.SIGINT], 130, "stopped after step 2; checkpoint saved to "),
+        ([signal.SIGINT, signal.SIGINT], 130, "stopped at once, after step 2; nothing was saved"),
+        ([signal.SIGTERM], 143, "stopped after step 2; checkpoint saved to "),
+        ([signal.SIGHUP], 129, "stopped after step 2; checkpoint saved to "),
+    ],
+)
+def test_signals(
+    signals: list[int], status: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def on_step(step: int, _: dict[str, torch.Tensor]) -> None:
+        for signum in signals if step == 2 else []:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr("genimg_fast.cli.train.fit", partial(gf.training.fit, on_step=on_step))
+    assert main([*TINY, "--steps", "9", "--out", str(tmp_path), "--device", "cpu"]) == status
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"genimg-fast: {message}")
+
+
+def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with gf.training.RunFolder(run, {}).locked():
+        assert main([*TINY, "--steps", "9", "--resume", str(run), "--device", "cpu"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"genimg-fast: error: another process (PID {os.getpid()} on ")
+
+
+INTERRUPTED = """
+    import os, signal, sys, threading, time
+    def interrupt():
+        while "torch" not in sys.modules:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("command", [["-m", "genimg_fast"], ["genimg-fast"]])
+def test_ctrl_c_during_the_imports_is_one_line(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(INTERRUPTED))
+    # What pip makes of the entry point.
+    (tmp_path / "genimg-fast").write_text("import sys\nfrom genimg_fast.cli import main\nsys.exit(main())\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(gf.__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, *command, "info"], env={**os.environ, "PYTHONPATH": path}, cwd=tmp_path,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "genimg-fast: interrupted\n")
 
 
 def test_ctrl_c_and_python_m(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from genimg_fast._program import imports_done
 from genimg_fast.cli import demo, evaluate, train, use
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.training import NonFiniteLossError, Terminated
-from genimg_fast.training.run import CheckpointError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _plain_output(parser.prog):
             parser.parse_args(argv, args)
             return args.run(args)
-    except (CheckpointError, ImportError, OSError, NonFiniteLossError) as error:
+    except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
     except Terminated as stopped:
         message, status = str(stopped), stopped.code

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from genimg_fast.models import (
 from genimg_fast.models.common import labels_to_sample
 from genimg_fast.training import Picture, draw_known_frames, load_run, plot_latents, save_animation, save_grid
 from genimg_fast.training.pictures import ANIMATIONS, class_samples
-from genimg_fast.training.run import CheckpointError, naming
+from genimg_fast.training.run import naming
 from genimg_fast.training.sequence import completions, fillings, predictions
 
 
@@ -330,14 +330,18 @@ def load_with_settings(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """Load the model of ``RUN`` and its settings; one that is missing there is an error in one line."""
     with args.parser.blaming("RUN"):
         model, config = load_run(args.RUN)
-    return model, _Settings(config)
+    return model, _Settings(args.parser, config)
 
 
 class _Settings(dict[str, Any]):
     """The settings of a run, which may have been started from Python and say less than a command asks."""
 
-    def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"the run's settings do not say {key!r}; is there a flag for it?")
+    def __init__(self, parser: Parser, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._parser = parser
+
+    def __missing__(self, key: str) -> NoReturn:
+        self._parser.error(f"argument RUN: its config does not say {key!r}")
 
 
 def _load_frame_model(args: argparse.Namespace, kind: type[BaseFrameModel]) -> tuple[Any, dict[str, Any]]:

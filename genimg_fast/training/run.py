@@ -9,7 +9,7 @@ import socket
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is not None and Path(error.filename or path).parent == path.parent:
-            error.filename, error.filename2 = str(path), None
-        raise
+        if error.errno is None or Path(os.fsdecode(error.filename or path)).parent != path.parent:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class RunFolder:
@@ -245,7 +245,8 @@ class RunFolder:
                 if file.write(lines) < len(lines):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
-                file.truncate(size)  # no half a line
+                with suppress(OSError):
+                    file.truncate(size)  # no half a line
                 raise
         written, self._unwritten = self._unwritten, []
         if self._make_writer is not None:
@@ -318,9 +319,11 @@ class RunFolder:
                 os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             good = f"; the last good one, {self.checkpoint}, is still there" if self.checkpoint.is_file() else ""
-            # torch.save turns a full disk into a RuntimeError that hides the reason.
-            reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise OSError(f"cannot write a checkpoint to {self.path}: {reason}{good}") from error
+            # torch.save may turn a full disk into a RuntimeError that hides the reason.
+            hidden = isinstance(error, RuntimeError) and isinstance(error.__context__, OSError)
+            reason = error.__context__ if hidden else error
+            what = getattr(reason, "strerror", None) or reason
+            raise OSError(f"cannot write {self.checkpoint}: {what}{good}") from error
 
 
 def _lock(file: Path) -> tuple[int, bool]:

@@ -310,7 +310,7 @@ class BaseTrainer:
             state: The state, of a trainer with the same settings.
 
         Raises:
-            ValueError: If the state of an optimiser does not fit its parameters. Other misfits raise whatever
+            ValueError: If the state of an optimiser or of the loss scale is damaged. Other misfits raise whatever
                 ``load_state_dict`` of model, average, optimiser or loss scale does.
         """
         self.model.load_state_dict(state["model"])
@@ -324,6 +324,9 @@ class BaseTrainer:
             if isinstance(optimizer, torch.optim.Adam):
                 _check_state(name, optimizer)
             self._make_recordable(optimizer)
+        for entry, value in state["scaler"].items():
+            if type(value) not in (int, float):
+                raise ValueError(f"{entry} in the state of the loss scale is damaged")
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["step"]
         if self._graphs is not None:

@@ -1,7 +1,10 @@
 """What all trainers share: recipes, averaged weights, exact resumption, several processes."""
 
 import copy
+import errno
+import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -115,6 +118,66 @@ def test_latest_run(tmp_path: Path) -> None:
     for folder in folders[:3]:
         (folder / "checkpoint.pt").touch()
     assert RunFolder.latest(tmp_path, "a") == folders[2]
+    for number in (99999, 100000):
+        (tmp_path / f"{number}-a").mkdir()
+        (tmp_path / f"{number}-a" / "checkpoint.pt").touch()
+    assert RunFolder.latest(tmp_path, "a") == tmp_path / "100000-a"
+
+
+def test_one_process_at_a_time_trains_in_a_folder(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
+    """A process that is killed leaves no lock: see the next test."""
+    run = RunFolder.create(tmp_path, "dcgan", {})
+    with run.locked():
+        with pytest.raises(BlockingIOError, match=rf"another process \(PID {os.getpid()} on .*\) is training in"):
+            fit(make("dcgan"), digits, steps=1, batch_size=8, run=run)
+        assert {f.name for f in run.path.iterdir()} == {"config.json", ".lock"}
+    fit(make("dcgan"), digits, steps=1, batch_size=8, run=run)
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.warns(UserWarning, match="cannot keep other processes from training in .*: .*No locks available"),
+        RunFolder.create(tmp_path, "dcgan", {}).locked(),
+    ):
+        pass
+
+
+def test_pictures_that_a_killed_run_did_not_come_to_are_made_when_it_is_resumed(
+    digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def be_killed(*_: Any) -> None:
+        raise Killed
+
+    run = RunFolder.create(tmp_path, "killed", {})
+    options = {"batch_size": 8, "log_every": 1, "sample_every": 2, "checkpoint_every": 2}
+    trainer = make("dcgan")
+    monkeypatch.setattr(trainer, "pictures", be_killed)
+    with pytest.raises(Killed):
+        fit(trainer, digits, steps=3, run=run, **options)
+    assert load_checkpoint(run.path)["step"] == 2
+    fit(make("dcgan"), digits, steps=3, run=run, resume=True, **options)
+    whole = RunFolder.create(tmp_path, "whole", {})
+    fit(make("dcgan"), digits, steps=3, run=whole, **options)
+    files = {f.name for f in whole.path.iterdir()}
+    assert {"samples-000002.png", "samples-000003.png"} < files == {f.name for f in run.path.iterdir()}
+    for name in ("samples-000002.png", "samples-000003.png"):
+        assert (run.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_damaged_statistics_are_left_out(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "dcgan", {})
+    rows = b'{"step": 1}\n[1]\n\xff\0\n{"loss": 1}\n{"step": "2"}\n{"step": 2}\n{"step": 4}\n{"step'
+    (run.path / "stats.jsonl").write_bytes(rows)
+    with pytest.warns(UserWarning, match=r"stats\.jsonl: 4 damaged lines left out"):
+        assert run.rows_until(3) == [{"step": 1}, {"step": 2}]
+    assert (run.path / "stats.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
 
 
 KILLED = """
@@ -138,7 +201,8 @@ def test_killed_run_resumes_from_the_last_good_checkpoint(digits: gf.data.ImageD
     time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (run.path / "checkpoint.tmp").write_bytes(b"half a checkpoint")
+    (run.path / ".tmp-0.pt").write_bytes(b"half a checkpoint")
+    assert (run.path / ".lock").exists()
     with open(run.path / "stats.jsonl", "a") as stats:
         stats.write('{"step": 10')  # half a line
 
@@ -149,6 +213,7 @@ def test_killed_run_resumes_from_the_last_good_checkpoint(digits: gf.data.ImageD
     resumed = make("dcgan")
     fit(resumed, digits, steps=done + 2, batch_size=8, run=run, resume=True)
     torch.testing.assert_close(resumed.model.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+    assert not [f for f in run.path.iterdir() if f.name.startswith(".")]
 
 
 def test_accumulation_equals_the_whole_batch() -> None:
@@ -351,6 +416,37 @@ def test_two_processes_equal_one_with_the_whole_batch(name: str, parts: int, tmp
     (*two, messages), (*one, _) = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
     assert len(messages) == 3 * 2  # once for each network and step, however many parts
+
+
+TERMINATED = """
+    import os, signal, sys, torch, genimg_fast as gf
+    from genimg_fast.training import GANTrainer, RunFolder, fit
+    from genimg_fast.training.processes import process_group, rank
+
+    def end_the_second(step, values):
+        if step == 2 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with process_group(torch.device("cpu")):
+        trainer = GANTrainer(gf.models.DCGAN(z_dim=8, c_dim=1, channels=4, n_blocks=2))
+        run = RunFolder(gf.training.run.Path(sys.argv[1]), {})
+        data = gf.data.load_dataset("digits", image_size=16)
+        try:
+            fit(trainer, data, steps=9, batch_size=8, run=run, on_step=end_the_second)
+        except SystemExit as stopped:
+            (run.path / f"{rank()}.txt").write_text(str(stopped.code))
+"""
+
+
+def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "terminated", {})
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(TERMINATED))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launch, script, run.path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [(run.path / f"{number}.txt").read_text() for number in range(2)] == ["143", "143"]
+    assert load_checkpoint(run.path)["step"] == 2
 
 
 def test_images_from_zero_to_one_get_a_warning(digits: gf.data.ImageDataset) -> None:

@@ -1,6 +1,9 @@
+import io
 import json
 import os
+import re
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 import genimg_fast as gf
-from genimg_fast.training import GANTrainer, NonFiniteLossError, RunFolder, fit, load_checkpoint, load_model
+from genimg_fast.training import (
+    GANTrainer,
+    NonFiniteLossError,
+    RunFolder,
+    Terminated,
+    fit,
+    load_checkpoint,
+    load_model,
+)
 
 MODEL_ARGS = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
 CONFIG = {"model": "dcgan", "model_args": MODEL_ARGS, "steps": 4}
@@ -31,12 +42,15 @@ def real_images(device: str = "cpu") -> Tensor:
     return torch.rand(8, 1, 16, 16, device=device) * 2 - 1
 
 
-def interrupt_at(step: int) -> Callable[[int, dict[str, Tensor]], None]:
-    """Press Ctrl-C during a step."""
+def interrupt_at(
+    step: int, signum: int = signal.SIGINT, times: int = 1
+) -> Callable[[int, dict[str, Tensor]], None]:
+    """Press Ctrl-C, or send another signal, during a step."""
 
     def on_step(done: int, _: dict[str, Tensor]) -> None:
         if done == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(times):
+                os.kill(os.getpid(), signum)
 
     return on_step
 
@@ -168,6 +182,22 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
         torch.testing.assert_close(ours.state_dict(), trained.cpu().state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "name", ["cats [v2]", "*", "$x_$", "a/b\nc\0", "k\udce4se", "\u00e4" * 300, "-rf"], ids=ascii
+)
+def test_any_name_is_a_run(name: str, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, name, {"data": name})
+    assert RunFolder.latest(tmp_path, name) is None
+    run.save_checkpoint({"model": {}, "config": run.config, "step": 1})
+    assert RunFolder.latest(tmp_path, name) == run.path
+    assert RunFolder.latest(tmp_path, f"{name[:9]}?") is None
+    assert RunFolder.reopen(run.path, run.config).config == {"data": name}
+    assert json.loads((run.path / "config.json").read_text()) == {"data": name}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.plot([{"step": 1, "loss": 2.0}], [["loss"]])
+
+
 def test_runs_are_numbered(tmp_path: Path) -> None:
     names = [RunFolder.create(tmp_path, name, {}).path.name for name in ("a", "b", "a")]
     assert names == ["00000-a", "00001-b", "00002-a"]
@@ -176,8 +206,11 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path, "c", {}).path.name == "00042-c"
 
 
-def test_watching_does_not_change_the_training(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
-    watched, alone = make_trainer(), make_trainer()
+def test_watching_does_not_change_the_training(
+    digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = make_trainer()
+    monkeypatch.setattr(watched, "pictures", lambda *real: {"noise": torch.rand(4, 1, 16, 16)})
     run = RunFolder.create(tmp_path, "watched", CONFIG)
     fit(watched, digits, steps=3, batch_size=8, run=run, sample_every=1, checkpoint_every=1, log_every=1)
     alone = make_trainer()
@@ -193,6 +226,44 @@ def test_ctrl_c_saves_and_stops(digits: gf.data.ImageDataset, tmp_path: Path) ->
     assert load_checkpoint(run.path)["step"] == 2
     assert {f.name for f in run.path.iterdir()} == FILES | {"samples-000002.png"}
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterm_and_sighup_save_and_stop(
+    signum: signal.Signals, digits: gf.data.ImageDataset, tmp_path: Path
+) -> None:
+    run = RunFolder.create(tmp_path, "stopped", CONFIG)
+    before = signal.getsignal(signum)
+    with pytest.raises(Terminated, match=r"stopped after step 2; checkpoint saved to .*checkpoint\.pt") as stopped:
+        # Schedulers repeat themselves.
+        fit(make_trainer(), digits, steps=100, batch_size=8, run=run, on_step=interrupt_at(2, signum, times=2))
+    assert stopped.value.code == 128 + signum
+    assert load_checkpoint(run.path)["step"] == 2
+    assert signal.getsignal(signum) is before
+
+
+def test_signals_that_the_program_handles_or_ignores_stay_its_own(digits: gf.data.ImageDataset) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda signum, frame: seen.append(signum))
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            assert len(fit(make_trainer(), digits, steps=2, batch_size=8, on_step=interrupt_at(1, signum))) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGHUP, ignored)
+    assert seen == [signal.SIGTERM]
+
+
+def test_a_second_ctrl_c_stops_at_once(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "stopped", CONFIG)
+    options = {"batch_size": 8, "run": run, "checkpoint_every": 2}
+    with pytest.raises(
+        KeyboardInterrupt, match=r"at once, after step 3; the last checkpoint, of step 2, is .*\.pt"
+    ):
+        fit(make_trainer(), digits, steps=100, on_step=interrupt_at(3, times=2), **options)
+    assert load_checkpoint(run.path)["step"] == 2
+    assert not [f for f in run.path.iterdir() if f.name.startswith(".")]
 
 
 def test_ctrl_c_without_a_run_folder(digits: gf.data.ImageDataset) -> None:
@@ -254,6 +325,61 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="disk full"):
         run.save_checkpoint({"model": {}, "config": {}, "step": 2})
     assert load_checkpoint(run.path)["step"] == 1
+    assert {f.name for f in run.path.iterdir()} == {"config.json", "checkpoint.pt"}
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path, "full", {})
+    monkeypatch.setattr("builtins.open", lambda *_, **__: io.FileIO("/dev/full", "w"))
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint\.pt: No space left on device"):
+        run.save_checkpoint({"model": {"weight": torch.zeros(9000)}, "config": {}, "step": 2})
+
+
+class Broken(GANTrainer):
+    """Its pictures fail, and a step now and then has more to say."""
+
+    curves = (("loss_d", "loss_g"), ("extra",))
+
+    def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        raise ValueError("no idea")
+
+    def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        more = {"extra": torch.tensor(float(self.steps_done))} if self.steps_done % 2 else {}
+        return super().step(images, labels) | more
+
+
+def test_what_is_no_checkpoint_may_fail(
+    digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder.create(tmp_path, "broken", CONFIG)
+    (run.path / "stats.jsonl").symlink_to("/dev/full")
+    monkeypatch.setattr(run, "plot", lambda *_: 1 / 0)
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="^no ") as warned:
+        history = fit(Broken(gf.models.DCGAN(**MODEL_ARGS)), digits, steps=1, batch_size=8, run=run)
+    messages = [str(w.message) for w in warned]
+    assert len(messages) == 3
+    assert re.search(r"no statistics of step 1: .*No space left on device: '.*stats\.jsonl'", messages[0])
+    assert messages[1:] == [
+        "no pictures of step 1: ValueError: no idea",
+        "no plot: ZeroDivisionError: division by zero",
+    ]
+    assert load_checkpoint(run.path)["step"] == len(history) == 1
+
+    (run.path / "stats.jsonl").unlink()
+    run.log({"step": 2})  # there is room again
+    rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
+    assert rows == [*history, {"step": 2}]
+
+
+def test_steps_may_return_different_scalars(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "different", CONFIG)
+    torch.manual_seed(0)
+    trainer = Broken(gf.models.DCGAN(**MODEL_ARGS))
+    with pytest.warns(UserWarning, match="no pictures"):
+        history = fit(trainer, digits, steps=5, batch_size=8, run=run, log_every=4)
+    assert [row.get("extra") for row in history] == [2, None]  # the mean of 1 and 3
+    assert (run.path / "losses.png").is_file()
 
 
 def test_bad_checkpoints(tmp_path: Path) -> None:
