@@ -34,8 +34,8 @@ from genimg_fast.data import (
     load_sequences,
 )
 from genimg_fast.data.dataset import content_hash
-from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.optional import optional_import
+from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
