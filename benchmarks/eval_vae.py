@@ -80,9 +80,10 @@ def main() -> int:
     class_samples(vae, generator=torch.Generator().manual_seed(args.seed)).save(args.out / "samples.png")
     by_class = drawn.view(10, 100, 1, 32, 32)[:, :10].transpose(0, 1).flatten(0, 1)
     save_grid(by_class, args.out / "class-samples.png", columns=10, column_labels=digits.class_names)
-    path = vae.interpolate(images[:4], images[4:8], steps=12, mode="spherical")
+    path = vae.interpolate(images[:9], images[9:18], steps=12, mode="spherical")
     save_grid(path.flatten(0, 1), args.out / "interpolation.png", columns=12)
-    first, last = (end.unsqueeze(1).expand_as(path) for end in images[:8].chunk(2))
+    path = path[:4]
+    first, last = (end.unsqueeze(1).expand_as(path) for end in (images[:4], images[9:13]))
     save_animation({"from": first, "morph": path, "to": last}, args.out / "interpolation.gif")
     flat.eval()
     with torch.no_grad():

@@ -317,10 +317,11 @@ def _tiles(images: Panels, generated: Tensor | None) -> tuple[Tensor, Tensor]:
         )
     channels = max(shape[-3] for shape in shapes)
     alike = [
-        panel.detach().float().cpu().expand(*shape[:-3], channels, *shape[-2:])
+        panel.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().byte().cpu()
+        .expand(*shape[:-3], channels, *shape[-2:])
         for panel, shape in zip(panels, shapes, strict=True)
-    ]
-    tiles = torch.stack(alike, 1).clamp_(-1, 1).add_(1).mul_(127.5).round_().byte()
+    ]  # fmt: skip
+    tiles = torch.stack(alike, 1)
     marked = torch.zeros(tiles.shape[:-3], dtype=torch.bool)
     if generated is not None:
         if generated.dtype != torch.bool or generated.shape not in (marked[:, 0].shape, marked.shape[2:]):
