@@ -17,15 +17,21 @@ def check_values(images: Tensor, name: str = "images", *, look: bool = True) -> 
             program is recorded.
     """
     if not images.is_floating_point():
-        raise ValueError(f"{name} must be floating-point numbers in [-1, 1], got {images.dtype}: take x / 127.5 - 1")
+        raise ValueError(
+            f"{name} must be floating-point numbers in [-1, 1], got {images.dtype}: take x / 127.5 - 1"
+        )
     if not look or not images.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
     try:
-        lowest, highest = (float(limit) for limit in images.detach().aminmax()) if images.numel() > 0 else (0.0, 0.0)
+        lowest, highest = (
+            (float(limit) for limit in images.detach().aminmax()) if images.numel() > 0 else (0.0, 0.0)
+        )
     except RuntimeError:  # within vmap, or without data at all: there is no one number to look at
         return
     if max(-lowest, highest) > _FAR_OUTSIDE:
-        raise ValueError(f"{name} must be in [-1, 1], got {lowest:g} to {highest:g}: of 0..255, take x / 127.5 - 1")
+        raise ValueError(
+            f"{name} must be in [-1, 1], got {lowest:g} to {highest:g}: of 0..255, take x / 127.5 - 1"
+        )
 
 
 def check_layout(images: Tensor, channels: int | None = None, name: str = "images") -> None:
