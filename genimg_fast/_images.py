@@ -16,6 +16,8 @@ def check_values(images: Tensor, name: str = "images", *, look: bool = True) -> 
         look: Whether to look at the numbers: never on a GPU, which would have to be waited for, and not while a
             program is recorded.
     """
+    if isinstance(images, torch.fx.Proxy):  # nothing is known of it
+        return
     if not images.is_floating_point():
         raise ValueError(
             f"{name} must be floating-point numbers in [-1, 1], got {images.dtype}: take x / 127.5 - 1"
@@ -42,6 +44,8 @@ def check_layout(images: Tensor, channels: int | None = None, name: str = "image
         channels: Their number of channels; by default any, but where only the last dimension looks like channels.
         name: What the message calls them.
     """
+    if isinstance(images, torch.fx.Proxy):
+        return
     shape = tuple(images.shape)
     wanted = (1, 3) if channels is None else (channels,)
     last = len(shape) == 4 and shape[3] in wanted and shape[1] not in wanted

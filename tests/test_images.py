@@ -97,5 +97,7 @@ def test_noise_and_overshoot_pass_and_transforms_work() -> None:
     torch.testing.assert_close(each, losses.bernoulli_log_likelihood(images, logits))
     compiled = torch.compile(losses.bernoulli_log_likelihood, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images, logits), losses.bernoulli_log_likelihood(images, logits))
+    traced = torch.fx.symbolic_trace(models.UNetGenerator(3, 3, 4, 16).eval())
+    assert traced(images).shape == images.shape
     assert losses.bernoulli_log_likelihood(images[:0], logits[:0]).shape == (0,)
     assert losses.bernoulli_log_likelihood(images.to("meta"), logits.to("meta")).shape == (3,)
