@@ -16,16 +16,24 @@ def check_values(images: Tensor, name: str = "images", *, look: bool = True) -> 
         look: Whether to look at the numbers: never on a GPU, which would have to be waited for, and not while a
             program is recorded.
     """
+    if isinstance(images, torch.fx.Proxy):  # nothing is known of it
+        return
     if not images.is_floating_point():
-        raise ValueError(f"{name} must be floating-point numbers in [-1, 1], got {images.dtype}: take x / 127.5 - 1")
+        raise ValueError(
+            f"{name} must be floating-point numbers in [-1, 1], got {images.dtype}: take x / 127.5 - 1"
+        )
     if not look or not images.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
     try:
-        lowest, highest = (float(limit) for limit in images.detach().aminmax()) if images.numel() > 0 else (0.0, 0.0)
+        lowest, highest = (
+            (float(limit) for limit in images.detach().aminmax()) if images.numel() > 0 else (0.0, 0.0)
+        )
     except RuntimeError:  # within vmap, or without data at all: there is no one number to look at
         return
     if max(-lowest, highest) > _FAR_OUTSIDE:
-        raise ValueError(f"{name} must be in [-1, 1], got {lowest:g} to {highest:g}: of 0..255, take x / 127.5 - 1")
+        raise ValueError(
+            f"{name} must be in [-1, 1], got {lowest:g} to {highest:g}: of 0..255, take x / 127.5 - 1"
+        )
 
 
 def check_layout(images: Tensor, channels: int | None = None, name: str = "images") -> None:
@@ -36,6 +44,8 @@ def check_layout(images: Tensor, channels: int | None = None, name: str = "image
         channels: Their number of channels; by default any, but where only the last dimension looks like channels.
         name: What the message calls them.
     """
+    if isinstance(images, torch.fx.Proxy):
+        return
     shape = tuple(images.shape)
     wanted = (1, 3) if channels is None else (channels,)
     last = len(shape) == 4 and shape[3] in wanted and shape[1] not in wanted

@@ -59,14 +59,18 @@ every_use = pytest.mark.parametrize("use", USES)
 def test_integers_are_refused(use: str, dtype: torch.dtype) -> None:
     call, images = USES[use]
     call(images)
-    with pytest.raises(ValueError, match=r"must be floating-point numbers in \[-1, 1\], got torch\.\w+: take x / 127.5"):
+    with pytest.raises(
+        ValueError, match=r"must be floating-point numbers in \[-1, 1\], got torch\.\w+: take x / 127.5"
+    ):
         call(images.add(1).mul(127.5).to(dtype))
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use != "gaussian"])  # a density of any numbers
 def test_numbers_up_to_255_are_refused(use: str) -> None:
     call, images = USES[use]
-    with pytest.raises(ValueError, match=r"must be in \[-1, 1\], got -?[\d.]+ to [\d.]+: of 0\.\.255, take x / 127\.5"):
+    with pytest.raises(
+        ValueError, match=r"must be in \[-1, 1\], got -?[\d.]+ to [\d.]+: of 0\.\.255, take x / 127\.5"
+    ):
         call((torch.rand(images.shape) * 255).round())
 
 
@@ -79,7 +83,9 @@ def test_channels_that_are_last_are_refused(use: str) -> None:
 
 
 def test_a_data_set_with_channels_last_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"got \(5, 16, 16, 3\): its channels are last, take permute\(0, 3, 1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"got \(5, 16, 16, 3\): its channels are last, take permute\(0, 3, 1, 2\)"
+    ):
         gf.data.ImageDataset(torch.zeros(5, 16, 16, 3, dtype=torch.uint8))
 
 
@@ -91,5 +97,7 @@ def test_noise_and_overshoot_pass_and_transforms_work() -> None:
     torch.testing.assert_close(each, losses.bernoulli_log_likelihood(images, logits))
     compiled = torch.compile(losses.bernoulli_log_likelihood, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images, logits), losses.bernoulli_log_likelihood(images, logits))
+    traced = torch.fx.symbolic_trace(models.UNetGenerator(3, 3, 4, 16).eval())
+    assert traced(images).shape == images.shape
     assert losses.bernoulli_log_likelihood(images[:0], logits[:0]).shape == (0,)
     assert losses.bernoulli_log_likelihood(images.to("meta"), logits.to("meta")).shape == (3,)

@@ -611,8 +611,10 @@ def _predictor_trainer_args(args: argparse.Namespace) -> dict[str, Any]:
 def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, default_size: int) -> None:
     parser.set_defaults(load=_load_images, picture="samples-{:06d}.png")
     group = parser.add_argument_group("data")
-    group.add_argument("--data", default="digits", metavar="NAME|FOLDER",
-                       help="digits, photos, mnist, fashion-mnist, cifar10, or a folder of images")  # fmt: skip
+    group.add_argument(
+        "--data", default="digits", metavar="NAME|FOLDER",
+        help="digits, photos, mnist, fashion-mnist, cifar10, or a folder of images or IDX files",
+    )  # fmt: skip
     group.add_argument("--image-size", type=size, metavar="N", default=default_size, help=size_help)
     group.add_argument(
         "--c-dim", type=int, choices=[1, 3], help="1 for grey, 3 for colour; default: the data's own"

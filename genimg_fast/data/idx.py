@@ -52,7 +52,9 @@ def find_idx(path: Path) -> Path | None:
     splits = {match[1]: file for file in reversed(list_folder(path)[1]) if (match := _IMAGES.fullmatch(file.name))}
     found = [file for split, file in splits.items() if split.endswith("train")] or list(splits.values())
     if len(found) > 1:
-        raise ValueError(f"{path} holds {len(found)} data sets: give the file of one's images, such as {found[-1]}")
+        raise ValueError(
+            f"{path} holds {len(found)} data sets: give the file of one's images, such as {found[-1]}"
+        )
     return found[0] if found else None
 
 
@@ -98,7 +100,9 @@ def _read(file: Path, dimensions: int) -> Tensor:
         raise ValueError(f"cannot read {file}: {error}") from error
     begin = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < begin:
-        raise ValueError(f"cannot read {file}: it does not begin like an IDX file of bytes in {dimensions} dimensions")
+        raise ValueError(
+            f"cannot read {file}: it does not begin like an IDX file of bytes in {dimensions} dimensions"
+        )
     shape = struct.unpack_from(f">{dimensions}I", content, 4)
     if len(content) != begin + math.prod(shape):
         size = "x".join(map(str, shape))

@@ -315,8 +315,8 @@ def _clips(path: Path, image_size: int, channels: int) -> Iterator[tuple[str, It
     if frames := images_among(files):
         yield path.name, read_frames(frames)
         return
-    videos = [file for file in files if file.suffix.lower() in _VIDEOS]
-    for clip in sorted(folders + videos, key=_natural):
+    videos = {file for file in files if file.suffix.lower() in _VIDEOS}
+    for clip in sorted([*folders, *videos], key=_natural):
         if clip in videos:
             yield clip.name, _read_file(clip, image_size, channels)
         elif frames := images_among(list_folder(clip)[1]):

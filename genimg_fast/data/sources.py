@@ -168,8 +168,8 @@ def _mnist(class_name: str, root: Path, download: bool) -> ImageDataset:
         source(str(root), download=True)
     if not file.is_file():
         raise FileNotFoundError(
-            f"no {class_name} data set in {root}: --download (download=True in Python) fetches it; if you have its "
-            f"files ({file.name}, also .gz, and so on), name their folder instead of {class_name}"
+            f"no {class_name} data set in {root}: --download (download=True in Python) fetches it; if you have "
+            f"{file.name} and its labels, also as .gz, give their folder as the data set"
         )
     data = read_idx(file)
     return ImageDataset(data.images, data.labels, class_names=source.classes)

@@ -19,7 +19,7 @@ gets small and the latents detailed; a KL term weighted by a ``beta`` above 1 th
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -424,6 +424,10 @@ class ConditionalVAE(BaseVAE):
 class MLPVAE(BaseVAE):
     """A VAE of fully connected layers; with the defaults, the classic one for MNIST: 784-400-20.
 
+    As in the classic one, the layers see pixels in [0, 1]: where most are black, -1, a layer begins with one large
+    sum in all of its units that says nothing of the image, and learns more slowly. A ``state_dict`` of the class's
+    first version, whose layers saw pixels in [-1, 1], is converted as it is loaded.
+
     Args:
         z_dim: Length of a latent vector.
         c_dim: Colour channels of the images.
@@ -443,6 +447,8 @@ class MLPVAE(BaseVAE):
         torch.Size([8, 20])
     """
 
+    _version = 2  # in the metadata of a state_dict; 1: the encoder saw pixels in [-1, 1]
+
     def __init__(
         self,
         z_dim: int = 20,
@@ -457,6 +463,21 @@ class MLPVAE(BaseVAE):
         pixels = c_dim * image_size**2
         self.encoder = nn.Sequential(nn.Flatten(), *_mlp([pixels, *hidden, 2 * z_dim]))
         self.decoder = nn.Sequential(*_mlp([z_dim, *reversed(hidden), pixels]))
+
+    def _moments(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        return self.encoder((images + 1) / 2)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        weight, bias = (state_dict.get(f"{prefix}encoder.1.{name}") for name in ("weight", "bias"))
+        if local_metadata.get("version") == 1 and weight is not None and bias is not None:
+            # W (2 x - 1) + b = 2 W x + (b - W 1)
+            state_dict |= {
+                f"{prefix}encoder.1.weight": 2 * weight,
+                f"{prefix}encoder.1.bias": bias - weight.sum(1),
+            }
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def _mlp(widths: Sequence[int]) -> list[nn.Module]:

@@ -5,7 +5,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
@@ -43,7 +42,13 @@ def test_the_same_files_as_torchvision(tmp_path: Path) -> None:
 
 
 def test_hidden_files_and_folders_are_left_out_at_every_level(tmp_path: Path) -> None:
-    for name in ("cat/a.png", "cat/.ipynb_checkpoints/a-checkpoint.png", "cat/deep/.b.png", ".git/x/c.png", ".d.png"):
+    for name in (
+        "cat/a.png",
+        "cat/.ipynb_checkpoints/a-checkpoint.png",
+        "cat/deep/.b.png",
+        ".git/x/c.png",
+        ".d.png",
+    ):
         picture(tmp_path / name)
     assert len(greys(tmp_path)) == 1
     assert len(gf.data.FrameFolders(tmp_path, frames=1, image_size=8).clips) == 1
@@ -77,7 +82,7 @@ def test_what_is_no_regular_file_is_left_out(tmp_path: Path, monkeypatch: pytest
         assert len(gf.data.FrameFolders(tmp_path, frames=1, image_size=8)) == 1
     with pytest.raises(ValueError, match=r"pipe\.mp4 is neither a file nor a folder"):
         gf.data.FrameFolders(tmp_path / "pipe.mp4")
-    with pytest.raises(ValueError, match="'pipe.png' is neither a folder"):
+    with pytest.raises(ValueError, match=r"'pipe\.png' is neither a folder"):
         gf.data.load_dataset("pipe.png", image_size=8)
 
 

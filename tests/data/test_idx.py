@@ -53,7 +53,7 @@ def test_emnist(kind: str, labels: list[int], classes: str, expected: list[int],
     assert torch.equal(data.images[:, 0], torch.from_numpy(pixels).mT)  # published with rows and columns exchanged
     assert (data.labels.tolist(), data.class_names) == (expected, list(classes))
     write(tmp_path, "emnist-mnist-train", [1])
-    with pytest.raises(ValueError, match="holds 2 data sets: give the file of one's images, such as .*emnist-"):
+    with pytest.raises(ValueError, match=r"holds 2 data sets: give the file of one's images, such as .*emnist-"):
         gf.data.load_dataset(tmp_path, image_size=28)
 
 
@@ -74,7 +74,7 @@ def test_images_and_labels_have_to_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"labels-idx1-ubyte do not fit: labels must be int64 of shape \(3,\)"):
         gf.data.load_dataset(tmp_path, image_size=28)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match="there are no labels beside .*: neither train-labels-idx1-ubyte nor"):
+    with pytest.raises(ValueError, match=r"there are no labels beside .*: neither train-labels-idx1-ubyte nor"):
         gf.data.load_dataset(tmp_path, image_size=28)
     with pytest.raises(ValueError, match="leave crops at 0"):
         gf.data.load_dataset(tmp_path, image_size=28, crops=5)

@@ -202,11 +202,9 @@ def test_classic_mlp_has_the_numbers_of_the_pytorch_example(device: str) -> None
     moments = {
         key: torch.cat([getattr(example.fc21, key), getattr(example.fc22, key)]) for key in ("weight", "bias")
     }
-    # Our images are in [-1, 1]: x in [0, 1] is (image + 1) / 2.
-    first = {"weight": example.fc1.weight / 2, "bias": example.fc1.bias + example.fc1.weight.sum(1) / 2}
     model.load_state_dict(
         {
-            **{f"encoder.1.{key}": value for key, value in first.items()},
+            **{f"encoder.1.{key}": value for key, value in example.fc1.state_dict().items()},
             **{f"encoder.3.{key}": value for key, value in moments.items()},
             **{f"decoder.0.{key}": value for key, value in example.fc3.state_dict().items()},
             **{f"decoder.2.{key}": value for key, value in example.fc4.state_dict().items()},
@@ -265,3 +263,16 @@ def test_sizes_must_be_positive(argument: str) -> None:
         ConditionalVAE(**{"num_classes": 3, argument: 0})
     with pytest.raises(ValueError, match=r"hidden\[1\] must be at least 1, got 0"):
         MLPVAE(hidden=(4, 0))
+
+
+def test_weights_of_the_first_mlp_vae_mean_the_same() -> None:
+    model = make("mlp-vae").double()
+    images = batch("mlp-vae")[0].double()
+    state = model.state_dict()
+    expected = model.encoder(images)  # its layers saw pixels in [-1, 1]
+    state._metadata[""]["version"] = 1
+    model.load_state_dict(state)
+    torch.testing.assert_close(torch.cat(model.encode(images), 1), expected)
+    again = make("mlp-vae").double()
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(torch.cat(again.encode(images), 1), expected)
