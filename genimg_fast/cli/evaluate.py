@@ -45,8 +45,8 @@ def add(commands: Any) -> None:
     )
     new.add_argument("--features", choices=["digits", "inception"], default="digits",
                      help="network that judges: a small classifier of digits, or Inception v3")  # fmt: skip
-    new.add_argument("--weights", type=Path, metavar="FILE", help="of Inception v3, torchvision's")
-    new.add_argument("--download", action="store_true", help="allow torchvision to download those weights")
+    new.add_argument("--weights", type=Path, metavar="FILE",
+                     help="of Inception v3, torchvision's; default: downloaded, with --download")  # fmt: skip
     new.add_argument("--cache", type=Path, metavar="FOLDER", help="where to keep the statistics of real images")
     new.add_argument("--out", type=Path, metavar="FOLDER", help="for eval.json and roc.png; default: the run's")
     add_seed_and_device(new)
@@ -54,9 +54,8 @@ def add(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
-    for flag, value in (("--weights", args.weights), ("--download", args.download)):
-        if value and args.features != "inception":
-            parser.error(f"argument {flag}: is for --features inception")
+    if args.weights and args.features != "inception":
+        parser.error("argument --weights: is for --features inception")
     with parser.blaming("RUN"):
         loaded, config = load_run(args.RUN)
     model: Any = loaded  # the attributes of a Module are not typed

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.dataset import ImageDataset
 from genimg_fast.data.optional import optional_import
 
@@ -85,7 +86,9 @@ def load_dataset(
         return _cut(named, image_size, channels, crops or 2000, seed)
     if Path(name_or_path).is_dir():
         return _folder(Path(name_or_path), image_size, channels, crops, seed, skip_broken)
-    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(_SOURCES)}, photos")
+    known = [*_SOURCES, "photos"]
+    hint = did_you_mean(name, known)
+    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
 
 
 def load_pairs(
@@ -160,7 +163,9 @@ def _torchvision(class_name: str, root: Path, download: bool) -> ImageDataset:
     except RuntimeError as error:  # torchvision's way to say that the files are not there, or damaged
         if download:
             raise
-        raise FileNotFoundError(f"no {class_name} data set in {root}, and download is off: {error}") from error
+        raise FileNotFoundError(
+            f"no {class_name} data set in {root}: --download (download=True in Python) fetches it"
+        ) from error
     images = torch.as_tensor(data.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return ImageDataset(images, torch.as_tensor(data.targets), class_names=data.classes)
