@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
                 return
             flag = arg.partition("=")[0]
             if re.match(r"--?[A-Za-z]", flag) and " " not in flag and flag not in self._option_string_actions:
-                values = itertools.takewhile(lambda value: not value.startswith("-"), args[index + 1 :])
+                behind = args[index + 1 :] if self._subparsers is None else []
+                values = itertools.takewhile(lambda value: not value.startswith("-"), behind)
                 hint = did_you_mean(flag, self._option_string_actions)
                 self.error(f"unrecognized arguments: {' '.join([arg, *values])}{hint}")
 

@@ -27,6 +27,7 @@ from genimg_fast.metrics import (
 )
 from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.training import load_run
+from genimg_fast.training.run import find_checkpoint
 
 _BATCH = 100
 
@@ -101,7 +102,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"  {report['frechet_distance_untrained']:10.4f}  those of the untrained model")
     print(f"  {report['frechet_distance_real']:10.4f}  {len(others)} other real images: the floor")
     print(f"Inception score {score[0]:.3f} +- {score[1]:.3f}, of at most {network.num_classes}")
-    out: Path = args.out or (args.RUN if args.RUN.is_dir() else args.RUN.parent)
+    out: Path = args.out or find_checkpoint(args.RUN).parent
     with parser.blaming("--out"):
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(model, BaseGAN):
