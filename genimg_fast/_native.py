@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,11 +183,20 @@ def _start() -> None:
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"GENIMG_FAST_BACKEND={requested}: {error}") from None
     if load_error is not None and requested != "reference":
-        warnings.warn(
+        frame = sys._getframe()
+        while frame.f_back is not None and _is_importing(frame.f_code.co_filename):
+            frame = frame.f_back
+        warnings.warn_explicit(
             f"genimg_fast runs on plain PyTorch: {load_error}. GENIMG_FAST_BACKEND=reference silences this.",
             NativeUnavailableWarning,
-            stacklevel=3,
+            frame.f_code.co_filename,  # the user's, that imports this package
+            frame.f_lineno,
+            registry=frame.f_globals.setdefault("__warningregistry__", {}),
         )
+
+
+def _is_importing(file: str) -> bool:
+    return "importlib" in file or file.startswith(str(LIBRARY.parent) + os.sep)
 
 
 _start()

@@ -85,6 +85,17 @@ def test_a_library_that_does_not_load_is_one_warning_and_plain_torch(damage, pac
     assert DAMAGE[damage] in warnings[0]
 
 
+@pytest.mark.parametrize(
+    "line", ["import genimg_fast", "import genimg_fast.nn as nn", "from genimg_fast.ops import gru"]
+)
+def test_the_warning_points_at_the_line_of_the_import(line, package):
+    missing(package / "genimg_fast" / "_C.so")
+    (package / "train.py").write_text(f"import torch\n\n{line}\n")
+    result = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, cwd=package, env={})
+    assert result.stderr.startswith(f"{package / 'train.py'}:3: NativeUnavailableWarning"), result.stderr
+    assert line in result.stderr
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_library_that_does_not_load_is_an_error_under_native(damage, package):
     damage(package / "genimg_fast" / "_C.so")

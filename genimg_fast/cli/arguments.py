@@ -1,8 +1,10 @@
 """What the commands have in common: their parser, types of arguments, and arguments of several commands."""
 
 import argparse
+import itertools
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.optional import optional_import
 
 # Numbers from here on have no place in a float32, or a 32-bit integer.
@@ -33,7 +36,34 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line that names what may have been meant, and the help of the very command."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse arguments; complain about unknown ones here, where their command is known."""
+        args = sys.argv[1:] if args is None else list(args)
+        self._refuse_unknown_flags(args)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    def _refuse_unknown_flags(self, args: list[str]) -> None:
+        # argparse would first miss whatever else is required, such as the flag that was mistyped.
+        for index, arg in enumerate(args):
+            if arg == "--" or (self._subparsers is not None and not arg.startswith("-")):
+                return
+            flag = arg.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", flag) and " " not in flag and flag not in self._option_string_actions:
+                behind = args[index + 1 :] if self._subparsers is None else []
+                values = itertools.takewhile(lambda value: not value.startswith("-"), behind)
+                hint = did_you_mean(flag, self._option_string_actions)
+                self.error(f"unrecognized arguments: {' '.join([arg, *values])}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with status 2."""
@@ -104,10 +134,11 @@ def add_command(
 
 
 def add_data_root(parser: argparse._ActionsContainer) -> None:
-    """Add the folder of downloaded data sets."""
+    """Add the folder of downloaded data sets, and the leave to download."""
     parser.add_argument(
         "--data-root", type=Path, metavar="FOLDER", default=Path("data"), help="where downloaded data sets are"
     )
+    parser.add_argument("--download", action="store_true", help="allow torchvision to download what is missing")
 
 
 def add_seed_and_device(parser: argparse._ActionsContainer) -> None:

@@ -26,6 +26,7 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
+from genimg_fast.training.run import find_checkpoint
 
 _BATCH = 100
 
@@ -44,8 +45,8 @@ def add(commands: Any) -> None:
     )
     new.add_argument("--features", choices=["digits", "inception"], default="digits",
                      help="network that judges: a small classifier of digits, or Inception v3")  # fmt: skip
-    new.add_argument("--weights", type=Path, metavar="FILE", help="of Inception v3, torchvision's")
-    new.add_argument("--download", action="store_true", help="allow torchvision to download those weights")
+    new.add_argument("--weights", type=Path, metavar="FILE",
+                     help="of Inception v3, torchvision's; default: downloaded, with --download")  # fmt: skip
     new.add_argument("--cache", type=Path, metavar="FOLDER", help="where to keep the statistics of real images")
     new.add_argument("--out", type=Path, metavar="FOLDER", help="for eval.json and roc.png; default: the run's")
     add_seed_and_device(new)
@@ -53,9 +54,8 @@ def add(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
-    for flag, value in (("--weights", args.weights), ("--download", args.download)):
-        if value and args.features != "inception":
-            parser.error(f"argument {flag}: is for --features inception")
+    if args.weights and args.features != "inception":
+        parser.error("argument --weights: is for --features inception")
     model, config = load_with_settings(args)
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         parser.error(f"argument RUN: {config['model']} does not generate images by itself")
@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(f"  {report['frechet_distance_untrained']:10.4f}  those of the untrained model")
     print(f"  {report['frechet_distance_real']:10.4f}  {len(others)} other real images: the floor")
     print(f"Inception score {score[0]:.3f} +- {score[1]:.3f}, of at most {network.num_classes}")
-    out: Path = args.out or (args.RUN if args.RUN.is_dir() else args.RUN.parent)
+    out: Path = args.out or find_checkpoint(args.RUN).parent
     with parser.blaming("--out"):
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(model, BaseGAN):

@@ -620,7 +620,6 @@ def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, defaul
         "--c-dim", type=int, choices=[1, 3], help="1 for grey, 3 for colour; default: the data's own"
     )
     add_data_root(group)
-    group.add_argument("--download", action="store_true", help="allow torchvision to download a missing data set")
     group.add_argument("--crops", type=at_least(0), metavar="N", default=0,
                        help="cut N squares at random from the images, instead of resizing them")  # fmt: skip
     group.add_argument("--flip", action="store_true", help="mirror images at random")

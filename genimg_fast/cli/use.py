@@ -386,6 +386,7 @@ def load_real(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> I
             image_size=model.image_size,
             channels=model.c_dim,
             root=args.data_root,
+            download=args.download,
             skip_broken=not args.data and config.get("skip_broken", False),
             **cut,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.files import list_folder
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sources import images_among, load_dataset, open_image, read_image, to_pixels
@@ -275,7 +276,8 @@ def load_sequences(
             frames=frames, image_size=image_size, channels=channels or 1, speed=speed, train=train, seed=seed
         )
     if not Path(name_or_path).exists():
-        raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a file nor moving-digits")
+        hint = did_you_mean(str(name_or_path), ["moving-digits"])
+        raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a file nor moving-digits{hint}")
     return FrameFolders(name_or_path, frames=frames, image_size=image_size, channels=channels or 3)
 
 

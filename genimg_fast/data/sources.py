@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.dataset import ImageDataset
 from genimg_fast.data.files import files_below, list_folder
 from genimg_fast.data.idx import find_idx, read_idx
@@ -92,7 +93,9 @@ def load_dataset(
         return _cut(named, image_size, channels, crops or 2000, seed)
     if path.is_dir():
         return _folder(path, image_size, channels, crops, seed, skip_broken)
-    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(_SOURCES)}, photos")
+    known = [*_SOURCES, "photos"]
+    hint = did_you_mean(name, known)
+    raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
 
 
 def load_pairs(

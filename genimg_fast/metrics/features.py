@@ -137,7 +137,10 @@ class InceptionNetwork(FeatureNetwork):
     def __init__(self, weights: str | Path | None = None, *, download: bool = False) -> None:
         super().__init__()
         if weights is None and not download:
-            raise FileNotFoundError("Inception v3 needs a file of weights, or leave to download them")
+            raise FileNotFoundError(
+                "Inception v3 needs a file of weights, or leave to download them: --weights or --download (in "
+                "Python, weights or download=True)"
+            )
         models = optional_import("torchvision.models")
         if weights is None:
             self.network = models.inception_v3(weights=models.Inception_V3_Weights.IMAGENET1K_V1)

@@ -1,11 +1,12 @@
 """Models by name, for the command line, for checkpoints and for tests that cover every model."""
 
-import difflib
+import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from genimg_fast import nn
+from genimg_fast._close_names import did_you_mean
 
 _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 _builders: dict[str, Callable[..., nn.Module]] = {}
@@ -48,14 +49,17 @@ def list_models(pattern: str = "*") -> list[str]:
         pattern: A shell-style pattern (``*``, ``?``, ``[abc]``) that the names have to match.
 
     Returns:
-        The matching names, sorted.
+        The matching names, sorted. If there are none, a warning lists similar names, should there be any.
 
     Example:
         >>> import genimg_fast as gf
         >>> gf.models.list_models("dc*")
         ['dcgan']
     """
-    return sorted(name for name in _builders if fnmatchcase(name, pattern))
+    found = sorted(name for name in _builders if fnmatchcase(name, pattern))
+    if not found and (hint := did_you_mean(pattern, sorted(_builders))):
+        warnings.warn(f"no model matches {pattern!r}{hint}", stacklevel=2)
+    return found
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
@@ -77,7 +81,6 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         16
     """
     if name not in _builders:
-        close = difflib.get_close_matches(name, _builders)
-        hint = f"did you mean {', '.join(close)}?" if close else f"known models: {', '.join(list_models())}"
-        raise ValueError(f"unknown model {name!r}; {hint}")
+        hint = did_you_mean(name, list_models()) or f"; known models: {', '.join(list_models())}"
+        raise ValueError(f"unknown model {name!r}{hint}")
     return _builders[name](**kwargs)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.training.pictures import Picture, printable
@@ -192,7 +193,7 @@ class RunFolder:
         ]
         if changed:
             raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(changed)}")
-        return cls(path, config)
+        return cls(find_checkpoint(path).parent, config)
 
     @classmethod
     def latest(cls, out: str | Path, name: str) -> Path | None:
@@ -378,11 +379,40 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Find the file of a checkpoint.
+
+    Args:
+        path: The file, or a run folder. The ending of either may be left out, or be one too many: the run on
+            ``film.mp4`` is found as ``runs/00000-frame-predictor-film``, too.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If there is none, or more than one; the message lists similar names.
+    """
+    path = Path(path)
+    if (file := _checkpoint_at(path)).is_file():
+        return file
+    beside = [entry for entry in path.parent.iterdir() if entry != path] if path.parent.is_dir() else []
+    runs = [e for e in beside if _checkpoint_at(e).suffix == ".pt" and _checkpoint_at(e).is_file()]
+    found = [run for run in runs if path.name == run.stem or path.stem == run.name]
+    if path.exists() or len(found) != 1:
+        hint = did_you_mean(path.name, [run.name for run in runs])
+        raise FileNotFoundError(f"no checkpoint at {file}{hint}")
+    return _checkpoint_at(found[0])
+
+
+def _checkpoint_at(path: Path) -> Path:
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint, without running code that may be in the file.
 
     Args:
-        path: A checkpoint, or a run folder.
+        path: A checkpoint, or a run folder, with or without the ending of its name.
 
     Returns:
         What ``Trainer.state_dict`` returned, and ``rng`` (states of the random number generators) and ``config``;
@@ -401,10 +431,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         >>> gf.training.load_checkpoint(run.path)["step"]
         2
     """
-    path = Path(path)
-    file = path / "checkpoint.pt" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
+    file = find_checkpoint(path)
     with open(file, "rb") as stream:
         try:
             state = torch.load(stream, map_location="cpu", weights_only=True)

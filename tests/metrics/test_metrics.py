@@ -104,7 +104,9 @@ def test_inception_network(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1)}, weights)
     with pytest.raises(ValueError, match="does not hold the weights of inception_v3"):
         InceptionNetwork(weights)
-    with pytest.raises(FileNotFoundError, match="needs a file of weights, or leave to download them"):
+    with pytest.raises(
+        FileNotFoundError, match="needs a file of weights, or leave to download them: --weights or --download"
+    ):
         InceptionNetwork()
 
 

@@ -86,6 +86,8 @@ def test_create_and_list() -> None:
     assert gf.models.list_models("dc*") == ["dcgan"]
     assert gf.models.list_models("*vae") == ["cvae", "mlp-vae", "vae"]
     assert gf.models.list_models("nothing*") == []
+    with pytest.warns(UserWarning, match=r"no model matches 'dcgn'; did you mean dcgan, cdcgan\?"):
+        assert gf.models.list_models("dcgn") == []
     assert isinstance(gf.models.create_model("dcgan", **SMALL_MODELS["dcgan"]), gf.models.DCGAN)
 
 

@@ -382,6 +382,35 @@ def test_steps_may_return_different_scalars(digits: gf.data.ImageDataset, tmp_pa
     assert (run.path / "losses.png").is_file()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "00000-film.mp4",
+        "00000-film",
+        "00000-film.mp4/checkpoint.pt",
+        "00000-film.mp4/checkpoint",
+        "00001-dcgan.mp4",
+    ],
+)
+def test_a_run_is_found_with_and_without_an_ending(name: str, tmp_path: Path) -> None:
+    for run in ("00000-film.mp4", "00001-dcgan"):
+        RunFolder.create(tmp_path, run[6:], {"run": run}).save_checkpoint(
+            {"model": {}, "config": {"run": run}, "step": 1}
+        )
+    config = load_checkpoint(tmp_path / name)["config"]
+    assert config["run"][:5] == name[:5]
+    assert RunFolder.reopen(tmp_path / name, config).path == tmp_path / config["run"]
+
+
+def test_a_mistyped_run_is_suggested(tmp_path: Path) -> None:
+    RunFolder.create(tmp_path, "dcgan-digits", {}).save_checkpoint({"model": {}, "config": {}, "step": 1})
+    (tmp_path / "notes.txt").write_text("not a run")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; did you mean 00000-dcgan-digits\?"):
+        load_checkpoint(tmp_path / "00000-dcgan-digts")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*notes$"):
+        load_checkpoint(tmp_path / "notes")
+
+
 def test_bad_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_checkpoint(tmp_path)
