@@ -68,7 +68,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         or why_not_native(KERNELS, (data, *states, *weights)) is not None
     ):
         return None
-    computed_in, result_dtype = _dtypes(cell, packed, data, states, weights)
+    autocast = torch.is_autocast_enabled(data.device.type)
+    computed_in, result_dtype = _dtypes(cell, data, batch_sizes, states, weights, autocast)
     if computed_in is None:
         return None
     unbatched = data.dim() == 2 and not packed
@@ -78,6 +79,9 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         data = data.unsqueeze(1)
     elif module.batch_first and not packed:
         data = data.transpose(0, 1)
+        if torch.is_grad_enabled():
+            # Kept for backward as a copy, as torch's layers do: it is read again, and the caller may change the input.
+            data = data.contiguous()
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
     steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -85,7 +89,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     if any(s.shape != shape for s in states) or not choose_path(data.device, call):
         return None
 
-    if computed_in != data.dtype or computed_in != weights[0].dtype:
+    if autocast:
         data, states = data.to(computed_in), tuple(s.to(computed_in) for s in states)
         weights = [w.to(computed_in) for w in weights]
     if not states:
@@ -126,11 +130,15 @@ def _weights(module: nn.RNNBase) -> list[Tensor]:
 
 
 def _dtypes(
-    cell: int, packed: bool, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    cell: int,
+    data: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    autocast: bool,
 ) -> tuple[torch.dtype | None, torch.dtype]:
     """Return the dtypes to compute in, None for what torch has to do, and of the results."""
     device, dtype = data.device, data.dtype
-    autocast = torch.is_autocast_enabled(device.type)
     for tensor in (*states, *weights):
         if tensor.device != device or (tensor.dtype != dtype and not autocast):
             return None, dtype
@@ -143,15 +151,26 @@ def _dtypes(
         return None, dtype
     if device.type != "cpu" or cell in (RNN_TANH, RNN_RELU):
         return lower, lower
-    if cell == LSTM_CELL and not packed:
-        if not torch.backends.mkldnn.enabled:
-            return None, lower
-        # oneDNN's layer, which autocast knows but for data that are in float16 already. Not every CPU has it in
-        # float16: there, torch's own fails.
-        if lower == torch.bfloat16 or dtype == torch.float32:
-            return lower, lower
-    # For the others autocast knows the products only, and the results follow the states.
-    return lower, states[0].dtype if states else dtype
+    if cell == LSTM_CELL and _torch_would_use_onednn(dtype, batch_sizes):
+        return lower, lower
+    # Of the others autocast knows the products only, whose results meet the states as they are.
+    return lower, torch.promote_types(lower, states[0].dtype if states else dtype)
+
+
+def _torch_would_use_onednn(dtype: torch.dtype, batch_sizes: Tensor | None) -> bool:
+    """Whether torch's LSTM for the CPU is oneDNN's, which autocast takes as a whole.
+
+    (Not every CPU has it in float16: there, torch's own fails under autocast to float16.)
+    """
+    if not torch.backends.mkldnn.enabled:
+        return False
+    if batch_sizes is not None and batch_sizes[0] != batch_sizes[-1]:
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
 
 
 def _run_layers(
@@ -223,6 +242,10 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
         return None
     expected = (*input.shape[:-1], module.hidden_size)
     if any(s.shape != expected or s.device != input.device for s in states):
+        return None
+    if not torch.is_autocast_enabled(input.device.type) and any(
+        t is not None and t.dtype != input.dtype for t in (*states, *weights)
+    ):
         return None
     if (
         _native._backend == "auto"

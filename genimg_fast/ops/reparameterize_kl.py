@@ -7,12 +7,14 @@ Reparameterisation: Kingma and Welling 2014, arXiv:1312.6114, section 2.4 and ap
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genimg_fast import _native
+from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._dispatch import (
     PLAIN_TENSORS,
     TRANSFORMED,
@@ -121,6 +123,23 @@ def _exp_minus_first_order(x: Tensor) -> Tensor:
     return torch.where(near, t * t * series, torch.expm1(x) - x)
 
 
+def _clamp(lv: Tensor, logvar_min: float, logvar_max: float) -> Tensor:
+    # torch.clamp would do, but whether it passes a gradient at the ends of its range depends on torch's version.
+    if logvar_min > -math.inf:
+        lv = torch.where(lv < logvar_min, logvar_min, lv)
+    if logvar_max < math.inf:
+        lv = torch.where(lv > logvar_max, logvar_max, lv)
+    return lv
+
+
+def _divergence(mean: Tensor, lv: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+    """Return the divergence of each element."""
+    if prior_mu is None or prior_logvar is None:
+        return 0.5 * (_exp_minus_first_order(lv) + mean * mean)
+    offset, prior_lv = mean - prior_mu.to(mean.dtype), prior_logvar.to(mean.dtype)
+    return 0.5 * (_exp_minus_first_order(lv - prior_lv) + offset * offset * (-prior_lv).exp())
+
+
 def _compute(
     mu: Tensor,
     logvar: Tensor,
@@ -138,23 +157,60 @@ def _compute(
     if noise is None:
         assert seed is not None
         noise = normal_from_seed(seed, mu.shape)
-    mean, lv = mu.to(dtype), logvar.to(dtype)
-    # torch.clamp would do, but whether it passes a gradient at the ends of its range depends on torch's version.
-    if logvar_min > -math.inf:
-        lv = torch.where(lv < logvar_min, logvar_min, lv)
-    if logvar_max < math.inf:
-        lv = torch.where(lv > logvar_max, logvar_max, lv)
+    mean, lv = mu.to(dtype), _clamp(logvar.to(dtype), logvar_min, logvar_max)
     z = (mean + (0.5 * lv).exp() * noise.to(dtype)).to(mu.dtype)
-    if prior_mu is None or prior_logvar is None:
-        kl = 0.5 * (_exp_minus_first_order(lv) + mean * mean)
-    else:
-        offset, prior_lv = mean - prior_mu.to(dtype), prior_logvar.to(dtype)
-        kl = 0.5 * (_exp_minus_first_order(lv - prior_lv) + offset * offset * (-prior_lv).exp())
+    kl = _divergence(mean, lv, prior_mu, prior_logvar)
     if free_bits > 0:
         kl = torch.where(kl < free_bits, free_bits, kl)
     if not per_element and kl.dim() > 1:
         kl = kl.sum(tuple(range(1, kl.dim())))
     return z, kl
+
+
+def _compute_gradients(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    logvar_min: float,
+    logvar_max: float,
+    free_bits: float,
+    per_element: bool,
+    need_noise: bool,
+    need_prior: bool,
+) -> tuple[Tensor, ...]:
+    """Do what the backward operator does, in PyTorch operations."""
+    dtype = _WIDE_DTYPE[mu.dtype]
+    mean, unclamped = mu.to(dtype), logvar.to(dtype)
+    lv = _clamp(unclamped, logvar_min, logvar_max)
+    at_mu = at_logvar = at_noise = at_prior_mu = at_prior_logvar = torch.zeros_like(mean)
+    if grad_kl is not None:
+        at_kl = grad_kl if per_element else grad_kl.reshape(grad_kl.shape + (1,) * (mu.dim() - 1)).expand_as(mu)
+        if free_bits > 0:
+            at_kl = torch.where(_divergence(mean, lv, prior_mu, prior_logvar) < free_bits, 0.0, at_kl)
+        if prior_mu is None or prior_logvar is None:
+            at_mu, at_logvar = at_kl * mean, 0.5 * at_kl * torch.expm1(lv)
+        else:
+            offset, prior_lv = mean - prior_mu.to(dtype), prior_logvar.to(dtype)
+            at_mu, at_logvar = at_kl * offset * (-prior_lv).exp(), 0.5 * at_kl * torch.expm1(lv - prior_lv)
+            at_prior_mu, at_prior_logvar = -at_mu, -at_logvar - 0.5 * at_mu * offset
+    if grad_z is not None:
+        at_z, std = grad_z.to(dtype), (0.5 * lv).exp()
+        if noise is None:
+            assert seed is not None
+            noise = normal_from_seed(seed, mu.shape)
+        at_mu, at_logvar = at_mu + at_z, at_logvar + 0.5 * at_z * std * noise.to(dtype)
+        at_noise = at_z * std
+    at_logvar = torch.where((unclamped < logvar_min) | (unclamped > logvar_max), 0.0, at_logvar)
+    needed = (True, True, need_noise, need_prior, need_prior)
+    found = (at_mu, at_logvar, at_noise, at_prior_mu, at_prior_logvar)
+    return tuple(
+        gradient.to(mu.dtype) if need else mu.new_empty(0) for gradient, need in zip(found, needed, strict=True)
+    )
 
 
 def _check_tensor(tensor: Tensor, name: str) -> None:
@@ -380,22 +436,20 @@ def _native_forward(
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    keep_inputs(ctx, inputs, output, 6)
+
+
+def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    keep_inputs(ctx, inputs, output, 8)
 
 
 def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_z is None and grad_kl is None:
         return (None,) * 10
     need = ctx.needs_input_grad
-    arguments = (grad_z, grad_kl, *ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
-    else:
-        # Nothing to record: passing by the registered formula saves 10 microseconds.
-        with torch._C._AutoDispatchBelowAutograd():
-            gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
+    operator = torch.ops.genimg_fast.reparameterize_kl_backward.default
+    others = (*ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
+    gradients = call_backward(operator, _compute_gradients, (grad_z, grad_kl), *others)
     grad_mu, grad_logvar, grad_noise, grad_prior_mu, grad_prior_logvar = gradients
     return (
         grad_mu if need[0] else None,
@@ -423,63 +477,6 @@ class _ReparameterizeKL(torch.autograd.Function):
         return output
 
     backward = staticmethod(_backward)
-
-
-# Tensor arguments of the backward operator that can have a gradient, and which of them its results belong to.
-_DIFFERENTIABLE = (0, 1, 2, 3, 4, 6, 7)
-_RESULT_OF = (2, 3, 4, 6, 7)
-
-
-def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:12]
-
-
-def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward operator.
-
-    The forward pass is written out in PyTorch operations, differentiated once to get what the operator computes,
-    and once more.
-    """
-    create_graph = torch.is_grad_enabled()
-    result: list[Tensor | None] = [None] * 14
-    with torch.enable_grad():
-        # Aliases: saved tensors may depend on each other, and each gradient is to follow its own argument only.
-        tensors: list[Any] = list(ctx.saved_tensors)
-        for k in _DIFFERENTIABLE:
-            if (t := tensors[k]) is not None:
-                tensors[k] = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-        wanted = [k for k in _DIFFERENTIABLE if tensors[k] is not None and ctx.needs_input_grad[k]]
-        given = {
-            k: grad
-            for k, grad in zip(_RESULT_OF, grads, strict=True)
-            if tensors[k] is not None and grad is not None and grad.numel() > 0
-        }
-        if not (wanted and given):
-            return tuple(result)
-        outputs = zip(_compute(*tensors[2:], *ctx.options), tensors[:2], strict=True)
-        weighted = [(output, weight) for output, weight in outputs if weight is not None]
-        first = torch.autograd.grad(
-            [output for output, _ in weighted],
-            [tensors[k] for k in given],
-            [weight for _, weight in weighted],
-            allow_unused=True,
-            create_graph=True,
-        )
-        pairs = [(f, g) for f, g in zip(first, given.values(), strict=True) if f is not None]
-        if not pairs:
-            return tuple(result)
-        second = torch.autograd.grad(
-            [f for f, _ in pairs],
-            [tensors[k] for k in wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    for k, gradient in zip(wanted, second, strict=True):
-        result[k] = gradient
-    return tuple(result)
 
 
 _KERNELS = find_kernels("reparameterize_kl")
@@ -539,7 +536,9 @@ if _KERNELS:
 
     torch.library.register_autograd("genimg_fast::reparameterize_kl", _backward, setup_context=_keep_for_backward)
     torch.library.register_autograd(
-        "genimg_fast::reparameterize_kl_backward", _double_backward, setup_context=_keep_for_double_backward
+        "genimg_fast::reparameterize_kl_backward",
+        partial(double_backward, _compute_gradients),
+        setup_context=_keep_for_double_backward,
     )
 
 

@@ -419,7 +419,9 @@ def check_operators(input, h0, c0, sizes, weights, *options):
     torch.library.opcheck(OPERATORS.recurrent.default, (*arguments, False))
     output, _, c_n, kept = OPERATORS.recurrent(*arguments, True)
     grads = (torch.randn_like(output), None, None if c0 is None else torch.randn_like(c_n))
-    saved = (*grads, input, output, h0, c0, sizes, kept, weights, *options)
+    each = len(weights) // len(h0)
+    matrices = [w for k, w in enumerate(weights) if k % each < 2]
+    saved = (*grads, input, h0, c0, sizes, kept, matrices, *options, each == 4)
     for needs in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, *needs))
     for tensor in (input, *weights):
