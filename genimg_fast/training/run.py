@@ -251,13 +251,20 @@ class RunFolder:
                 raise
         written, self._unwritten = self._unwritten, []
         if self._make_writer is not None:
-            if self._writer is None:
-                self._writer = self._make_writer(str(self.path), purge_step=self._purge_step)
-            for each in written:
-                for name, value in each.items():
-                    if name != "step":
-                        self._writer.add_scalar(name, value, int(each["step"]))
-            self._writer.flush()
+            try:
+                self._log_for_tensorboard(written)
+            except Exception as error:  # such as a folder whose name is not UTF-8, or a full disk
+                self._make_writer = None
+                warnings.warn(f"nothing more for TensorBoard: {type(error).__name__}: {error}", stacklevel=2)
+
+    def _log_for_tensorboard(self, rows: list[dict[str, float]]) -> None:
+        if self._writer is None:
+            self._writer = self._make_writer(str(self.path), purge_step=self._purge_step)
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(row["step"]))
+        self._writer.flush()
 
     def rows_until(self, step: int) -> list[dict[str, float]]:
         """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again.
