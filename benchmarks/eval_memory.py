@@ -63,7 +63,7 @@ def make_steps(draw: random.Random) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Train on changing shapes; print the memory in use; say if it is flat.")
+    parser = argparse.ArgumentParser(description="Train on changing shapes; print the memory in use.")
     parser.add_argument("--steps", type=int, default=10_000, help="steps")
     parser.add_argument("--seed", type=int, default=0, help="seed of the shapes")
     args = parser.parse_args()
@@ -77,7 +77,8 @@ def main() -> int:
         steps[draw.choice(list(steps))]().backward()
         if step % every == 0:
             used.append(resident_bytes())
-            print(f"step {step:6}: {used[-1] / 2**20:7.1f} MiB after {time.perf_counter() - started:5.1f} s", flush=True)
+            seconds = time.perf_counter() - started
+            print(f"step {step:6}: {used[-1] / 2**20:7.1f} MiB after {seconds:5.1f} s", flush=True)
     early, late = max(used[:2]), max(used[2:], default=used[-1])
     flat = late - early <= ALLOWED
     print(

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
 from genimg_fast.nn.stands_for import StandIn, leaf
+from genimg_fast.ops._checks import check_flag, check_size, check_type
 from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
 from genimg_fast.ops.recurrent import (
     GRU as GRU_CELL,
@@ -65,6 +66,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         pair != (cell == LSTM_CELL and hx is not None)
         or len(weights) != count * (4 if module.bias else 2)
         or len(states) not in (0, 2 if pair else 1)
+        or not (batch_sizes is None or _is_list(batch_sizes))
         or why_not_native(KERNELS, (data, *states, *weights)) is not None
     ):
         return None
@@ -80,7 +82,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     elif module.batch_first and not packed:
         data = data.transpose(0, 1)
         if torch.is_grad_enabled():
-            # Kept for backward as a copy, as torch's layers do: it is read again, and the caller may change the input.
+            # Backward reads it again: keep the copy, as torch's layers do, and let the caller change the input.
             data = data.contiguous()
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
@@ -115,6 +117,10 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     elif module.batch_first:
         output = output.transpose(0, 1)
     return output, tuple(finals) if cell == LSTM_CELL else finals[0]
+
+
+def _is_list(batch_sizes: Tensor) -> bool:
+    return batch_sizes.layout is torch.strided and batch_sizes.dim() == 1 and len(batch_sizes) > 0
 
 
 def _weights(module: nn.RNNBase) -> list[Tensor]:
@@ -313,6 +319,7 @@ class ConvLSTM2d(nn.Module):
         dtype: Likewise.
 
     Raises:
+        TypeError: A size is no int, a switch no bool, an input no tensor.
         ValueError: A size is not positive, the kernel's is even, or an input has the wrong shape.
 
     Example:
@@ -336,13 +343,18 @@ class ConvLSTM2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
+        if len(sizes) != 2:
+            raise ValueError(f"kernel_size must be one int, or (height, width), got {len(sizes)} values")
+        height, width = sizes
         for name, size in (
-            ("input_channels", input_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers)
+            ("input_channels", input_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers),
+            ("kernel_size", height), ("kernel_size", width),
         ):  # fmt: skip
-            if size < 1:
-                raise ValueError(f"{name} must be positive, got {size}")
-        if height < 1 or width < 1 or height % 2 == 0 or width % 2 == 0:
+            check_size(size, name)
+        check_flag(bias, "bias")
+        check_flag(batch_first, "batch_first")
+        if height % 2 == 0 or width % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that images keep their size, got {kernel_size}")
         self.input_channels, self.hidden_channels = input_channels, hidden_channels
         self.kernel_size, self.num_layers = (height, width), num_layers
@@ -378,6 +390,7 @@ class ConvLSTM2d(nn.Module):
         """
         if isinstance(input, torch.fx.Proxy):
             return leaf(self, input, hx)
+        check_type(input, "input")
         if input.dim() != 5 or input.shape[2] != self.input_channels or 0 in input.shape[:2]:
             order = "(B, T, " if self.batch_first else "(T, B, "
             raise ValueError(
@@ -387,7 +400,14 @@ class ConvLSTM2d(nn.Module):
         x = input.transpose(0, 1) if self.batch_first else input
         shape = (x.shape[1], self.hidden_channels, *x.shape[3:])
         if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+                raise TypeError(f"hx must be a pair (h, c), got {type(hx).__name__}")
             for name, state in zip(("h", "c"), hx, strict=True):
+                check_type(state, f"hx: {name}")
+                if state.device != x.device:
+                    raise ValueError(f"hx: {name} must be on the device of input, {x.device}, got {state.device}")
+                if not state.is_floating_point():
+                    raise ValueError(f"hx: {name} must be of a floating-point dtype, got {state.dtype}")
                 if state.shape != (self.num_layers, *shape):
                     raise ValueError(
                         f"hx: {name} must have shape {(self.num_layers, *shape)}, got {tuple(state.shape)}"

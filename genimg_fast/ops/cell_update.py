@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_tensor, check_type
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, TRANSFORMED, find_kernels, is_transformed, why_unavailable
 
 # Type of the data, and of the arithmetic.
@@ -81,7 +82,7 @@ def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         >>> h.shape, c.shape
         (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
     """
-    check_type(gates, "gates")
+    _check_dtype(gates, "gates")
     _check_state(c, "c")
     gates, c = _promote(gates, c)
     _check_gates(gates, "gates", 4, c)
@@ -120,8 +121,8 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
         >>> gf.ops.gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
         torch.Size([8, 32])
     """
-    check_type(gates_x, "gates_x")
-    check_type(gates_h, "gates_h")
+    _check_dtype(gates_x, "gates_x")
+    _check_dtype(gates_h, "gates_h")
     _check_state(h, "h")
     gates_x, gates_h, h = _promote(gates_x, gates_h, h)
     _check_gates(gates_x, "gates_x", 3, h)
@@ -136,22 +137,6 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
         return _gru_update(gates_x, gates_h, h)
 
 
-def check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> None:
-    """Check a tensor against the shape it must have and the tensor that it goes with."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype:
-        raise ValueError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
-
-
-def check_type(tensor: Any, name: str) -> None:
-    """Refuse what is no tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-
-
 def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     first, *others = (t.dtype for t in tensors)
     if all(dtype == first for dtype in others):
@@ -161,10 +146,14 @@ def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(first) for t in tensors)
 
 
+def _check_dtype(tensor: Tensor, name: str) -> None:
+    check_type(tensor, name)
+    if tensor.dtype not in WIDE_DTYPE:
+        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
+
 def _check_state(state: Tensor, name: str) -> None:
-    check_type(state, name)
-    if state.dtype not in WIDE_DTYPE:
-        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {state.dtype}")
+    _check_dtype(state, name)
     if state.dim() < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (B, H, ...), got {state.dim()}")
 
@@ -182,7 +171,7 @@ def why_not_native(kernels: dict[str, bool], tensors: Sequence[Any]) -> str | No
         tensors: The data, then all other tensors, or None; shapes, dtypes and devices are not looked at.
     """
     for tensor in tensors:
-        if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+        if tensor is not None and (type(tensor) not in PLAIN_TENSORS or tensor.layout is not torch.strided):
             return TRANSFORMED
     if (reason := why_unavailable(kernels, tensors[0].device.type)) is not None:
         return reason

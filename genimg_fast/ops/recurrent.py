@@ -20,11 +20,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_flag, check_tensor, check_type
 from genimg_fast.ops._dispatch import describe_paths, find_kernels
 from genimg_fast.ops.cell_update import (
     WIDE_DTYPE,
-    check_tensor,
-    check_type,
     gru_cell_update_reference,
     lstm_cell_update_reference,
     use_native,
@@ -174,7 +173,7 @@ def lstm_reference(
         True
     """
     output, h_n, c_n = _run_reference(
-        *_prepare(input, hx or (None, None), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
+        *_prepare(input, _pair_of_states(hx), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
     )
     assert c_n is not None
     return output, (h_n, c_n)
@@ -319,13 +318,23 @@ def lstm(
         >>> output.shape, h_n.shape, c_n.shape
         (torch.Size([16, 8, 64]), torch.Size([8, 64]), torch.Size([8, 64]))
     """
-    states = (None, None) if hx is None else hx
+    states = _pair_of_states(hx)
     output, h_n, c_n = _layer(input, states, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
     return output, (h_n, c_n)
 
 
+def _pair_of_states(hx: Any) -> tuple[Any, Any]:
+    if hx is None:
+        return None, None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx must be a pair (h0, c0), got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise ValueError(f"hx must be a pair (h0, c0), got {len(hx)} tensors")
+    return hx[0], hx[1]
+
+
 def _rnn_cell(nonlinearity: str) -> int:
-    cell = _NONLINEARITIES.get(nonlinearity)
+    cell = _NONLINEARITIES.get(nonlinearity) if isinstance(nonlinearity, str) else None
     if cell is None:
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}; choose one of {', '.join(_NONLINEARITIES)}")
     return cell
@@ -430,8 +439,6 @@ def _prepare(
 ) -> tuple[Any, ...]:
     """Check the arguments of the public functions, cast them for autocast, return those of :func:`run_native`."""
     state_names = ("h0", "c0") if cell == LSTM else ("hx",)
-    if len(hx) != len(state_names):
-        raise ValueError(f"hx must be a pair (h0, c0), got {len(hx)} tensors")
     given: dict[str, Any] = {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
     optional = dict(zip((*state_names, "bias_ih", "bias_hh"), (*hx, bias_ih, bias_hh), strict=True))
     given |= {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -439,6 +446,7 @@ def _prepare(
         check_type(tensor, name)
     if batch_sizes is not None:
         check_type(batch_sizes, "batch_sizes")
+    check_flag(reverse, "reverse")
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
@@ -568,21 +576,17 @@ def run_native(
         return operator(*arguments)[:3]
 
 
-def _keep_for_backward(
-    ctx: Any, inputs: Sequence[Any], weights: Sequence[Tensor], kept: Sequence[Tensor]
-) -> None:
+def _keep_for_backward(ctx: Any, inputs: Sequence[Any], weights: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
     """Keep what :func:`_gradients` needs; `inputs` are the operator's but the weights.
 
-    Nothing that the caller could change in place without torch's own layers failing, too: neither output nor biases.
+    That is nothing which torch's own layers let the caller change in place: neither the output nor the biases.
     """
     input, h0, c0, batch_sizes, cell, bidirectional, reverse, keep = inputs
     if not keep:
         raise RuntimeError("recurrent: keep must be True where gradients are needed")
     each = len(weights) // h0.shape[0]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(
-        input, h0, c0, batch_sizes, *kept, *(w for k, w in enumerate(weights) if k % each < 2)
-    )
+    ctx.save_for_backward(input, h0, c0, batch_sizes, *kept, *(w for k, w in enumerate(weights) if k % each < 2))
     ctx.kept, ctx.options = len(kept), (cell, bidirectional, reverse, each == 4)
 
 
@@ -1012,9 +1016,7 @@ if KERNELS:
 
     def _setup_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.kept = len(inputs[7])
-        keep_inputs(
-            ctx, (*inputs[:7], *inputs[7], *inputs[8], *inputs[9:]), output, 7 + ctx.kept + len(inputs[8])
-        )
+        keep_inputs(ctx, (*inputs[:7], *inputs[7], *inputs[8], *inputs[9:]), output, 7 + ctx.kept + len(inputs[8]))
 
     def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         need, first = ctx.needs_input_grad, 7 + ctx.kept  # first: of the weights among the tensors

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_number, check_type
 from genimg_fast.ops._dispatch import (
     PLAIN_TENSORS,
     TRANSFORMED,
@@ -89,7 +90,7 @@ def normal_from_seed(
 
     Raises:
         ValueError: ``seed`` is a tensor of another kind or does not fit into an int64, or ``shape`` is empty.
-        TypeError: ``seed`` is neither an int nor a tensor.
+        TypeError: ``seed`` is neither an int nor a tensor, or ``shape`` no tuple of ints.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -97,9 +98,12 @@ def normal_from_seed(
         >>> torch.equal(noise, gf.ops.normal_from_seed(7, (3, 5))[:2])
         True
     """
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
+        raise TypeError(f"shape must be a tuple of ints, got {shape!r}")
     if len(shape) == 0:
         raise ValueError("shape must have at least one dimension, got ()")
     if isinstance(seed, Tensor):
+        check_type(seed, "seed")
         _check_seed(seed, seed.device)
         seed = seed.to(device)
     else:
@@ -213,13 +217,8 @@ def _compute_gradients(
     )
 
 
-def _check_tensor(tensor: Tensor, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-
-
 def _check_mu(mu: Tensor) -> None:
-    _check_tensor(mu, "mu")
+    check_type(mu, "mu")
     if mu.dtype not in _WIDE_DTYPE:
         raise ValueError(f"mu must be float32, float64, bfloat16 or float16, got {mu.dtype}")
     if mu.dim() == 0:
@@ -227,13 +226,24 @@ def _check_mu(mu: Tensor) -> None:
 
 
 def _check_like(mu: Tensor, tensor: Tensor, name: str) -> None:
-    _check_tensor(tensor, name)
+    check_type(tensor, name)
     if tensor.shape != mu.shape:
         raise ValueError(f"{name} must have mu's shape, {tuple(mu.shape)}, got {tuple(tensor.shape)}")
     if tensor.dtype != mu.dtype:
         raise ValueError(f"{name} must have mu's dtype, {mu.dtype}, got {tensor.dtype}")
     if tensor.device != mu.device:
         raise ValueError(f"{name} must be on mu's device, {mu.device}, got {tensor.device}")
+
+
+def _expand(mu: Tensor, prior: Tensor, name: str) -> Tensor:
+    check_type(prior, name)
+    missing = mu.dim() - prior.dim()
+    if missing < 0 or any(n not in (1, m) for n, m in zip(prior.shape, mu.shape[missing:], strict=True)):
+        # The type of torch's own error.
+        raise RuntimeError(f"{name} must expand to mu's shape, {tuple(mu.shape)}, got {tuple(prior.shape)}")
+    prior = prior.expand_as(mu)
+    _check_like(mu, prior, name)
+    return prior
 
 
 def _seed_tensor(seed: int, device: torch.device | str | None) -> Tensor:
@@ -253,6 +263,31 @@ def _check_seed(seed: Tensor, device: torch.device) -> None:
         raise ValueError(f"seed must be on mu's device, {device}, got {seed.device}")
 
 
+def check_logvar_clamp(logvar_clamp: Any) -> tuple[float, float]:
+    """Return the limits of the log-variance, infinite where there are none."""
+    if logvar_clamp is None:
+        return -math.inf, math.inf
+    if not isinstance(logvar_clamp, (tuple, list)):
+        raise TypeError(f"logvar_clamp must be (min, max) or None, got {type(logvar_clamp).__name__}")
+    if len(logvar_clamp) != 2:
+        raise ValueError(f"logvar_clamp must be (min, max), got {len(logvar_clamp)} values")
+    logvar_min, logvar_max = (
+        check_number(value, f"the {name} of logvar_clamp")
+        for name, value in zip(("min", "max"), logvar_clamp, strict=True)
+    )
+    if not logvar_min <= logvar_max:
+        raise ValueError(f"logvar_clamp must be (min, max) with min <= max, got {logvar_clamp}")
+    return logvar_min, logvar_max
+
+
+def check_free_bits(free_bits: Any) -> float:
+    """Return the smallest divergence of a dimension."""
+    free_bits = check_number(free_bits, "free_bits")
+    if not 0 <= free_bits < math.inf:
+        raise ValueError(f"free_bits must be finite and not negative, got {free_bits}")
+    return free_bits
+
+
 def _prepare(
     mu: Tensor,
     logvar: Tensor,
@@ -266,26 +301,19 @@ def _prepare(
     reduction: str,
 ) -> tuple[Any, ...]:
     """Check the arguments of the public functions and return those of the operator."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    if not 0 <= free_bits < math.inf:
-        raise ValueError(f"free_bits must be finite and not negative, got {free_bits}")
-    logvar_min, logvar_max = -math.inf, math.inf
-    if logvar_clamp is not None:
-        logvar_min, logvar_max = logvar_clamp
-        if not logvar_min <= logvar_max:
-            raise ValueError(f"logvar_clamp must be (min, max) with min <= max, got {logvar_clamp}")
+    free_bits = check_free_bits(free_bits)
+    logvar_min, logvar_max = check_logvar_clamp(logvar_clamp)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     _check_mu(mu)
     _check_like(mu, logvar, "logvar")
     if prior_mu is not None or prior_logvar is not None:
         if prior_mu is None or prior_logvar is None:
             missing = "prior_mu" if prior_mu is None else "prior_logvar"
             raise ValueError(f"prior_mu and prior_logvar go together, but {missing} is None")
-        _check_tensor(prior_mu, "prior_mu")
-        _check_tensor(prior_logvar, "prior_logvar")
-        prior_mu, prior_logvar = prior_mu.expand_as(mu), prior_logvar.expand_as(mu)
-        _check_like(mu, prior_mu, "prior_mu")
-        _check_like(mu, prior_logvar, "prior_logvar")
+        prior_mu, prior_logvar = _expand(mu, prior_mu, "prior_mu"), _expand(mu, prior_logvar, "prior_logvar")
     if (noise is not None) + (seed is not None) + (generator is not None) > 1:
         raise ValueError("noise, seed and generator exclude each other: give one of them at most")
     if noise is not None:
@@ -293,6 +321,7 @@ def _prepare(
     elif seed is None:
         seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=mu.device, generator=generator)
     elif isinstance(seed, Tensor):
+        check_type(seed, "seed")
         _check_seed(seed, mu.device)
     else:
         seed = _seed_tensor(seed, mu.device)
@@ -374,9 +403,9 @@ def reparameterize_kl(
         ValueError: Two of ``noise``, ``seed`` and ``generator`` are given, or one of ``prior_mu`` and
             ``prior_logvar`` without the other; a shape, dtype or device does not fit; an option is unknown or out
             of its range.
-        TypeError: An argument is no tensor where one must be.
-        RuntimeError: A prior does not expand to the shape of ``mu``, the generator is of another device, as torch
-            says; or the backend is ``"native"`` and no compiled kernel takes these arguments.
+        TypeError: An argument is no tensor, or no number, where one must be.
+        RuntimeError: A prior does not expand to the shape of ``mu``, or the generator is of another device, as in
+            torch; or the backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
         >>> import torch, genimg_fast as gf
