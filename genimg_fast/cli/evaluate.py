@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
         help="images to generate; default: as many as real ones to compare with",
     )
     new.add_argument("--features", choices=list(_FEATURES),
-                     help="network that judges: a small classifier of digits, for digits like scikit-learn's alone; "
+                     help="network that judges: a small classifier of digits, for digits like scikit-learn's; "
                      "an untrained network; or Inception v3. Default: digits for such, else random")  # fmt: skip
     new.add_argument("--weights", type=Path, metavar="FILE",
                      help="of Inception v3, torchvision's; default: downloaded, with --download")  # fmt: skip

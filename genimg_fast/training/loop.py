@@ -82,7 +82,17 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM or SIGHUP came, and everything is saved. Not caught, it ends Python with status 128 + signal."""
+    """SIGTERM or SIGHUP came, and everything is saved. Not caught, it ends Python with status 128 + signal.
+
+    Args:
+        message: What was saved, and where.
+        signum: Number of the signal.
+
+    Example:
+        >>> import signal, genimg_fast as gf
+        >>> gf.training.Terminated("stopped after step 7", signal.SIGTERM).code
+        143
+    """
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
