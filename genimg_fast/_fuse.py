@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn as torch_nn
+from torch import nn
 
-from genimg_fast import nn
+from genimg_fast.nn.stands_for import STAND_INS, become_torchs
 
-Model = TypeVar("Model", bound=torch_nn.Module)
-
-# The classes on the right add no state to those on the left, so changing an instance's class is all it takes.
-_FUSED = {
-    torch_nn.Sequential: nn.Sequential,
-    torch_nn.BatchNorm1d: nn.BatchNorm1d,
-    torch_nn.BatchNorm2d: nn.BatchNorm2d,
-    torch_nn.BatchNorm3d: nn.BatchNorm3d,
-    torch_nn.RNN: nn.RNN,
-    torch_nn.GRU: nn.GRU,
-    torch_nn.LSTM: nn.LSTM,
-    torch_nn.GRUCell: nn.GRUCell,
-    torch_nn.LSTMCell: nn.LSTMCell,
-}
-_PLAIN = {fused: plain for plain, fused in _FUSED.items()}
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse(model: Model) -> Model:
     """Make a model's ``Sequential``, batch norm and recurrent layers run on the fused operators, in place.
 
-    Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are.
+    Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are. A model that was
+    loaded whole, from what ``torch.save(model)`` wrote, has torch's layers: this makes them fused again.
 
     Args:
         model: Any module; subclasses of the torch layers are left alone.
@@ -42,7 +29,11 @@ def fuse(model: Model) -> Model:
         >>> type(model)
         <class 'genimg_fast.nn.sequential.Sequential'>
     """
-    return _change_classes(model, _FUSED)
+    for module in model.modules():
+        if type(module) in STAND_INS:
+            # They add no state to torch's classes, so changing an instance's class is all it takes.
+            module.__class__ = STAND_INS[type(module)]
+    return model
 
 
 def unfuse(model: Model) -> Model:
@@ -55,11 +46,6 @@ def unfuse(model: Model) -> Model:
     Returns:
         The same object.
     """
-    return _change_classes(model, _PLAIN)
-
-
-def _change_classes(model: Model, replacement: dict[type, type]) -> Model:
     for module in model.modules():
-        if type(module) in replacement:
-            module.__class__ = replacement[type(module)]
+        become_torchs(module)
     return model

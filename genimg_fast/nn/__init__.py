@@ -4,17 +4,20 @@
 submodule is there. ``BatchNorm1d/2d/3d``, ``Sequential``, ``RNN``, ``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell``
 run on the fused operators; ``BatchNormAct1d/2d/3d``, ``SyncBatchNormAct``, ``ConvLSTM2d``,
 ``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
+
+These names alone are replaced. Below them are torch's very modules with all that is in them:
+``genimg_fast.nn.functional is torch.nn.functional``, and ``genimg_fast.nn.modules.rnn.LSTM`` is torch's LSTM. To
+``isinstance``, ``==`` and dictionaries a replaced class is the same as torch's, so that both kinds of layers meet
+all of a script's and of torch's own tests.
+
+Files are torch's: a layer that is pickled, by ``torch.save(model)`` for one, names the class of torch.nn and
+loads wherever a file made with torch.nn would, with or without this package; ``genimg_fast.fuse(model)`` makes its
+layers fused again, and ``torch.load`` does so at once under ``safe_globals([nn.LSTM, ...])`` with the classes of
+this package. Programs made by ``torch.export`` and ``torch.jit`` run torch's operators. torch.ao's quantisation
+turns the layers it is given into torch's. Layers that torch.nn does not have need this package wherever they go.
 """
 
 from __future__ import annotations
-
-import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
-from collections.abc import Sequence
-from types import ModuleType
 
 import torch.nn
 from torch.nn import *  # noqa: F403
@@ -38,6 +41,7 @@ from genimg_fast.nn.recurrent import (
 from genimg_fast.nn.reparameterize_kl import DiagonalGaussian, GaussianReparameterization
 from genimg_fast.nn.sequential import Sequential as Sequential
 from genimg_fast.nn.sync_batch_norm_act import SyncBatchNormAct
+from genimg_fast.nn.torch_modules import install
 
 __all__ = [
     *(name for name in dir(torch.nn) if not name.startswith("_")),
@@ -51,36 +55,15 @@ __all__ = [
 ]
 
 
-class _TorchSubmodules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Serves ``import genimg_fast.nn.X`` with the very module ``torch.nn.X`` where this package has no X."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if not fullname.startswith(f"{__name__}."):
-            return None
-        if importlib.util.find_spec(self._torch_name(fullname)) is None:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return None
-
-    def exec_module(self, module: ModuleType) -> None:
-        # The import system hands back what stands in sys.modules: torch's module, its own __spec__ untouched.
-        sys.modules[module.__name__] = importlib.import_module(self._torch_name(module.__name__))
-
-    @staticmethod
-    def _torch_name(fullname: str) -> str:
-        return "torch.nn" + fullname.removeprefix(__name__)
-
-
-sys.meta_path.append(_TorchSubmodules())
+install()
 
 
 def __getattr__(name: str) -> object:
     # Names that torch.nn has but does not export with *, and whatever later versions add.
-    return getattr(torch.nn, name)
+    try:
+        return getattr(torch.nn, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:

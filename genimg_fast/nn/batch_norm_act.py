@@ -9,7 +9,7 @@ import torch
 import torch.fx
 from torch import Tensor, nn
 
-from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.nn.stands_for import StandIn, leaf
 from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act
 
 
@@ -33,9 +33,7 @@ def forward_batch_norm(
         Shape of ``input``.
     """
     if isinstance(input, torch.fx.Proxy):
-        # A tracer takes layers from torch.nn as leaves of its graph; this one is to be one as well.
-        arguments = (input,) if residual is None else (input, residual)
-        return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), arguments, {})
+        return leaf(module, input, residual)
     module._check_input_dim(input)
     running_mean, running_var = module.running_mean, module.running_var
     training = module.training or (running_mean is None and running_var is None)
@@ -74,24 +72,33 @@ def forward_batch_norm(
     return output
 
 
-class BatchNorm1d(nn.BatchNorm1d, metaclass=StandsFor):
-    """:class:`torch.nn.BatchNorm1d` on the fused operator."""
+_SMALLEST = (1, 1e-5, 0.1, True, True, "meta")
+
+
+class BatchNorm1d(nn.BatchNorm1d, StandIn):
+    """Here on the fused operator."""
+
+    _smallest = _SMALLEST
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (N, C) or (N, C, L)."""
         return forward_batch_norm(self, input)
 
 
-class BatchNorm2d(nn.BatchNorm2d, metaclass=StandsFor):
-    """:class:`torch.nn.BatchNorm2d` on the fused operator."""
+class BatchNorm2d(nn.BatchNorm2d, StandIn):
+    """Here on the fused operator."""
+
+    _smallest = _SMALLEST
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (N, C, H, W)."""
         return forward_batch_norm(self, input)
 
 
-class BatchNorm3d(nn.BatchNorm3d, metaclass=StandsFor):
-    """:class:`torch.nn.BatchNorm3d` on the fused operator."""
+class BatchNorm3d(nn.BatchNorm3d, StandIn):
+    """Here on the fused operator."""
+
+    _smallest = _SMALLEST
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (N, C, D, H, W)."""
@@ -150,6 +157,12 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         return f"{super().extra_repr()}, activation={self.activation}{slope}"
 
     qconfig = _RefusesSyncConversion()
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}; use a BatchNorm layer followed by the "
+            "activation in genimg_fast.nn.Sequential instead: it is fused just the same and compiles"
+        )
 
 
 class BatchNormAct1d(_BatchNormAct, BatchNorm1d):

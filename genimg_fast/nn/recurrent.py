@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
-from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.nn.stands_for import StandIn, leaf
 from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
 from genimg_fast.ops.recurrent import (
     GRU as GRU_CELL,
@@ -31,8 +31,6 @@ _CELLS = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "GRU": GRU_CELL, "LSTM": L
 
 def _forward(module: nn.RNNBase, torchs_forward: Any, input: Any, hx: Any) -> Any:
     """Do what torch's recurrent layers do in ``forward``; leave to them what is not fused, and every complaint."""
-    if isinstance(input, torch.fx.Proxy):
-        return _leaf(module, input, hx)
     result = _fused_forward(module, input, hx)
     return torchs_forward(input, hx) if result is None else result
 
@@ -50,13 +48,6 @@ def _choose_forward() -> Any:
     if torch.compiler.is_compiling() and not torch._dynamo.config.allow_rnn:
         return _forward_outside_graphs
     return _forward
-
-
-def _leaf(module: nn.Module, input: torch.fx.Proxy, hx: Any) -> torch.fx.Proxy:
-    # A tracer takes layers from torch.nn as leaves of its graph; these are to be some as well.
-    arguments = (input,) if hx is None else (input, hx)
-    tracer: Any = input.tracer
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, {})
 
 
 def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
@@ -188,24 +179,30 @@ def _run_layers(
     return x, h_n, c_n
 
 
-class RNN(nn.RNN, metaclass=StandsFor):
-    """:class:`torch.nn.RNN` on the fused operator."""
+class RNN(nn.RNN, StandIn):
+    """Here on the fused operator."""
+
+    _smallest = (1, 1, 1, "tanh", True, False, 0.0, False, 0, "meta")
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output and final state."""
         return _choose_forward()(self, super().forward, input, hx)
 
 
-class GRU(nn.GRU, metaclass=StandsFor):
-    """:class:`torch.nn.GRU` on the fused operator."""
+class GRU(nn.GRU, StandIn):
+    """Here on the fused operator."""
+
+    _smallest = (1, 1, 1, True, False, 0.0, False, 0, "meta")
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output and final state."""
         return _choose_forward()(self, super().forward, input, hx)
 
 
-class LSTM(nn.LSTM, metaclass=StandsFor):
-    """:class:`torch.nn.LSTM` on the fused operator; with ``proj_size`` it runs torch's."""
+class LSTM(nn.LSTM, StandIn):
+    """Here on the fused operator; with ``proj_size`` it runs torch's."""
+
+    _smallest = GRU._smallest
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Run all layers over ``input``, (T, B, I), (B, T, I), (T, I) or packed; return output, final states."""
@@ -242,13 +239,13 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
     return input, states
 
 
-class LSTMCell(nn.LSTMCell, metaclass=StandsFor):
-    """:class:`torch.nn.LSTMCell` on the fused update."""
+class LSTMCell(nn.LSTMCell, StandIn):
+    """Here on the fused update."""
+
+    _smallest = (1, 1, True, "meta")
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Take one step with ``input``, (B, I) or (I); return the new state and cell state."""
-        if isinstance(input, torch.fx.Proxy):
-            return _leaf(self, input, hx)
         operands = _cell_operands(self, input, hx)
         if operands is None or len(operands[1]) != 2:
             return super().forward(input, hx)
@@ -259,13 +256,13 @@ class LSTMCell(nn.LSTMCell, metaclass=StandsFor):
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
 
-class GRUCell(nn.GRUCell, metaclass=StandsFor):
-    """:class:`torch.nn.GRUCell` on the fused update."""
+class GRUCell(nn.GRUCell, StandIn):
+    """Here on the fused update."""
+
+    _smallest = (1, 1, True, "meta")
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """Take one step with ``input``, (B, I) or (I); return the new state."""
-        if isinstance(input, torch.fx.Proxy):
-            return _leaf(self, input, hx)
         operands = _cell_operands(self, input, hx)
         if operands is None or isinstance(hx, (tuple, list)):
             return super().forward(input, hx)
@@ -355,6 +352,8 @@ class ConvLSTM2d(nn.Module):
             States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
             of all layers after the last step, (num_layers, B, H, height, width) each.
         """
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx)
         if input.dim() != 5 or input.shape[2] != self.input_channels or 0 in input.shape[:2]:
             order = "(B, T, " if self.batch_first else "(T, B, "
             raise ValueError(

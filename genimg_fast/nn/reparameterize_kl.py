@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
+from genimg_fast.nn.stands_for import leaf
 from genimg_fast.ops.reparameterize_kl import reparameterize_kl
 
 
@@ -55,6 +57,8 @@ class GaussianReparameterization(nn.Module):
         Returns:
             ``z``, shape of ``mu`` (``mu`` itself in evaluation), and the divergence (B,) in nats.
         """
+        if isinstance(mu, torch.fx.Proxy):
+            return leaf(self, mu, logvar, noise=noise, seed=seed, generator=generator)
         if not self.training:
             noise, seed, generator = _no_noise(mu), None, None
         z, kl = reparameterize_kl(

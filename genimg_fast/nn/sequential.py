@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from genimg_fast.nn.batch_norm_act import BatchNorm1d, BatchNorm2d, BatchNorm3d, forward_batch_norm
-from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.nn.batch_norm_act import forward_batch_norm
+from genimg_fast.nn.stands_for import StandIn, torch_class
 
 # Exact types: a subclass may do something else in its forward.
-_BATCH_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm1d, BatchNorm2d, BatchNorm3d}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -26,7 +26,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _fused_activation(first: nn.Module, second: nn.Module) -> tuple[str, float] | None:
     """Activation name and slope if the two modules can run as one operator, else None."""
-    if type(first) not in _BATCH_NORMS or not (_is_plain(first) and _is_plain(second)):
+    if torch_class(type(first)) not in _BATCH_NORMS or not (_is_plain(first) and _is_plain(second)):
         return None
     if type(second) is nn.ReLU:
         return "relu", 0.0
@@ -35,19 +35,13 @@ def _fused_activation(first: nn.Module, second: nn.Module) -> tuple[str, float] 
     return None
 
 
-class Sequential(nn.Sequential, metaclass=StandsFor):
-    """:class:`torch.nn.Sequential` in which batch norm followed by ReLU or LeakyReLU runs fused.
+class Sequential(nn.Sequential, StandIn):
+    """Here batch norm followed by ReLU or LeakyReLU runs fused.
 
-    The module tree, ``state_dict`` keys, indexing and slicing are those of torch; modules with hooks run one by
-    one, so that the hooks see what they always saw.
-
-    Example:
-        >>> import torch
-        >>> from genimg_fast import nn
-        >>> block = nn.Sequential(nn.Conv2d(3, 64, 4), nn.BatchNorm2d(64), nn.LeakyReLU(0.2))
-        >>> block(torch.randn(2, 3, 16, 16)).shape
-        torch.Size([2, 64, 13, 13])
+    Modules with hooks run one by one, so that the hooks see what they always saw.
     """
+
+    _smallest = ()
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
