@@ -15,7 +15,7 @@ def fuse(model: Model) -> Model:
     """Make a model's ``Sequential``, batch norm and recurrent layers run on the fused operators, in place.
 
     Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are. A model that was
-    loaded whole (``torch.load`` of a ``torch.save(model)``) consists of torch's layers: this fuses them again.
+    loaded whole, from what ``torch.save(model)`` wrote, has torch's layers: this makes them fused again.
 
     Args:
         model: Any module; subclasses of the torch layers are left alone.

@@ -51,9 +51,18 @@ class StandsFor(ABCMeta):
 
         cloudpickle takes a class apart whose name leads to another one, and builds it again where it unpickles.
         """
-        if len(bases) == 2 and bases[1] is StandIn and bases[0] in STAND_INS:
-            return STAND_INS[bases[0]]
+        # Without a class statement, the place where type() was called; ABCMeta's own call would hide it.
+        module = namespace.setdefault("__module__", sys._getframe(1).f_globals.get("__name__", ""))
+        plain = getattr(sys.modules.get(module), name, None)
+        if isinstance(plain, type) and plain.__module__ == module and plain in STAND_INS:
+            return STAND_INS[plain]
         return super().__new__(meta, name, bases, namespace, **kwargs)
+
+    @property
+    def __bases__(cls) -> tuple[type, ...]:  # type: ignore[override]
+        """Those of the torch class: with that class itself, which is its equal, no tree of classes would end."""
+        bases: tuple[type, ...] = type.__dict__["__bases__"].__get__(torch_class(cls))
+        return bases
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return cls.__subclasscheck__(type(instance))

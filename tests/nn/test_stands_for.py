@@ -20,6 +20,10 @@ import genimg_fast as gf
 from genimg_fast import nn
 from genimg_fast.nn.stands_for import STAND_INS
 
+pytestmark = pytest.mark.filterwarnings(  # of the tools
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+)
+
 ARGUMENTS = {
     "BatchNorm1d": (3,), "BatchNorm2d": (3,), "BatchNorm3d": (3,), "Sequential": (torch.nn.ReLU(),),
     "RNN": (3, 4, 2, "relu"), "GRU": (3, 4), "LSTM": (3, 4, 2), "GRUCell": (3, 4), "LSTMCell": (3, 4),
@@ -48,6 +52,7 @@ def test_class_is_torchs_but_for_identity(name):
     assert inspect.signature(ours) == inspect.signature(plain)
     assert inspect.signature(ours.forward) == inspect.signature(plain.forward)
     assert inspect.getdoc(ours).startswith(inspect.getdoc(plain))
+    assert inspect.getclasstree([ours])[1][0][0] is ours
 
     class Derived(ours):
         pass
@@ -113,6 +118,7 @@ class Derived(nn.LSTM):
 
 def test_parametrised_layers_are_copied_and_restored():
     layer = torch.nn.utils.parametrizations.weight_norm(make("LSTM"), "weight_hh_l0")
+    assert type(layer).__module__ == "torch.nn.utils.parametrize"
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(copy.deepcopy(layer)(x)[0], layer(x)[0])
     torch.nn.utils.parametrize.remove_parametrizations(layer, "weight_hh_l0")
@@ -244,8 +250,6 @@ CASES = [
 
 @pytest.mark.parametrize("fused", [False, True], ids=["gf.nn", "gf.fuse"])
 @pytest.mark.parametrize(("network", "tool"), CASES, ids=lambda v: v.__name__)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_tools_do_as_with_torchs_layers(network, tool, fused):
     plain = network(torch.nn).eval()
     for module in plain.modules():
