@@ -59,16 +59,17 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
   // (layers * directions, B, H); weights has weight_ih, weight_hh and, all or none, bias_ih, bias_hh of each layer and
   // direction, shaped and ordered as in torch.nn.  The first direction goes from the last step to the first if
   // `reverse`, the second one, there if `bidirectional`, the other way.  c_n is empty unless the cell is an LSTM.
-  // kept is empty unless `keep`, else what backward needs: the outputs of all layers but the last, and, if R > 0, a
-  // reserve (rows, R*H) of each layer and direction.
+  // kept is empty unless `keep`, else what backward needs: the outputs of all layers, the last one's a second time,
+  // since whoever gets `output` may change it; then, if R > 0, a reserve (rows, R*H) of each layer and direction.
   m.def(
       "recurrent(Tensor input, Tensor h0, Tensor? c0, Tensor? batch_sizes, Tensor[] weights, int cell, "
       "bool bidirectional, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor[] kept)");
-  // Its gradients.  Those that are not needed come back empty, and grad_weights without tensors.
+  // Its gradients, from weights without the biases.  Those that are not needed come back empty, and grad_weights
+  // without tensors; else it has those of the biases, too, if `biased`.
   m.def(
-      "recurrent_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor output, "
-      "Tensor h0, Tensor? c0, Tensor? batch_sizes, Tensor[] kept, Tensor[] weights, int cell, bool bidirectional, "
-      "bool reverse, bool need_input, bool need_weights) "
+      "recurrent_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, Tensor h0, "
+      "Tensor? c0, Tensor? batch_sizes, Tensor[] kept, Tensor[] weights, int cell, bool bidirectional, bool reverse, "
+      "bool biased, bool need_input, bool need_weights) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   // The recurrence of one layer and direction, on CUDA, where torch's products project the input: states are (B, H),
   // gates (T, B, G*H), or (N, G*H) with batch_sizes, and hold all biases but bias_n, GRU's within the reset gate.

@@ -20,8 +20,8 @@ struct Sequence {
 };
 
 inline Cell check_cell(int64_t cell) {
-  STD_TORCH_CHECK(cell >= 0 && cell <= 3,
-                  "recurrent: cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got ", cell);
+  GENIMG_FAST_CHECK(cell >= 0 && cell <= 3,
+                    "recurrent: cell must be 0 (tanh RNN), 1 (relu RNN), 2 (GRU) or 3 (LSTM), got ", cell);
   return static_cast<Cell>(cell);
 }
 
@@ -34,16 +34,16 @@ inline std::string shape_of(const Tensor& t) {
 // t must have the first tensor's dtype and device, and these sizes.
 inline void check_operand(const Tensor& t, const Tensor& first, std::initializer_list<int64_t> sizes,
                           const char* name) {
-  STD_TORCH_CHECK(t.device() == first.device(), "recurrent: ", name, " must be on the device of the other tensors");
-  STD_TORCH_CHECK(t.scalar_type() == first.scalar_type(), "recurrent: ", name,
-                  " must have the dtype of the other tensors");
+  GENIMG_FAST_CHECK(t.device() == first.device(), "recurrent: ", name, " must be on the device of the other tensors");
+  GENIMG_FAST_CHECK(t.scalar_type() == first.scalar_type(), "recurrent: ", name,
+                    " must have the dtype of the other tensors");
   bool same = t.dim() == static_cast<int64_t>(sizes.size());
   int64_t d = 0;
   for (int64_t size : sizes) same = same && t.size(d++) == size;
   if (!same) {
     std::string expected;
     for (int64_t size : sizes) expected += (expected.empty() ? "" : ", ") + std::to_string(size);
-    STD_TORCH_CHECK(false, "recurrent: ", name, " must have shape (", expected, "), got ", shape_of(t));
+    GENIMG_FAST_CHECK(false, "recurrent: ", name, " must have shape (", expected, "), got ", shape_of(t));
   }
 }
 
@@ -56,49 +56,50 @@ inline void check_operand(const OptionalTensor& t, const Tensor& first, std::ini
 // (..., batch, hidden).
 inline Sequence check_sequence(const Tensor& data, int64_t width, const Tensor& h0, const OptionalTensor& batch_sizes,
                                const char* name) {
-  STD_TORCH_CHECK(is_supported(data.scalar_type()), "recurrent: ", name,
-                  " must be float32, float64, bfloat16 or float16");
+  GENIMG_FAST_CHECK(is_supported(data.scalar_type()), "recurrent: ", name,
+                    " must be float32, float64, bfloat16 or float16");
   Sequence s{0, h0.size(h0.dim() - 2), h0.size(h0.dim() - 1), {}};
-  STD_TORCH_CHECK(s.hidden > 0, "recurrent: the hidden size must be greater than 0");
+  GENIMG_FAST_CHECK(s.hidden > 0, "recurrent: the hidden size must be greater than 0");
   const int64_t dim = batch_sizes ? 2 : 3;
-  STD_TORCH_CHECK(data.dim() == dim && data.size(dim - 1) == width, "recurrent: ", name, " must have shape (",
-                  batch_sizes ? "rows" : "steps, batch", ", ", width, "), got ", shape_of(data));
+  GENIMG_FAST_CHECK(data.dim() == dim && data.size(dim - 1) == width, "recurrent: ", name, " must have shape (",
+                    batch_sizes ? "rows" : "steps, batch", ", ", width, "), got ", shape_of(data));
   if (!batch_sizes) {
-    STD_TORCH_CHECK(data.size(1) == s.batch, "recurrent: ", name, " has ", data.size(1), " sequences, h0 has ",
-                    s.batch);
+    GENIMG_FAST_CHECK(data.size(1) == s.batch, "recurrent: ", name, " has ", data.size(1), " sequences, h0 has ",
+                      s.batch);
     s.steps = data.size(0);
     s.offsets.resize(s.steps + 1);
     for (int64_t t = 0; t <= s.steps; ++t) s.offsets[t] = t * s.batch;
     return s;
   }
-  STD_TORCH_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu() &&
-                      batch_sizes->is_contiguous(),
-                  "recurrent: batch_sizes must be a contiguous one-dimensional int64 tensor on the CPU");
+  GENIMG_FAST_CHECK(batch_sizes->dim() == 1 && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->is_cpu(),
+                    "recurrent: batch_sizes must be a one-dimensional int64 tensor on the CPU");
   s.steps = batch_sizes->size(0);
   s.offsets.resize(s.steps + 1);
-  const int64_t* sizes = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
-  for (int64_t t = 0; t < s.steps; ++t) {
-    STD_TORCH_CHECK(sizes[t] >= 0 && (t == 0 ? sizes[t] == s.batch : sizes[t] <= sizes[t - 1]),
-                    "recurrent: batch_sizes must begin with the batch size of h0, ", s.batch,
-                    ", and never increase; element ", t, " is ", sizes[t]);
-    s.offsets[t + 1] = s.offsets[t] + sizes[t];
+  const int64_t* const sizes = static_cast<const int64_t*>(batch_sizes->const_data_ptr());
+  for (int64_t t = 0, before = s.batch; t < s.steps; ++t) {
+    const int64_t size = sizes[t * batch_sizes->stride(0)];
+    GENIMG_FAST_CHECK(size >= 0 && (t == 0 ? size == before : size <= before),
+                      "recurrent: batch_sizes must begin with the batch size of h0, ", s.batch,
+                      ", and never increase; element ", t, " is ", size);
+    s.offsets[t + 1] = s.offsets[t] + size;
+    before = size;
   }
-  STD_TORCH_CHECK(s.rows() == data.size(0), "recurrent: batch_sizes add up to ", s.rows(), ", but ", name, " has ",
-                  data.size(0), " rows");
+  GENIMG_FAST_CHECK(s.rows() == data.size(0), "recurrent: batch_sizes add up to ", s.rows(), ", but ", name, " has ",
+                    data.size(0), " rows");
   return s;
 }
 
 // Checks every argument of recurrent_steps.
 inline Sequence check_forward(const Tensor& gates, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
                               const OptionalTensor& bias_n, const OptionalTensor& batch_sizes, Cell cell) {
-  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
+  GENIMG_FAST_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
   const int64_t width = gate_count(cell) * h0.size(1);
   const Sequence s = check_sequence(gates, width, h0, batch_sizes, "gates");
   check_operand(h0, gates, {s.batch, s.hidden}, "h0");
   check_operand(weight_hh, gates, {width, s.hidden}, "weight_hh");
-  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  GENIMG_FAST_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
   check_operand(c0, gates, {s.batch, s.hidden}, "c0");
-  STD_TORCH_CHECK(!bias_n || cell == Cell::gru, "recurrent: bias_n belongs to a GRU, and to no other cell");
+  GENIMG_FAST_CHECK(!bias_n || cell == Cell::gru, "recurrent: bias_n belongs to a GRU, and to no other cell");
   check_operand(bias_n, gates, {s.hidden}, "bias_n");
   return s;
 }
@@ -108,11 +109,11 @@ inline Sequence check_backward(const OptionalTensor& grad_output, const Optional
                                const OptionalTensor& grad_c_n, const Tensor& output, const Tensor& reserve,
                                const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
                                const OptionalTensor& batch_sizes, Cell cell) {
-  STD_TORCH_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
+  GENIMG_FAST_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
   const Sequence s = check_sequence(output, h0.size(1), h0, batch_sizes, "output");
   check_operand(h0, output, {s.batch, s.hidden}, "h0");
   check_operand(weight_hh, output, {gate_count(cell) * s.hidden, s.hidden}, "weight_hh");
-  STD_TORCH_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  GENIMG_FAST_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
   check_operand(c0, output, {s.batch, s.hidden}, "c0");
   if (reserve_count(cell) > 0) check_operand(reserve, output, {s.rows(), reserve_count(cell) * s.hidden}, "reserve");
   if (grad_output) {
@@ -122,7 +123,7 @@ inline Sequence check_backward(const OptionalTensor& grad_output, const Optional
       check_operand(*grad_output, output, {s.steps, s.batch, s.hidden}, "grad_output");
   }
   check_operand(grad_h_n, output, {s.batch, s.hidden}, "grad_h_n");
-  STD_TORCH_CHECK(!grad_c_n || cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
+  GENIMG_FAST_CHECK(!grad_c_n || cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
   check_operand(grad_c_n, output, {s.batch, s.hidden}, "grad_c_n");
   return s;
 }
@@ -157,20 +158,20 @@ inline Stack check_stack(const Tensor& input, const Tensor& h0, const OptionalTe
   s.cell = check_cell(cell);
   s.packed = batch_sizes.has_value();
   s.directions = bidirectional ? 2 : 1;
-  STD_TORCH_CHECK(h0.dim() == 3 && h0.size(0) > 0 && h0.size(0) % s.directions == 0,
-                  "recurrent: h0 must have shape (layers * ", s.directions, ", batch, hidden), got ", shape_of(h0));
-  STD_TORCH_CHECK(input.dim() == (s.packed ? 2 : 3), "recurrent: input must have shape (",
-                  s.packed ? "rows" : "steps, batch", ", features), got ", shape_of(input));
+  GENIMG_FAST_CHECK(h0.dim() == 3 && h0.size(0) > 0 && h0.size(0) % s.directions == 0,
+                    "recurrent: h0 must have shape (layers * ", s.directions, ", batch, hidden), got ", shape_of(h0));
+  GENIMG_FAST_CHECK(input.dim() == (s.packed ? 2 : 3), "recurrent: input must have shape (",
+                    s.packed ? "rows" : "steps, batch", ", features), got ", shape_of(input));
   s.parts = h0.size(0);
   s.features = input.size(input.dim() - 1);
   s.sequence = check_sequence(input, s.features, h0, batch_sizes, "input");
   const int64_t batch = s.sequence.batch, hidden = s.sequence.hidden, rows = gate_count(s.cell) * hidden;
   check_operand(h0, input, {s.parts, batch, hidden}, "h0");
-  STD_TORCH_CHECK(c0.has_value() == (s.cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  GENIMG_FAST_CHECK(c0.has_value() == (s.cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
   check_operand(c0, input, {s.parts, batch, hidden}, "c0");
   const int64_t count = weights.size();
-  STD_TORCH_CHECK(count == 2 * s.parts || count == 4 * s.parts, "recurrent: ", s.parts,
-                  " layers times directions have 2 or 4 weights each, got ", count, " in all");
+  GENIMG_FAST_CHECK(count == 2 * s.parts || count == 4 * s.parts, "recurrent: ", s.parts,
+                    " layers times directions have 2 or 4 weights each, got ", count, " in all");
   s.parameters = count / s.parts;
   for (int64_t k = 0; k < s.parts; ++k) {
     const Tensor* const w = &weights[k * s.parameters];
@@ -185,16 +186,15 @@ inline Stack check_stack(const Tensor& input, const Tensor& h0, const OptionalTe
 
 // Checks the arguments that recurrent_backward has beside those of recurrent.
 inline void check_stack_backward(const Stack& s, const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                                 const OptionalTensor& grad_c_n, const Tensor& output, const std::vector<Tensor>& kept,
-                                 const Tensor& input) {
+                                 const OptionalTensor& grad_c_n, const std::vector<Tensor>& kept, const Tensor& input) {
   const int64_t batch = s.sequence.batch, hidden = s.sequence.hidden, values = reserve_count(s.cell) * hidden;
-  check_rows(output, input, s.sequence, s.packed, s.width(), "output");
+  GENIMG_FAST_CHECK(s.parameters == 2, "recurrent: backward takes weight_ih and weight_hh only, without biases");
   if (grad_output) check_rows(*grad_output, input, s.sequence, s.packed, s.width(), "grad_output");
   check_operand(grad_h_n, input, {s.parts, batch, hidden}, "grad_h_n");
-  STD_TORCH_CHECK(!grad_c_n || s.cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
+  GENIMG_FAST_CHECK(!grad_c_n || s.cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
   check_operand(grad_c_n, input, {s.parts, batch, hidden}, "grad_c_n");
-  const int64_t outputs = s.layers() - 1, count = kept.size(), expected = outputs + (values > 0 ? s.parts : 0);
-  STD_TORCH_CHECK(count == expected, "recurrent: kept must have ", expected, " tensors, got ", count);
+  const int64_t outputs = s.layers(), count = kept.size(), expected = outputs + (values > 0 ? s.parts : 0);
+  GENIMG_FAST_CHECK(count == expected, "recurrent: kept must have ", expected, " tensors, got ", count);
   for (int64_t k = 0; k < count; ++k) {
     if (k < outputs)
       check_rows(kept[k], input, s.sequence, s.packed, s.width(), "kept output");
@@ -211,21 +211,21 @@ struct CellShape {
 
 // gates is (batch, G * hidden, *) for a state (batch, hidden, *).
 inline void check_gates(const Tensor& gates, const Tensor& state, int gate_count, const char* name) {
-  STD_TORCH_CHECK(is_supported(state.scalar_type()),
-                  "cell update: tensors must be float32, float64, bfloat16 or float16");
-  STD_TORCH_CHECK(gates.device() == state.device() && gates.scalar_type() == state.scalar_type(), "cell update: ", name,
-                  " must have the state's dtype and device");
+  GENIMG_FAST_CHECK(is_supported(state.scalar_type()),
+                    "cell update: tensors must be float32, float64, bfloat16 or float16");
+  GENIMG_FAST_CHECK(gates.device() == state.device() && gates.scalar_type() == state.scalar_type(),
+                    "cell update: ", name, " must have the state's dtype and device");
   bool same = state.dim() >= 2 && gates.dim() == state.dim();
   for (int64_t d = 0; same && d < state.dim(); ++d) same = gates.size(d) == state.size(d) * (d == 1 ? gate_count : 1);
-  STD_TORCH_CHECK(same, "cell update: ", name, " must have ", gate_count, " times the state's size along dimension 1, ",
-                  "and its size elsewhere: the state has shape ", shape_of(state), ", ", name, " has ",
-                  shape_of(gates));
+  GENIMG_FAST_CHECK(same, "cell update: ", name, " must have ", gate_count,
+                    " times the state's size along dimension 1, ", "and its size elsewhere: the state has shape ",
+                    shape_of(state), ", ", name, " has ", shape_of(gates));
 }
 
 inline void check_like_state(const Tensor& t, const Tensor& state, const char* name) {
-  STD_TORCH_CHECK(t.device() == state.device() && t.scalar_type() == state.scalar_type() && same_shape(t, state),
-                  "cell update: ", name, " must have the state's dtype, device and shape ", shape_of(state), ", got ",
-                  shape_of(t));
+  GENIMG_FAST_CHECK(t.device() == state.device() && t.scalar_type() == state.scalar_type() && same_shape(t, state),
+                    "cell update: ", name, " must have the state's dtype, device and shape ", shape_of(state), ", got ",
+                    shape_of(t));
 }
 
 // channels_last where the gates are dense in it and in nothing else, else contiguous.

@@ -30,8 +30,8 @@ Samples describe_samples(const std::array<const Tensor*, N>& tensors, std::array
     if (merges) {
       samples.sizes[samples.dims - 1] *= shape[d];
     } else {
-      STD_TORCH_CHECK(samples.dims < max_sample_dims, "reparameterize_kl: the tensors' strides make more than ",
-                      max_sample_dims, " separate dimensions of a sample; call contiguous() on them");
+      GENIMG_FAST_CHECK(samples.dims < max_sample_dims, "reparameterize_kl: the tensors' strides make more than ",
+                        max_sample_dims, " separate dimensions of a sample; call contiguous() on them");
       samples.sizes[samples.dims] = shape[d];
       for (size_t k = 0; k < N; ++k)
         if (strides[k] != nullptr) layouts[k].strides[samples.dims] = strides[k][d];
@@ -64,37 +64,37 @@ struct ReparameterizeKlArguments {
   bool per_element;
 
   void check() const {
-    STD_TORCH_CHECK(mu.dim() >= 1, "reparameterize_kl: mu must have at least 1 dimension (B, ...), got 0");
-    STD_TORCH_CHECK(is_supported(mu.scalar_type()),
-                    "reparameterize_kl: mu must be float32, float64, bfloat16 or float16");
+    GENIMG_FAST_CHECK(mu.dim() >= 1, "reparameterize_kl: mu must have at least 1 dimension (B, ...), got 0");
+    GENIMG_FAST_CHECK(is_supported(mu.scalar_type()),
+                      "reparameterize_kl: mu must be float32, float64, bfloat16 or float16");
     check_like_mu(logvar, "logvar");
     check_like_mu(noise, "noise");
     check_like_mu(prior_mu, "prior_mu");
     check_like_mu(prior_logvar, "prior_logvar");
-    STD_TORCH_CHECK(prior_mu.has_value() == prior_logvar.has_value(),
-                    "reparameterize_kl: prior_mu and prior_logvar must be given together");
-    STD_TORCH_CHECK(noise.has_value() != seed.has_value(),
-                    "reparameterize_kl: exactly one of noise and seed must be given");
+    GENIMG_FAST_CHECK(prior_mu.has_value() == prior_logvar.has_value(),
+                      "reparameterize_kl: prior_mu and prior_logvar must be given together");
+    GENIMG_FAST_CHECK(noise.has_value() != seed.has_value(),
+                      "reparameterize_kl: exactly one of noise and seed must be given");
     if (seed) {
-      STD_TORCH_CHECK(seed->scalar_type() == ScalarType::Long && seed->dim() == 0,
-                      "reparameterize_kl: seed must be a 0-dimensional int64 tensor");
-      STD_TORCH_CHECK(seed->device() == mu.device(), "reparameterize_kl: seed must be on mu's device");
+      GENIMG_FAST_CHECK(seed->scalar_type() == ScalarType::Long && seed->dim() == 0,
+                        "reparameterize_kl: seed must be a 0-dimensional int64 tensor");
+      GENIMG_FAST_CHECK(seed->device() == mu.device(), "reparameterize_kl: seed must be on mu's device");
     }
-    STD_TORCH_CHECK(logvar_min <= logvar_max, "reparameterize_kl: logvar_min must be at most logvar_max, got ",
-                    logvar_min, " and ", logvar_max);
-    STD_TORCH_CHECK(free_bits >= 0 && std::isfinite(free_bits),
-                    "reparameterize_kl: free_bits must be finite and at least 0, got ", free_bits);
+    GENIMG_FAST_CHECK(logvar_min <= logvar_max, "reparameterize_kl: logvar_min must be at most logvar_max, got ",
+                      logvar_min, " and ", logvar_max);
+    GENIMG_FAST_CHECK(free_bits >= 0 && std::isfinite(free_bits),
+                      "reparameterize_kl: free_bits must be finite and at least 0, got ", free_bits);
   }
 
   void check_gradients(const OptionalTensor& grad_z, const OptionalTensor& grad_kl) const {
     check_like_mu(grad_z, "grad_z");
     if (!grad_kl) return;
-    STD_TORCH_CHECK(grad_kl->device() == mu.device(), "reparameterize_kl: grad_kl must be on mu's device");
-    STD_TORCH_CHECK(grad_kl->scalar_type() == statistics_type(mu.scalar_type()),
-                    "reparameterize_kl: grad_kl must be float64 for float64 mu and float32 otherwise");
+    GENIMG_FAST_CHECK(grad_kl->device() == mu.device(), "reparameterize_kl: grad_kl must be on mu's device");
+    GENIMG_FAST_CHECK(grad_kl->scalar_type() == statistics_type(mu.scalar_type()),
+                      "reparameterize_kl: grad_kl must be float64 for float64 mu and float32 otherwise");
     const bool fits = per_element ? same_shape(*grad_kl, mu) : grad_kl->dim() == 1 && grad_kl->size(0) == mu.size(0);
-    STD_TORCH_CHECK(fits, "reparameterize_kl: grad_kl must have kl's shape, ",
-                    per_element ? "that of mu" : "one value per sample");
+    GENIMG_FAST_CHECK(fits, "reparameterize_kl: grad_kl must have kl's shape, ",
+                      per_element ? "that of mu" : "one value per sample");
   }
 
   // The KL divergence, contiguous: per sample, or per element.
@@ -107,9 +107,9 @@ struct ReparameterizeKlArguments {
 
  private:
   void check_like_mu(const Tensor& t, const char* name) const {
-    STD_TORCH_CHECK(t.device() == mu.device(), "reparameterize_kl: ", name, " must be on mu's device");
-    STD_TORCH_CHECK(t.scalar_type() == mu.scalar_type(), "reparameterize_kl: ", name, " must have mu's dtype");
-    STD_TORCH_CHECK(same_shape(t, mu), "reparameterize_kl: ", name, " must have mu's shape");
+    GENIMG_FAST_CHECK(t.device() == mu.device(), "reparameterize_kl: ", name, " must be on mu's device");
+    GENIMG_FAST_CHECK(t.scalar_type() == mu.scalar_type(), "reparameterize_kl: ", name, " must have mu's dtype");
+    GENIMG_FAST_CHECK(same_shape(t, mu), "reparameterize_kl: ", name, " must have mu's shape");
   }
   void check_like_mu(const OptionalTensor& t, const char* name) const {
     if (t) check_like_mu(*t, name);

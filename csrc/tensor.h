@@ -4,10 +4,11 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 
 namespace genimg_fast {
 
@@ -15,6 +16,19 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+
+// Throws a RuntimeError of these words alone: torch's own macro puts function, file and line before them.
+#define GENIMG_FAST_CHECK(condition, ...)               \
+  do {                                                  \
+    if (!(condition)) ::genimg_fast::fail(__VA_ARGS__); \
+  } while (false)
 
 inline bool is_supported(ScalarType t) {
   return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;

@@ -102,7 +102,8 @@ template <class T, class E>
 struct Forward : Steps {
   Layout from_input, from_state;
   const T *h0, *c0;
-  T *output, *h_n, *c_n, *reserve;  // reserve: or null
+  T *output, *h_n, *c_n;
+  T *output_copy, *reserve;  // or null
   const E* input;
   int64_t input_stride;
   E *input_panels, *state_panels;
@@ -323,13 +324,17 @@ void run(const Stack& stack, int64_t weights, int64_t weight_bytes, int64_t pane
                 [&](int64_t i) { tile(i / count, bounds[i % count], bounds[i % count + 1]); });
 }
 
-Tensor as_dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+Tensor as_dense(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = empty_output(t, MemoryFormat::Contiguous);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
 
 OptionalTensor as_dense(const OptionalTensor& t) { return t ? OptionalTensor(as_dense(*t)) : t; }
 
 std::vector<Tensor> as_dense(std::vector<Tensor> tensors) {
-  for (Tensor& t : tensors)
-    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
+  for (Tensor& t : tensors) t = as_dense(t);
   return tensors;
 }
 
@@ -396,10 +401,11 @@ struct ForwardTensors {
   std::vector<Tensor> kept;
 };
 
-// Parts first_part, ... of the stack: the directions of one layer.
+// Parts first_part, ... of the stack: the directions of one layer.  The output is written to output_copy, too, if there
+// is one.
 template <class T, class E>
 void forward_layer(const Stack& stack, int64_t first_part, const Tensor& input, bool reverse, ForwardTensors& tensors,
-                   Tensor& output) {
+                   Tensor& output, Tensor* output_copy) {
   using A = Acc<T>;
   const Cell kind = stack.cell;
   const int64_t H = stack.sequence.hidden, N = stack.sequence.rows(), B = stack.sequence.batch;
@@ -419,10 +425,11 @@ void forward_layer(const Stack& stack, int64_t first_part, const Tensor& input, 
     job.h0 = part_of(data<T>(std::as_const(tensors.h0)), stack, part);
     job.c0 = part_of(data_or_null<T>(tensors.c0), stack, part);
     job.output = data<T>(output) + d * H;
+    job.output_copy = output_copy ? data<T>(*output_copy) + d * H : nullptr;
     job.h_n = part_of(data<T>(tensors.h_n), stack, part);
     job.c_n = part_of(data<T>(tensors.c_n), stack, part);
     const bool keep = !tensors.kept.empty() && reserve_count(kind) > 0;
-    job.reserve = keep ? data<T>(tensors.kept[stack.layers() - 1 + part]) : nullptr;
+    job.reserve = keep ? data<T>(tensors.kept[stack.layers() + part]) : nullptr;
     // Rows that end with an incomplete factor have to be padded.
     input_as_it_is = std::is_same<T, E>::value && features == job.from_input.depth;
     job.input_stride = input_as_it_is ? features : round_up(features);
@@ -494,7 +501,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent(Tensor input_,
                          {}};
   const int64_t values = reserve_count(stack.cell) * H;
   if (keep) {
-    for (int64_t layer = 0; layer + 1 < stack.layers(); ++layer)
+    for (int64_t layer = 0; layer < stack.layers(); ++layer)
       tensors.kept.push_back(empty_rows(input, stack, stack.width()));
     for (int64_t part = 0; values > 0 && part < stack.parts; ++part) tensors.kept.push_back(empty(input, {N, values}));
   }
@@ -506,8 +513,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent(Tensor input_,
   dispatch(input.scalar_type(), [&](auto element, auto operand) {
     for (int64_t layer = 0; layer < stack.layers(); ++layer) {
       const bool last = layer + 1 == stack.layers();
-      Tensor to = last ? output : keep ? tensors.kept[layer] : empty_rows(input, stack, stack.width());
-      forward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, input, reverse, tensors, to);
+      Tensor to = keep ? tensors.kept[layer] : last ? output : empty_rows(input, stack, stack.width());
+      forward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, input, reverse, tensors, to,
+                                                          keep && last ? &output : nullptr);
       input = to;
     }
   });
@@ -613,7 +621,7 @@ void backward_layer(const Stack& stack, int64_t first_part, const Tensor& input,
     job.grad_h_n = part_of(data_or_null<T>(tensors.grad_h_n), stack, part);
     job.grad_c_n = part_of(data_or_null<T>(tensors.grad_c_n), stack, part);
     job.output = data<T>(output) + d * H;
-    job.reserve = reserve_count(kind) > 0 ? data<T>(std::as_const(tensors.kept[stack.layers() - 1 + part])) : nullptr;
+    job.reserve = reserve_count(kind) > 0 ? data<T>(std::as_const(tensors.kept[stack.layers() + part])) : nullptr;
     job.h0 = part_of(data<T>(std::as_const(tensors.h0)), stack, part);
     job.c0 = part_of(data_or_null<T>(tensors.c0), stack, part);
     job.grad_input = data<T>(grad_input);
@@ -635,7 +643,7 @@ void backward_layer(const Stack& stack, int64_t first_part, const Tensor& input,
   parallel_each(directions * panels, threads_for(directions * weights, thread_packed), [&](int64_t i) {
     const int64_t d = i / panels, p = i % panels, q = p - like.to_state.panels;
     const Backward<T, E>& job = jobs[d];
-    const Tensor* const w = &tensors.weights[(first_part + d) * stack.parameters];
+    const Tensor* const w = &tensors.weights[(first_part + d) * 2];
     if (q < 0) {
       OPERAND_DISPATCH(E, pack(job.to_state, p, data<T>(w[1]), H, G, first_gate(kind), job.state_panels));
     } else {
@@ -667,14 +675,14 @@ void backward_layer(const Stack& stack, int64_t first_part, const Tensor& input,
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
-    OptionalTensor grad_output_, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor input_, Tensor output_,
-    Tensor h0, OptionalTensor c0, OptionalTensor batch_sizes, std::vector<Tensor> kept, std::vector<Tensor> weights,
-    int64_t cell, bool bidirectional, bool reverse, bool need_input, bool need_weights) {
-  const Stack stack = check_stack(input_, h0, c0, batch_sizes, weights, cell, bidirectional);
-  check_stack_backward(stack, grad_output_, grad_h_n, grad_c_n, output_, kept, input_);
-  const int64_t H = stack.sequence.hidden, B = stack.sequence.batch;
+    OptionalTensor grad_output_, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor input_, Tensor h0,
+    OptionalTensor c0, OptionalTensor batch_sizes, std::vector<Tensor> kept, std::vector<Tensor> weights, int64_t cell,
+    bool bidirectional, bool reverse, bool biased, bool need_input, bool need_weights) {
+  Stack stack = check_stack(input_, h0, c0, batch_sizes, weights, cell, bidirectional);
+  check_stack_backward(stack, grad_output_, grad_h_n, grad_c_n, kept, input_);
+  stack.parameters = biased ? 4 : 2;  // that have gradients
+  const int64_t H = stack.sequence.hidden, B = stack.sequence.batch, rows = gate_count(stack.cell) * H;
   const Tensor input = as_dense(input_);
-  Tensor output = as_dense(output_);
   OptionalTensor grad_output = as_dense(grad_output_);
   Tensor grad_input = need_input ? empty_rows(input, stack, stack.features) : nothing(input);
   BackwardTensors tensors{as_dense(grad_h_n),
@@ -688,8 +696,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
                           {},
                           {}};
   if (need_weights) {
-    for (const Tensor& w : tensors.weights)
-      tensors.grad_weights.push_back(w.dim() == 2 ? empty(input, {w.size(0), w.size(1)}) : empty(input, {w.size(0)}));
+    for (int64_t part = 0; part < stack.parts; ++part) {
+      for (int64_t k = 2 * part; k < 2 * part + 2; ++k)
+        tensors.grad_weights.push_back(empty(input, {rows, tensors.weights[k].size(1)}));
+      for (int64_t k = 2; k < stack.parameters; ++k) tensors.grad_weights.push_back(empty(input, {rows}));
+    }
     for (int64_t d = 0; d < stack.directions; ++d)
       tensors.rows_before[d] = rows_before(stack.sequence, reverse != (d == 1));
   }
@@ -697,9 +708,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
     for (int64_t layer = stack.layers() - 1; layer >= 0; --layer) {
       const Tensor& from = layer == 0 ? input : tensors.kept[layer - 1];
       Tensor to = layer == 0 ? grad_input : empty_rows(input, stack, stack.width());
-      backward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, from, output, grad_output,
-                                                           reverse, tensors, to);
-      output = from;
+      backward_layer<decltype(element), decltype(operand)>(stack, layer * stack.directions, from, tensors.kept[layer],
+                                                           grad_output, reverse, tensors, to);
       grad_output = to;
     }
   });

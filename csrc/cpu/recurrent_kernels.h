@@ -17,6 +17,19 @@ SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n) {
     store(p, v);
 }
 
+// A vector of hidden units that products will read.  A pair of bfloat16 can reach one lane past the last unit: there it
+// meets a weight of zero, which only a finite value leaves without effect, and where something is infinite the sums of
+// the lanes without a unit are NaN.
+template <bool Tail, class V>
+SIMD_INLINE V without_padding(V v, int n) {
+  if constexpr (Tail) {
+    using A = std::decay_t<decltype(v[0])>;
+    return keep_first<A>(v, n);
+  } else {
+    return v;
+  }
+}
+
 // n elements, converted to or from the type of the arithmetic, or copied.
 template <class T, class To>
 void convert(const T* from, int64_t n, To* to) {
@@ -344,8 +357,9 @@ SIMD_INLINE void forward_units(const Forward<T, E>& job, const Acc<T>* sum, int6
       write<Tail>(p + 4 * H, v.c, n);
     }
   }
-  store(next + at, h);
   write<Tail>(job.output + row * job.output_stride + unit, h, n);
+  if (job.output_copy) write<Tail>(job.output_copy + row * job.output_stride + unit, h, n);
+  store(next + at, without_padding<Tail>(h, n));
 }
 
 // Panel p's sums for the rows [row, row + count) of the data, but for the products with the states.
@@ -506,9 +520,9 @@ SIMD_INLINE void backward_units(const Backward<T, E>& job, int64_t b, int64_t ro
     gates[3] = d.o;
   }
   store(job.dh + at, rest);
-  E* const to = job.gates + row * job.gate_stride + unit;  // lanes past the last unit are zero, like all that they meet
-  if constexpr (C == Cell::gru) store(to, gates[3]);
-  for (int g = 0; g < G; ++g) store(to + (g + slot_count(C) - G) * job.stride, gates[g]);
+  E* const to = job.gates + row * job.gate_stride + unit;
+  if constexpr (C == Cell::gru) store(to, without_padding<Tail>(gates[3], n));
+  for (int g = 0; g < G; ++g) store(to + (g + slot_count(C) - G) * job.stride, without_padding<Tail>(gates[g], n));
 }
 
 // sums += gradients at the gates, from `slot` on, times panel p.

@@ -17,14 +17,15 @@ inline void* current_cuda_stream(int32_t device) {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
     return library ? reinterpret_cast<Getter>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
   }();
-  STD_TORCH_CHECK(getter != nullptr, "genimg_fast: this torch has no CUDA");
+  GENIMG_FAST_CHECK(getter != nullptr, "genimg_fast: this torch has no CUDA");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(getter(device, &stream));
   return stream;
 }
 
 inline void check_cuda(int error, const char* family, const char* what) {
-  STD_TORCH_CHECK(error == 0, family, ": ", what, " failed: ", cuda::error_string(error), " (CUDA error ", error, ")");
+  GENIMG_FAST_CHECK(error == 0, family, ": ", what, " failed: ", cuda::error_string(error), " (CUDA error ", error,
+                    ")");
 }
 
 inline cuda::DType dtype_of(const Tensor& t) {

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
 from genimg_fast.nn.stands_for import StandsFor
+from genimg_fast.ops._checks import check_flag, check_size, check_type
 from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
 from genimg_fast.ops.recurrent import (
     GRU as GRU_CELL,
@@ -74,10 +75,12 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         pair != (cell == LSTM_CELL and hx is not None)
         or len(weights) != count * (4 if module.bias else 2)
         or len(states) not in (0, 2 if pair else 1)
+        or not (batch_sizes is None or _is_list(batch_sizes))
         or why_not_native(KERNELS, (data, *states, *weights)) is not None
     ):
         return None
-    computed_in, result_dtype = _dtypes(cell, packed, data, states, weights)
+    autocast = torch.is_autocast_enabled(data.device.type)
+    computed_in, result_dtype = _dtypes(cell, data, batch_sizes, states, weights, autocast)
     if computed_in is None:
         return None
     unbatched = data.dim() == 2 and not packed
@@ -87,6 +90,9 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         data = data.unsqueeze(1)
     elif module.batch_first and not packed:
         data = data.transpose(0, 1)
+        if torch.is_grad_enabled():
+            # Backward reads it again: keep the copy, as torch's layers do, and let the caller change the input.
+            data = data.contiguous()
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
     steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
@@ -94,7 +100,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     if any(s.shape != shape for s in states) or not choose_path(data.device, call):
         return None
 
-    if computed_in != data.dtype or computed_in != weights[0].dtype:
+    if autocast:
         data, states = data.to(computed_in), tuple(s.to(computed_in) for s in states)
         weights = [w.to(computed_in) for w in weights]
     if not states:
@@ -122,6 +128,10 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     return output, tuple(finals) if cell == LSTM_CELL else finals[0]
 
 
+def _is_list(batch_sizes: Tensor) -> bool:
+    return batch_sizes.layout is torch.strided and batch_sizes.dim() == 1 and len(batch_sizes) > 0
+
+
 def _weights(module: nn.RNNBase) -> list[Tensor]:
     """Return the parameters in torch's order; those that are missing are left out.
 
@@ -135,11 +145,15 @@ def _weights(module: nn.RNNBase) -> list[Tensor]:
 
 
 def _dtypes(
-    cell: int, packed: bool, data: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+    cell: int,
+    data: Tensor,
+    batch_sizes: Tensor | None,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    autocast: bool,
 ) -> tuple[torch.dtype | None, torch.dtype]:
     """Return the dtypes to compute in, None for what torch has to do, and of the results."""
     device, dtype = data.device, data.dtype
-    autocast = torch.is_autocast_enabled(device.type)
     for tensor in (*states, *weights):
         if tensor.device != device or (tensor.dtype != dtype and not autocast):
             return None, dtype
@@ -152,15 +166,26 @@ def _dtypes(
         return None, dtype
     if device.type != "cpu" or cell in (RNN_TANH, RNN_RELU):
         return lower, lower
-    if cell == LSTM_CELL and not packed:
-        if not torch.backends.mkldnn.enabled:
-            return None, lower
-        # oneDNN's layer, which autocast knows but for data that are in float16 already. Not every CPU has it in
-        # float16: there, torch's own fails.
-        if lower == torch.bfloat16 or dtype == torch.float32:
-            return lower, lower
-    # For the others autocast knows the products only, and the results follow the states.
-    return lower, states[0].dtype if states else dtype
+    if cell == LSTM_CELL and _torch_would_use_onednn(dtype, batch_sizes):
+        return lower, lower
+    # Of the others autocast knows the products only, whose results meet the states as they are.
+    return lower, torch.promote_types(lower, states[0].dtype if states else dtype)
+
+
+def _torch_would_use_onednn(dtype: torch.dtype, batch_sizes: Tensor | None) -> bool:
+    """Whether torch's LSTM for the CPU is oneDNN's, which autocast takes as a whole.
+
+    (Not every CPU has it in float16: there, torch's own fails under autocast to float16.)
+    """
+    if not torch.backends.mkldnn.enabled:
+        return False
+    if batch_sizes is not None and batch_sizes[0] != batch_sizes[-1]:
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.float16:
+        return not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return dtype == torch.float32
 
 
 def _run_layers(
@@ -226,6 +251,10 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
         return None
     expected = (*input.shape[:-1], module.hidden_size)
     if any(s.shape != expected or s.device != input.device for s in states):
+        return None
+    if not torch.is_autocast_enabled(input.device.type) and any(
+        t is not None and t.dtype != input.dtype for t in (*states, *weights)
+    ):
         return None
     if (
         _native._backend == "auto"
@@ -293,6 +322,7 @@ class ConvLSTM2d(nn.Module):
         dtype: Likewise.
 
     Raises:
+        TypeError: A size is no int, a switch no bool, an input no tensor.
         ValueError: A size is not positive, the kernel's is even, or an input has the wrong shape.
 
     Example:
@@ -315,13 +345,18 @@ class ConvLSTM2d(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        sizes = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * 2
+        if len(sizes) != 2:
+            raise ValueError(f"kernel_size must be one int, or (height, width), got {len(sizes)} values")
+        height, width = sizes
         for name, size in (
-            ("input_channels", input_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers)
+            ("input_channels", input_channels), ("hidden_channels", hidden_channels), ("num_layers", num_layers),
+            ("kernel_size", height), ("kernel_size", width),
         ):  # fmt: skip
-            if size < 1:
-                raise ValueError(f"{name} must be positive, got {size}")
-        if height < 1 or width < 1 or height % 2 == 0 or width % 2 == 0:
+            check_size(size, name)
+        check_flag(bias, "bias")
+        check_flag(batch_first, "batch_first")
+        if height % 2 == 0 or width % 2 == 0:
             raise ValueError(f"kernel_size must be odd, so that images keep their size, got {kernel_size}")
         self.input_channels, self.hidden_channels = input_channels, hidden_channels
         self.kernel_size, self.num_layers = (height, width), num_layers
@@ -355,6 +390,7 @@ class ConvLSTM2d(nn.Module):
             States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
             of all layers after the last step, (num_layers, B, H, height, width) each.
         """
+        check_type(input, "input")
         if input.dim() != 5 or input.shape[2] != self.input_channels or 0 in input.shape[:2]:
             order = "(B, T, " if self.batch_first else "(T, B, "
             raise ValueError(
@@ -364,7 +400,14 @@ class ConvLSTM2d(nn.Module):
         x = input.transpose(0, 1) if self.batch_first else input
         shape = (x.shape[1], self.hidden_channels, *x.shape[3:])
         if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+                raise TypeError(f"hx must be a pair (h, c), got {type(hx).__name__}")
             for name, state in zip(("h", "c"), hx, strict=True):
+                check_type(state, f"hx: {name}")
+                if state.device != x.device:
+                    raise ValueError(f"hx: {name} must be on the device of input, {x.device}, got {state.device}")
+                if not state.is_floating_point():
+                    raise ValueError(f"hx: {name} must be of a floating-point dtype, got {state.dtype}")
                 if state.shape != (self.num_layers, *shape):
                     raise ValueError(
                         f"hx: {name} must have shape {(self.num_layers, *shape)}, got {tuple(state.shape)}"

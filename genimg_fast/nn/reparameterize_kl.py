@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from genimg_fast.ops.reparameterize_kl import reparameterize_kl
+from genimg_fast.ops._checks import check_type
+from genimg_fast.ops.reparameterize_kl import check_free_bits, check_logvar_clamp, reparameterize_kl
 
 
 class GaussianReparameterization(nn.Module):
@@ -20,7 +21,8 @@ class GaussianReparameterization(nn.Module):
         free_bits: Smallest divergence that a dimension of a sample is charged, in nats; 0 for none.
 
     Raises:
-        ValueError: The arguments of :meth:`forward` do not fit, as :func:`genimg_fast.ops.reparameterize_kl` says.
+        TypeError: An argument is of the wrong kind, here or in :meth:`forward`.
+        ValueError: It does not fit, as :func:`genimg_fast.ops.reparameterize_kl` says.
 
     Example:
         >>> layer = GaussianReparameterization(free_bits=0.05)
@@ -31,6 +33,8 @@ class GaussianReparameterization(nn.Module):
 
     def __init__(self, *, logvar_clamp: tuple[float, float] | None = None, free_bits: float = 0.0) -> None:
         super().__init__()
+        check_logvar_clamp(logvar_clamp)
+        check_free_bits(free_bits)
         self.logvar_clamp = logvar_clamp
         self.free_bits = free_bits
 
@@ -92,7 +96,9 @@ class DiagonalGaussian:
         logvar_clamp: (min, max) of the log-variance, in nats; None for no limits.
 
     Raises:
-        ValueError: ``moments`` has an odd number of entries along ``dim``.
+        TypeError: ``moments`` is no tensor, or a limit of the log-variance no number.
+        ValueError: ``moments`` has no dimension ``dim``, or an odd number of entries along it; or the limits are
+            in the wrong order.
 
     Example:
         >>> posterior = DiagonalGaussian(torch.zeros(2, 8, 16, 16))
@@ -103,6 +109,10 @@ class DiagonalGaussian:
     def __init__(
         self, moments: Tensor, *, dim: int = 1, logvar_clamp: tuple[float, float] | None = (-30.0, 20.0)
     ) -> None:
+        check_type(moments, "moments")
+        if not isinstance(dim, int) or not -moments.dim() <= dim < moments.dim():
+            raise ValueError(f"dim must be an int that moments of {moments.dim()} dimensions have, got {dim!r}")
+        check_logvar_clamp(logvar_clamp)
         if moments.shape[dim] % 2 != 0:
             raise ValueError(
                 f"moments must hold mean and log-variance as halves of dimension {dim}, whose size must be even, "
@@ -127,6 +137,9 @@ class DiagonalGaussian:
             tensor([[1., 1., 1.],
                     [1., 1., 1.]])
         """
+        check_type(mu, "mu")
+        check_type(logvar, "logvar")
+        check_logvar_clamp(logvar_clamp)
         distribution = cls.__new__(cls)
         distribution._mu, distribution._logvar = mu, logvar
         distribution._logvar_clamp = logvar_clamp
@@ -202,6 +215,8 @@ class DiagonalGaussian:
         Returns:
             The sample and its divergence.
         """
+        if other is not None and not isinstance(other, DiagonalGaussian):
+            raise TypeError(f"other must be a DiagonalGaussian, got {type(other).__name__}")
         return reparameterize_kl(
             self._mu,
             self._logvar,
@@ -224,6 +239,9 @@ class DiagonalGaussian:
         Returns:
             (B,), in nats, summed over all dimensions but the first; float32, or float64 for float64.
         """
+        check_type(x, "x")
+        if x.shape != self._mu.shape:
+            raise ValueError(f"x must have the mean's shape, {tuple(self._mu.shape)}, got {tuple(x.shape)}")
         dtype = torch.promote_types(self._mu.dtype, torch.float32)
         logvar = self.logvar.to(dtype)
         terms = math.log(2 * math.pi) + logvar + (x.to(dtype) - self._mu.to(dtype)).square() * (-logvar).exp()

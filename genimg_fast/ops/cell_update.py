@@ -5,7 +5,7 @@ What the operators of this file and of recurrent.py share is here, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from genimg_fast import _native
+from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_tensor, check_type
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, TRANSFORMED, find_kernels, is_transformed, why_unavailable
 
 # Type of the data, and of the arithmetic.
@@ -63,7 +65,7 @@ def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         >>> h.shape, c.shape
         (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
     """
-    check_type(gates, "gates")
+    _check_dtype(gates, "gates")
     _check_state(c, "c")
     gates, c = _promote(gates, c)
     _check_gates(gates, "gates", 4, c)
@@ -101,8 +103,8 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
         >>> gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
         torch.Size([8, 32])
     """
-    check_type(gates_x, "gates_x")
-    check_type(gates_h, "gates_h")
+    _check_dtype(gates_x, "gates_x")
+    _check_dtype(gates_h, "gates_h")
     _check_state(h, "h")
     gates_x, gates_h, h = _promote(gates_x, gates_h, h)
     _check_gates(gates_x, "gates_x", 3, h)
@@ -117,22 +119,6 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
         return _gru_update(gates_x, gates_h, h)
 
 
-def check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> None:
-    """Check a tensor against the shape it must have and the tensor that it goes with."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-    if tensor.dtype != like.dtype:
-        raise ValueError(f"{name} must have the dtype of {like_name}, {like.dtype}, got {tensor.dtype}")
-    if tensor.device != like.device:
-        raise ValueError(f"{name} must be on the device of {like_name}, {like.device}, got {tensor.device}")
-
-
-def check_type(tensor: Any, name: str) -> None:
-    """Refuse what is no tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-
-
 def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     first, *others = (t.dtype for t in tensors)
     if all(dtype == first for dtype in others):
@@ -142,10 +128,14 @@ def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(first) for t in tensors)
 
 
+def _check_dtype(tensor: Tensor, name: str) -> None:
+    check_type(tensor, name)
+    if tensor.dtype not in WIDE_DTYPE:
+        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
+
 def _check_state(state: Tensor, name: str) -> None:
-    check_type(state, name)
-    if state.dtype not in WIDE_DTYPE:
-        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {state.dtype}")
+    _check_dtype(state, name)
     if state.dim() < 2:
         raise ValueError(f"{name} must have at least 2 dimensions, (B, H, ...), got {state.dim()}")
 
@@ -163,7 +153,7 @@ def why_not_native(kernels: dict[str, bool], tensors: Sequence[Any]) -> str | No
         tensors: The data, then all other tensors, or None; shapes, dtypes and devices are not looked at.
     """
     for tensor in tensors:
-        if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+        if tensor is not None and (type(tensor) not in PLAIN_TENSORS or tensor.layout is not torch.strided):
             return TRANSFORMED
     if (reason := why_unavailable(kernels, tensors[0].device.type)) is not None:
         return reason
@@ -180,64 +170,40 @@ def use_native(operator: str, kernels: dict[str, bool], tensors: Sequence[Any]) 
     return reason is None
 
 
-def call_backward(operator: Any, *arguments: Any) -> Any:
-    """Call a backward operator, so that its derivatives can be taken if gradients are being recorded."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return operator(*arguments)
-    # Nothing to record: passing by the registered formula saves 10 microseconds.
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+def _lstm_update_gradients(
+    grad_h: Tensor | None, grad_c_new: Tensor | None, gates: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do what the backward operator does, in PyTorch operations."""
+    dtype = WIDE_DTYPE[c.dtype]
+    at_h, at_c = (torch.zeros_like(c, dtype=dtype) if g is None else g.to(dtype) for g in (grad_h, grad_c_new))
+    i, f, g, o = gates.to(dtype).chunk(4, dim=1)
+    i, f, g, o, before = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), c.to(dtype)
+    tanh_c = (f * before + i * g).tanh()
+    at_c = at_c + at_h * o * (1 - tanh_c * tanh_c)
+    grad_gates = torch.cat(
+        (
+            at_c * g * i * (1 - i),
+            at_c * before * f * (1 - f),
+            at_c * i * (1 - g * g),
+            at_h * tanh_c * o * (1 - o),
+        ),
+        dim=1,
+    )
+    return grad_gates.to(c.dtype), (at_c * f).to(c.dtype)
 
 
-def keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any, tensors: int | None = None) -> None:
-    """Keep an operator's arguments for its derivatives; only the first `tensors` are tensors, by default all."""
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:tensors])
-    ctx.options = () if tensors is None else inputs[tensors:]
-
-
-def double_backward(formula: Callable[..., Any], ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate a backward operator whose arguments :func:`keep_inputs` kept.
-
-    Args:
-        formula: Computes the same from the same arguments, in PyTorch operations.
-        ctx: Of the operator's call.
-        grads: At the operator's results.
-    """
-    create_graph = torch.is_grad_enabled()
-    result: list[Tensor | None] = [None] * len(ctx.needs_input_grad)
-    with torch.enable_grad():
-        # Saved tensors may depend on each other; each gradient is to follow its own.
-        tensors = [
-            t if t is None or not t.is_floating_point() else t.view_as(t) if t.requires_grad
-            else t.detach().requires_grad_() for t in ctx.saved_tensors
-        ]  # fmt: skip
-        wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
-        outputs = formula(*tensors, *ctx.options)
-        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
-        if not (wanted and pairs):
-            return tuple(result)
-        gradients = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [tensors[k] for k in wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    for k, gradient in zip(wanted, gradients, strict=True):
-        result[k] = gradient
-    return tuple(result)
-
-
-def _gradients(update: Callable[..., Any], results: int, *tensors: Any) -> tuple[Tensor, ...]:
-    """Do what the backward operator of an update does: `tensors` are gradients at its results, then its inputs."""
-    inputs = tensors[results:]
-    outputs = update(*inputs)
-    given = zip(outputs if results > 1 else (outputs,), tensors[:results], strict=True)
-    pairs = [(o, g) for o, g in given if g is not None]
-    if not pairs:
-        return tuple(torch.zeros_like(t) for t in inputs)
-    return torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], create_graph=True)
+def _gru_update_gradients(
+    grad: Tensor, gates_x: Tensor, gates_h: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Likewise."""
+    dtype = WIDE_DTYPE[h.dtype]
+    (xr, xz, xn), (hr, hz, hn) = gates_x.to(dtype).chunk(3, dim=1), gates_h.to(dtype).chunk(3, dim=1)
+    r, z, at_h = (xr + hr).sigmoid(), (xz + hz).sigmoid(), grad.to(dtype)
+    n = (xn + r * hn).tanh()
+    at_n = at_h * (1 - z) * (1 - n * n)
+    at_r, at_z = at_n * hn * r * (1 - r), at_h * (h.to(dtype) - n) * z * (1 - z)
+    grad_x, grad_h = torch.cat((at_r, at_z, at_n), dim=1), torch.cat((at_r, at_z, at_n * r), dim=1)
+    return grad_x.to(h.dtype), grad_h.to(h.dtype), (at_h * z).to(h.dtype)
 
 
 def _lstm_update_backward(
@@ -246,7 +212,8 @@ def _lstm_update_backward(
     if grad_h is None and grad_c_new is None:
         return None, None
     operator = torch.ops.genimg_fast.lstm_cell_update_backward.default
-    grad_gates, grad_c = call_backward(operator, grad_h, grad_c_new, *ctx.saved_tensors)
+    grads = (grad_h, grad_c_new)
+    grad_gates, grad_c = call_backward(operator, _lstm_update_gradients, grads, *ctx.saved_tensors)
     return grad_gates, grad_c if ctx.needs_input_grad[1] else None
 
 
@@ -254,7 +221,7 @@ def _gru_update_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, 
     if grad is None:
         return None, None, None
     operator = torch.ops.genimg_fast.gru_cell_update_backward.default
-    grads = call_backward(operator, grad, *ctx.saved_tensors)
+    grads = call_backward(operator, _gru_update_gradients, (grad,), *ctx.saved_tensors)
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
@@ -328,14 +295,8 @@ if _KERNELS:
 
     for _name, _formula in (
         ("lstm_cell_update", _lstm_update_backward),
-        (
-            "lstm_cell_update_backward",
-            partial(double_backward, partial(_gradients, lstm_cell_update_reference, 2)),
-        ),
+        ("lstm_cell_update_backward", partial(double_backward, _lstm_update_gradients)),
         ("gru_cell_update", _gru_update_backward),
-        (
-            "gru_cell_update_backward",
-            partial(double_backward, partial(_gradients, gru_cell_update_reference, 1)),
-        ),
+        ("gru_cell_update_backward", partial(double_backward, _gru_update_gradients)),
     ):
         torch.library.register_autograd(f"genimg_fast::{_name}", _formula, setup_context=keep_inputs)

@@ -19,15 +19,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from genimg_fast import _native
+from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_flag, check_tensor, check_type
 from genimg_fast.ops._dispatch import describe_paths, find_kernels
 from genimg_fast.ops.cell_update import (
     WIDE_DTYPE,
-    call_backward,
-    check_tensor,
-    check_type,
-    double_backward,
     gru_cell_update_reference,
-    keep_inputs,
     lstm_cell_update_reference,
     use_native,
 )
@@ -152,7 +149,7 @@ def lstm_reference(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Compute :func:`lstm` with PyTorch's own operators: the definition of what is right."""
     output, h_n, c_n = _run_reference(
-        *_prepare(input, hx or (None, None), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
+        *_prepare(input, _pair_of_states(hx), weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
     )
     assert c_n is not None
     return output, (h_n, c_n)
@@ -294,13 +291,23 @@ def lstm(
         >>> output.shape, h_n.shape, c_n.shape
         (torch.Size([16, 8, 64]), torch.Size([8, 64]), torch.Size([8, 64]))
     """
-    states = (None, None) if hx is None else hx
+    states = _pair_of_states(hx)
     output, h_n, c_n = _layer(input, states, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, LSTM, reverse)
     return output, (h_n, c_n)
 
 
+def _pair_of_states(hx: Any) -> tuple[Any, Any]:
+    if hx is None:
+        return None, None
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx must be a pair (h0, c0), got {type(hx).__name__}")
+    if len(hx) != 2:
+        raise ValueError(f"hx must be a pair (h0, c0), got {len(hx)} tensors")
+    return hx[0], hx[1]
+
+
 def _rnn_cell(nonlinearity: str) -> int:
-    cell = _NONLINEARITIES.get(nonlinearity)
+    cell = _NONLINEARITIES.get(nonlinearity) if isinstance(nonlinearity, str) else None
     if cell is None:
         raise ValueError(f"unknown nonlinearity {nonlinearity!r}; choose one of {', '.join(_NONLINEARITIES)}")
     return cell
@@ -405,8 +412,6 @@ def _prepare(
 ) -> tuple[Any, ...]:
     """Check the arguments of the public functions, cast them for autocast, return those of :func:`run_native`."""
     state_names = ("h0", "c0") if cell == LSTM else ("hx",)
-    if len(hx) != len(state_names):
-        raise ValueError(f"hx must be a pair (h0, c0), got {len(hx)} tensors")
     given: dict[str, Any] = {"input": input, "weight_ih": weight_ih, "weight_hh": weight_hh}
     optional = dict(zip((*state_names, "bias_ih", "bias_hh"), (*hx, bias_ih, bias_hh), strict=True))
     given |= {name: tensor for name, tensor in optional.items() if tensor is not None}
@@ -414,6 +419,7 @@ def _prepare(
         check_type(tensor, name)
     if batch_sizes is not None:
         check_type(batch_sizes, "batch_sizes")
+    check_flag(reverse, "reverse")
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
@@ -543,16 +549,18 @@ def run_native(
         return operator(*arguments)[:3]
 
 
-def _keep_for_backward(
-    ctx: Any, inputs: Sequence[Any], weights: Sequence[Tensor], output: Tensor, kept: Sequence[Tensor]
-) -> None:
-    """Keep what :func:`_gradients` needs; `inputs` are the operator's but the weights."""
+def _keep_for_backward(ctx: Any, inputs: Sequence[Any], weights: Sequence[Tensor], kept: Sequence[Tensor]) -> None:
+    """Keep what :func:`_gradients` needs; `inputs` are the operator's but the weights.
+
+    That is nothing which torch's own layers let the caller change in place: neither the output nor the biases.
+    """
     input, h0, c0, batch_sizes, cell, bidirectional, reverse, keep = inputs
-    if not keep and (CELLS[cell].reserve > 0 or h0.shape[0] > (2 if bidirectional else 1)):
+    if not keep:
         raise RuntimeError("recurrent: keep must be True where gradients are needed")
+    each = len(weights) // h0.shape[0]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, output, h0, c0, batch_sizes, *kept, *weights)
-    ctx.kept, ctx.options = len(kept), (cell, bidirectional, reverse)
+    ctx.save_for_backward(input, h0, c0, batch_sizes, *kept, *(w for k, w in enumerate(weights) if k % each < 2))
+    ctx.kept, ctx.options = len(kept), (cell, bidirectional, reverse, each == 4)
 
 
 def _gradients(
@@ -574,16 +582,15 @@ def _gradients(
     if grad_output is None and grad_h_n is None and grad_c_n is None and not direct:
         return None
     saved = ctx.saved_tensors
-    kept, weights = saved[5 : 5 + ctx.kept], saved[5 + ctx.kept :]
-    arguments = (
-        grad_output, grad_h_n, grad_c_n, *saved[:5], kept, weights, *ctx.options, need[0], any(need[3:])
-    )  # fmt: skip
+    kept, weights = saved[4 : 4 + ctx.kept], saved[4 + ctx.kept :]
+    grads = (grad_output, grad_h_n, grad_c_n)
+    others = (*saved[:4], kept, weights, *ctx.options, need[0], any(need[3:]))
     if direct:
         # Only derivatives of higher order come here.
-        *found, grad_weights = _backward_reference(*arguments, grad_kept=grad_kept)
+        *found, grad_weights = _backward_reference(*grads, *others, grad_kept=grad_kept)
     else:
         operator = torch.ops.genimg_fast.recurrent_backward.default
-        *found, grad_weights = call_backward(operator, *arguments)
+        *found, grad_weights = call_backward(operator, _backward_reference, grads, *others)
     none: list[Any] = [None] * count
     return tuple(g if n else None for g, n in zip((*found, *(grad_weights or none)), need, strict=True))
 
@@ -600,7 +607,7 @@ class _Layers(torch.autograd.Function):
         inputs, weights = arguments[:8], arguments[8:]
         with torch._C._AutoDispatchBelowAutograd():
             *outputs, kept = torch.ops.genimg_fast.recurrent.default(*inputs[:4], weights, *inputs[4:])
-        _keep_for_backward(ctx, inputs, weights, outputs[0], kept)
+        _keep_for_backward(ctx, inputs, weights, kept)
         return *outputs, *kept
 
     @staticmethod
@@ -640,7 +647,7 @@ def _gradients_from_steps(
     need_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of input, weights and biases, torch's order: sums and products over all steps."""
-    grad_gates = grad_gates.flatten(0, -2)
+    grad_gates = grad_gates.reshape(-1, grad_gates.shape[-1])
     grad_input = grad_gates.mm(weight_ih).view(input.shape) if need_input else input.new_empty(0)
     if not need_weights:  # an empty tensor of its own for each: an operator's outputs do not share memory
         return grad_input, input.new_empty(0), input.new_empty(0), input.new_empty(0), input.new_empty(0)
@@ -728,7 +735,7 @@ def _part_backward_reference(
             carried = g * z
         else:
             y = outputs[t]
-            at_hidden = at_gates = g * ((1 - y * y) if cell == RNN_TANH else (y > 0).to(dtype))
+            at_hidden = at_gates = g * (1 - y * y) if cell == RNN_TANH else torch.where(y <= 0, 0.0, g)
         grads_at_gates[t] = at_gates
         dh = torch.cat((at_hidden.mm(weight) + carried, dh[n:]))
     nothing = h0.new_empty(0, dtype=dtype)
@@ -771,13 +778,23 @@ def _part_backward_by_steps(
     return grad_input, grad_h0, grad_c0, *grad_parameters
 
 
+def _columns(rows: Tensor, first: int, count: int) -> Tensor:
+    # Not all of them as a slice of themselves: the transform behind is_grads_batched lacks that view.
+    return rows if rows.shape[-1] == count else rows[..., first : first + count]
+
+
+def _add(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
 def _backward_by_parts(
     part_backward: Callable[..., tuple[Tensor, ...]],
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
     input: Tensor,
-    output: Tensor,
     h0: Tensor,
     c0: Tensor | None,
     batch_sizes: Tensor | None,
@@ -786,6 +803,7 @@ def _backward_by_parts(
     cell: int,
     bidirectional: bool,
     reverse: bool,
+    biased: bool,
     need_input: bool,
     need_weights: bool,
     *,
@@ -796,27 +814,27 @@ def _backward_by_parts(
     It takes gradients at what forward kept as well.
     """
     parts, hidden, directions = h0.shape[0], h0.shape[2], 2 if bidirectional else 1
-    each, below = len(weights) // parts, parts // directions - 1
-    outputs, reserves = [*kept[:below], output], kept[below:] or [input.new_empty(0)] * parts
+    layers, each = parts // directions, 4 if biased else 2
+    outputs, reserves = kept[:layers], kept[layers:] or [input.new_empty(0)] * parts
     grad_kept = grad_kept or [None] * len(kept)
-    grad_outputs, grad_reserves = [*grad_kept[:below], grad_output], grad_kept[below:] or [None] * parts
+    grad_outputs, grad_reserves = list(grad_kept[:layers]), grad_kept[layers:] or [None] * parts
+    grad_outputs[-1] = _add(grad_outputs[-1], grad_output)
     grad_states: list[Any] = [None] * parts
-    grad_weights: list[Any] = [None] * len(weights)
+    grad_weights: list[Any] = [None] * (each * parts)
     grad_input = input.new_empty(0)
     for k in reversed(range(parts)):
         layer, direction = divmod(k, directions)
-        columns = slice(direction * hidden, (direction + 1) * hidden)
         grad, wanted = grad_outputs[layer], layer > 0 or need_input
         found, *grad_states[k], grad_weight_ih, grad_weight_hh, grad_bias_ih, grad_bias_hh = part_backward(
-            None if grad is None else grad[..., columns],
+            None if grad is None else _columns(grad, direction * hidden, hidden),
             None if grad_h_n is None else grad_h_n[k],
             None if grad_c_n is None else grad_c_n[k],
             outputs[layer - 1] if layer else input,
-            outputs[layer][..., columns],
+            _columns(outputs[layer], direction * hidden, hidden),
             reserves[k],
             h0[k],
             None if c0 is None else c0[k],
-            *weights[k * each : k * each + 2],
+            *weights[2 * k : 2 * k + 2],
             batch_sizes,
             cell,
             reverse != (direction == 1),
@@ -828,8 +846,7 @@ def _backward_by_parts(
             :each
         ]
         if layer:
-            above = grad_outputs[layer - 1]
-            grad_outputs[layer - 1] = found if above is None else above + found
+            grad_outputs[layer - 1] = _add(grad_outputs[layer - 1], found)
         elif wanted:
             grad_input = grad_input + found if grad_input.shape == found.shape else found
     grad_h0 = torch.stack([h for h, _ in grad_states])
@@ -872,8 +889,8 @@ def _run_by_steps(
             x = torch.cat(outputs, -1) if bidirectional else outputs[0]
             layers.append(x)
     h_n, c_n = (torch.stack([result[kind] for result in results]) for kind in (1, 2))
-    kept = [*layers[:-1], *(result[3] for result in results if CELLS[cell].reserve > 0)] if keep else []
-    return x, h_n, c_n if cell == LSTM else input.new_empty(0), kept
+    kept = [*layers, *(result[3] for result in results if CELLS[cell].reserve > 0)] if keep else []
+    return x.clone() if keep else x, h_n, c_n if cell == LSTM else input.new_empty(0), kept
 
 
 if find_kernels("recurrent_steps").get("cuda"):
@@ -899,16 +916,16 @@ if KERNELS:
         _, hidden = _check_stack(input, h0, c0, batch_sizes, weights, cell, bidirectional)
         parts, directions = h0.shape[0], 2 if bidirectional else 1
         rows, values = input.shape[:-1].numel(), CELLS[cell].reserve * hidden
-        outputs = [
+        output, *outputs = (
             input.new_empty((*input.shape[:-1], directions * hidden))
-            for _ in range(parts // directions if keep else 1)
-        ]
+            for _ in range(1 + (parts // directions if keep else 0))
+        )
         reserves = [input.new_empty((rows, values)) for _ in range(parts if keep and values else 0)]
         return (
-            outputs[-1],
+            output,
             input.new_empty(h0.shape),
             input.new_empty(h0.shape if cell == LSTM else 0),
-            outputs[:-1] + reserves,
+            outputs + reserves,
         )
 
     @torch.library.register_fake("genimg_fast::recurrent_backward")
@@ -917,7 +934,6 @@ if KERNELS:
         grad_h_n: Tensor | None,
         grad_c_n: Tensor | None,
         input: Tensor,
-        output: Tensor,
         h0: Tensor,
         c0: Tensor | None,
         batch_sizes: Tensor | None,
@@ -926,22 +942,24 @@ if KERNELS:
         cell: int,
         bidirectional: bool,
         reverse: bool,
+        biased: bool,
         need_input: bool,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         _, hidden = _check_stack(input, h0, c0, batch_sizes, weights, cell, bidirectional)
         parts, directions = h0.shape[0], 2 if bidirectional else 1
-        below, values = parts // directions - 1, CELLS[cell].reserve * hidden
-        if len(kept) != below + (parts if values else 0):
-            raise ValueError(f"kept must have {below + (parts if values else 0)} tensors, got {len(kept)}")
+        if len(weights) != 2 * parts:
+            raise ValueError("backward takes weight_ih and weight_hh only, without biases")
+        layers, values = parts // directions, CELLS[cell].reserve * hidden
+        if len(kept) != layers + (parts if values else 0):
+            raise ValueError(f"kept must have {layers + (parts if values else 0)} tensors, got {len(kept)}")
         shape, reserve = (*input.shape[:-1], directions * hidden), (input.shape[:-1].numel(), values)
         for tensor, name, expected in (
-            (output, "output", shape),
             (grad_output, "grad_output", shape),
             (grad_h_n, "grad_h_n", h0.shape),
             (grad_c_n, "grad_c_n", h0.shape),
-            *((tensor, "kept output", shape) for tensor in kept[:below]),
-            *((tensor, "reserve", reserve) for tensor in kept[below:]),
+            *((tensor, "kept output", shape) for tensor in kept[:layers]),
+            *((tensor, "reserve", reserve) for tensor in kept[layers:]),
         ):
             if tensor is not None:
                 check_tensor(tensor, name, expected, input, "input")
@@ -949,11 +967,18 @@ if KERNELS:
             input.new_empty(input.shape if need_input else 0),
             input.new_empty(h0.shape),
             input.new_empty(h0.shape if cell == LSTM else 0),
-            [input.new_empty(weight.shape) for weight in weights] if need_weights else [],
+            [
+                input.new_empty(shape)
+                for k in range(parts if need_weights else 0)
+                for shape in (
+                    *(weight.shape for weight in weights[2 * k : 2 * k + 2]),
+                    *([weights[2 * k].shape[:1]] * (2 if biased else 0)),
+                )
+            ],
         )
 
     def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        _keep_for_backward(ctx, inputs[:4] + inputs[5:], inputs[4], output[0], output[3])
+        _keep_for_backward(ctx, inputs[:4] + inputs[5:], inputs[4], output[3])
 
     def _backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         need = ctx.needs_input_grad
@@ -963,25 +988,23 @@ if KERNELS:
         return *found[:3], None, list(found[3:]), None, None, None, None
 
     def _setup_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.kept = len(inputs[8])
-        keep_inputs(
-            ctx, (*inputs[:8], *inputs[8], *inputs[9], *inputs[10:]), output, 8 + ctx.kept + len(inputs[9])
-        )
+        ctx.kept = len(inputs[7])
+        keep_inputs(ctx, (*inputs[:7], *inputs[7], *inputs[8], *inputs[9:]), output, 7 + ctx.kept + len(inputs[8]))
 
     def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        need, first = ctx.needs_input_grad, 8 + ctx.kept  # first: of the weights among the tensors
+        need, first = ctx.needs_input_grad, 7 + ctx.kept  # first: of the weights among the tensors
 
         def formula(*arguments: Any) -> tuple[Tensor, ...]:
-            tensors, options = arguments[:-5], arguments[-5:]
-            lists = tensors[8:first], tensors[first:]
-            *found, grad_weights = _backward_reference(*tensors[:8], *lists, *options)
+            tensors, options = arguments[:-6], arguments[-6:]
+            lists = tensors[7:first], tensors[first:]
+            *found, grad_weights = _backward_reference(*tensors[:7], *lists, *options)
             return *found, *grad_weights
 
         flat = SimpleNamespace(
-            saved_tensors=ctx.saved_tensors, needs_input_grad=(*need[:8], *need[8], *need[9]), options=ctx.options
+            saved_tensors=ctx.saved_tensors, needs_input_grad=(*need[:7], *need[7], *need[8]), options=ctx.options
         )
         found = double_backward(formula, flat, *grads[:3], *grads[3])
-        return *found[:8], list(found[8:first]), list(found[first:]), None, None, None, None, None
+        return *found[:7], list(found[7:first]), list(found[first:]), None, None, None, None, None, None
 
     torch.library.register_autograd("genimg_fast::recurrent", _backward, setup_context=_setup_context)
     torch.library.register_autograd(

@@ -7,12 +7,15 @@ Reparameterisation: Kingma and Welling 2014, arXiv:1312.6114, section 2.4 and ap
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from genimg_fast import _native
+from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
+from genimg_fast.ops._checks import check_number, check_type
 from genimg_fast.ops._dispatch import (
     PLAIN_TENSORS,
     TRANSFORMED,
@@ -87,16 +90,19 @@ def normal_from_seed(
 
     Raises:
         ValueError: ``seed`` is a tensor of another kind or does not fit into an int64, or ``shape`` is empty.
-        TypeError: ``seed`` is neither an int nor a tensor.
+        TypeError: ``seed`` is neither an int nor a tensor, or ``shape`` no tuple of ints.
 
     Example:
         >>> noise = normal_from_seed(7, (2, 5))
         >>> torch.equal(noise, normal_from_seed(7, (3, 5))[:2])
         True
     """
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
+        raise TypeError(f"shape must be a tuple of ints, got {shape!r}")
     if len(shape) == 0:
         raise ValueError("shape must have at least one dimension, got ()")
     if isinstance(seed, Tensor):
+        check_type(seed, "seed")
         _check_seed(seed, seed.device)
         seed = seed.to(device)
     else:
@@ -120,6 +126,23 @@ def _exp_minus_first_order(x: Tensor) -> Tensor:
     return torch.where(near, t * t * series, torch.expm1(x) - x)
 
 
+def _clamp(lv: Tensor, logvar_min: float, logvar_max: float) -> Tensor:
+    # torch.clamp would do, but whether it passes a gradient at the ends of its range depends on torch's version.
+    if logvar_min > -math.inf:
+        lv = torch.where(lv < logvar_min, logvar_min, lv)
+    if logvar_max < math.inf:
+        lv = torch.where(lv > logvar_max, logvar_max, lv)
+    return lv
+
+
+def _divergence(mean: Tensor, lv: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None) -> Tensor:
+    """Return the divergence of each element."""
+    if prior_mu is None or prior_logvar is None:
+        return 0.5 * (_exp_minus_first_order(lv) + mean * mean)
+    offset, prior_lv = mean - prior_mu.to(mean.dtype), prior_logvar.to(mean.dtype)
+    return 0.5 * (_exp_minus_first_order(lv - prior_lv) + offset * offset * (-prior_lv).exp())
+
+
 def _compute(
     mu: Tensor,
     logvar: Tensor,
@@ -137,18 +160,9 @@ def _compute(
     if noise is None:
         assert seed is not None
         noise = normal_from_seed(seed, mu.shape)
-    mean, lv = mu.to(dtype), logvar.to(dtype)
-    # torch.clamp would do, but whether it passes a gradient at the ends of its range depends on torch's version.
-    if logvar_min > -math.inf:
-        lv = torch.where(lv < logvar_min, logvar_min, lv)
-    if logvar_max < math.inf:
-        lv = torch.where(lv > logvar_max, logvar_max, lv)
+    mean, lv = mu.to(dtype), _clamp(logvar.to(dtype), logvar_min, logvar_max)
     z = (mean + (0.5 * lv).exp() * noise.to(dtype)).to(mu.dtype)
-    if prior_mu is None or prior_logvar is None:
-        kl = 0.5 * (_exp_minus_first_order(lv) + mean * mean)
-    else:
-        offset, prior_lv = mean - prior_mu.to(dtype), prior_logvar.to(dtype)
-        kl = 0.5 * (_exp_minus_first_order(lv - prior_lv) + offset * offset * (-prior_lv).exp())
+    kl = _divergence(mean, lv, prior_mu, prior_logvar)
     if free_bits > 0:
         kl = torch.where(kl < free_bits, free_bits, kl)
     if not per_element and kl.dim() > 1:
@@ -156,13 +170,54 @@ def _compute(
     return z, kl
 
 
-def _check_tensor(tensor: Tensor, name: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
+def _compute_gradients(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    noise: Tensor | None,
+    seed: Tensor | None,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    logvar_min: float,
+    logvar_max: float,
+    free_bits: float,
+    per_element: bool,
+    need_noise: bool,
+    need_prior: bool,
+) -> tuple[Tensor, ...]:
+    """Do what the backward operator does, in PyTorch operations."""
+    dtype = _WIDE_DTYPE[mu.dtype]
+    mean, unclamped = mu.to(dtype), logvar.to(dtype)
+    lv = _clamp(unclamped, logvar_min, logvar_max)
+    at_mu = at_logvar = at_noise = at_prior_mu = at_prior_logvar = torch.zeros_like(mean)
+    if grad_kl is not None:
+        at_kl = grad_kl if per_element else grad_kl.reshape(grad_kl.shape + (1,) * (mu.dim() - 1)).expand_as(mu)
+        if free_bits > 0:
+            at_kl = torch.where(_divergence(mean, lv, prior_mu, prior_logvar) < free_bits, 0.0, at_kl)
+        if prior_mu is None or prior_logvar is None:
+            at_mu, at_logvar = at_kl * mean, 0.5 * at_kl * torch.expm1(lv)
+        else:
+            offset, prior_lv = mean - prior_mu.to(dtype), prior_logvar.to(dtype)
+            at_mu, at_logvar = at_kl * offset * (-prior_lv).exp(), 0.5 * at_kl * torch.expm1(lv - prior_lv)
+            at_prior_mu, at_prior_logvar = -at_mu, -at_logvar - 0.5 * at_mu * offset
+    if grad_z is not None:
+        at_z, std = grad_z.to(dtype), (0.5 * lv).exp()
+        if noise is None:
+            assert seed is not None
+            noise = normal_from_seed(seed, mu.shape)
+        at_mu, at_logvar = at_mu + at_z, at_logvar + 0.5 * at_z * std * noise.to(dtype)
+        at_noise = at_z * std
+    at_logvar = torch.where((unclamped < logvar_min) | (unclamped > logvar_max), 0.0, at_logvar)
+    needed = (True, True, need_noise, need_prior, need_prior)
+    found = (at_mu, at_logvar, at_noise, at_prior_mu, at_prior_logvar)
+    return tuple(
+        gradient.to(mu.dtype) if need else mu.new_empty(0) for gradient, need in zip(found, needed, strict=True)
+    )
 
 
 def _check_mu(mu: Tensor) -> None:
-    _check_tensor(mu, "mu")
+    check_type(mu, "mu")
     if mu.dtype not in _WIDE_DTYPE:
         raise ValueError(f"mu must be float32, float64, bfloat16 or float16, got {mu.dtype}")
     if mu.dim() == 0:
@@ -170,13 +225,24 @@ def _check_mu(mu: Tensor) -> None:
 
 
 def _check_like(mu: Tensor, tensor: Tensor, name: str) -> None:
-    _check_tensor(tensor, name)
+    check_type(tensor, name)
     if tensor.shape != mu.shape:
         raise ValueError(f"{name} must have mu's shape, {tuple(mu.shape)}, got {tuple(tensor.shape)}")
     if tensor.dtype != mu.dtype:
         raise ValueError(f"{name} must have mu's dtype, {mu.dtype}, got {tensor.dtype}")
     if tensor.device != mu.device:
         raise ValueError(f"{name} must be on mu's device, {mu.device}, got {tensor.device}")
+
+
+def _expand(mu: Tensor, prior: Tensor, name: str) -> Tensor:
+    check_type(prior, name)
+    missing = mu.dim() - prior.dim()
+    if missing < 0 or any(n not in (1, m) for n, m in zip(prior.shape, mu.shape[missing:], strict=True)):
+        # The type of torch's own error.
+        raise RuntimeError(f"{name} must expand to mu's shape, {tuple(mu.shape)}, got {tuple(prior.shape)}")
+    prior = prior.expand_as(mu)
+    _check_like(mu, prior, name)
+    return prior
 
 
 def _seed_tensor(seed: int, device: torch.device | str | None) -> Tensor:
@@ -196,6 +262,31 @@ def _check_seed(seed: Tensor, device: torch.device) -> None:
         raise ValueError(f"seed must be on mu's device, {device}, got {seed.device}")
 
 
+def check_logvar_clamp(logvar_clamp: Any) -> tuple[float, float]:
+    """Return the limits of the log-variance, infinite where there are none."""
+    if logvar_clamp is None:
+        return -math.inf, math.inf
+    if not isinstance(logvar_clamp, (tuple, list)):
+        raise TypeError(f"logvar_clamp must be (min, max) or None, got {type(logvar_clamp).__name__}")
+    if len(logvar_clamp) != 2:
+        raise ValueError(f"logvar_clamp must be (min, max), got {len(logvar_clamp)} values")
+    logvar_min, logvar_max = (
+        check_number(value, f"the {name} of logvar_clamp")
+        for name, value in zip(("min", "max"), logvar_clamp, strict=True)
+    )
+    if not logvar_min <= logvar_max:
+        raise ValueError(f"logvar_clamp must be (min, max) with min <= max, got {logvar_clamp}")
+    return logvar_min, logvar_max
+
+
+def check_free_bits(free_bits: Any) -> float:
+    """Return the smallest divergence of a dimension."""
+    free_bits = check_number(free_bits, "free_bits")
+    if not 0 <= free_bits < math.inf:
+        raise ValueError(f"free_bits must be finite and not negative, got {free_bits}")
+    return free_bits
+
+
 def _prepare(
     mu: Tensor,
     logvar: Tensor,
@@ -209,26 +300,19 @@ def _prepare(
     reduction: str,
 ) -> tuple[Any, ...]:
     """Check the arguments of the public functions and return those of the operator."""
-    if reduction not in REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
         raise ValueError(f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
-    if not 0 <= free_bits < math.inf:
-        raise ValueError(f"free_bits must be finite and not negative, got {free_bits}")
-    logvar_min, logvar_max = -math.inf, math.inf
-    if logvar_clamp is not None:
-        logvar_min, logvar_max = logvar_clamp
-        if not logvar_min <= logvar_max:
-            raise ValueError(f"logvar_clamp must be (min, max) with min <= max, got {logvar_clamp}")
+    free_bits = check_free_bits(free_bits)
+    logvar_min, logvar_max = check_logvar_clamp(logvar_clamp)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     _check_mu(mu)
     _check_like(mu, logvar, "logvar")
     if prior_mu is not None or prior_logvar is not None:
         if prior_mu is None or prior_logvar is None:
             missing = "prior_mu" if prior_mu is None else "prior_logvar"
             raise ValueError(f"prior_mu and prior_logvar go together, but {missing} is None")
-        _check_tensor(prior_mu, "prior_mu")
-        _check_tensor(prior_logvar, "prior_logvar")
-        prior_mu, prior_logvar = prior_mu.expand_as(mu), prior_logvar.expand_as(mu)
-        _check_like(mu, prior_mu, "prior_mu")
-        _check_like(mu, prior_logvar, "prior_logvar")
+        prior_mu, prior_logvar = _expand(mu, prior_mu, "prior_mu"), _expand(mu, prior_logvar, "prior_logvar")
     if (noise is not None) + (seed is not None) + (generator is not None) > 1:
         raise ValueError("noise, seed and generator exclude each other: give one of them at most")
     if noise is not None:
@@ -236,6 +320,7 @@ def _prepare(
     elif seed is None:
         seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=mu.device, generator=generator)
     elif isinstance(seed, Tensor):
+        check_type(seed, "seed")
         _check_seed(seed, mu.device)
     else:
         seed = _seed_tensor(seed, mu.device)
@@ -309,9 +394,9 @@ def reparameterize_kl(
         ValueError: Two of ``noise``, ``seed`` and ``generator`` are given, or one of ``prior_mu`` and
             ``prior_logvar`` without the other; a shape, dtype or device does not fit; an option is unknown or out
             of its range.
-        TypeError: An argument is no tensor where one must be.
-        RuntimeError: A prior does not expand to the shape of ``mu``, the generator is of another device, as torch
-            says; or the backend is ``"native"`` and no compiled kernel takes these arguments.
+        TypeError: An argument is no tensor, or no number, where one must be.
+        RuntimeError: A prior does not expand to the shape of ``mu``, or the generator is of another device, as in
+            torch; or the backend is ``"native"`` and no compiled kernel takes these arguments.
 
     Example:
         >>> mu, logvar = torch.randn(64, 2 * 32).chunk(2, dim=1)
@@ -370,22 +455,20 @@ def _native_forward(
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    keep_inputs(ctx, inputs, output, 6)
+
+
+def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    keep_inputs(ctx, inputs, output, 8)
 
 
 def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_z is None and grad_kl is None:
         return (None,) * 10
     need = ctx.needs_input_grad
-    arguments = (grad_z, grad_kl, *ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
-    else:
-        # Nothing to record: passing by the registered formula saves 10 microseconds.
-        with torch._C._AutoDispatchBelowAutograd():
-            gradients = torch.ops.genimg_fast.reparameterize_kl_backward.default(*arguments)
+    operator = torch.ops.genimg_fast.reparameterize_kl_backward.default
+    others = (*ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
+    gradients = call_backward(operator, _compute_gradients, (grad_z, grad_kl), *others)
     grad_mu, grad_logvar, grad_noise, grad_prior_mu, grad_prior_logvar = gradients
     return (
         grad_mu if need[0] else None,
@@ -413,63 +496,6 @@ class _ReparameterizeKL(torch.autograd.Function):
         return output
 
     backward = staticmethod(_backward)
-
-
-# Tensor arguments of the backward operator that can have a gradient, and which of them its results belong to.
-_DIFFERENTIABLE = (0, 1, 2, 3, 4, 6, 7)
-_RESULT_OF = (2, 3, 4, 6, 7)
-
-
-def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:8])
-    ctx.options = inputs[8:12]
-
-
-def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward operator.
-
-    The forward pass is written out in PyTorch operations, differentiated once to get what the operator computes,
-    and once more.
-    """
-    create_graph = torch.is_grad_enabled()
-    result: list[Tensor | None] = [None] * 14
-    with torch.enable_grad():
-        # Aliases: saved tensors may depend on each other, and each gradient is to follow its own argument only.
-        tensors: list[Any] = list(ctx.saved_tensors)
-        for k in _DIFFERENTIABLE:
-            if (t := tensors[k]) is not None:
-                tensors[k] = t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-        wanted = [k for k in _DIFFERENTIABLE if tensors[k] is not None and ctx.needs_input_grad[k]]
-        given = {
-            k: grad
-            for k, grad in zip(_RESULT_OF, grads, strict=True)
-            if tensors[k] is not None and grad is not None and grad.numel() > 0
-        }
-        if not (wanted and given):
-            return tuple(result)
-        outputs = zip(_compute(*tensors[2:], *ctx.options), tensors[:2], strict=True)
-        weighted = [(output, weight) for output, weight in outputs if weight is not None]
-        first = torch.autograd.grad(
-            [output for output, _ in weighted],
-            [tensors[k] for k in given],
-            [weight for _, weight in weighted],
-            allow_unused=True,
-            create_graph=True,
-        )
-        pairs = [(f, g) for f, g in zip(first, given.values(), strict=True) if f is not None]
-        if not pairs:
-            return tuple(result)
-        second = torch.autograd.grad(
-            [f for f, _ in pairs],
-            [tensors[k] for k in wanted],
-            [g for _, g in pairs],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    for k, gradient in zip(wanted, second, strict=True):
-        result[k] = gradient
-    return tuple(result)
 
 
 _KERNELS = find_kernels("reparameterize_kl")
@@ -529,7 +555,9 @@ if _KERNELS:
 
     torch.library.register_autograd("genimg_fast::reparameterize_kl", _backward, setup_context=_keep_for_backward)
     torch.library.register_autograd(
-        "genimg_fast::reparameterize_kl_backward", _double_backward, setup_context=_keep_for_double_backward
+        "genimg_fast::reparameterize_kl_backward",
+        partial(double_backward, _compute_gradients),
+        setup_context=_keep_for_double_backward,
     )
 
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.testing._internal.common_modules import module_db
 
@@ -49,8 +49,8 @@ def make_input(kind, batch_first=False, dtype=torch.float32):
     x = torch.randn((4, 7, 3) if batch_first else (7, 4, 3), dtype=dtype)
     if kind == "padded":
         return x
-    lengths = [7, 5, 5, 2] if kind == "packed" else [2, 7, 5, 6]
-    return pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=kind == "packed")
+    lengths = {"packed": [7, 5, 5, 2], "packed unsorted": [2, 7, 5, 6], "packed, equal lengths": [7] * 4}[kind]
+    return pack_padded_sequence(x, lengths, batch_first=batch_first, enforce_sorted=kind != "packed unsorted")
 
 
 def make_state(layer, kind, dtype=torch.float32):
@@ -169,24 +169,28 @@ def test_projections_run_on_torch(fused):
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("kind", ["padded", "packed"])
-def test_autocast_gives_torchs_dtypes(name, dtype, kind, fused):
+@pytest.mark.parametrize("kind", ["padded", "packed", "packed, equal lengths"])
+@pytest.mark.parametrize("onednn", [True, False], ids=["onednn", "no onednn"])
+def test_autocast_gives_torchs_dtypes(name, dtype, kind, onednn, fused):
     ours, theirs = pair(name, 3, 5, 2, bidirectional=True)
-    for data_dtype, state_dtype in itertools.product((torch.float32, dtype), (None, torch.float32, dtype)):
+    dtypes, compared = (torch.float32, torch.bfloat16, torch.float16), []
+    for own, data_dtype, state_dtype in itertools.product((torch.float32, dtype), dtypes, (None, *dtypes)):
+        ours.to(own)
+        theirs.to(own)
         x = make_input(kind, dtype=data_dtype)
         hx = None if state_dtype is None else make_state(ours, kind, state_dtype)
-        outcomes = []
-        for layer in (ours, theirs):
+        with torch.autocast("cpu", dtype), torch.backends.mkldnn.flags(enabled=onednn):
+            mine = tensors_of(ours(x, hx))
             try:
-                with torch.autocast("cpu", dtype):
-                    outcomes.append(tensors_of(layer(x, hx)))
-            except RuntimeError:  # torch's LSTM in float16 needs a processor that has it
-                assert (layer, name, dtype, kind) == (theirs, "LSTM", torch.float16, "padded")
-                exact = theirs(x.float(), None if hx is None else tuple(h.float() for h in hx))
-                outcomes.append([t.to(dtype) for t in tensors_of(exact)])
-        for a, b in zip(*outcomes, strict=True):
+                torchs = tensors_of(theirs(x, hx))
+            except RuntimeError:  # some mixtures; and its LSTM in float16 needs a processor that has it
+                assert kind == "packed" or (name, dtype, onednn) == ("LSTM", torch.float16, True)
+                continue
+        compared.append(1)
+        for a, b in zip(mine, torchs, strict=True):
             torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
     assert fused
+    assert len(compared) >= 12 or (name, dtype, onednn) == ("LSTM", torch.float16, True)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -263,6 +267,119 @@ def test_gradient_penalty(name, fused):
     assert len(fused) == 1
 
 
+def batched(output, x, parameters):
+    directions = torch.randn(3, *output.shape, dtype=output.dtype)
+    return torch.autograd.grad(output, [x, *parameters], directions, is_grads_batched=True)
+
+
+def batched_and_differentiated(output, x, parameters):
+    directions = torch.randn(3, *output.shape, dtype=output.dtype)
+    slopes = torch.autograd.grad(output, x, directions, is_grads_batched=True, create_graph=True)
+    return torch.autograd.grad(slopes[0].square().sum(), [x, *parameters])
+
+
+def batched_second_order(output, x, parameters):
+    (slope,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    directions = torch.randn(3, *slope.shape, dtype=slope.dtype)
+    return torch.autograd.grad(slope, [x, *parameters], directions, is_grads_batched=True)
+
+
+def mapped(output, x, parameters):
+    def gradient(direction):
+        return torch.autograd.grad(output, [x, *parameters], direction, retain_graph=True)
+
+    return torch.func.vmap(gradient)(torch.randn(3, *output.shape, dtype=output.dtype))
+
+
+def forward_over_backward(output, x, parameters):
+    with forward_ad.dual_level():
+        direction = forward_ad.make_dual(torch.randn_like(output), torch.randn_like(output))
+        slopes = torch.autograd.grad(output, [x, *parameters], direction)
+        return [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+
+
+def gradient_over_backward(output, x, parameters):
+    def loss(direction):
+        slopes = torch.autograd.grad(output, [x, *parameters], direction, create_graph=True)
+        return sum(slope.square().sum() for slope in slopes)
+
+    return [torch.func.grad(loss)(torch.randn_like(output))]
+
+
+TRANSFORMS = [
+    batched,
+    batched_and_differentiated,
+    batched_second_order,
+    mapped,
+    forward_over_backward,
+    gradient_over_backward,
+]
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", [*LAYERS, *CELLS])
+def test_backward_under_transforms_equals_torchs(name, transform):
+    for options in ({},) if name in CELLS else ({}, {"num_layers": 2, "bidirectional": True}, {"bias": False}):
+        x = torch.randn(4, 3, dtype=torch.float64)
+        sequences = [make_input(kind, dtype=x.dtype) for kind in ("padded", "packed unsorted")]
+        for input in [x] if name in CELLS else sequences:
+            results = []
+            for layer in pair(name, 3, 5, dtype=torch.float64, **options):
+                packed = isinstance(input, PackedSequence)
+                leaf = (input.data if packed else input).clone().requires_grad_()
+                with gf.backend("native"):
+                    output = tensors_of(layer(PackedSequence(leaf, *input[1:]) if packed else leaf))[0]
+                    torch.manual_seed(3)
+                    results.append(transform(output, leaf, list(layer.parameters())))
+            torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_jacobians_and_hessians_equal_torchs(name, fused):
+    layers, x = pair(name, 3, 4, 2, dtype=torch.float64), make_input("unbatched", dtype=torch.float64)[:3]
+    results = []
+    for layer in layers:
+        results.append(
+            [
+                torch.autograd.functional.jacobian(lambda x, layer=layer: layer(x)[0], x, vectorize=True),
+                torch.autograd.functional.hessian(
+                    lambda x, layer=layer: layer(x)[0].square().sum(), x, vectorize=True
+                ),
+                torch.func.jacrev(lambda x, layer=layer: layer(x)[0])(x),
+                torch.func.jacfwd(lambda x, layer=layer: layer(x)[0])(x),
+            ]
+        )
+    torch.testing.assert_close(*results)
+    assert len(fused) == 2  # of torch.func's the layer is torch's own from the start
+
+
+CHANGES = {
+    "output": lambda x, outputs, layer: outputs[0].mul_(2),
+    "part of the output": lambda x, outputs, layer: outputs[0][..., 0].zero_(),
+    "final state": lambda x, outputs, layer: outputs[-1].mul_(2),
+    "state": lambda x, outputs, layer: outputs[1].add_(1),
+    "bias": lambda x, outputs, layer: layer.bias_hh_l0.data.zero_(),
+    "batch-first input": lambda x, outputs, layer: x.mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("training", [True, False], ids=["dropout", "no dropout"])
+def test_what_torch_lets_the_caller_change_before_backward(name, change, training, fused):
+    leaf, results = make_input("padded", batch_first=True, dtype=torch.float64).requires_grad_(), []
+    for layer in pair(name, 3, 5, 2, batch_first=True, bidirectional=True, dropout=0.5, dtype=torch.float64):
+        torch.manual_seed(2)
+        x = leaf * 1
+        outputs = tensors_of(layer.train(training)(x))
+        with torch.no_grad() if change == "bias" else torch.enable_grad():
+            CHANGES[change](x, outputs, layer)
+        loss = sum(o.square().sum() for o in outputs)
+        results.append([*outputs, *torch.autograd.grad(loss, [leaf, *layer.parameters()])])
+    assert fused
+    torch.testing.assert_close(*results)
+
+
 BAD_CALLS = {
     "1-d input": lambda x, h: (x[0, 0], None),
     "4-d input": lambda x, h: (x[None], None),
@@ -278,6 +395,10 @@ BAD_CALLS = {
     "no sequences": lambda x, h: (x[:, :0], None),
     "not a tensor": lambda x, h: ([1.0], None),
     "hx on another device": lambda x, h: (x, h.to("meta")),
+    "sparse input": lambda x, h: (x.to_sparse(), None),
+    "sparse hx": lambda x, h: (x, h.to_sparse()),
+    "2-d batch_sizes": lambda x, h: (PackedSequence(x.flatten(0, 1), torch.full((1, 7), 4)), None),
+    "no batch_sizes": lambda x, h: (PackedSequence(x.flatten(0, 1), torch.zeros(0, dtype=torch.int64)), None),
 }
 
 
@@ -583,6 +704,35 @@ def test_convlstm_refuses_bad_input():
     zeros = torch.zeros(1, 2, 4, 6, 6)
     with pytest.raises(ValueError, match=r"hx: c must have shape \(1, 2, 4, 6, 6\), got \(1, 2, 4, 6, 5\)"):
         layer(torch.randn(5, 2, 3, 6, 6), (zeros, zeros[..., :5]))
+
+
+BAD_CONVLSTM_CALLS = {
+    "input must be a Tensor, got list": lambda layer, x, h: layer([1.0]),
+    "input must be a dense tensor, got torch.sparse_coo": lambda layer, x, h: layer(x.to_sparse()),
+    r"hx must be a pair \(h, c\), got Tensor": lambda layer, x, h: layer(x, h),
+    "hx: c must be a Tensor, got NoneType": lambda layer, x, h: layer(x, (h, None)),
+    "hx: h must be on the device of input, cpu, got meta": lambda layer, x, h: layer(x, (h.to("meta"), h)),
+    "hx: c must be of a floating-point dtype, got torch.int64": lambda layer, x, h: layer(x, (h, h.long())),
+    "hidden_channels must be an int, got float": lambda layer, x, h: nn.ConvLSTM2d(3, 4.0, 3),
+    "kernel_size must be an int, got str": lambda layer, x, h: nn.ConvLSTM2d(3, 4, "3"),
+    r"kernel_size must be one int, or .*, got 3 values": lambda layer, x, h: nn.ConvLSTM2d(3, 4, (3, 3, 3)),
+    "batch_first must be a bool, got int": lambda layer, x, h: nn.ConvLSTM2d(3, 4, 3, batch_first=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", BAD_CONVLSTM_CALLS)
+def test_convlstm_names_the_bad_argument(message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD_CONVLSTM_CALLS[message](nn.ConvLSTM2d(3, 4, 3), torch.randn(5, 2, 3, 6, 6), torch.zeros(1, 2, 4, 6, 6))
+
+
+def test_packed_sequences_with_strided_batch_sizes():
+    x = make_input("packed")
+    strided = x._replace(batch_sizes=x.batch_sizes.repeat_interleave(2)[::2])
+    for name in LAYERS:
+        layer = getattr(nn, name)(3, 5)
+        with gf.backend("native"):
+            torch.testing.assert_close(tensors_of(layer(strided)), tensors_of(layer(x)))
 
 
 def test_padded_output_of_packed_sequences():

@@ -128,6 +128,31 @@ def test_odd_number_of_moments():
         nn.DiagonalGaussian(torch.zeros(2, 7))
 
 
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: nn.GaussianReparameterization(logvar_clamp=("a", "b")),
+            "the min of logvar_clamp must be a number",
+        ),
+        (lambda: nn.GaussianReparameterization(logvar_clamp=(1.0, 0.0)), "logvar_clamp must be"),
+        (lambda: nn.GaussianReparameterization(free_bits="a"), "free_bits must be a number, got str"),
+        (lambda: nn.DiagonalGaussian([0.0, 1.0]), "moments must be a Tensor, got list"),
+        (lambda: nn.DiagonalGaussian(torch.zeros(2, 8), dim=2), "dim must be an int that moments of 2 dimensions"),
+        (lambda: nn.DiagonalGaussian(torch.zeros(2, 8), logvar_clamp=(0.0,)), "logvar_clamp must be"),
+        (
+            lambda: nn.DiagonalGaussian.from_parameters(torch.zeros(2, 4), 0.0),
+            "logvar must be a Tensor, got float",
+        ),
+        (lambda: nn.DiagonalGaussian(torch.zeros(2, 8)).kl(0.0), "other must be a DiagonalGaussian, got float"),
+        (lambda: nn.DiagonalGaussian(torch.zeros(2, 8)).nll(torch.zeros(4)), "x must have the mean's shape"),
+    ],
+)
+def test_a_bad_argument_is_named(build, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        build()
+
+
 def test_prior_of_one_sample_serves_the_batch():
     ours = nn.DiagonalGaussian(torch.randn(3, 8, 2, 2))
     prior = nn.DiagonalGaussian(torch.randn(1, 8, 2, 2))

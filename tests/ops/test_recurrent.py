@@ -159,6 +159,22 @@ def test_every_simd_level(dtype, cell):
     check(cell, make(cell, (4, 9, 5, 37), dtype))
 
 
+@pytest.mark.parametrize("hidden", [4, 5, 17])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.usefixtures("simd_level")
+def test_infinities_spread_no_further_than_in_torch(cell, dtype, hidden):
+    tensors = make(cell, (4, 2, 3, hidden), dtype)
+    weights = [torch.randn_like(o) for o in call(cell, tensors)]
+    for name, at in (("h0", (0, 0)), ("input", (1, 0, 0)), ("weight_hh", (0, 0)), ("grad", (2, 0, 0))):
+        changed = {key: t.clone() for key, t in tensors.items()}
+        grads = [w.clone() for w in weights]
+        (grads[0] if name == "grad" else changed[name])[at] = torch.inf
+        ours, torchs = run(cell, changed, grads), run(cell, changed, grads, reference=True)
+        for key, value in ours.items():
+            assert not (value.isnan() & ~torchs[key].isnan()).any(), (name, key)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_layouts_of_input_and_parameters(cell, device):
     tensors = make(cell, device=device)
@@ -419,7 +435,9 @@ def check_operators(input, h0, c0, sizes, weights, *options):
     torch.library.opcheck(OPERATORS.recurrent.default, (*arguments, False))
     output, _, c_n, kept = OPERATORS.recurrent(*arguments, True)
     grads = (torch.randn_like(output), None, None if c0 is None else torch.randn_like(c_n))
-    saved = (*grads, input, output, h0, c0, sizes, kept, weights, *options)
+    each = len(weights) // len(h0)
+    matrices = [w for k, w in enumerate(weights) if k % each < 2]
+    saved = (*grads, input, h0, c0, sizes, kept, matrices, *options, each == 4)
     for needs in ((True, True), (False, True), (True, False)):
         torch.library.opcheck(OPERATORS.recurrent_backward.default, (*saved, *needs))
     for tensor in (input, *weights):
@@ -475,6 +493,24 @@ def test_bad_types_and_options():
         lstm(t["input"], (t["h0"],) * 3, *weights)
     with pytest.raises(ValueError, match=r"'sigmoid'.*tanh, relu"):
         rnn(t["input"], None, *weights, nonlinearity="sigmoid")
+    with pytest.raises(ValueError, match=r"unknown nonlinearity \['tanh'\]"):
+        rnn(t["input"], None, *weights, nonlinearity=["tanh"])
+    for hx, kind in ((1.0, "float"), ("ab", "str"), (t["h0"], "Tensor")):
+        with pytest.raises(TypeError, match=rf"hx must be a pair \(h0, c0\), got {kind}"):
+            lstm(t["input"], hx, *weights)
+    with pytest.raises(TypeError, match="reverse must be a bool, got str"):
+        lstm(t["input"], None, *weights, reverse="yes")
+
+
+@pytest.mark.parametrize("name", ["input", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh"])
+@pytest.mark.parametrize("layout", ["to_sparse", "to_mkldnn", "nested"])
+def test_tensors_that_are_not_dense(name, layout):
+    t = make("lstm")
+    bad = torch.nested.nested_tensor([t[name]]) if layout == "nested" else getattr(t[name], layout)()
+    with pytest.raises(ValueError, match=f"^{name} must be a dense tensor, got"):
+        call("lstm", t | {name: bad})
+    with pytest.raises(ValueError, match="batch_sizes must be a dense tensor"):
+        gru(torch.randn(10, 6), None, t["weight_ih"], t["weight_hh"], batch_sizes=torch.tensor([5, 5]).to_sparse())
 
 
 BAD_BATCH_SIZES = {
@@ -490,6 +526,14 @@ def test_bad_batch_sizes(message):
     for sizes in BAD_BATCH_SIZES[message]:
         with pytest.raises(ValueError, match=message):
             gru(torch.randn(10, 6), None, t["weight_ih"], t["weight_hh"], batch_sizes=sizes)
+
+
+def test_batch_sizes_may_have_strides():
+    t = make("gru", packed=True)
+    arguments = (t["input"], t["h0"], t["weight_ih"], t["weight_hh"])
+    strided = batch_sizes().repeat_interleave(2)[::2]
+    assert not strided.is_contiguous()
+    torch.testing.assert_close(gru(*arguments, batch_sizes=strided), gru(*arguments, batch_sizes=batch_sizes()))
 
 
 RAW_BAD_INPUT = {
@@ -524,8 +568,9 @@ def test_raw_operator_refuses_bad_input(message, fake):
         "keep": True,
     }
     if not fake:
-        with pytest.raises(RuntimeError, match=message):
+        with pytest.raises(RuntimeError, match=message) as error:
             OPERATORS.recurrent(**arguments)
+        assert str(error.value).startswith("recurrent: ")  # and not with a function, file and line of C++
         return
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match=message):
         OPERATORS.recurrent(**arguments)
@@ -685,6 +730,10 @@ def test_updates_refuse_bad_input():
         gru_cell_update(ones(2, 9), ones(2, 9), ones(2, 3).long())
     with pytest.raises(TypeError, match="gates must be a Tensor, got float"):
         lstm_cell_update(1.0, ones(2, 3))
+    with pytest.raises(ValueError, match=r"gates must be float32, .*, got torch\.complex64"):
+        lstm_cell_update(ones(2, 12, dtype=torch.complex64), ones(2, 3))
+    with pytest.raises(ValueError, match=r"gates_h must be a dense tensor, got torch\.sparse_coo"):
+        gru_cell_update(ones(2, 9), ones(2, 9).to_sparse(), ones(2, 3))
 
 
 def test_auto_runs_the_kernels_and_reference_does_not(device):

@@ -1,11 +1,12 @@
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.distributions import Normal, kl_divergence
 from torch.utils.checkpoint import checkpoint
 
@@ -590,6 +591,46 @@ def test_changed_arguments_are_noticed(device):
 # Inside PyTorch's machinery.
 
 
+@native_only
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("prior", [False, True], ids=["standard", "prior"])
+@pytest.mark.parametrize("by", ["noise", "seed"])
+def test_backward_under_transforms_equals_the_reference(options, prior, by, device):
+    mu, logvar, noise, *priors = make((3, 4), torch.float64, device=device, prior=prior)
+    candidates = (mu, logvar, noise if by == "noise" else None, *priors)
+    leaves = [t.requires_grad_() for t in candidates if t is not None]
+    others = dict(zip(("prior_mu", "prior_logvar"), priors, strict=True)) | OPTIONS[options]
+    others |= {"noise": noise} if by == "noise" else {"seed": 7}
+    results = []
+    for function in (reparameterize_kl, reparameterize_kl_reference):
+        torch.manual_seed(1)
+        outputs = function(mu, logvar, **others)
+        directions = [torch.randn(2, *o.shape, dtype=o.dtype, device=device) for o in outputs]
+        found = [*torch.autograd.grad(outputs, leaves, directions, is_grads_batched=True, retain_graph=True)]
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*d.unbind()) for d in directions]
+            slopes = torch.autograd.grad(outputs, leaves, duals, retain_graph=True)
+            found += [forward_ad.unpack_dual(slope).tangent for slope in slopes]
+        slopes = torch.autograd.grad(outputs, leaves, [d[0] for d in directions], create_graph=True)
+        weights = [torch.randn(2, *s.shape, dtype=s.dtype, device=device) for s in slopes]
+        found += torch.autograd.grad(slopes, leaves, weights, is_grads_batched=True, allow_unused=True)
+        results.append([torch.zeros(()) if t is None else t for t in found])
+    torch.testing.assert_close(*results)
+
+
+@native_only
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinities_spread_no_further_than_in_the_reference(options, dtype, device):
+    for at, value in itertools.product(range(5), (math.inf, -math.inf)):
+        tensors = make((3, 5), dtype, device=device, prior=True)
+        tensors[at][1, 2] = value
+        functions = reparameterize_kl, reparameterize_kl_reference
+        ours, theirs = (run(function, tensors, **OPTIONS[options]) for function in functions)
+        for name, result in ours.items():
+            assert not (result.isnan() & ~theirs[name].isnan()).any(), (at, value, name)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_changes_nothing(dtype, device):
     for data_dtype in (torch.float32, dtype):
@@ -842,10 +883,21 @@ BAD_INPUT = {
     r"seed must be an int or a 0-dim int64 tensor, got float": {"seed": 1.5},
     r"prior_mu and prior_logvar go together, but prior_logvar is None": {"prior_mu": MU},
     r"prior_mu and prior_logvar go together, but prior_mu is None": {"prior_logvar": MU},
-    r"The expanded size": {"prior_mu": torch.zeros(5), "prior_logvar": MU},
+    r"prior_mu must expand to mu's shape, \(4, 6\), got \(5,\)": {"prior_mu": torch.zeros(5), "prior_logvar": MU},
+    r"prior_logvar must expand to mu's shape": {"prior_mu": MU, "prior_logvar": torch.zeros(1, 4, 6)},
     r"prior_logvar must have mu's dtype": {"prior_mu": MU, "prior_logvar": MU.double()},
     r"logvar_clamp must be \(min, max\)": {"logvar_clamp": (1.0, -1.0)},
     r"logvar_clamp must be \(min, max\) with": {"logvar_clamp": (math.nan, 1.0)},
+    r"the min of logvar_clamp must be a number, got str": {"logvar_clamp": ("a", "b")},
+    r"the max of logvar_clamp must be a number, got NoneType": {"logvar_clamp": (0.0, None)},
+    r"logvar_clamp must be \(min, max\), got 3 values": {"logvar_clamp": (0.0, 1.0, 2.0)},
+    r"logvar_clamp must be \(min, max\) or None, got float": {"logvar_clamp": 1.0},
+    r"free_bits must be a number, got str": {"free_bits": "a"},
+    r"generator must be a torch.Generator, got int": {"generator": 7},
+    r"unknown reduction \['none'\]": {"reduction": ["none"]},
+    r"mu must be a dense tensor, got torch.sparse_coo": {"mu": MU.to_sparse()},
+    r"noise must be a dense tensor, got torch.sparse_csr": {"noise": MU.to_sparse_csr()},
+    r"seed must be a dense tensor": {"seed": torch.tensor([1]).to_sparse()},
     r"free_bits must be finite and not negative, got -0.1": {"free_bits": -0.1},
     r"free_bits must be finite": {"free_bits": math.inf},
     r"unknown reduction 'mean'; choose one of sample, none": {"reduction": "mean"},
@@ -856,6 +908,12 @@ BAD_INPUT = {
 def test_bad_input(message):
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         reparameterize_kl(**({"mu": MU, "logvar": MU} | BAD_INPUT[message]))
+
+
+def test_limits_may_be_any_real_numbers():
+    expected = reparameterize_kl(MU, MU + 2, seed=0, logvar_clamp=(-1.0, 1.0), free_bits=0.5)
+    numbers = {"logvar_clamp": (Fraction(-1), 1), "free_bits": Fraction(1, 2)}
+    torch.testing.assert_close(reparameterize_kl(MU, MU + 2, seed=0, **numbers), expected)
 
 
 def test_generator_of_another_device():

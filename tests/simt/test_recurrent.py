@@ -365,6 +365,20 @@ def test_nan_and_infinities_stay_in_their_sequence(emulator: ModuleType, cell: i
             assert torch.equal(value[:, [0, 1, 3]], clean[name][:, [0, 1, 3]])
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", CELLS, ids=NAMES)
+def test_infinities_spread_no_further_than_in_torch(
+    emulator: ModuleType, cell: int, dtype: torch.dtype, method: str
+) -> None:
+    for where, at in (("h0", (0, 0)), ("gates", (1, 0, 0)), ("weight_hh", (0, 0)), ("grad_output", (1, 0, 0))):
+        problem = Problem(cell, dtype, 7, (3,) * 5)  # fragments and accesses end with padding
+        (problem.inputs | problem.grads)[where][at] = torch.inf
+        expected = problem.torch(dtype)
+        for name, value in problem.run(emulator, method).items():
+            assert not (value.isnan() & ~expected[name].isnan()).any(), (where, name)
+
+
 # schedules.
 
 
@@ -573,7 +587,8 @@ def test_layers_equal_those_of_the_cpu(
     torch.testing.assert_close((output, h_n, c_n, kept), expected)
     grads = [draw(output.shape), draw(h_n.shape), draw(c_n.shape) if cell == LSTM else None]
     for needs in ((True, True), (False, True), (True, False)):
-        backward = (*grads, arguments[0], output, *states, sizes, kept, weights, *options, *needs)
+        matrices = [w for w in weights if w.dim() == 2]
+        backward = (*grads, arguments[0], *states, sizes, kept, matrices, *options, True, *needs)
         expected = torch.ops.genimg_fast.recurrent_backward(*backward)
         found = layers_on_the_emulator._backward_by_steps(*backward)
         torch.testing.assert_close(found, expected)
