@@ -36,6 +36,16 @@ def test_vae_evaluation_runs_and_can_fail(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
+def test_memory_of_changing_shapes_is_flat():
+    command = [sys.executable, "benchmarks/eval_memory.py", "--steps", "300"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "step    300:" in result.stdout
+    assert "pass: after the first fifth of the steps" in result.stdout
+
+
 @pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
 def test_frame_evaluation_runs_and_can_fail(tmp_path):
     command = [sys.executable, "benchmarks/eval_frames.py", "--steps", "2", "--batch-size", "2", "--held-out", "4"]

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../build_info.h"
+#include "../tensor.h"
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -23,9 +24,6 @@
 
 namespace genimg_fast {
 
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 #if defined(__linux__)
@@ -59,7 +57,8 @@ class Pool {
     return *pool;
   }
 
-  // `fresh` says whether the block's pages have yet to be cleared.  Null if there is no memory.
+  // `fresh` says whether the block's pages have yet to be cleared.  Null if there is no memory, even without idle
+  // blocks.
   char* take(int64_t bytes, bool* fresh) {
     const int64_t size = (bytes + huge_page - 1) / huge_page * huge_page;
     std::lock_guard<std::mutex> lock(mutex_);
@@ -72,6 +71,10 @@ class Pool {
     *fresh = best == idle_.end();
     if (*fresh) {
       block.data = map_aligned(size);
+      if (block.data == nullptr) {
+        release(0);
+        block.data = map_aligned(size);
+      }
       if (block.data == nullptr) return nullptr;
     } else {
       block = *best;
@@ -160,6 +163,12 @@ void populate(char* data, int64_t bytes) {
 
 namespace {
 
+void release_idle_outputs() {
+#if defined(__linux__)
+  Pool::instance().release_idle(0);
+#endif
+}
+
 // Strides of a dense tensor with these sizes.
 std::vector<int64_t> dense_strides(Sizes sizes, MemoryFormat format) {
   const int64_t dim = sizes.size();
@@ -175,9 +184,9 @@ std::vector<int64_t> dense_strides(Sizes sizes, MemoryFormat format) {
 }
 
 Tensor make_output(const Tensor& t, Sizes sizes, ScalarType type, MemoryFormat format, bool interleaved) {
-#if defined(__linux__)
   int64_t bytes = type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;  // the dtypes that have kernels
   for (int64_t size : sizes) bytes *= size;
+#if defined(__linux__)
   if (bytes >= smallest_block) {
     bool fresh;
     if (char* const data = Pool::instance().take(bytes, &fresh)) {
@@ -194,8 +203,16 @@ Tensor make_output(const Tensor& t, Sizes sizes, ScalarType type, MemoryFormat f
   AtenTensorHandle result;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype, device_type, device_index, &result));
+  const auto allocate = [&] {
+    return aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype, device_type, device_index,
+                                    &result) == TORCH_SUCCESS;
+  };
+  if (allocate()) return Tensor(result);
+  release_idle_outputs();
+  // The words of torch's allocator, by which programs that then try a smaller batch know it; torch's macro would print
+  // its C++ stack.
+  GENIMG_FAST_CHECK(allocate(), "DefaultCPUAllocator: can't allocate memory: you tried to allocate ", bytes,
+                    " bytes for the result of a genimg_fast kernel");
   return Tensor(result);
 }
 
@@ -220,8 +237,4 @@ GENIMG_FAST_EXPORT int64_t genimg_fast_take_output_peak() {
 #endif
 }
 
-GENIMG_FAST_EXPORT void genimg_fast_release_idle_outputs() {
-#if defined(__linux__)
-  genimg_fast::Pool::instance().release_idle(0);
-#endif
-}
+GENIMG_FAST_EXPORT void genimg_fast_release_idle_outputs() { genimg_fast::release_idle_outputs(); }

@@ -260,7 +260,9 @@ std::tuple<Tensor, Tensor> forward_cpu(Tensor mu, Tensor logvar, OptionalTensor 
   const ReparameterizeKlArguments in{mu,           logvar,     noise,      seed,      prior_mu,
                                      prior_logvar, logvar_min, logvar_max, free_bits, per_element};
   in.check();
-  Tensor z = output_like(mu), kl = in.empty_kl();
+  Tensor z = output_like(mu);
+  Tensor kl = per_element ? empty_output(mu, {mu.sizes().begin(), mu.sizes().end()}, statistics_type(mu.scalar_type()))
+                          : in.empty_kl();
   if (mu.numel() == 0) {
     torch::stable::zero_(kl);
     return {z, kl};

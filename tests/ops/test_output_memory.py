@@ -92,6 +92,56 @@ def test_empty_cache_unmaps_idle_memory():
     assert not mapped()
 
 
+def run_with_little_memory(script):
+    """Run a script in which `limit(bytes)` allows that much memory more than is in use."""
+    prelude = """
+import resource, torch
+from genimg_fast.ops import batch_norm_act, lstm_cell_update, reparameterize_kl, rnn
+torch.set_num_threads(1)
+def limit(bytes):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + bytes, resource.RLIM_INFINITY))
+"""
+    result = subprocess.run([sys.executable, "-c", prelude + script], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_idle_memory_is_given_back_before_there_is_too_little():
+    run_with_little_memory("""
+x = torch.randn(64, 16, 128, 128)  # 64 MiB
+y = batch_norm_act(x, training=True)
+del y
+limit(16 << 20)
+parts = [batch_norm_act(part, training=True) for part in x.split(16)]  # does not fit beside what is idle
+""")
+
+
+CALLS = {
+    "batch_norm_act": "batch_norm_act(x, training=True)",
+    "reparameterize_kl": "reparameterize_kl(x, x)",
+    "reparameterize_kl, per element": "reparameterize_kl(x[:4], x[:4], reduction='none')",
+    "lstm_cell_update": "lstm_cell_update(x, x[:, :16])",
+    "rnn": "rnn(x.view(256, 128, 512), None, torch.eye(512), torch.eye(512))",
+    "rnn, strided": "rnn(x.view(128, 256, 512).transpose(0, 1), None, torch.eye(512), torch.eye(512))",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_too_little_memory_is_an_error_of_one_line(call):
+    result = run_with_little_memory(f"""
+x = torch.randn(16, 64, 128, 128)  # 64 MiB
+limit(24 << 20)
+try:
+    {CALLS[call]}
+except RuntimeError as error:
+    print(error)
+""")
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("DefaultCPUAllocator: can't allocate memory: you tried to allocate ")
+    assert "frame #" not in result.stderr
+
+
 def test_forked_processes_have_memory_of_their_own():
     script = """
 import os, torch
