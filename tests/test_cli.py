@@ -182,7 +182,7 @@ GANS = {
 @pytest.mark.parametrize("name", GANS)
 def test_train_resume_and_use_the_others(name: str, tmp_path: Path, device: str) -> None:
     flags = ["train", name, *SMALL, *GANS[name], "--out", str(tmp_path), "--device", device, "--resume", "auto"]
-    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo", "cdcgan") else []
+    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo", "cdcgan", "mlp-gan") else []
     assert main([*flags, *constant, "--steps", "2"]) == 0
     assert main([*flags, *constant, "--steps", "3"]) == 0  # goes on
     (run,) = tmp_path.iterdir()

@@ -81,7 +81,10 @@ _GANS: dict[str, tuple[str, dict[str, Any]]] = {
         "Train a GAN of residual blocks, with a Wasserstein loss and gradient penalty.",
         {"norm": "none", "loss": "wasserstein", "gp": 10.0, "n_critic": 5, "betas": (0.0, 0.9)},
     ),
-    "mlp-gan": ("Train a GAN of fully connected layers.", {}),
+    "mlp-gan": (
+        "Train a GAN of fully connected layers.",
+        {"z_dim": 20, "steps": 6000, "schedule": "linear"},
+    ),
 }
 
 
