@@ -545,7 +545,8 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   }
   __syncthreads();
 
-  int buffer = 0;
+  // Rows that left gradients at gates in the buffer.  The others' zeros are not multiplied: a weight may be infinite.
+  int multiplied = 0, buffer = 0;
 #pragma unroll 1
   for (int64_t s = 0; s < sequence.steps; ++s) {
     const int64_t t = sequence.reverse ? s : sequence.steps - 1 - s;
@@ -557,7 +558,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     const int64_t row_before = known > 0 ? times.begin(t_before) + block.first : 0;
 #pragma unroll 1
     for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
-      const unsigned live = block.live(tile, active);
+      const unsigned live = block.live(tile, active), has_product = block.live(tile, multiplied);
       typename Block<T, 1>::Fetched saved[S], before{}, initial{};
       Acc product[1][J];
       const auto grad = block.fetch(call.grad_output, first_row, H, 0, tile, call.grad_output ? live : 0);
@@ -575,7 +576,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
       Acc d[G][J], dhn[J];
 #pragma unroll
       for (int j = 0; j < J; ++j) {
-        const Acc dh = block.keep(0, tile, j) + product[0][j];
+        const Acc dh = block.keep(0, tile, j) + (has_product >> j & 1 ? product[0][j] : Acc(0));
         Acc saved_of[S], d_of[G], dc = C == Cell::lstm ? block.keep(1, tile, j) : Acc(0);
         dhn[j] = 0;
 #pragma unroll
@@ -598,17 +599,18 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
       for (int g = 0; g < G; ++g) block.write(call.grad_gates, first_row, G * H, g * H, tile, live, d[g]);
       if (C == Cell::gru) block.write(call.grad_hidden_n, first_row, H, 0, tile, live, dhn);
     }
+    multiplied = active;
     buffer ^= 1;
     __syncthreads();
   }
 
   for (int tile = block.warp; tile < block.layout.tiles; tile += block.warps) {
-    const unsigned live = block.live(tile, block.rows);
+    const unsigned live = block.live(tile, block.rows), has_product = block.live(tile, multiplied);
     Acc product[1][J], dh[J], dc[J];
     block.multiply(block.operand(buffer), tile, product);
 #pragma unroll
     for (int j = 0; j < J; ++j) {
-      dh[j] = block.keep(0, tile, j) + product[0][j];
+      dh[j] = block.keep(0, tile, j) + (has_product >> j & 1 ? product[0][j] : Acc(0));
       if (C == Cell::lstm) dc[j] = block.keep(1, tile, j);
     }
     block.write(call.grad_h0, block.first, H, 0, tile, live, dh);
