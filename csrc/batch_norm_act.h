@@ -84,18 +84,25 @@ inline void check_like_input(const Tensor& t, const Tensor& input, const char* n
   STD_TORCH_CHECK(same, "batch_norm_act: ", name, " must have the input's shape");
 }
 
-// One value per channel.
+// One value per channel: a parameter or running statistic, as F.batch_norm takes them.
 inline void check_per_channel(const Tensor& t, const Tensor& input, const char* name) {
   STD_TORCH_CHECK(t.device() == input.device(), "batch_norm_act: ", name, " must be on the input's device");
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == input.size(1), "batch_norm_act: ", name, " must have shape (",
                   input.size(1), ",), one value per channel of the input");
-  STD_TORCH_CHECK(t.scalar_type() == statistics_type(input.scalar_type()), "batch_norm_act: ", name,
-                  " must be float64 for float64 input and float32 otherwise");
+  STD_TORCH_CHECK(t.scalar_type() == input.scalar_type() || t.scalar_type() == statistics_type(input.scalar_type()),
+                  "batch_norm_act: ", name, " must have the input's dtype, or float32 beside 16-bit input");
   STD_TORCH_CHECK(t.is_contiguous(), "batch_norm_act: ", name, " must be contiguous");
 }
 
 inline void check_per_channel(const OptionalTensor& t, const Tensor& input, const char* name) {
   if (t) check_per_channel(*t, input, name);
+}
+
+// Likewise, as the kernels hand them on: mean and invstd.
+inline void check_statistics(const Tensor& t, const Tensor& input, const char* name) {
+  check_per_channel(t, input, name);
+  STD_TORCH_CHECK(t.scalar_type() == statistics_type(input.scalar_type()), "batch_norm_act: ", name,
+                  " must be float64 for float64 input and float32 otherwise");
 }
 
 // Per-channel values, all zero.

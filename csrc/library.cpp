@@ -18,7 +18,7 @@ GENIMG_FAST_EXPORT const char* genimg_fast_build_info() {
 STABLE_TORCH_LIBRARY(genimg_fast, m) {
   // Batch norm with batch statistics, + residual, then activation (0 identity, 1 relu, 2 leaky_relu).
   // mean and invstd (one value per channel, float32 or float64) are what backward needs; running statistics are updated
-  // in place.
+  // in place.  These and weight and bias may be of the input's dtype, if that has 16 bits, or wide like mean.
   m.def(
       "batch_norm_act_train(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, "
@@ -32,7 +32,8 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "batch_norm_act_eval(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor running_mean, Tensor running_var, float eps, int activation, float negative_slope) -> Tensor");
   // Gradients of both; `training` says whether mean and invstd depend on input.
-  // A gradient that is not needed comes back as an empty tensor; grad_weight and grad_bias are always computed.
+  // A gradient that is not needed comes back as an empty tensor; grad_weight and grad_bias are always computed, and as
+  // wide as mean.
   m.def(
       "batch_norm_act_backward(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
       "Tensor mean, Tensor invstd, bool training, int activation, float negative_slope, "

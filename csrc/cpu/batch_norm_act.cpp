@@ -133,12 +133,13 @@ struct Job {
   bool relu;
   bool streaming;                                // outputs go past the caches
   A slope;                                       // of the negative side; 1 for the identity
+  bool training;                                 // mean and scale depend on x
   double* partial[2];                            // [segment][column]
   A *mean, *scale, *bias;                        // per column
   A *by_centred = nullptr, *constant = nullptr;  // per column: see backward_step
 };
 
-// What training computes per channel, and from what.
+// What training computes of some channels, and from what: one value per channel each.
 template <class A>
 struct Statistics {
   const A *weight, *bias;         // or null
@@ -147,12 +148,42 @@ struct Statistics {
   double momentum, eps;
 };
 
-// What backward computes per channel.
+// What backward computes of some channels.
 template <class A>
 struct Gradients {
   const A* invstd;
   A *weight, *bias;  // results
-  bool training;
+};
+
+// A parameter or running statistic: null, or of the type of arithmetic, or of the data's own type.
+template <class T>
+class PerChannel {
+ public:
+  using A = Acc<T>;
+
+  explicit PerChannel(const OptionalTensor& t, bool written = false)
+      : p_(!t        ? nullptr
+           : written ? t->mutable_data_ptr()
+                     : const_cast<void*>(t->const_data_ptr())),
+        own_(t && t->scalar_type() != type_of_arithmetic) {}
+
+  // The values of some channels, at most max_block: where they are, or converted into `buffer`.
+  A* read(int64_t first, int channels, A* buffer) const {
+    if (!own_) return p_ ? static_cast<A*>(p_) + first : nullptr;
+    for (int c = 0; c < channels; ++c) buffer[c] = A(static_cast<const T*>(p_)[first + c]);
+    return buffer;
+  }
+  // Puts back what read() returned and the caller changed.
+  void write(int64_t first, int channels, const A* values) const {
+    if (!own_) return;
+    for (int c = 0; c < channels; ++c) static_cast<T*>(p_)[first + c] = T(values[c]);
+  }
+
+ private:
+  static constexpr ScalarType type_of_arithmetic =
+      std::is_same<A, double>::value ? ScalarType::Double : ScalarType::Float;
+  void* p_;
+  bool own_;
 };
 
 #define SIMD_BODY "batch_norm_act_kernels.h"
@@ -264,7 +295,7 @@ struct Operands {
   }
 
   template <class T>
-  Job<T> job(const Plan& plan, const T* g, T* y, T* dr, double slope) const {
+  Job<T> job(const Plan& plan, const T* g, T* y, T* dr, double slope, bool training) const {
     Job<T> job{plan,
                static_cast<const T*>(x.const_data_ptr()),
                data_or_null<T>(residual),
@@ -274,6 +305,7 @@ struct Operands {
                activation == Activation::relu,
                streams(plan, y) && streams(plan, dr),
                Acc<T>(activation == Activation::leaky_relu ? slope : 1),
+               training,
                {},
                nullptr,
                nullptr,
@@ -308,19 +340,28 @@ std::tuple<Tensor, Tensor, Tensor> train(Tensor input, OptionalTensor residual, 
     using T = decltype(element);
     using A = Acc<T>;
     const Plan plan(shape);
-    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope);
+    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope, true);
     const Buffers buffers(job, true, false);
-    const Statistics<A> out{data_or_null<A>(weight),
-                            data_or_null<A>(bias),
-                            static_cast<A*>(mean.mutable_data_ptr()),
-                            static_cast<A*>(invstd.mutable_data_ptr()),
-                            running_mean ? static_cast<A*>(running_mean->mutable_data_ptr()) : nullptr,
-                            running_var ? static_cast<A*>(running_var->mutable_data_ptr()) : nullptr,
-                            momentum,
-                            eps};
+    A* const means = static_cast<A*>(mean.mutable_data_ptr());
+    A* const invstds = static_cast<A*>(invstd.mutable_data_ptr());
+    const PerChannel<T> weights(weight), biases(bias), running_means(running_mean, true),
+        running_vars(running_var, true);
     run(
         plan, [&](int64_t g, int64_t s) { SIMD_DISPATCH(statistics(job, g, s)); },
-        [&](int64_t first, int channels) { SIMD_DISPATCH(finish_statistics(job, out, first, channels)); },
+        [&](int64_t first, int channels) {
+          A wide[4][max_block];
+          const Statistics<A> out{weights.read(first, channels, wide[0]),
+                                  biases.read(first, channels, wide[1]),
+                                  means + first,
+                                  invstds + first,
+                                  running_means.read(first, channels, wide[2]),
+                                  running_vars.read(first, channels, wide[3]),
+                                  momentum,
+                                  eps};
+          SIMD_DISPATCH(finish_statistics(job, out, first, channels));
+          running_means.write(first, channels, out.running_mean);
+          running_vars.write(first, channels, out.running_var);
+        },
         [&](int64_t g, int64_t s) { SIMD_DISPATCH(elementwise<false>(job, g, s)); });
   });
   return {y, mean, invstd};
@@ -348,17 +389,18 @@ Tensor eval(Tensor input, OptionalTensor residual, OptionalTensor weight, Option
     using T = decltype(element);
     using A = Acc<T>;
     const Plan plan(shape);
-    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope);
+    Job<T> job = in.job<T>(plan, nullptr, static_cast<T*>(y.mutable_data_ptr()), nullptr, negative_slope, false);
     const Buffers buffers(job, false, false);
-    const A* means = static_cast<const A*>(running_mean.const_data_ptr());
-    const A* vars = static_cast<const A*>(running_var.const_data_ptr());
-    const A *weights = data_or_null<A>(weight), *biases = data_or_null<A>(bias);
+    const PerChannel<T> weights(weight), biases(bias), means(running_mean), vars(running_var);
     run(
         plan, [](int64_t, int64_t) {},
         [&](int64_t first, int channels) {
-          A invstd[max_block];
-          for (int c = 0; c < channels; ++c) invstd[c] = A(1 / std::sqrt(double(vars[first + c]) + eps));
-          SIMD_DISPATCH(set_normalisation(job, first, channels, means + first, invstd, weights, biases));
+          A wide[4][max_block], invstd[max_block];
+          const A* var = vars.read(first, channels, wide[3]);
+          for (int c = 0; c < channels; ++c) invstd[c] = A(1 / std::sqrt(double(var[c]) + eps));
+          SIMD_DISPATCH(set_normalisation(job, first, channels, means.read(first, channels, wide[2]), invstd,
+                                          weights.read(first, channels, wide[0]),
+                                          biases.read(first, channels, wide[1])));
         },
         [&](int64_t g, int64_t s) { SIMD_DISPATCH(elementwise<false>(job, g, s)); });
   });
@@ -371,8 +413,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor i
                                                     double negative_slope, bool need_input, bool need_residual) {
   const Operands in(input, residual, weight, bias, activation);
   check_like_input(grad_output, input, "grad_output");
-  check_per_channel(mean, input, "mean");
-  check_per_channel(invstd, input, "invstd");
+  check_statistics(mean, input, "mean");
+  check_statistics(invstd, input, "invstd");
   const Tensor g = as_dense(grad_output, in.format);
   const Geometry shape = geometry(in.x, in.format);
   const ScalarType type = statistics_type(input.scalar_type());
@@ -391,19 +433,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor i
     const Plan plan(shape);
     Job<T> job = in.job<T>(plan, static_cast<const T*>(g.const_data_ptr()),
                            need_input ? static_cast<T*>(dx.mutable_data_ptr()) : nullptr,
-                           need_residual ? static_cast<T*>(dr.mutable_data_ptr()) : nullptr, negative_slope);
+                           need_residual ? static_cast<T*>(dr.mutable_data_ptr()) : nullptr, negative_slope, training);
     const Buffers buffers(job, true, true);
     const A* means = static_cast<const A*>(mean.const_data_ptr());
     const A* invstds = static_cast<const A*>(invstd.const_data_ptr());
-    const A *weights = data_or_null<A>(weight), *biases = data_or_null<A>(bias);
-    const Gradients<A> out{invstds, static_cast<A*>(dweight.mutable_data_ptr()),
-                           static_cast<A*>(dbias.mutable_data_ptr()), training};
+    A* const dweights = static_cast<A*>(dweight.mutable_data_ptr());
+    A* const dbiases = static_cast<A*>(dbias.mutable_data_ptr());
+    const PerChannel<T> weights(weight), biases(bias);
     for_channel_chunks(plan, plan.width, [&](int64_t first, int channels) {
-      SIMD_DISPATCH(set_normalisation(job, first, channels, means + first, invstds + first, weights, biases));
+      A wide[2][max_block];
+      SIMD_DISPATCH(set_normalisation(job, first, channels, means + first, invstds + first,
+                                      weights.read(first, channels, wide[0]), biases.read(first, channels, wide[1])));
     });
     run(
         plan, [&](int64_t g, int64_t s) { SIMD_DISPATCH(gradient_sums(job, g, s)); },
-        [&](int64_t first, int channels) { SIMD_DISPATCH(finish_gradients(job, out, first, channels)); },
+        [&](int64_t first, int channels) {
+          const Gradients<A> out{invstds + first, dweights + first, dbiases + first};
+          SIMD_DISPATCH(finish_gradients(job, out, first, channels));
+        },
         [&](int64_t g, int64_t s) {
           if (need_input || need_residual) SIMD_DISPATCH(elementwise<true>(job, g, s));
         });

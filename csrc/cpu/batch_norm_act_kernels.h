@@ -61,12 +61,14 @@ SIMD_INLINE Vec<Acc<T>> pre_activation(const Job<T>& job, const Parameters<Acc<T
 // exactly as if the tile's true mean had been used.
 
 // n elements' sum is `s` and sum of squares `q`, both about `centre`; merge them into (count, mean, m2).
+// Infinite elements make an infinite mean, though not a finite distance from it; m2 becomes NaN.
 template <class A>
 SIMD_INLINE void merge_tile(double n, A centre, A s, A q, double count, double& mean, double& m2) {
   const double shift = s / n;
-  const double delta = centre + shift - mean;
+  const double tile_mean = std::isinf(centre) ? centre : centre + shift;
+  const double delta = tile_mean - mean;
   const double share = n / (count + n);
-  mean += delta * share;
+  mean = std::isfinite(delta) ? mean + delta * share : mean + tile_mean;
   m2 += q - s * shift + delta * delta * count * share;
 }
 
@@ -213,8 +215,9 @@ SIMD_INLINE Vec<Acc<T>> activation_gradient(const Job<T>& job, const Parameters<
 template <bool Tail, bool Relu, bool Residual, class T>
 SIMD_INLINE void add_gradients(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n, Vec<Acc<T>>& sum,
                                Vec<Acc<T>>& dot) {
-  const Vec<Acc<T>> centred = read<Tail>(job.x + i, n) - p.mean;
+  Vec<Acc<T>> centred = read<Tail>(job.x + i, n) - p.mean;
   const Vec<Acc<T>> g = activation_gradient<Tail, Relu, Residual>(job, p, centred, i, n);
+  if constexpr (Tail) centred = keep_first<Acc<T>>(centred, n);  // the mean may be infinite
   sum += g;
   dot = mul_add(g, centred, dot);
 }
@@ -296,14 +299,15 @@ void gradient_sums_of(const Job<T>& job, int64_t group, int64_t segment) {
                                          dot);
 }
 
-// dx = (g' + constant + (x - mean) * by_centred) * scale, dresidual = g'
+// dx = (g' + constant + (x - mean) * by_centred) * scale, dresidual = g'; in evaluation dx = g' * scale, whatever x is.
 template <bool Tail, bool Relu, bool Residual, class T>
 SIMD_INLINE void backward_step(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n) {
   using V = Vec<Acc<T>>;
   const V centred = read<Tail>(job.x + i, n) - p.mean;
   const V g = activation_gradient<Tail, Relu, Residual>(job, p, centred, i, n);
   if (job.dr) write<Tail>(job, job.dr + i, g, n);
-  if (job.y) write<Tail>(job, job.y + i, mul_add(centred, p.by_centred, g + p.constant) * p.scale, n);
+  if (job.y)
+    write<Tail>(job, job.y + i, (job.training ? mul_add(centred, p.by_centred, g + p.constant) : g) * p.scale, n);
 }
 
 // The elementwise pass of an item: one group of columns over one segment of rows.
@@ -387,7 +391,8 @@ void gradient_sums(const Job<T>& job, int64_t group, int64_t segment) {
                  : gradient_sums_of<false, false>(job, group, segment);
 }
 
-// Finish: from the columns' sums to the channels' values, and back to the columns.
+// Finish: from the columns' sums to the channels' values, and back to the columns.  Arrays of channels' values begin at
+// the first channel that is to be finished.
 
 // Invariant: channels * repeat <= max_block.
 
@@ -421,8 +426,8 @@ void set_normalisation(const Job<T>& job, int64_t first, int channels, const Acc
                        const Acc<T>* weight, const Acc<T>* bias) {
   using A = Acc<T>;
   A scale[max_block], shift[max_block];
-  for (int c = 0; c < channels; ++c) scale[c] = invstd[c] * (weight ? weight[first + c] : A(1));
-  for (int c = 0; c < channels; ++c) shift[c] = bias ? bias[first + c] : A(0);
+  for (int c = 0; c < channels; ++c) scale[c] = invstd[c] * (weight ? weight[c] : A(1));
+  for (int c = 0; c < channels; ++c) shift[c] = bias ? bias[c] : A(0);
   set_columns(job.plan, job.mean, first, channels, mean);
   set_columns(job.plan, job.scale, first, channels, scale);
   set_columns(job.plan, job.bias, first, channels, shift);
@@ -468,15 +473,14 @@ void finish_statistics(const Job<T>& job, const Statistics<Acc<T>>& out, int64_t
   const double n = job.plan.shape.per_channel();
   double mean[max_block], m2[max_block];
   channel_moments(job.plan, job.partial, first, channels, mean, m2);
-  A *means = out.mean + first, *invstds = out.invstd + first;
-  for (int c = 0; c < channels; ++c) means[c] = A(mean[c]);
-  for (int c = 0; c < channels; ++c) invstds[c] = A(1 / std::sqrt(m2[c] / n + out.eps));
-  if (A* running = out.running_mean ? out.running_mean + first : nullptr)
+  for (int c = 0; c < channels; ++c) out.mean[c] = A(mean[c]);
+  for (int c = 0; c < channels; ++c) out.invstd[c] = A(1 / std::sqrt(m2[c] / n + out.eps));
+  if (A* running = out.running_mean)
     for (int c = 0; c < channels; ++c) running[c] = A((1 - out.momentum) * running[c] + out.momentum * mean[c]);
-  if (A* running = out.running_var ? out.running_var + first : nullptr)
+  if (A* running = out.running_var)
     for (int c = 0; c < channels; ++c)
       running[c] = A((1 - out.momentum) * running[c] + out.momentum * (m2[c] / (n - 1)));
-  set_normalisation(job, first, channels, means, invstds, out.weight, out.bias);
+  set_normalisation(job, first, channels, out.mean, out.invstd, out.weight, out.bias);
 }
 
 template <class T>
@@ -495,13 +499,13 @@ void finish_gradients(const Job<T>& job, const Gradients<Acc<T>>& out, int64_t f
   double sum[max_block], dot[max_block];
   add_repeats(sums, channels, plan.repeat, sum);
   add_repeats(dots, channels, plan.repeat, dot);
-  const A* invstd = out.invstd + first;
+  const A* invstd = out.invstd;
   A constant[max_block], by_centred[max_block];
   for (int c = 0; c < channels; ++c) {
-    out.bias[first + c] = A(sum[c]);
-    out.weight[first + c] = A(dot[c] * invstd[c]);
-    constant[c] = out.training ? A(-sum[c] / n) : A(0);
-    by_centred[c] = out.training ? A(-dot[c] * invstd[c] * invstd[c] / n) : A(0);
+    out.bias[c] = A(sum[c]);
+    out.weight[c] = A(dot[c] * invstd[c]);
+    constant[c] = A(-sum[c] / n);
+    by_centred[c] = A(-dot[c] * invstd[c] * invstd[c] / n);
   }
   set_columns(plan, job.constant, first, channels, constant);
   set_columns(plan, job.by_centred, first, channels, by_centred);

@@ -297,12 +297,12 @@ ForwardArguments<T> forward_arguments(const Access& access, const BatchNormActFo
   args.input = static_cast<const T*>(call.input);
   args.residual = static_cast<const T*>(call.residual);
   args.output = static_cast<T*>(call.output);
-  args.weight = static_cast<const Acc*>(call.weight);
-  args.bias = static_cast<const Acc*>(call.bias);
+  args.weight = {call.weight.values, call.weight.own_dtype};
+  args.bias = {call.bias.values, call.bias.own_dtype};
   args.mean = static_cast<Acc*>(call.mean);
   args.invstd = static_cast<Acc*>(call.invstd);
-  args.running_mean = static_cast<Acc*>(call.running_mean);
-  args.running_var = static_cast<Acc*>(call.running_var);
+  args.running_mean = {call.running_mean.values, call.running_mean.own_dtype};
+  args.running_var = {call.running_var.values, call.running_var.own_dtype};
   args.momentum = static_cast<Acc>(call.momentum);
   args.eps = static_cast<Acc>(call.eps);
   args.unbiased = static_cast<Acc>(count / (count - 1));
@@ -320,8 +320,8 @@ BackwardArguments<T> backward_arguments(const Access& access, const BatchNormAct
   args.residual = call.activation == 0 ? nullptr : static_cast<const T*>(call.residual);
   args.grad_input = static_cast<T*>(call.grad_input);
   args.grad_residual = static_cast<T*>(call.grad_residual);
-  args.weight = static_cast<const Acc*>(call.weight);
-  args.bias = static_cast<const Acc*>(call.bias);
+  args.weight = {call.weight.values, call.weight.own_dtype};
+  args.bias = {call.bias.values, call.bias.own_dtype};
   args.mean = static_cast<const Acc*>(call.mean);
   args.invstd = static_cast<const Acc*>(call.invstd);
   args.grad_weight = static_cast<Acc*>(call.grad_weight);

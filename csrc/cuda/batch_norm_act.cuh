@@ -331,18 +331,39 @@ struct ActivationOf {
   }
 };
 
+// A parameter or running statistic, one value per channel, or null: of Acc, or of T if `own`.
+template <class T>
+struct PerChannel {
+  using Acc = Accumulator<T>;
+  void* values;
+  bool own;
+
+  __device__ __forceinline__ explicit operator bool() const { return values != nullptr; }
+  __device__ __forceinline__ Acc read(int64_t channel) const {
+    return sizeof(T) < sizeof(Acc) && own ? gpu::convert<Acc>(static_cast<const T*>(values)[channel])
+                                          : static_cast<const Acc*>(values)[channel];
+  }
+  __device__ __forceinline__ void write(int64_t channel, Acc value) const {
+    if (sizeof(T) < sizeof(Acc) && own) {
+      static_cast<T*>(values)[channel] = gpu::convert<T>(value);
+    } else {
+      static_cast<Acc*>(values)[channel] = value;
+    }
+  }
+};
+
 template <class T>
 struct ForwardArguments {
   using Acc = Accumulator<T>;
   const T* input;
   const T* residual;
   T* output;
-  const Acc* weight;
-  const Acc* bias;
+  PerChannel<T> weight;
+  PerChannel<T> bias;
   Acc* mean;
   Acc* invstd;
-  Acc* running_mean;
-  Acc* running_var;
+  PerChannel<T> running_mean;
+  PerChannel<T> running_var;
   Acc momentum, eps;
   Acc unbiased;  // count / (count - 1)
   ActivationOf<Acc> activation;
@@ -357,8 +378,8 @@ struct BackwardArguments {
   const T* residual;
   T* grad_input;
   T* grad_residual;
-  const Acc* weight;
-  const Acc* bias;
+  PerChannel<T> weight;
+  PerChannel<T> bias;
   const Acc* mean;
   const Acc* invstd;
   Acc* grad_weight;
@@ -373,11 +394,13 @@ template <class Acc, int A>
 struct Affine {
   Acc mean[A], invstd[A], weight[A], bias[A];
 
-  __device__ __forceinline__ void load_parameters(const Acc* weights, const Acc* biases, int64_t channel) {
+  template <class T>
+  __device__ __forceinline__ void load_parameters(const PerChannel<T>& weights, const PerChannel<T>& biases,
+                                                  int64_t channel) {
 #pragma unroll
     for (int j = 0; j < A; ++j) {
-      weight[j] = weights ? __ldg(weights + channel + j) : Acc(1);
-      bias[j] = biases ? __ldg(biases + channel + j) : Acc(0);
+      weight[j] = weights ? weights.read(channel + j) : Acc(1);
+      bias[j] = biases ? biases.read(channel + j) : Acc(0);
     }
   }
   __device__ __forceinline__ void load_statistics(const Acc* means, const Acc* invstds, int64_t channel) {
@@ -385,6 +408,15 @@ struct Affine {
     for (int j = 0; j < A; ++j) {
       mean[j] = __ldg(means + channel + j);
       invstd[j] = __ldg(invstds + channel + j);
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ void load_statistics(const PerChannel<T>& means, const PerChannel<T>& vars, Acc eps,
+                                                  int64_t channel) {
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      mean[j] = means.read(channel + j);
+      invstd[j] = Acc(1) / square_root(vars.read(channel + j) + eps);
     }
   }
   __device__ __forceinline__ void load_statistics(const Partial<Acc>* tile) {
@@ -556,10 +588,11 @@ __device__ __forceinline__ void finish_statistics(const Tiling& tiling, const Fo
       args.invstd[channel] = invstd;
       const Acc kept = Acc(1) - args.momentum;
       if (args.running_mean) {
-        args.running_mean[channel] = kept * args.running_mean[channel] + args.momentum * mean;
+        args.running_mean.write(channel, kept * args.running_mean.read(channel) + args.momentum * mean);
       }
       if (args.running_var) {
-        args.running_var[channel] = kept * args.running_var[channel] + args.momentum * (variance * args.unbiased);
+        const Acc unbiased = variance * args.unbiased;
+        args.running_var.write(channel, kept * args.running_var.read(channel) + args.momentum * unbiased);
       }
     }
   }
@@ -627,9 +660,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, co
   if (args.training) {
     affine.load_statistics(args.mean, args.invstd, walk.channel);
   } else {
-    affine.load_statistics(args.running_mean, args.running_var, walk.channel);
-#pragma unroll
-    for (int j = 0; j < A; ++j) affine.invstd[j] = Acc(1) / square_root(affine.invstd[j] + args.eps);
+    affine.load_statistics(args.running_mean, args.running_var, args.eps, walk.channel);
   }
   while (walk.left > 0) {
     int64_t offsets[U];

@@ -23,18 +23,24 @@ struct BatchNormActShape {
   int64_t outer, channels, inner;
 };
 
+// A parameter or running statistic: one value per channel, of the data's dtype if `own_dtype`, else as mean and invstd.
+struct BatchNormActValues {
+  void* values;
+  bool own_dtype;
+};
+
 // Pointers to data are of the shape's dtype, those to one value per channel are double beside float64 and float beside
 // every other dtype.  What is marked optional may be null.
 struct BatchNormActForward {
   const void* input;
-  const void* residual;  // optional
-  const void* weight;    // optional
-  const void* bias;      // optional
+  const void* residual;       // optional
+  BatchNormActValues weight;  // optional
+  BatchNormActValues bias;    // optional
   void* output;
-  void* mean;          // training: written.  Evaluation: not used
-  void* invstd;        // likewise
-  void* running_mean;  // training: optional, updated.  Evaluation: read
-  void* running_var;   // likewise
+  void* mean;                       // training: written.  Evaluation: not used
+  void* invstd;                     // likewise
+  BatchNormActValues running_mean;  // training: optional, updated.  Evaluation: read
+  BatchNormActValues running_var;   // likewise
   double momentum, eps;
   int activation;  // 0 identity, 1 relu, 2 leaky_relu
   double negative_slope;
@@ -43,9 +49,9 @@ struct BatchNormActForward {
 struct BatchNormActBackward {
   const void* grad_output;
   const void* input;
-  const void* residual;  // optional
-  const void* weight;    // optional
-  const void* bias;      // optional
+  const void* residual;       // optional
+  BatchNormActValues weight;  // optional
+  BatchNormActValues bias;    // optional
   const void* mean;
   const void* invstd;
   void* grad_input;     // optional: not computed when null

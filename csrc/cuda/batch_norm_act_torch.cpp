@@ -51,7 +51,20 @@ cuda::Method method() {
   return chosen;
 }
 
-void* mutable_or_null(const OptionalTensor& t) { return t ? t->mutable_data_ptr() : nullptr; }
+bool has_own_dtype(const Tensor& t, const Tensor& input) {
+  return t.scalar_type() != statistics_type(input.scalar_type());
+}
+
+// Values that the launcher only reads; its structs serve the others too, hence the cast.
+cuda::BatchNormActValues per_channel(const OptionalTensor& t, const Tensor& input) {
+  if (!t) return {nullptr, false};
+  return {const_cast<void*>(t->const_data_ptr()), has_own_dtype(*t, input)};
+}
+
+cuda::BatchNormActValues updated_per_channel(const OptionalTensor& t, const Tensor& input) {
+  if (!t) return {nullptr, false};
+  return {t->mutable_data_ptr(), has_own_dtype(*t, input)};
+}
 
 std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTensor& residual,
                                          const OptionalTensor& weight, const OptionalTensor& bias,
@@ -78,13 +91,13 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
   const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::BatchNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(dense),
-                                       data_or_null<void>(weight),
-                                       data_or_null<void>(bias),
+                                       per_channel(weight, x),
+                                       per_channel(bias, x),
                                        output.mutable_data_ptr(),
                                        mean.mutable_data_ptr(),
                                        invstd.mutable_data_ptr(),
-                                       mutable_or_null(running_mean),
-                                       mutable_or_null(running_var),
+                                       updated_per_channel(running_mean, x),
+                                       updated_per_channel(running_var, x),
                                        momentum,
                                        eps,
                                        static_cast<int>(activation),
@@ -123,16 +136,15 @@ Tensor eval(const Tensor& input, const OptionalTensor& residual, const OptionalT
   Tensor output = empty_data(x, format);
   if (x.numel() == 0) return output;
 
-  // The launcher only reads the running statistics; its struct serves training too, hence the casts.
   const cuda::BatchNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(dense),
-                                       data_or_null<void>(weight),
-                                       data_or_null<void>(bias),
+                                       per_channel(weight, x),
+                                       per_channel(bias, x),
                                        output.mutable_data_ptr(),
                                        nullptr,
                                        nullptr,
-                                       const_cast<void*>(running_mean.const_data_ptr()),
-                                       const_cast<void*>(running_var.const_data_ptr()),
+                                       per_channel(running_mean, x),
+                                       per_channel(running_var, x),
                                        0,
                                        eps,
                                        static_cast<int>(activation),
@@ -152,8 +164,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   check_like_input(grad_output, input, "grad_output");
   check_per_channel(weight, input, "weight");
   check_per_channel(bias, input, "bias");
-  check_per_channel(mean, input, "mean");
-  check_per_channel(invstd, input, "invstd");
+  check_statistics(mean, input, "mean");
+  check_statistics(invstd, input, "invstd");
   const DeviceGuard guard(input.get_device_index());
   const MemoryFormat format = memory_format(input);
   const OptionalTensor dense = dense_residual(residual, input, format);
@@ -172,8 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   const cuda::BatchNormActBackward call{grad.const_data_ptr(),
                                         x.const_data_ptr(),
                                         data_or_null<void>(dense),
-                                        data_or_null<void>(weight),
-                                        data_or_null<void>(bias),
+                                        per_channel(weight, x),
+                                        per_channel(bias, x),
                                         mean.const_data_ptr(),
                                         invstd.const_data_ptr(),
                                         need_input ? grad_input.mutable_data_ptr() : nullptr,

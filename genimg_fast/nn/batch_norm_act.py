@@ -10,7 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, leaf
-from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act
+from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act, update_running_statistics
 
 
 def forward_batch_norm(
@@ -36,6 +36,8 @@ def forward_batch_norm(
         return leaf(module, input, residual)
     module._check_input_dim(input)
     running_mean, running_var = module.running_mean, module.running_var
+    weight: Tensor | None = module.weight
+    bias: Tensor | None = module.bias
     training = module.training or (running_mean is None and running_var is None)
     momentum = 0.0 if module.momentum is None else module.momentum
     counter = module.num_batches_tracked
@@ -49,14 +51,18 @@ def forward_batch_norm(
                 # A cumulative average needs the number of batches, which lives on the device. Taking this batch's
                 # statistics alone (momentum 1) and averaging there keeps it from being read back at every step.
                 averages = running_mean, running_var
-                running_mean, running_var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
-                momentum = 1.0
+                momentum, wide = 1.0, running_mean.dtype
+                if wide == input.dtype:  # of 16 bits: float32 instead holds a variance beyond float16
+                    wide = torch.promote_types(wide, torch.float32)
+                running_mean, running_var = (torch.zeros_like(t, dtype=wide) for t in averages)
+                weight = None if weight is None else weight.to(wide)
+                bias = None if bias is None else bias.to(wide)
     output = batch_norm_act(
         input,
         running_mean,
         running_var,
-        module.weight,
-        module.bias,
+        weight,
+        bias,
         training,
         momentum,
         module.eps,
@@ -66,9 +72,7 @@ def forward_batch_norm(
     )
     if averages is not None and counter is not None and running_mean is not None and running_var is not None:
         share = counter.to(running_mean.dtype).reciprocal()
-        with torch.no_grad():
-            averages[0].lerp_(running_mean, share)
-            averages[1].lerp_(running_var, share)
+        update_running_statistics(averages, (running_mean, running_var), share)
     return output
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genimg_fast.nn.batch_norm_act import _BatchNormAct, forward_batch_norm
+from genimg_fast.ops.batch_norm_act import update_running_statistics
 
 
 class SyncBatchNormAct(_BatchNormAct):
@@ -120,9 +121,9 @@ class SyncBatchNormAct(_BatchNormAct):
             return
         share: Any = self.momentum
         if share is None:
-            share = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), share)
+            share = self.num_batches_tracked.to(mean.dtype).reciprocal()
+        unbiased = var * (count / (count - 1))
+        update_running_statistics((self.running_mean, self.running_var), (mean, unbiased), share)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

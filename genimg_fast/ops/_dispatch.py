@@ -65,13 +65,12 @@ def is_transformed(input: Tensor) -> bool:
     )
 
 
-def describe_paths(kernels: dict[str, bool], note: str = "", cpu_note: str = "") -> dict[str, tuple[str, str]]:
+def describe_paths(kernels: dict[str, bool], cpu_note: str = "") -> dict[str, tuple[str, str]]:
     """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why.
 
     Args:
         kernels: From :func:`find_kernels`.
-        note: Added where the kernel runs.
-        cpu_note: Added before it on the CPU.
+        cpu_note: Added where the kernel runs on the CPU.
     """
     described = {}
     for device in ("cpu", "cuda"):
@@ -81,5 +80,5 @@ def describe_paths(kernels: dict[str, bool], note: str = "", cpu_note: str = "")
         elif device == "cuda" and not torch.cuda.is_available():
             described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
         else:
-            described[device] = ("native", f"fused kernel{cpu_note if device == 'cpu' else ''}{note}")
+            described[device] = ("native", f"fused kernel{cpu_note if device == 'cpu' else ''}")
     return described

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from genimg_fast import _native
 from genimg_fast.ops._dispatch import (
@@ -94,6 +93,9 @@ def batch_norm_act(
     Equals ``activation(F.batch_norm(input, ...) + residual)``: same numbers, running statistics, gradients of
     first and second order and errors. Backward needs only the input and two values per channel.
 
+    Parameters and running statistics are of the input's dtype or, beside 16-bit input, all of float32. The
+    arithmetic is in float32 (float64 for float64) either way.
+
     Args:
         input: (N, C, *), float32, float64, bfloat16 or float16, in any memory layout.
         running_mean: (C,), updated in place in training; required in evaluation.
@@ -124,15 +126,13 @@ def batch_norm_act(
     code = ACTIVATIONS.get(activation)
     if code is None:
         raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-    arguments = (
-        input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code, negative_slope,
-    )  # fmt: skip
-    backend = _native._backend
+    # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
+    backend = "reference" if torch._C._get_tracing_state() is not None else _native._backend
     compiling = torch.compiler.is_compiling()
     # Under torch.compile the cost of the call is paid at compile time; comparing the size would only put a guard
     # on a dimension that the user declared dynamic.
     if backend == "auto" and not compiling and _is_faster_on_torch(input):
-        if not training or (eps > 0 and input.dim() > 1 and input.numel() > input.shape[1]):
+        if eps > 0 and (not training or (input.dim() > 1 and input.numel() > input.shape[1])):
             # What F.batch_norm does once it has checked these.
             output = torch.batch_norm(
                 input, weight, bias, running_mean, running_var, training, momentum, eps,
@@ -140,19 +140,13 @@ def batch_norm_act(
             )  # fmt: skip
             return _add_and_activate(output, residual, activation, negative_slope)
     elif backend != "reference":
-        checked = (input, running_mean, running_var, weight, bias, training, eps, residual)
-        refusal = None
-        if not compiling and _is_plain_call(*checked):
-            # What is left to check the operator checks itself, in less time, before it touches anything.
-            try:
-                return _native_forward(*arguments)
-            except RuntimeError as error:
-                refusal = error
-        reason = _why_not_native(*checked)
+        reason = _why_not_native(input, running_mean, running_var, weight, bias, training, eps, residual)
         if reason is None:
-            if refusal is not None:
-                raise refusal
-            return _compiled_forward(*arguments) if compiling else _native_forward(*arguments)
+            forward = _compiled_forward if compiling else _native_forward
+            return forward(
+                input, residual, weight, bias, running_mean, running_var, training, momentum, eps, code,
+                negative_slope,
+            )  # fmt: skip
         if backend == "native" and reason not in _LEFT_TO_TORCH:
             raise RuntimeError(f"batch_norm_act: backend 'native' was asked for, but {reason}")
     return batch_norm_act_reference(
@@ -176,46 +170,6 @@ _EMPTY = "the input is empty"
 _LEFT_TO_TORCH = (_BAD_INPUT, TRANSFORMED, _EMPTY)
 
 
-def _is_constant(statistics: Tensor | None) -> bool:
-    return type(statistics) is Tensor and not statistics.requires_grad
-
-
-def _is_plain_call(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-    residual: Tensor | None,
-) -> bool:
-    """Return whether the operators, which check shapes, dtypes and devices, may be called without more ado.
-
-    They see neither transforms nor tensor subclasses, and they take a few inputs that PyTorch refuses.
-    """
-    if running_mean is None and running_var is None:
-        if not training:
-            return False
-    elif not (_is_constant(running_mean) and _is_constant(running_var)):
-        return False
-    return (
-        type(input) is Tensor
-        and (residual is None or type(residual) is Tensor)
-        and (weight is None or type(weight) in PLAIN_TENSORS)
-        and (bias is None or type(bias) in PLAIN_TENSORS)
-        and (input.is_cpu or input.is_cuda)
-        and input.dim() > 1
-        and input.numel() > (input.shape[1] if training else 0)
-        and eps > 0
-        and bool(_KERNELS)
-        and forward_ad._current_level < 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and torch._C._len_torch_function_stack() == 0
-    )
-
-
 def _why_not_native(
     input: Tensor,
     running_mean: Tensor | None,
@@ -228,43 +182,52 @@ def _why_not_native(
 ) -> str | None:
     """Return None if the compiled kernel takes these arguments, else the reason why it does not.
 
-    Whatever PyTorch itself would refuse is left to PyTorch, so that its own error is what the user sees.
+    Whatever PyTorch itself would refuse is left to PyTorch, so that its own error is what the user sees. This is
+    everything that the operators check, and more: they see neither transforms nor tensor subclasses, and they take
+    a few inputs that PyTorch refuses. It runs at every call: a microsecond here is a few percent of a small one.
     """
-    if type(input) not in PLAIN_TENSORS or (residual is not None and type(residual) not in PLAIN_TENSORS):
+    if type(input) not in PLAIN_TENSORS:
         return TRANSFORMED
-    if input.dim() < 2:
+    shape, dtype, device = input.shape, input.dtype, input.device
+    if len(shape) < 2:
         return _BAD_INPUT
-    device = input.device
-    if (unavailable := why_unavailable(_KERNELS, device.type)) is not None:
-        return unavailable
-    dtype = input.dtype
-    statistics_dtype = _STATISTICS_DTYPE.get(dtype)
-    if statistics_dtype is None:
+    kernels = "cpu" if input.is_cpu else "cuda" if input.is_cuda else device.type  # the last one takes long
+    if not _KERNELS.get(kernels):
+        return why_unavailable(_KERNELS, kernels)
+    wide = _STATISTICS_DTYPE.get(dtype)
+    if wide is None:
         return f"it has no kernel for {dtype} input"
-    shape = input.shape
-    channels = shape[1]
     numel = input.numel()
     if numel == 0:
         return _EMPTY
-    if (training and numel == channels) or eps <= 0:
+    if (training and numel == shape[1]) or not eps > 0:
         return _BAD_INPUT
     if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
         return _BAD_INPUT
+    per_channel, common = (shape[1],), None
     for tensor in (weight, bias, running_mean, running_var):
         if tensor is None:
             continue
-        if tensor.dim() != 1 or tensor.numel() != channels or tensor.device != device:
-            return _BAD_INPUT
         if type(tensor) not in PLAIN_TENSORS:
             return TRANSFORMED
-        if tensor.dtype != statistics_dtype:
-            return f"parameters and statistics must be {statistics_dtype} for {dtype} input, got {tensor.dtype}"
+        if tensor.shape != per_channel or tensor.device != device:
+            return _BAD_INPUT
+        kind = tensor.dtype
+        if kind is not common:
+            if common is not None:
+                return f"parameters and statistics must have one dtype, got {common} and {kind}"
+            if kind is not wide and kind is not dtype:
+                return f"parameters and statistics must be {dtype} or {wide} for {dtype} input, got {kind}"
+            common = kind
         if not tensor.is_contiguous():
             return "parameters and statistics must be contiguous"
     if running_mean is not None and (running_mean.requires_grad or running_var.requires_grad):  # type: ignore[union-attr]
         return "running statistics require a gradient"
-    if residual is not None and (residual.shape != shape or residual.dtype != dtype or residual.device != device):
-        return "residual must have the input's shape, dtype and device"
+    if residual is not None:
+        if type(residual) not in PLAIN_TENSORS:
+            return TRANSFORMED
+        if residual.shape != shape or residual.dtype is not dtype or residual.device != device:
+            return "residual must have the input's shape, dtype and device"
     return TRANSFORMED if is_transformed(input) else None
 
 
@@ -297,9 +260,6 @@ def _native_forward(
         )[0]
     else:
         output = _eval(input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope)
-    if training and running_mean is not None and running_var is not None:
-        # The kernel wrote behind autograd's back: an evaluation forward that saved these must be able to notice.
-        torch.autograd.graph.increment_version((running_mean, running_var))
     return output
 
 
@@ -329,10 +289,25 @@ def _compiled_forward(
         input, residual, weight, bias, eps, activation, negative_slope
     )
     if running_mean is not None and running_var is not None:
-        with torch.no_grad():
-            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
-            running_var.mul_(1 - momentum).add_(var, alpha=momentum)
+        update_running_statistics((running_mean, running_var), (mean, var), momentum)
     return output
+
+
+def update_running_statistics(
+    running: tuple[Tensor, Tensor], batch: tuple[Tensor, Tensor], share: float | Tensor
+) -> None:
+    """Do what the kernels do with running statistics: average in the batch's dtype, round once.
+
+    As with PyTorch's kernels, autograd does not notice: the backward of an evaluation may follow a training step.
+
+    Args:
+        running: Mean and variance, (C,) each, changed in place.
+        batch: The same of one batch, of a dtype that is at least as wide.
+        share: Weight of the batch.
+    """
+    with torch.no_grad():
+        for average, value in zip(running, batch, strict=True):
+            average.data.copy_(average.to(value.dtype) * (1 - share) + value * share)
 
 
 class _BatchNormAct(torch.autograd.Function):
@@ -384,23 +359,34 @@ def _keep(
     activation: int,
     negative_slope: float,
 ) -> None:
-    """Save what backward needs; ``spread`` is invstd in training, the running variance in evaluation."""
+    """Save what backward needs; ``spread`` is invstd in training, the running variance in evaluation.
+
+    Like PyTorch's kernels, evaluation keeps the running statistics, not their values: backward takes them as they
+    are by then.
+    """
     # The residual decides the activation's branch, so backward needs it unless there is no activation.
     kept = None if activation == ACTIVATIONS["identity"] else residual
     ctx.save_for_backward(input, kept, weight, bias, mean, spread)
-    ctx.training, ctx.eps = training, eps
-    ctx.activation, ctx.negative_slope = activation, negative_slope
+    ctx.options = training, eps, activation, negative_slope
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of input, residual, weight and bias."""
+    """Return the gradients of input, residual, weight and bias.
+
+    Those of 16-bit parameters come in float32; autograd rounds them.
+    """
     need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
     input, residual, weight, bias, mean, spread = ctx.saved_tensors
-    linear = ctx.activation == ACTIVATIONS["identity"]
-    invstd = spread if ctx.training else torch.rsqrt(spread.double() + ctx.eps).to(spread.dtype)
+    training, eps, activation, negative_slope = ctx.options
+    linear = activation == ACTIVATIONS["identity"]
+    if training:
+        invstd = spread
+    else:
+        wide = _STATISTICS_DTYPE[input.dtype]
+        mean, invstd = mean.to(wide), torch.rsqrt(spread.double() + eps).to(wide)
     arguments = (
-        grad_output, input, residual, weight, bias, mean, invstd, ctx.training, ctx.activation,
-        ctx.negative_slope, need_input, need_residual and not linear,
+        grad_output, input, residual, weight, bias, mean, invstd, training, activation, negative_slope,
+        need_input, need_residual and not linear,
     )  # fmt: skip
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
@@ -452,8 +438,14 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: saved tensors may depend on each other, and each gradient is to follow its own argument only.
+        # They have the dtype of the statistics, and so do the gradients, which autograd rounds.
+        wide = ctx.saved_tensors[5].dtype
         tensors: list[Any] = [
-            None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            None
+            if t is None
+            else t.to(wide).view_as(t)
+            if t.requires_grad
+            else t.detach().to(wide).requires_grad_()
             for t in ctx.saved_tensors[:5]
         ]
         wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
@@ -465,16 +457,11 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
         if not (wanted and given):
             return (None,) * 12
         output = _forward_from_statistics(ctx, *tensors[1:])
-        first = torch.autograd.grad(
-            output,
-            [tensors[k] for k in given],
-            tensors[0].to(output.dtype),
-            create_graph=True,
-        )
+        first = torch.autograd.grad(output, [tensors[k] for k in given], tensors[0], create_graph=True)
         second = torch.autograd.grad(
             first,
             [tensors[k] for k in wanted],
-            [g.to(f.dtype) for f, g in zip(first, given.values(), strict=True)],
+            [g.to(wide) for g in given.values()],
             allow_unused=True,
             create_graph=create_graph,
         )
@@ -489,14 +476,13 @@ def _forward_from_statistics(
 ) -> Tensor:
     mean, invstd = ctx.saved_tensors[5].detach(), ctx.saved_tensors[6].detach()
     shape = [1, -1] + [1] * (input.dim() - 2)
-    x = input.to(mean.dtype)
     mean, variance = mean.view(shape), invstd.view(shape).pow(-2)
     if ctx.training:
-        dims = [d for d in range(x.dim()) if d != 1]
-        batch_variance, batch_mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        dims = [d for d in range(input.dim()) if d != 1]
+        batch_variance, batch_mean = torch.var_mean(input, dims, correction=0, keepdim=True)
         mean = mean + (batch_mean - batch_mean.detach())
         variance = variance + (batch_variance - batch_variance.detach())
-    output = (x - mean) * variance.rsqrt()
+    output = (input - mean) * variance.rsqrt()
     if weight is not None:
         output = output * weight.view(shape)
     if bias is not None:
@@ -508,7 +494,6 @@ def paths() -> dict[str, tuple[str, str]]:
     """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
     return describe_paths(
         _KERNELS,
-        note="; parameters of another dtype run on torch",
         cpu_note=f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
         "torch's own kernels, which start faster",
     )
@@ -589,7 +574,7 @@ if _KERNELS:
         need_input: bool,
         need_residual: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        _check(input, (grad_output, residual), (weight, bias, mean, invstd))
+        _check(input, (grad_output, residual), (weight, bias), (mean, invstd))
         dense, nothing = _dense_like(input), input.new_empty(0)
         return (
             dense if need_input else nothing,
@@ -609,7 +594,12 @@ if _KERNELS:
     )
 
 
-def _check(input: Tensor, like_input: tuple[Tensor | None, ...], per_channel: tuple[Tensor | None, ...]) -> None:
+def _check(
+    input: Tensor,
+    like_input: tuple[Tensor | None, ...],
+    per_channel: tuple[Tensor | None, ...],
+    statistics: tuple[Tensor, ...] = (),
+) -> None:
     """The checks of csrc/batch_norm_act.h, so that tracing refuses what the kernels would refuse."""
     torch._check(input.dim() >= 2, lambda: f"batch_norm_act: input must be (N, C, ...), got {input.dim()}-d")
     torch._check(
@@ -622,16 +612,16 @@ def _check(input: Tensor, like_input: tuple[Tensor | None, ...], per_channel: tu
             or (tensor.shape == input.shape and tensor.dtype == input.dtype and tensor.device == input.device),
             lambda: "batch_norm_act: residual and grad_output must have the input's shape, dtype and device",
         )
-    for tensor in per_channel:
-        torch._check(
-            tensor is None
-            or (
-                tensor.shape == (input.shape[1],)
-                and tensor.dtype == _STATISTICS_DTYPE[input.dtype]
-                and tensor.device == input.device
-            ),
-            lambda: (
-                "batch_norm_act: parameters and statistics must have one value per channel of the input, "
-                "float64 for float64 input and float32 otherwise, on its device"
-            ),
-        )
+    wide = _STATISTICS_DTYPE[input.dtype]
+    for tensors, dtypes in ((per_channel, (input.dtype, wide)), (statistics, (wide,))):
+        for tensor in tensors:
+            torch._check(
+                tensor is None
+                or (
+                    tensor.shape == (input.shape[1],) and tensor.dtype in dtypes and tensor.device == input.device
+                ),
+                lambda: (
+                    "batch_norm_act: parameters and statistics must have one value per channel of the input, on "
+                    "its device, in its dtype or, beside 16-bit input, in float32"
+                ),
+            )

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch.testing._internal.common_modules import module_db
 
 import genimg_fast as gf
@@ -49,6 +50,60 @@ def test_same_as_torch_followed_by_the_activation(dimensions, shape, options):
         torch.testing.assert_close(output, expected)
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("batch", [3, 200], ids=["small", "large"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_layers_in_16_bits_are_as_accurate_as_torchs(dtype, momentum, batch, layout):
+    layers = {name: kind(5, momentum=momentum).to(dtype) for name, kind in (
+        ("ours", nn.BatchNorm2d), ("torchs", torch.nn.BatchNorm2d), ("exact", torch.nn.BatchNorm2d),
+    )}  # fmt: skip
+    layers["exact"].double()
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for step in range(4):
+        x, gradient = (torch.randn(batch, 5, 8, 8).to(dtype, memory_format=layout) for _ in range(2))
+        for name, layer in layers.items():
+            layer.train(step < 3)
+            layer.zero_grad()
+            leaf = x.detach().to(layer.weight.dtype).requires_grad_()
+            with gf.backend("auto"):
+                output = layer(leaf)
+            output.backward(gradient.to(output.dtype))
+            parameters = {f"{n}.grad": p.grad for n, p in layer.named_parameters()}
+            found[name] = {"output": output, "input.grad": leaf.grad, **parameters, **dict(layer.named_buffers())}
+            del found[name]["num_batches_tracked"]
+        for key, exact in found["exact"].items():
+            times = GRADIENT if "grad" in key else FORWARD
+            ours, torchs = found["ours"][key], found["torchs"][key]
+            assert_as_accurate_as_torch(ours, torchs, exact, times=times, name=key)
+
+
+@pytest.mark.parametrize("batch", [2, 300], ids=["small", "large"])
+def test_a_cumulative_variance_beyond_float16_leaves_its_average(batch):
+    ours, theirs = (kind(3, momentum=None).half() for kind in (nn.BatchNorm1d, torch.nn.BatchNorm1d))
+    for scale in (1, 1, 1, 1, 300):  # the last variance is 90,000, the average of all five 18,000
+        x = (torch.randn(batch, 3, 70) * scale).half()
+        with gf.backend("auto"):
+            ours(x)
+        theirs(x)
+    assert ours.running_var.isfinite().all()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("batch", [2, 300], ids=["small", "large"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_backward_of_an_evaluation_after_a_training_step(momentum, batch):
+    x, gradients = torch.randn(batch, 3, 70), []
+    for kind in (nn.BatchNorm1d, torch.nn.BatchNorm1d):
+        layer, leaf = kind(3, momentum=momentum), x.clone().requires_grad_()
+        with gf.backend("auto"):
+            evaluated = layer.eval()(leaf)
+            layer.train()(x * 3)
+        evaluated.sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("dimensions", SHAPES)

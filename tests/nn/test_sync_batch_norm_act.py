@@ -64,6 +64,10 @@ def in_a_process(folder: str) -> None:
             state = {key: value.clone() for key, value in layer.state_dict().items()}
             parameters = parameter_gradients(layer, x, weights)
             results[name, OPTIONS.index(options)] = (found, parameters, state)
+        half = nn.SyncBatchNormAct(CHANNELS, momentum=None).bfloat16()
+        half.num_batches_tracked.fill_(256)  # a number of which bfloat16 does not hold the successor
+        half(whole_batch()[rank() :: 2].bfloat16()).float().sum().backward()
+        results["16 bits"] = half.state_dict()
         with pytest.raises(ValueError, match="more than 1 value per channel when training, over all processes"):
             nn.SyncBatchNormAct(2)(torch.ones(1 - rank(), 2))
         torch.save(results, f"{folder}/{rank()}.pt")
@@ -97,6 +101,14 @@ def test_two_processes_equal_one_with_the_whole_batch(split: str, option: int, r
         torch.testing.assert_close(a + b, whole, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(first_state, state, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(second_state, first_state, rtol=0, atol=0)
+
+
+def test_16_bits_throughout(results: list[Any]) -> None:
+    whole = nn.BatchNorm2d(CHANNELS, momentum=None).bfloat16()
+    whole.num_batches_tracked.fill_(256)
+    whole(whole_batch().bfloat16())
+    for found in results:
+        torch.testing.assert_close(found["16 bits"], whole.state_dict(), rtol=0.01, atol=0.01)
 
 
 def test_conversion_keeps_parameters_statistics_and_activation() -> None:

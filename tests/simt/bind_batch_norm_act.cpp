@@ -59,14 +59,23 @@ void* pointer(const py::dict& arrays, const char* name, int64_t bytes) {
 
 struct Pointers {
   const py::dict& arrays;
-  int64_t data_bytes, channel_bytes;
+  int64_t channels, element_bytes, data_bytes, channel_bytes;
 
   Pointers(const Problem& p, const py::dict& arrays)
       : arrays(arrays),
+        channels(p.shape.channels),
+        element_bytes(size_of(p.shape.dtype)),
         data_bytes(p.shape.outer * p.shape.channels * p.shape.inner * size_of(p.shape.dtype)),
         channel_bytes(p.shape.channels * (p.shape.dtype == DType::float64 ? 8 : 4)) {}
   void* data(const char* name) const { return pointer(arrays, name, data_bytes); }
   void* channel(const char* name) const { return pointer(arrays, name, channel_bytes); }
+  // Of the data's own dtype if the array has elements of that size.
+  BatchNormActValues values(const char* name) const {
+    const bool own = arrays.contains(name) && !arrays[name].is_none() &&
+                     py::reinterpret_borrow<py::array>(arrays[name]).itemsize() == element_bytes &&
+                     element_bytes * channels != channel_bytes;
+    return {pointer(arrays, name, own ? element_bytes * channels : channel_bytes), own};
+  }
 };
 
 // Exactly as large as asked for, so that ASan sees an overrun, and full of rubbish.
@@ -81,13 +90,13 @@ BatchNormActForward forward_call(const Problem& p, const py::dict& arrays, doubl
   const Pointers at(p, arrays);
   return {at.data("input"),
           at.data("residual"),
-          at.channel("weight"),
-          at.channel("bias"),
+          at.values("weight"),
+          at.values("bias"),
           at.data("output"),
           at.channel("mean"),
           at.channel("invstd"),
-          at.channel("running_mean"),
-          at.channel("running_var"),
+          at.values("running_mean"),
+          at.values("running_var"),
           momentum,
           eps,
           activation,
@@ -117,8 +126,8 @@ std::string backward(const std::string& dtype, std::array<int64_t, 3> shape, con
   const BatchNormActBackward call{at.data("grad_output"),
                                   at.data("input"),
                                   at.data("residual"),
-                                  at.channel("weight"),
-                                  at.channel("bias"),
+                                  at.values("weight"),
+                                  at.values("bias"),
                                   at.channel("mean"),
                                   at.channel("invstd"),
                                   at.data("grad_input"),
