@@ -271,6 +271,7 @@ def _add_pix2pix(models: Any) -> None:
                        help="pixels a side of A and of B: 8, 16, 32, 64 ...")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3], default=3, help="1 for grey, 3 for colour")
     _add_skip_broken(group)
+    _add_held_out(group)
     group = new.add_argument_group("model")
     group.add_argument("--channels", type=at_least(1), metavar="N", default=64, help="feature channels")
     group.add_argument("--network", choices=["unet", "resnet"], default="unet", help="of the generator")
@@ -335,6 +336,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     with parser.blaming("--data"):
         dataset, data_config = args.load(args)
     kind = "images" if isinstance(dataset, ImageDataset) else f"sequences of {args.frames} frames"
+    dataset, validation, held_out_config = _hold_out(args, dataset)
     _fit_batch_size(args, dataset, kind)
     if args.model == "glo" and (args.flip or args.shift > 0):
         parser.error(f"argument {'--flip' if args.flip else '--shift'}: glo learns a code for each image as it is")
@@ -357,6 +359,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         "model_args": args.model_args(args, dataset),
         "data": args.data,
         **data_config,
+        **held_out_config,
         "image_size": args.image_size,
         **args.trainer_args(args),
         "recipe": asdict(_recipe(args)),
@@ -379,7 +382,10 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         run.use_tensorboard()
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
-        print(f"{args.model} on {len(dataset)} {kind} of {args.data}, {args.device}, writing to {run.path}")
+        held_out = "" if validation is None else f" ({len(validation)} of {args.val_data or args.data} held out)"
+        print(
+            f"{args.model} on {len(dataset)} {kind} of {args.data}{held_out}, {args.device}, writing to {run.path}"
+        )
     with parser.blaming("--resume", (CheckpointError,)):
         fit(
             trainer,
@@ -387,8 +393,10 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
             steps=args.steps,
             batch_size=args.batch_size,
             seed=args.seed,
+            validation=validation,
             run=run,
             log_every=args.log_every,
+            val_every=args.val_every,
             sample_every=args.sample_every,
             checkpoint_every=args.checkpoint_every,
             progress=True,
@@ -396,8 +404,52 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         )
     if rank() == 0:
         picture = run.path / args.picture.format(trainer.steps_done)
-        print(f"done: {f'{picture}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
+        real = "held-out" if validation is not None else "training"
+        of = "" if args.picture.startswith("samples") else f" of {real} {kind.split()[0]}"
+        print(f"done: {f'{picture}{of}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
     return run, trainer, dataset
+
+
+def _hold_out(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Get what to train on, what to validate on, if anything, and what config.json is to say about it."""
+    parser: Parser = args.parser
+    # What is not asked for is not written, so that runs of before can be resumed.
+    if not args.val_split and args.val_data is None:
+        return dataset, None, {}
+    flag = "--val-split" if args.val_split else "--val-data"
+    if args.model == "glo":
+        parser.error(f"argument {flag}: glo has codes for the images that it trains on, and for no others")
+    conditional = "num_classes" in args.model_args(args, dataset)
+    if args.val_split:
+        with parser.blaming(flag):
+            training, held_out = dataset.split(args.val_split, seed=args.seed)
+        config = {"val_split": args.val_split}
+    else:
+        if Path(args.val_data).resolve() == Path(args.data).resolve():
+            parser.error(f"argument {flag}: is what is trained on; --val-split holds a share of it out")
+        channels = dataset[torch.zeros(1, dtype=torch.int64)][0].shape[-3]
+        with parser.blaming(flag):
+            other = argparse.Namespace(**{**vars(args), "data": args.val_data, "c_dim": channels})
+            held_out, read = args.load(other)
+            if isinstance(dataset, ImageDataset):
+                if conditional:
+                    held_out = held_out.with_classes(dataset.class_names)
+                if common := _count_common(dataset, held_out):
+                    raise ValueError(f"{common} of its {len(held_out)} images are among those to train on, too")
+        training, config = dataset, {"val_data": args.val_data, "val_sha256": read.get("sha256")}
+    if conditional:
+        empty = set(range(len(dataset.class_names))) - set(training.labels.tolist())
+        if empty:
+            parser.error(
+                f"argument {flag}: leaves no image of class {dataset.class_names[min(empty)]} to train on"
+            )
+    return training, held_out, config
+
+
+def _count_common(training: ImageDataset, held_out: ImageDataset) -> int:
+    """Count held-out images that are, to the byte, training images as well."""
+    known = {hash(image.numpy().tobytes()) for image in training.images}
+    return sum(hash(image.numpy().tobytes()) in known for image in held_out.images)
 
 
 def make_trainer(args: argparse.Namespace, dataset: Any) -> Any:  # a Trainer, and what its kind has beside
@@ -628,6 +680,14 @@ def _add_data(parser: Parser, size: Callable[[str], int], size_help: str, defaul
     group.add_argument("--shift", type=at_least(0), metavar="N", default=0,
                        help="move images at random, by up to N pixels")  # fmt: skip
     _add_skip_broken(group)
+    _add_held_out(group)
+
+
+def _add_held_out(group: argparse._ArgumentGroup) -> None:
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--val-split", type=decay, metavar="SHARE",
+                     help="hold this share of the data out, for val_loss, pictures and eval")  # fmt: skip
+    one.add_argument("--val-data", metavar="NAME|FOLDER", help="other data to hold out, of the kind of --data")
 
 
 def _add_skip_broken(group: argparse._ArgumentGroup) -> None:
@@ -652,6 +712,7 @@ def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
                        help="1 for grey, 3 for colour; default: 1 for moving digits, 3 for files")  # fmt: skip
     group.add_argument("--speed", type=probability, nargs="+", metavar="X", default=[0.1],
                        help="way of moving digits in a frame, as a share of their room; two: a range")  # fmt: skip
+    _add_held_out(group)
     group = parser.add_argument_group("model")
     group.add_argument("--core", choices=CORES, default="convlstm", help="recurrent network between frames")
     group.add_argument("--channels", type=at_least(1), metavar="N", default=32,
@@ -733,6 +794,8 @@ def _add_output(parser: Parser) -> None:
         "--log-every", type=at_least(1), metavar="N", default=20, help="steps between two rows of statistics"
     )
     add_scale(group)
+    group.add_argument("--val-every", type=at_least(0), metavar="N", default=100,
+                       help="steps between two evaluations on all held-out data; 0: at the end")  # fmt: skip
     group.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard as well")
     group.add_argument("--sample-every", type=at_least(0), metavar="N", default=500,
                        help="steps between two sets of pictures; 0: at the end")  # fmt: skip

@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from genimg_fast.cli.arguments import (
     check_image_file,
     positive,
 )
-from genimg_fast.data import BatchedDataset, ImageDataset, load_dataset, load_pairs, load_sequences
+from genimg_fast.data import ImageDataset, load_dataset, load_pairs, load_sequences
+from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import (
@@ -157,6 +159,22 @@ def add(commands: Any) -> None:
     add_seed_and_device(complete)
 
 
+class Real(NamedTuple):
+    """Real images, or sequences, and what they are to the run."""
+
+    dataset: Any  # an ImageDataset, or sequences
+    relation: str  # "held-out", "training", or "" where nobody can tell
+    source: str
+
+    def describe(self, n: int, what: str = "images") -> str:
+        """Say what ``n`` of them are."""
+        return f"{n} {self.kind(what)} of {self.source}"
+
+    def kind(self, what: str = "images") -> str:
+        """Say what they are."""
+        return f"{self.relation} {what}".strip()
+
+
 def _add_number(parser: Parser, number: int, what: str) -> None:
     parser.set_defaults(most=number)
     parser.add_argument(
@@ -170,7 +188,8 @@ def _add_picture(parser: Parser) -> None:
 
 
 def _add_data(parser: Parser, what: str = "real images") -> None:
-    parser.add_argument("--data", metavar="NAME|FOLDER", help=f"{what}; default: those of the training")
+    parser.add_argument("--data", metavar="NAME|FOLDER",
+                        help=f"{what}; default: what the run held out, else what it trained on")  # fmt: skip
     add_data_root(parser)
 
 
@@ -194,11 +213,11 @@ def _sample(args: argparse.Namespace) -> int:
 
 def _reconstruct(args: argparse.Namespace) -> int:
     check_image_file(args.parser, args.out)
-    model, dataset = _load_encoder_and_data(args, (BaseVAE, Autoencoder))
-    images, labels = _choose(args, dataset)
+    model, real = _load_encoder_and_data(args, (BaseVAE, Autoencoder))
+    images, labels = _choose(args, real)
     conditions = (labels,) if getattr(model, "num_classes", 0) > 0 else ()
     reconstructions = model.reconstruct(images, *conditions)
-    return _write_picture(args, Picture(images={"input": images, "output": reconstructions}))
+    return _write_picture(args, Picture(images={"input": images, "output": reconstructions}, caption=args.caption))
 
 
 def _interpolate(args: argparse.Namespace) -> int:
@@ -206,9 +225,10 @@ def _interpolate(args: argparse.Namespace) -> int:
     model, config = _load(args)
     ends: list[Tensor] = []  # the images themselves, where there are any
     if isinstance(model, BaseVAE):
-        dataset = load_real(args, model, config)
-        first, second = _pairs(args, dataset, same_class=model.num_classes > 0)
-        (a, labels), (b, _) = (_to(args, dataset[indices]) for indices in (first, second))
+        real = load_real(args, model, config)
+        first, second = _pairs(args, real.dataset, same_class=model.num_classes > 0)
+        print(f"pairs of the {real.describe(len(real.dataset))}")
+        (a, labels), (b, _) = (_to(args, real.dataset[indices]) for indices in (first, second))
         class_labels = labels if model.num_classes > 0 else None
         images = model.interpolate(a, b, steps=args.steps, mode=args.mode, labels=class_labels)
         ends = [a.unsqueeze(1), b.unsqueeze(1)]
@@ -241,17 +261,22 @@ def _translate(args: argparse.Namespace) -> int:
     model, config = _load(args)
     if not isinstance(model, Pix2Pix):
         args.parser.error(f"argument RUN: {config['model']} translates no images; this is for pix2pix")
-    with args.parser.blaming("--data"):
-        pairs = load_pairs(
-            args.data or config["data"], image_size=model.image_size, channels=model.in_channels,
+
+    def load(source: str) -> ImageDataset:
+        return load_pairs(
+            source, image_size=model.image_size, channels=model.in_channels,
             skip_broken=config.get("skip_broken", False),
         )  # fmt: skip
-    images, _ = _choose(args, pairs)
+
+    real = _load_data(args, config, load, lambda pairs: content_hash(pairs.images))
+    images, _ = _choose(args, real, "pairs")
     source, target = images.chunk(2, dim=3)
     if config.get("direction") == "b2a":
         source, target = target, source
     output = model.translate(source, dropout=args.dropout, batch_statistics=args.batch_statistics)
-    return _write_picture(args, Picture(images={"input": source, "output": output, "target": target}))
+    return _write_picture(
+        args, Picture(images={"input": source, "output": output, "target": target}, caption=args.caption)
+    )
 
 
 def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any]) -> int:
@@ -261,9 +286,9 @@ def _sample_frames(args: argparse.Namespace, model: BaseFrameModel, config: dict
     args.out = args.out or Path("frames.gif")
     frames = _sequences(args, model, config, config["frames"])
     if isinstance(model, FramePredictor):
-        return _write_picture(args, predictions(model, frames, _context(config)))
+        return _write_picture(args, replace(predictions(model, frames, _context(config)), caption=args.caption))
     known = draw_known_frames(*frames.shape[:2], generator=torch.Generator().manual_seed(args.seed))
-    return _write_picture(args, fillings(model, frames, known))
+    return _write_picture(args, replace(fillings(model, frames, known), caption=args.caption))
 
 
 def _continue(args: argparse.Namespace) -> int:
@@ -271,7 +296,7 @@ def _continue(args: argparse.Namespace) -> int:
     frames = _sequences(args, model, config, args.frames or _context(config))
     continued = torch.cat([frames, model.rollout(frames, args.steps)], 1)
     added = torch.arange(continued.shape[1]) >= frames.shape[1]
-    return _write_picture(args, Picture(images=continued, generated=added))
+    return _write_picture(args, Picture(images=continued, generated=added, caption=args.caption))
 
 
 def _fill(args: argparse.Namespace) -> int:
@@ -281,7 +306,8 @@ def _fill(args: argparse.Namespace) -> int:
     known = torch.tensor([number not in missing for number in range(1, frames.shape[1] + 1)], device=args.device)
     if max(missing) > len(known) or not known.any():
         args.parser.error(f"argument --missing: must leave some of the {len(known)} frames, and none behind them")
-    return _write_picture(args, Picture(images=model.fill(frames, known), generated=~known))
+    filled = model.fill(frames, known)
+    return _write_picture(args, Picture(images=filled, generated=~known, caption=args.caption))
 
 
 def _retime(args: argparse.Namespace) -> int:
@@ -291,7 +317,7 @@ def _retime(args: argparse.Namespace) -> int:
         retimed = model.retime(frames, args.speed)
     speed = Fraction(args.speed).limit_denominator(8)  # as the model takes it
     between = torch.arange(retimed.shape[1]) * speed.numerator % speed.denominator > 0
-    return _write_picture(args, Picture(images=retimed, generated=between))
+    return _write_picture(args, Picture(images=retimed, generated=between, caption=args.caption))
 
 
 def _complete(args: argparse.Namespace) -> int:
@@ -303,22 +329,23 @@ def _complete(args: argparse.Namespace) -> int:
     if rows >= model.image_size:
         args.parser.error(f"argument --rows: must be below {model.image_size}, the height, got {rows}")
     images, _ = _choose(args, load_real(args, model, config))
-    return _write_picture(args, completions(model, images, rows, torch.Generator().manual_seed(args.seed)))
+    picture = completions(model, images, rows, torch.Generator().manual_seed(args.seed))
+    return _write_picture(args, replace(picture, caption=args.caption))
 
 
 def _latent(args: argparse.Namespace) -> int:
     optional_import("matplotlib")
     check_image_file(args.parser, args.out)
-    model, dataset = _load_encoder_and_data(args)
+    model, real = _load_encoder_and_data(args)
     if model.z_dim < 2:
         args.parser.error("argument RUN: its latents have a single dimension, and a plot needs two")
-    images, labels = _choose(args, dataset)
+    images, labels = _choose(args, real)
     with torch.no_grad(), evaluating(model):
         conditions = labels.split(256) if model.num_classes > 0 else [None] * len(images.split(256))
         mu = torch.cat([
             model.encode(*batch)[0] for batch in zip(images.split(256), conditions, strict=True)
         ])  # fmt: skip
-    return _write(args, lambda: plot_latents(mu, labels, dataset.class_names, args.out))
+    return _write(args, lambda: plot_latents(mu, labels, real.dataset.class_names, args.out))
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:  # the attributes of a Module are not typed
@@ -343,13 +370,25 @@ def _context(config: dict[str, Any]) -> int:
 
 def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str, Any], frames: int) -> Tensor:
     """Take ``--n`` sequences at random; of moving digits, with those that the training has not seen."""
-    flag = "--frames" if hasattr(args, "frames") else "--data"
-    with args.parser.blaming("--data"), args.parser.blaming(flag, (TooFewFramesError,)):
-        dataset = load_sequences(
-            args.data or config["data"], frames=frames, image_size=model.image_size, channels=model.c_dim,
+
+    def load(source: str, frames: int) -> Any:
+        return load_sequences(
+            source, frames=frames, image_size=model.image_size, channels=model.c_dim,
             speed=tuple(config["speed"]), train=False, seed=args.seed,
         )  # fmt: skip
-    return _choose(args, dataset, "sequences")[0]
+
+    flag = "--frames" if hasattr(args, "frames") else "--data"
+    source = args.data or config.get("val_data") or config["data"]
+    with args.parser.blaming("--data"), args.parser.blaming(flag, (TooFewFramesError,)):
+        if args.data or source == "moving-digits":
+            real = Real(load(source, frames), "held-out" if source == "moving-digits" else "", source)
+        else:  # a split of clips depends on the number of frames that it was made for
+            real = _load_data(
+                args, config, lambda source: load(source, config["frames"]),
+                lambda folders: content_hash(*folders.clips.values()),
+            )  # fmt: skip
+            real = real._replace(dataset=real.dataset.windows(frames))
+    return _choose(args, real, "sequences")[0]
 
 
 def _frame_range(text: str) -> range:
@@ -360,28 +399,68 @@ def _frame_range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def load_real(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> ImageDataset:
-    """Load the images of ``--data``, or those of the training."""
+def load_real(args: argparse.Namespace, model: Any, config: dict[str, Any], *, training: bool = False) -> Real:
+    """Load the images of ``--data``, or those of the run: those held out, if there are any, or trained on."""
     cut = {} if args.data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
-    with args.parser.blaming("--data"):
-        dataset = load_dataset(
-            args.data or config["data"],
+
+    def load(source: str) -> ImageDataset:
+        return load_dataset(
+            source,
             image_size=model.image_size,
             channels=model.c_dim,
             root=args.data_root,
             skip_broken=not args.data and config.get("skip_broken", False),
             **cut,
         )
-    if 0 < getattr(model, "num_classes", 0) < len(dataset.class_names):
-        args.parser.error(
-            f"argument --data: has {len(dataset.class_names)} classes, and the model knows {model.num_classes}"
-        )
-    return dataset
+
+    real = _load_data(args, config, load, lambda data: content_hash(data.images, data.labels), training=training)
+    classes = config.get("classes", [])
+    if getattr(model, "num_classes", 0) > 0 and set(real.dataset.class_names) <= set(classes):
+        real = real._replace(dataset=real.dataset.with_classes(classes))
+    if 0 < getattr(model, "num_classes", 0) < len(real.dataset.class_names):
+        number = len(real.dataset.class_names)
+        args.parser.error(f"argument --data: has {number} classes, and the model knows {model.num_classes}")
+    return real
 
 
-def _load_encoder_and_data(
-    args: argparse.Namespace, kinds: tuple[type, ...] = (BaseVAE,)
-) -> tuple[Any, ImageDataset]:
+def _load_data(
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    load: Callable[[str], Any],
+    content: Callable[[Any], str],
+    *,
+    training: bool = False,
+) -> Real:
+    """Load what ``--data`` names, or the data of the run: what it held out, if anything, or trained on.
+
+    Args:
+        args: Arguments of the command.
+        config: Settings of the run.
+        load: Reads a source.
+        content: Computes the hash of what was read that the settings hold.
+        training: Whether to take what was trained on in any case.
+    """
+    if args.data:
+        with args.parser.blaming("--data"):
+            return Real(load(args.data), "", args.data)
+    other, share = None if training else config.get("val_data"), config.get("val_split")
+    source = other or config["data"]
+    with args.parser.blaming("--data"):
+        dataset = load(source)
+        same = config.get("sha256" if other is None else "val_sha256") == content(dataset)
+        if share is None:
+            relation = "training" if other is None else "held-out"
+            return Real(dataset, relation if same else "", source)
+        if not same:  # the split would be another one
+            args.parser.error(
+                f"argument RUN: {source} holds other images than at the training, so nobody can tell which were "
+                "held out: name some with --data"
+            )
+        parts = dataset.split(share, seed=config["seed"])
+    return Real(parts[0], "training", source) if training else Real(parts[1], "held-out", source)
+
+
+def _load_encoder_and_data(args: argparse.Namespace, kinds: tuple[type, ...] = (BaseVAE,)) -> tuple[Any, Real]:
     parser: Parser = args.parser
     model, config = _load(args)
     if not isinstance(model, kinds):
@@ -390,12 +469,15 @@ def _load_encoder_and_data(
     return model, load_real(args, model, config)
 
 
-def _choose(args: argparse.Namespace, dataset: BatchedDataset, what: str = "images") -> tuple[Tensor, Tensor]:
-    """Take ``--n`` images, or sequences, at random; by default no more than there are."""
+def _choose(args: argparse.Namespace, real: Real, what: str = "images") -> tuple[Tensor, Tensor]:
+    """Take ``--n`` images, or sequences, at random, by default no more than there are; say what they are."""
+    dataset = real.dataset
     n = min(args.most, len(dataset)) if args.n is None else args.n
     if n > len(dataset):
         args.parser.error(f"argument --n: must be at most {len(dataset)}, the number of {what}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(args.seed))
+    print(real.describe(n, what))
+    args.caption = real.kind(what) if real.relation else ""
     return _to(args, dataset[order[:n]])
 
 

@@ -49,6 +49,39 @@ def content_hash(*contents: str | Tensor) -> str:
     return digest.hexdigest()
 
 
+def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
+    """Draw a share of things at random, about the same share of each class.
+
+    Args:
+        labels: The classes, int64 of shape (n,).
+        share: What to draw, between 0 and 1; the number is rounded.
+        seed: Decides which.
+        what: Their name in an error.
+
+    Returns:
+        True for those drawn, bool of shape (n,).
+
+    Raises:
+        ValueError: If that is none of them, or all.
+
+    Example:
+        >>> import torch
+        >>> draw_share(torch.tensor([0, 0, 1, 1]), 0.5, seed=0, what="images").view(2, 2).sum(1)
+        tensor([1, 1])
+    """
+    n = len(labels)
+    count = round(share * n) if 0 < share < 1 else 0
+    if not 0 < count < n:
+        raise ValueError(
+            f"a share of {share:g} of {n} {what} leaves {n - count} to train on and holds {count} out"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # class by class
+    drawn = torch.zeros(n, dtype=torch.bool)
+    drawn[order[(2 * torch.arange(count) + 1) * n // (2 * count)]] = True
+    return drawn
+
+
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """Images and labels in memory, kept as bytes and handed out in [-1, 1], the range of Tanh.
 
@@ -59,6 +92,8 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         images: Bytes (uint8) of shape (n, channels, height, width), 0 to 255.
         labels: Class of each image, int64 of shape (n,); all zero by default.
         class_names: Names of the classes; their numbers by default.
+        groups: Number of what each image was cut from, int64 of shape (n,): :meth:`split` keeps those of one
+            number together. By default each is on its own.
 
     Raises:
         ValueError: If dtype or shape is another, there are no images, or a label has no class.
@@ -72,7 +107,12 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor | None = None, *, class_names: Sequence[str] | None = None
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        class_names: Sequence[str] | None = None,
+        groups: Tensor | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
             raise ValueError(
@@ -93,6 +133,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.images = images
         self.labels = labels
         self.class_names = list(class_names)
+        self.groups = groups
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +156,52 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def to(self, device: torch.device | str) -> "ImageDataset":
         """Get the same data on another device."""
-        return ImageDataset(self.images.to(device), self.labels.to(device), class_names=self.class_names)
+        return ImageDataset(
+            self.images.to(device), self.labels.to(device), class_names=self.class_names, groups=self.groups
+        )
+
+    def split(self, share: float, *, seed: int = 0) -> tuple["ImageDataset", "ImageDataset"]:
+        """Hold images out: a share of each class, drawn at random. Images cut from one picture stay together.
+
+        Args:
+            share: Share of the images to hold out, between 0 and 1.
+            seed: Decides which.
+
+        Returns:
+            The images to train on, and those held out.
+
+        Raises:
+            ValueError: If either would be empty.
+
+        Example:
+            >>> import genimg_fast as gf
+            >>> training, held_out = gf.data.load_dataset("digits", image_size=8).split(0.2)
+            >>> len(training), len(held_out)
+            (1438, 359)
+        """
+        groups = torch.arange(len(self)) if self.groups is None else self.groups
+        numbers, members = groups.unique(return_inverse=True)
+        # A picture's class is that of the images cut from it.
+        labels = torch.zeros_like(numbers).scatter_(0, members, self.labels.cpu())
+        what = "images" if self.groups is None else "pictures that images are cut from"
+        held_out = draw_share(labels, share, seed=seed, what=what)[members]
+        return self._part(~held_out), self._part(held_out)
+
+    def with_classes(self, class_names: Sequence[str]) -> "ImageDataset":
+        """Get the same images with the numbers that their classes have in a list of names.
+
+        Raises:
+            ValueError: If a class is not in the list.
+        """
+        if unknown := [name for name in self.class_names if name not in class_names]:
+            raise ValueError(f"class {unknown[0]} is none of {', '.join(class_names)}")
+        numbers = torch.tensor([list(class_names).index(name) for name in self.class_names], device=self.device)
+        return ImageDataset(self.images, numbers[self.labels], class_names=class_names, groups=self.groups)
+
+    def _part(self, chosen: Tensor) -> "ImageDataset":
+        groups = None if self.groups is None else self.groups[chosen]
+        chosen = chosen.to(self.device)
+        return ImageDataset(self.images[chosen], self.labels[chosen], class_names=self.class_names, groups=groups)
 
 
 def batches(

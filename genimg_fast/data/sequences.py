@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from genimg_fast.data.dataset import draw_share
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sources import image_suffixes, load_dataset, open_image, read_image, to_pixels
 
@@ -130,6 +131,29 @@ class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
         moved.__dict__.update(self.__dict__, device=torch.device(device))
         return moved
 
+    def split(self, share: float, *, seed: int = 0) -> tuple["MovingDigits", "MovingDigits"]:
+        """Get these sequences, which are made of training digits, and others, of the digits held out.
+
+        Args:
+            share: Number of the others, as a share of the number of these, between 0 and 1.
+            seed: Decides the others.
+
+        Returns:
+            The sequences to train on, all of them, and those held out.
+
+        Raises:
+            ValueError: If there would be none, or these are of the digits held out themselves.
+        """
+        length = round(share * self.length) if 0 < share < 1 else 0
+        if length < 1:
+            raise ValueError(f"a share of {share:g} of {self.length} sequences is none")
+        if not self.train:
+            raise ValueError("these sequences are made of the digits held out")
+        return self, MovingDigits(
+            length, frames=self.frames, image_size=self.image_size, digit_size=self.images.shape[-1],
+            digits=self.digits, speed=self.speed, channels=self.channels, train=False, seed=seed,
+        )  # fmt: skip
+
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw the digits of a sequence, (digits,), and their upper left corners, (frames, digits, 2)."""
         random = np.random.default_rng((self.seed, self.train, index))
@@ -191,7 +215,11 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
             longest = max(len(clip) for clip in clips.values())
             raise TooFewFramesError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
         self.frames, self.stride = frames, stride
-        self._ends = list(accumulate((len(clip) - frames) // stride + 1 for clip in self.clips.values()))
+        self._ends = self._count()
+
+    def _count(self) -> list[int]:
+        """Number of the sequences of each clip and of those before it."""
+        return list(accumulate((len(clip) - self.frames) // self.stride + 1 for clip in self.clips.values()))
 
     @property
     def device(self) -> torch.device:
@@ -228,9 +256,62 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
 
     def to(self, device: torch.device | str) -> "FrameFolders":
         """Get the same data on another device."""
-        moved = object.__new__(FrameFolders)
-        moved.__dict__.update(self.__dict__, clips={name: clip.to(device) for name, clip in self.clips.items()})
-        return moved
+        return self._of({name: clip.to(device) for name, clip in self.clips.items()}, self.frames)
+
+    def split(self, share: float, *, seed: int = 0) -> tuple["FrameFolders", "FrameFolders"]:
+        """Hold sequences out, without a frame in common with the others: whole clips, drawn at random.
+
+        Where the share is less than a clip, the end of every clip that is long enough is held out.
+
+        Args:
+            share: Share of the clips, or of the frames of each, to hold out, between 0 and 1.
+            seed: Decides which clips.
+
+        Returns:
+            The sequences to train on, and those held out.
+
+        Raises:
+            ValueError: If either would be empty.
+        """
+        number = len(self.clips)
+        if 0 < share < 1 and 0 < round(share * number) < number:
+            drawn = draw_share(torch.zeros(number, dtype=torch.int64), share, seed=seed, what="clips").tolist()
+            training = {name: clip for (name, clip), out in zip(self.clips.items(), drawn, strict=True) if not out}
+            held_out = {name: clip for name, clip in self.clips.items() if name not in training}
+        else:
+            ends = {name: max(self.frames, round(share * len(clip))) for name, clip in self.clips.items()}
+            held_out = {
+                name: clip[-ends[name] :]
+                for name, clip in self.clips.items()
+                if len(clip) - ends[name] >= self.frames
+            }
+            training = {
+                name: clip[: -ends[name]] if name in held_out else clip for name, clip in self.clips.items()
+            }
+        if not (0 < share < 1 and held_out):
+            raise ValueError(
+                f"a share of {share:g} of {number} clips does not leave {self.frames} frames both to train on and "
+                f"to hold out: the longest has {max(map(len, self.clips.values()))}"
+            )
+        return self._of(training, self.frames), self._of(held_out, self.frames)
+
+    def windows(self, frames: int) -> "FrameFolders":
+        """Get sequences of another number of frames from the same clips.
+
+        Raises:
+            TooFewFramesError: If no clip has so many: a ValueError.
+        """
+        clips = {name: clip for name, clip in self.clips.items() if len(clip) >= frames}
+        if not clips:
+            longest = max(map(len, self.clips.values()))
+            raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}")
+        return self._of(clips, frames)
+
+    def _of(self, clips: dict[str, Tensor], frames: int) -> "FrameFolders":
+        made = object.__new__(FrameFolders)
+        made.__dict__.update(self.__dict__, clips=clips, frames=frames)
+        made._ends = made._count()
+        return made
 
 
 def load_sequences(

@@ -248,7 +248,10 @@ def _cut(
         top, left = (int(torch.randint(r + 1, (), generator=generator)) for r in room)
         images.append(picture[:, top : top + image_size, left : left + image_size])
         labels.append(names.index(name))
-    return ImageDataset(_convert(torch.stack(images), channels), torch.tensor(labels), class_names=names)
+    return ImageDataset(
+        _convert(torch.stack(images), channels), torch.tensor(labels), class_names=names,
+        groups=torch.arange(crops) % len(pictures),
+    )  # fmt: skip
 
 
 def _alike(images: list[Tensor]) -> list[Tensor]:

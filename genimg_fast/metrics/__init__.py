@@ -6,6 +6,7 @@ from genimg_fast.metrics.features import (
     DigitsNetwork,
     FeatureNetwork,
     InceptionNetwork,
+    RandomNetwork,
     feature_statistics,
     real_statistics,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "InceptionNetwork",
     "InceptionScore",
     "PerceptualSimilarity",
+    "RandomNetwork",
     "feature_statistics",
     "frechet_distance",
     "judge_discriminator",

@@ -23,7 +23,7 @@ class FeatureNetwork(nn.Module):
     """
 
     dim: int  # length of a feature vector
-    num_classes: int
+    num_classes: int  # 0: no logits
     identity: str  # says which network it is: figures of different ones do not compare
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,6 +33,9 @@ class FeatureNetwork(nn.Module):
 
 class DigitsNetwork(FeatureNetwork):
     """A small classifier of handwritten digits, trained on scikit-learn's: features without a download.
+
+    It reads digits like those, which fill the image; of MNIST's, which have a margin, 4 of 10. Of what it does not
+    read (:meth:`share_read`) it has no meaningful features.
 
     It is trained when it is made, in some seconds, always alike: on four fifths of the digits, moved by up to two
     pixels.
@@ -73,6 +76,20 @@ class DigitsNetwork(FeatureNetwork):
         features = self.main(interpolate(images.mean(1, keepdim=True), (16, 16), mode="bilinear", antialias=True))
         return features, self.head(features)
 
+    @torch.no_grad()
+    def share_read(self, dataset: ImageDataset, *, most: int = 1000) -> float:
+        """Compute the share of labelled images of digits, 0 to 9, whose class it finds.
+
+        Args:
+            dataset: The images.
+            most: Number of images to look at; from all over the data set.
+        """
+        indices = torch.linspace(0, len(dataset) - 1, min(most, len(dataset))).long()
+        images, labels = dataset[indices]
+        device = next(self.parameters()).device
+        found = torch.cat([self(part.to(device))[1].argmax(1) for part in images.split(256)])
+        return (found.to(labels.device) == labels).double().mean().item()
+
     def _train(self, steps: int) -> None:
         data = load_dataset("digits", image_size=16)
         used = torch.randperm(len(data))[len(data) // 5 :]
@@ -85,6 +102,46 @@ class DigitsNetwork(FeatureNetwork):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+
+
+class RandomNetwork(FeatureNetwork):
+    """An untrained convolutional network, always the same: features of any images, without a download.
+
+    Random features tell apart sets of images that a classifier of other images is blind to: Naeem et al. 2020,
+    https://arxiv.org/abs/2002.09797. They know nothing of what images show. There are no classes.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> features, logits = gf.metrics.RandomNetwork()(torch.zeros(4, 3, 32, 32))
+        >>> features.shape, logits.shape
+        (torch.Size([4, 64]), torch.Size([4, 0]))
+    """
+
+    dim, num_classes = 64, 0
+    identity = "untrained network"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(64 * 64, self.dim),
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        for layer in self.main:
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                # Of variance 2 / inputs: what comes out varies as much as what goes in (He et al. 2015).
+                deviation = (2 / layer.weight[0].numel()) ** 0.5
+                layer.weight = nn.Parameter(torch.randn(layer.weight.shape, generator=generator) * deviation)
+                layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute features, (batch, 64), and no logits, (batch, 0), of images of any size, grey or colour."""
+        images = images.expand(-1, 3, -1, -1)
+        features = self.main(interpolate(images, (32, 32), mode="bilinear", antialias=True))
+        return features, features[:, :0]
 
 
 class InceptionNetwork(FeatureNetwork):

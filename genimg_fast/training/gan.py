@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from genimg_fast.losses import GANLoss, gradient_penalty, r1_penalty
 from genimg_fast.models.common import check_sizes
@@ -47,7 +48,7 @@ class GANTrainer(BaseTrainer):
         ['fake_logit', 'images_per_s', 'loss_d', 'loss_g', 'memory_mb', 'real_logit', 'step']
     """
 
-    curves = (("loss_d", "loss_g"),)
+    curves = (("loss_d", "loss_g"), ("real_logit", "fake_logit"))
 
     def __init__(
         self,
@@ -148,6 +149,31 @@ class GANTrainer(BaseTrainer):
                     losses.append(loss_g.detach())
             values["loss_g"] = torch.stack(losses).mean()
         return values
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Let the discriminator judge held-out images, in the mode that it is in: as it judges those of a step.
+
+        Where its logits are lower than those of training images, ``real_logit`` of a step, and nearer to
+        ``fake_logit``, it knows the training images by heart (Karras et al. 2020,
+        https://arxiv.org/abs/2006.06676). It has the weights that the generator trains against, not averaged ones.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Their classes, int64 of shape (batch,); an unconditional GAN does not look at them.
+            generator: Not used: nothing is drawn.
+
+        Returns:
+            The mean logit.
+        """
+        discriminator = self.model.discriminator
+        # Running statistics, and the vectors of spectral norm, are for training images alone.
+        buffers = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
+        classes = labels if self.model.num_classes > 0 else None
+        with torch.no_grad(), self.autocast():
+            logits = functional_call(discriminator, buffers, (images, classes))
+        return {"real_logit": logits.float().mean()}
 
     def _fake(self, n: int, labels: Tensor | None) -> Tensor:
         return self._generator(torch.randn(n, self.model.generator.z_dim, device=self.device), labels)

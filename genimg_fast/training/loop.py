@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,8 @@ class Trainer(Protocol):
     def pictures(self, images: Tensor, labels: Tensor) -> Mapping[str, Tensor | Picture]:
         """Make images or sequences to look at, by name, from the same random numbers and real ones each time."""
 
+    # With a validation set: evaluate(images, labels, *, generator), like step, for held-out images; no training.
+
     def state_dict(self) -> dict[str, Any]:
         """Get all that training changes."""
 
@@ -69,8 +72,10 @@ def fit(
     steps: int,
     batch_size: int = 64,
     seed: int = 0,
+    validation: BatchedDataset | None = None,
     run: RunFolder | None = None,
     log_every: int = 20,
+    val_every: int = 100,
     sample_every: int = 500,
     checkpoint_every: int = 500,
     progress: bool = False,
@@ -93,9 +98,13 @@ def fit(
         steps: Number of the last step.
         batch_size: Images, or sequences, in a batch, of every process.
         seed: Decides the order of the images.
+        validation: Held-out images, or sequences, that are not trained on. The trainer's ``evaluate`` computes
+            their losses: ``val_loss`` and so on in the rows of statistics and the plot. They are shown in pictures
+            in place of training images. The training is the same, bit for bit, with and without them.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
+        val_every: Steps between two evaluations on all of the validation set; 0 for the last step only.
         sample_every: Steps between two sets of pictures; 0 for the last step only.
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
@@ -124,22 +133,27 @@ def fit(
         >>> [row["step"] for row in history]
         [2, 4]
     """
-    if log_every < 1 or sample_every < 0 or checkpoint_every < 0:
+    if log_every < 1 or min(val_every, sample_every, checkpoint_every) < 0:
         raise ValueError(
-            "log_every must be at least 1, sample_every and checkpoint_every at least 0, "
-            f"got {log_every}, {sample_every} and {checkpoint_every}"
+            "log_every must be at least 1, val_every, sample_every and checkpoint_every at least 0, "
+            f"got {log_every}, {val_every}, {sample_every} and {checkpoint_every}"
         )
+    if validation is not None and not hasattr(trainer, "evaluate"):
+        raise ValueError(f"validation needs a method evaluate, and {type(trainer).__name__} has none")
     if resume and run is None:
         raise ValueError("resume needs a run folder")
     dataset = dataset.to(trainer.device)
     processes, writing = world_size(), rank() == 0
-    real_images, real_labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
-    if real_images.ndim >= 4:
-        _check_range(real_images)
+    real_images, real_labels = _look(dataset)
+    if validation is not None:
+        validation = validation.to(trainer.device)
+        real_images, real_labels = _look(validation)
     if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
 
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
+    shown = "training" if validation is None else "held-out"
+    shown += " sequences" if real_images.ndim == 5 else " images"
     batch_images = processes * batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
     saved = signum = 0  # step of the checkpoint; signal that has come
 
@@ -159,9 +173,9 @@ def fit(
         if run is not None and writing:
             if not resume:
                 with _warning_only("real images"):
-                    run.save_images("real", real_images)
+                    run.save_images("real", Picture(images=real_images, caption=shown))
             elif done or _due(saved, sample_every):  # the process may have been killed behind the checkpoint
-                _draw(trainer, run, history, real_images, real_labels)
+                _draw(trainer, run, history, real_images, real_labels, shown)
         stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
         trainer.model.train()
         with _progress(progress and writing, trainer.steps_done, steps) as show:
@@ -177,12 +191,15 @@ def fit(
                 done = step >= steps or signum > 0
                 sample_due = done or _due(step, sample_every)
                 checkpoint_due = done or _due(step, checkpoint_every)
-                if not (sample_due or checkpoint_due or _due(step, log_every)):
+                val_due = validation is not None and (step >= steps or _due(step, val_every))
+                if not (sample_due or checkpoint_due or val_due or _due(step, log_every)):
                     continue
 
                 row = _summarise(pending, step, run)
                 row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
                 row["memory_mb"] = _peak_memory(trainer.device) / 1e6
+                if validation is not None and val_due:
+                    row |= _validate(trainer, validation, batch_size, seed)
                 history.append(row)
                 show(step, _describe(row, trainer.curves))
                 pending.clear()
@@ -204,13 +221,41 @@ def fit(
                         run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
                     saved = step
                 if run is not None and writing and sample_due:
-                    _draw(trainer, run, history, real_images, real_labels)
+                    _draw(trainer, run, history, real_images, real_labels, shown)
                 clock = time.perf_counter()  # the time for the files is not that of the steps
         if trainer.steps_done < steps:
             wait_for_all()  # for the one that writes: when one has left, torchrun ends the others
             message = f"stopped after step {trainer.steps_done}; {where()}"
             raise KeyboardInterrupt(message) if signum == signal.SIGINT else Terminated(message, signum)
     return history
+
+
+def _look(dataset: BatchedDataset) -> tuple[Tensor, Tensor]:
+    """Take images from all over a data set, and check what numbers they are."""
+    images, labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
+    if images.ndim >= 4:
+        _check_range(images)
+    return images, labels
+
+
+def _validate(trainer: Any, dataset: BatchedDataset, batch_size: int, seed: int) -> dict[str, float]:
+    """Average what a trainer's ``evaluate`` returns over a data set: the same random numbers every time.
+
+    All processes do it, since batch norm may share its statistics between them; what the first one finds counts.
+    """
+    found: dict[str, float] = {}
+    with _warning_only(f"validation after step {trainer.steps_done}"):
+        generator = torch.Generator().manual_seed(seed)
+        sums: dict[str, Tensor] = {}
+        # Parts of about the same size: where a batch has statistics, they are not of a handful.
+        for part in torch.arange(len(dataset)).tensor_split(math.ceil(len(dataset) / batch_size)):
+            for name, value in trainer.evaluate(*dataset[part], generator=generator).items():
+                sums[name] = sums.get(name, 0) + value.double() * (len(part) / len(dataset))
+        found = {f"val_{name}": float(value) for name, value in sums.items()}
+        if bad := [name for name, value in found.items() if not math.isfinite(value)]:
+            found = {name: value for name, value in found.items() if name not in bad}
+            warnings.warn(f"not finite after step {trainer.steps_done}: {', '.join(bad)}", stacklevel=3)
+    return gather_objects(found)[0]
 
 
 def _check_range(images: Tensor) -> None:
@@ -223,7 +268,7 @@ def _check_range(images: Tensor) -> None:
     if lowest >= 0:
         warnings.warn(
             f"no pixel lies below 0, the middle of [-1, 1] ({lowest:g} is the lowest): is the data in [0, 1]?",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -244,13 +289,29 @@ def _locked(run: RunFolder | None) -> Iterator[None]:
 
 
 def _draw(
-    trainer: Trainer, run: RunFolder, history: list[dict[str, float]], images: Tensor, labels: Tensor
+    trainer: Trainer,
+    run: RunFolder,
+    history: list[dict[str, float]],
+    images: Tensor,
+    labels: Tensor,
+    shown: str,
 ) -> None:
-    """Write pictures and the plot. What they draw of random numbers plays no part in the training."""
+    """Write pictures and the plot. What they draw of random numbers plays no part in the training.
+
+    Args:
+        trainer: Makes the pictures.
+        run: Where to write.
+        history: The rows to plot.
+        images: Real images, for pictures that show some.
+        labels: Their classes.
+        shown: What these are.
+    """
     with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
         with _warning_only(f"pictures of step {trainer.steps_done}"):
             for name, pictures in trainer.pictures(images, labels).items():
                 with _warning_only(f"{name} of step {trainer.steps_done}"):
+                    if isinstance(pictures, Picture) and isinstance(pictures.images, Mapping):
+                        pictures = replace(pictures, caption=shown)
                     run.save_images(f"{name}-{trainer.steps_done:06d}", pictures)
         with _warning_only("plot"):
             run.plot(history, trainer.curves)
@@ -298,7 +359,8 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
-    values = [f"{name}={row[name]:#.4g}" for panel in curves for name in panel if name in row]
+    names = [name for panel in curves for each in panel for name in (each, f"val_{each}")]
+    values = [f"{name}={row[name]:#.4g}" for name in names if name in row]
     return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 

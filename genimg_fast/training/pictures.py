@@ -37,6 +37,7 @@ class Picture:
         generated: The images that get a border; see :func:`save_grid`.
         column_classes: Numbers of the classes that the columns show, if they do.
         row_classes: Those of the rows.
+        caption: A few words to stand below.
 
     Example:
         >>> import tempfile, torch, genimg_fast as gf
@@ -49,6 +50,7 @@ class Picture:
     generated: Tensor | None = None
     column_classes: Sequence[int] | None = None
     row_classes: Sequence[int] | None = None
+    caption: str = ""
 
     @property
     def moves(self) -> bool:
@@ -83,6 +85,7 @@ class Picture:
         options: dict[str, Any] = {
             "columns": self.columns, "scale": scale, "generated": self.generated, "plain": plain,
             "row_labels": named(self.row_classes), "column_labels": named(self.column_classes),
+            "caption": self.caption,
         }  # fmt: skip
         if self.moves and Path(path).suffix.lower() in ANIMATIONS:
             save_animation(self.images, path, bounce=False, **options)
@@ -128,6 +131,7 @@ def save_grid(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     generated: Tensor | None = None,
+    caption: str = "",
     plain: bool = False,
 ) -> None:
     """Write images as a grid, or sequences as film strips.
@@ -146,6 +150,7 @@ def save_grid(
         column_labels: Texts above the columns; by default the names, or, of sequences, the numbers of the frames.
         generated: True for images to put a border around, because a model has made them: bool of shape (n,), or,
             of sequences, (frames,) or (n, frames). Of several with names, those of the last name.
+        caption: A few words to stand below.
         plain: Whether to leave out texts, borders and the margin.
 
     Raises:
@@ -166,13 +171,14 @@ def save_grid(
         columns = columns or _columns(*tiles.shape[:2], *tiles.shape[-2:])
         page = _Page(
             tiles.shape, columns * tiles.shape[1], scale, column_group=tiles.shape[1], row_labels=row_labels,
-            column_labels=column_labels or names, legend=legend, plain=plain,
+            column_labels=column_labels or names, legend=legend, caption=caption, plain=plain,
         )  # fmt: skip
     else:
         frames = tiles.shape[2]
         page = _Page(
             tiles.shape, frames, scale, row_group=tiles.shape[1], row_labels=row_labels or names,
-            column_labels=column_labels or list(map(str, range(1, frames + 1))), legend=legend, plain=plain,
+            column_labels=column_labels or list(map(str, range(1, frames + 1))), legend=legend,
+            caption=caption, plain=plain,
         )  # fmt: skip
     _for_file(page.draw(tiles.flatten(0, -4), marked.flatten()), path).save(path)
 
@@ -188,6 +194,7 @@ def save_animation(
     row_labels: Sequence[str] | None = None,
     column_labels: Sequence[str] | None = None,
     generated: Tensor | None = None,
+    caption: str = "",
     plain: bool = False,
 ) -> None:
     """Write images that change together as an animated grid, played without end.
@@ -204,6 +211,7 @@ def save_animation(
         column_labels: Texts above the columns; by default the names.
         generated: True for frames to put a border around, bool of shape (frames,) or (n, frames); see
             :func:`save_grid`.
+        caption: A few words to stand below.
         plain: Whether to leave out texts, borders and the margin.
 
     Raises:
@@ -223,7 +231,7 @@ def save_animation(
     page = _Page(
         (*tiles.shape[:2], *tiles.shape[3:]), columns * tiles.shape[1], scale, column_group=tiles.shape[1],
         row_labels=row_labels, column_labels=column_labels or _names(frames),
-        legend=not plain and bool(marked.any()), plain=plain,
+        legend=not plain and bool(marked.any()), caption=caption, plain=plain,
     )  # fmt: skip
     shown = [
         _for_file(page.draw(tiles[:, :, t].flatten(0, 1), marked[:, :, t].flatten()), path)
@@ -357,6 +365,7 @@ class _Page:
         row_labels: Texts on the left, again and again until all rows have one.
         column_labels: Texts above.
         legend: Whether to say what the border means.
+        caption: Text below.
         plain: Whether to have no texts, and no margin.
     """
 
@@ -371,6 +380,7 @@ class _Page:
         row_labels: Sequence[str] | None,
         column_labels: Sequence[str] | None,
         legend: bool,
+        caption: str,
         plain: bool,
     ) -> None:
         if scale is not None and scale < 1:
@@ -392,8 +402,12 @@ class _Page:
         self.lefts = [across + k * (self.width + _GAP) + _wider(k, column_group) for k in range(columns)]
         self.tops = [down + k * (self.height + _GAP) + _wider(k, row_group) for k in range(rows)]
         size = [self.lefts[-1] + self.width + margin, self.tops[-1] + self.height + margin]
-        if legend:
-            size = [max(size[0], 4 * _GAP + _LETTERS + _length(_LEGEND)), size[1] + _line() + _GAP]
+        caption = "" if plain else caption
+        beside = (
+            _LETTERS + _length(_LEGEND) + 4 * _GAP if legend else 0
+        )  # room for the legend, left of the caption
+        if legend or caption:
+            size = [max(size[0], across + beside + _length(caption) + margin), size[1] + _line() + _GAP]
 
         self.blank = optional_import("PIL.Image").new("L", size, _PAGE)
         self.legend: tuple[int, int] | None = (size[1] - _GAP - _line(), across) if legend else None
@@ -403,6 +417,7 @@ class _Page:
             self._write(text, across - 2 * _GAP, y + self.height // 2, across - 3 * _GAP, "rm")
         if self.legend is not None:
             self._write(_LEGEND, across + _LETTERS + _GAP, self.legend[0], size[0], "la")
+        self._write(caption, across + beside, size[1] - _GAP - _line(), size[0], "la")
 
     def _write(self, text: str, x: int, y: int, room: int, anchor: str) -> None:
         text = printable(text)

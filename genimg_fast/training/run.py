@@ -271,7 +271,7 @@ class RunFolder:
 
         Args:
             rows: What to draw; a row without a name's value has no point in its curve.
-            panels: The names that are drawn together.
+            panels: The names that are drawn together, each with the held-out images' ``val_<name>``, dashed.
         """
         # Not pyplot: this touches neither the user's figures nor their backend.
         figure = optional_import("matplotlib.figure").Figure(
@@ -280,8 +280,11 @@ class RunFolder:
         figure.suptitle(printable(self.path.name), parse_math=False)
         for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
             for name in names:
-                points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
-                axes.plot(*zip(*points, strict=True) if points else ([], []), label=name, linewidth=1)
+                held_out = f"val_{name}"
+                (line,) = axes.plot(*_points(rows, name), label=name, linewidth=1)
+                if any(held_out in row for row in rows):
+                    style = {"color": line.get_color(), "linestyle": "--", "linewidth": 1, "marker": "."}
+                    axes.plot(*_points(rows, held_out), label=held_out, **style)
             axes.set(xlabel="step")
             axes.grid(alpha=0.3)
             axes.legend()
@@ -336,6 +339,11 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def _points(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _file_name(name: str) -> str:

@@ -168,17 +168,46 @@ class FramePredictorTrainer(_SequenceTrainer):
         logged = []
         with self.descending("all"):
             for (part,) in self.parts(images):
-                with self.autocast():
-                    decoded = self._forward(part, context=context, teacher_forcing=probability).decoded.float()
-                targets = part[:, 1:]
-                loss = -bernoulli_log_likelihood(targets.flatten(0, 1), decoded.flatten(0, 1)).mean()
+                loss, mse = self._losses(self._forward, part, context, probability)
                 self.backward(loss)
-                with torch.no_grad():
-                    predicted = self.model.to_images(decoded[:, context - 1 :])
-                    mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
                 logged.append(torch.stack([loss.detach(), mse]))
         loss, mse = torch.stack(logged).mean(0)
         return {"loss": loss, "mse": mse, "teacher_forcing": torch.ones_like(loss) * probability}
+
+    def _losses(
+        self, forward: Any, frames: Tensor, context: int, teacher_forcing: float | Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Compute the loss and, without gradient, the mean squared error."""
+        with self.autocast():
+            output = forward(frames, context=context, teacher_forcing=teacher_forcing, generator=generator)
+        decoded, targets = output.decoded.float(), frames[:, 1:]
+        loss = -bernoulli_log_likelihood(targets.flatten(0, 1), decoded.flatten(0, 1)).mean()
+        with torch.no_grad():
+            predicted = self.model.to_images(decoded[:, context - 1 :])
+            mse = (predicted - targets[:, context - 1 :]).square().mean() / 4
+        return loss, mse
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the losses of held-out sequences, as of the last step, with averaged weights in evaluation mode.
+
+        Args:
+            images: Frames in [-1, 1], of shape (batch, steps, channels, height, width), on the model's device.
+            labels: Not looked at.
+            generator: Source of the random numbers, on the CPU.
+
+        Returns:
+            The loss, in nats a frame, and the mean squared error, as :meth:`step` returns them.
+        """
+        step = max(1, self.steps_done)
+        probability = teacher_forcing_probability(step, self.forcing_steps, self.teacher_forcing)
+        drawn = torch.Generator(images.device)
+        drawn.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with self.evaluation() as model:
+            loss, mse = self._losses(model, images, self._context(images), probability, drawn)
+        return {"loss": loss, "mse": mse}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: sequences beside their continuation by the model.
@@ -258,16 +287,39 @@ class FrameFillerTrainer(_SequenceTrainer):
         logged = []
         with self.descending("all"):
             for part, seen in self.parts(images, known):
-                with self.autocast():
-                    decoded = self._forward(part, seen).decoded.flatten(0, 1).float()
-                missing, targets = ~seen.flatten(), part.flatten(0, 1)
-                # Weights instead of a selection, whose size the processor would have to wait for.
-                loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
+                loss, mse = self._losses(self._forward, part, seen, count)
                 self.backward(loss)
-                with torch.no_grad():
-                    squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
-                logged.append(torch.stack([loss.detach(), (squared * missing).sum() / count]))
+                logged.append(torch.stack([loss.detach(), mse]))
         loss, mse = torch.stack(logged).mean(0)
+        return {"loss": loss, "mse": mse}
+
+    def _losses(self, forward: Any, frames: Tensor, known: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the loss and, without gradient, the mean squared error: sums over missing frames / ``count``."""
+        with self.autocast():
+            decoded = forward(frames, known).decoded.flatten(0, 1).float()
+        missing, targets = ~known.flatten(), frames.flatten(0, 1)
+        # Weights instead of a selection, whose size the processor would have to wait for.
+        loss = -(bernoulli_log_likelihood(targets, decoded) * missing).sum() / count
+        with torch.no_grad():
+            squared = (self.model.to_images(decoded) - targets).square().flatten(1).mean(1) / 4
+        return loss, (squared * missing).sum() / count
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the losses of held-out sequences, with averaged weights in evaluation mode.
+
+        Args:
+            images: Frames in [-1, 1], of shape (batch, steps, channels, height, width), on the model's device.
+            labels: Not looked at.
+            generator: Source of the random numbers, on the CPU: they decide which frames are missing.
+
+        Returns:
+            The loss, in nats a missing frame, and the mean squared error, as :meth:`step` returns them.
+        """
+        known = draw_known_frames(*images.shape[:2], generator=generator).to(images.device)
+        with self.evaluation() as model:
+            loss, mse = self._losses(model, images, known, (~known).sum().clamp(min=1))
         return {"loss": loss, "mse": mse}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
@@ -336,12 +388,31 @@ class RowRNNTrainer(_SequenceTrainer):
         losses = []
         with self.descending("all"):
             for (part,) in self.parts(images):
-                with self.autocast():
-                    output = self._forward(part)
-                loss = -self.model.log_likelihood(part, type(output)(*(t.float() for t in output))).mean()
+                loss = self._loss(self._forward, part)
                 self.backward(loss)
                 losses.append(loss.detach())
         return {"loss": torch.stack(losses).mean()}
+
+    def _loss(self, forward: Any, images: Tensor) -> Tensor:
+        with self.autocast():
+            output = forward(images)
+        return -self.model.log_likelihood(images, type(output)(*(t.float() for t in output))).mean()
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the loss of held-out images, with averaged weights in evaluation mode.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Not looked at.
+            generator: Not used: nothing is drawn.
+
+        Returns:
+            The loss, in nats an image.
+        """
+        with self.evaluation() as model:
+            return {"loss": self._loss(model, images)}
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same random numbers every time, to watch the training.

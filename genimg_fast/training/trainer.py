@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.training.graphs import StepGraphs
 from genimg_fast.training.processes import world_size
@@ -124,6 +125,12 @@ class BaseTrainer:
     def sampler(self) -> Any:
         """The model with averaged weights, or, without them, the one that is trained."""
         return self.model if self.averaged is None else self.averaged.module
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Any]:
+        """Get the model that samples come from, :attr:`sampler`, in evaluation mode and without gradients."""
+        with torch.no_grad(), evaluating(self.sampler):
+            yield self.sampler
 
     def add_optimizer(
         self, name: str, parameters: Iterable[Any], *, lr: float, betas: tuple[float, float]

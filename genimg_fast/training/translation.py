@@ -118,6 +118,25 @@ class Pix2PixTrainer(BaseTrainer):
         means = [torch.stack(values).mean() for values in losses]
         return dict(zip(("loss_d", "loss_g", "l1"), means, strict=True))
 
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the error on held-out pairs, with averaged weights in evaluation mode.
+
+        Args:
+            images: Pairs in [-1, 1], of shape (batch, channels, height, 2 * width), on the model's device.
+            labels: Not looked at.
+            generator: Not used: nothing is drawn.
+
+        Returns:
+            The mean absolute error. The adversarial losses say nothing about pairs that the discriminator has not
+            trained on.
+        """
+        source, target = self.halves(images)
+        with self.evaluation() as model, self.autocast():
+            output = model.generator(source)
+        return {"l1": (output.float() - target).abs().mean()}
+
     def _translated(self, source: Tensor) -> Tensor:
         with self.autocast():
             return self._generator(source)
@@ -204,6 +223,23 @@ class AutoencoderTrainer(_ReconstructionTrainer):
             A scalar without gradient: the mean squared error.
         """
         return self.take_step(self._update, images, images)
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the mean squared error on held-out images, with averaged weights in evaluation mode.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Not looked at.
+            generator: Not used: nothing is drawn.
+
+        Returns:
+            The error.
+        """
+        with self.evaluation() as model, self.autocast():
+            output = model(images)
+        return {"loss": (output.float() - images).square().mean()}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
         """Make pictures to look at: ``reconstructions``, each ``input`` beside the model's ``output``."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg_fast.losses import active_units, negative_elbo, warmup_beta
+from genimg_fast.losses import NegativeELBO, active_units, negative_elbo, warmup_beta
 from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
@@ -90,16 +90,42 @@ class VAETrainer(BaseTrainer):
         logged = []
         with self.descending("all"):
             for part, classes, given in self.parts(images, labels, noise):
-                with self.autocast():
-                    output = self._forward(part, classes, noise=given, free_bits=self.free_bits)
-                # Sums over all pixels: in full precision.
-                decoded = output.reconstruction.to(part.dtype)
-                terms = negative_elbo(self.model.log_likelihood(part, decoded), output.kl, beta=beta)
+                terms, mu = self._terms(self._forward, self.model, part, classes, given, beta)
                 self.backward(terms.loss)
-                active = active_units(output.mu.detach()).to(terms.loss)
+                active = active_units(mu.detach()).to(terms.loss)
                 logged.append(torch.stack([terms.loss, terms.reconstruction, terms.kl, active]).detach())
         values = torch.stack(logged).mean(0).unbind()
         return dict(zip(("loss", "reconstruction", "kl", "active_units"), values, strict=True))
+
+    def _terms(
+        self, forward: Any, model: Any, images: Tensor, labels: Tensor | None, noise: Tensor | None,
+        beta: float | Tensor,
+    ) -> tuple[NegativeELBO, Tensor]:  # fmt: skip
+        """Compute the loss with its terms, and the posterior means."""
+        with self.autocast():
+            output = forward(images, labels, noise=noise, free_bits=self.free_bits)
+        # Sums over all pixels: in full precision.
+        decoded = output.reconstruction.to(images.dtype)
+        return negative_elbo(model.log_likelihood(images, decoded), output.kl, beta=beta), output.mu
+
+    def evaluate(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Compute the loss of held-out images, as of the last step, with averaged weights in evaluation mode.
+
+        Args:
+            images: Images in [-1, 1], of shape (batch, channels, height, width), on the model's device.
+            labels: Their classes, int64 of shape (batch,); an unconditional VAE does not look at them.
+            generator: Source of the random numbers, on the CPU.
+
+        Returns:
+            Scalars, in nats, means over the batch: the loss and its two terms.
+        """
+        noise = torch.randn(len(images), self.model.z_dim, generator=generator).to(images)
+        beta = warmup_beta(max(1, self.steps_done), self.warmup, self.beta)
+        with self.evaluation() as model:
+            terms, _ = self._terms(model, model, images, self._labels(labels), noise, beta)
+        return terms._asdict()
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same latents every time, to watch the training.
