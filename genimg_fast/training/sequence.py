@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
 from genimg_fast.training.pictures import Picture
-from genimg_fast.training.trainer import BaseTrainer, Recipe
+from genimg_fast.training.trainer import BaseTrainer, Recipe, generator_on
 
 
 def teacher_forcing_probability(step: int, steps: int, final: float = 0.0) -> float:
@@ -203,8 +203,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         """
         step = max(1, self.steps_done)
         probability = teacher_forcing_probability(step, self.forcing_steps, self.teacher_forcing)
-        drawn = torch.Generator(images.device)
-        drawn.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        drawn = generator_on(images.device, generator)
         with self.evaluation() as model:
             loss, mse = self._losses(model, images, self._context(images), probability, drawn)
         return {"loss": loss, "mse": mse}

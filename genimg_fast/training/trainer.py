@@ -85,6 +85,11 @@ class Recipe:
         return 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
 
 
+def generator_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Make a generator for a device, which follows from one on the CPU."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+
+
 class BaseTrainer:
     """A model, its optimisers, their recipe; a subclass adds ``step`` and ``pictures``.
 

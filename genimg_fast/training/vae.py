@@ -7,7 +7,7 @@ from torch import Tensor
 
 from genimg_fast.losses import NegativeELBO, active_units, negative_elbo, warmup_beta
 from genimg_fast.training.pictures import Picture, class_samples
-from genimg_fast.training.trainer import BaseTrainer, Recipe
+from genimg_fast.training.trainer import BaseTrainer, Recipe, generator_on
 
 
 class VAETrainer(BaseTrainer):
@@ -90,7 +90,7 @@ class VAETrainer(BaseTrainer):
         logged = []
         with self.descending("all"):
             for part, classes, given in self.parts(images, labels, noise):
-                terms, mu = self._terms(self._forward, self.model, part, classes, given, beta)
+                terms, mu = self._terms(self._forward, self.model, part, classes, beta, noise=given)
                 self.backward(terms.loss)
                 active = active_units(mu.detach()).to(terms.loss)
                 logged.append(torch.stack([terms.loss, terms.reconstruction, terms.kl, active]).detach())
@@ -98,12 +98,11 @@ class VAETrainer(BaseTrainer):
         return dict(zip(("loss", "reconstruction", "kl", "active_units"), values, strict=True))
 
     def _terms(
-        self, forward: Any, model: Any, images: Tensor, labels: Tensor | None, noise: Tensor | None,
-        beta: float | Tensor,
-    ) -> tuple[NegativeELBO, Tensor]:  # fmt: skip
+        self, forward: Any, model: Any, images: Tensor, labels: Tensor | None, beta: float | Tensor, **random: Any
+    ) -> tuple[NegativeELBO, Tensor]:
         """Compute the loss with its terms, and the posterior means."""
         with self.autocast():
-            output = forward(images, labels, noise=noise, free_bits=self.free_bits)
+            output = forward(images, labels, free_bits=self.free_bits, **random)
         # Sums over all pixels: in full precision.
         decoded = output.reconstruction.to(images.dtype)
         return negative_elbo(model.log_likelihood(images, decoded), output.kl, beta=beta), output.mu
@@ -121,10 +120,10 @@ class VAETrainer(BaseTrainer):
         Returns:
             Scalars, in nats, means over the batch: the loss and its two terms.
         """
-        noise = torch.randn(len(images), self.model.z_dim, generator=generator).to(images)
+        drawn = generator_on(images.device, generator)
         beta = warmup_beta(max(1, self.steps_done), self.warmup, self.beta)
         with self.evaluation() as model:
-            terms, _ = self._terms(model, model, images, self._labels(labels), noise, beta)
+            terms, _ = self._terms(model, model, images, self._labels(labels), beta, generator=drawn)
         return terms._asdict()
 
     def samples(self, n: int = 64) -> Tensor:

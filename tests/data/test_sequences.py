@@ -228,3 +228,56 @@ def test_load_sequences() -> None:
     assert torch.equal(data[5][0], expected[5][0])
     with pytest.raises(ValueError, match="'nowhere' is neither a folder nor a file nor moving-digits"):
         load_sequences("nowhere", frames=4, image_size=16)
+
+
+def clips(folder: Path, *lengths: int) -> FrameFolders:
+    """Clips whose frames are all different."""
+    level = 0
+    for number, length in enumerate(lengths):
+        (folder / str(number)).mkdir()
+        for frame in range(length):
+            Image.new("L", (8, 8), level).save(folder / str(number) / f"{frame}.png")
+            level += 2
+    return FrameFolders(folder, frames=4, image_size=8, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "share", "held_out_frames"),
+    [([6, 6, 6, 6, 6], 0.4, 12), ([30, 20], 0.2, 6 + 4), ([30, 5], 0.1, 4)],
+    ids=["clips", "ends", "ends-of-long-clips"],
+)
+def test_a_split_of_clips_has_no_frame_in_common(
+    lengths: list[int], share: float, held_out_frames: int, tmp_path: Path
+) -> None:
+    data = clips(tmp_path, *lengths)
+    training, held_out = data.split(share, seed=1)
+    frames = [set(part[:][0].flatten(0, 1)[:, 0, 0, 0].tolist()) for part in (training, held_out)]
+    assert not frames[0] & frames[1]
+    assert len(frames[1]) == held_out_frames
+    assert len(frames[0]) + len(frames[1]) == sum(lengths)
+    assert torch.equal(data.split(share, seed=1)[1][:][0], held_out[:][0])
+    assert held_out.windows(2)[0][0].shape == (2, 1, 8, 8)
+
+
+def test_clips_too_few_or_too_short_to_split(tmp_path: Path) -> None:
+    data = clips(tmp_path, 7)
+    for share in (0.5, 0, 1):
+        with pytest.raises(
+            ValueError, match="does not leave 4 frames both to train on and to hold out: the longest"
+        ):
+            data.split(share)
+    with pytest.raises(ValueError, match="no clip has 8 frames, the longest one has 7"):
+        data.windows(8)
+
+
+def test_moving_digits_hold_digits_out() -> None:
+    data = small(100, speed=(0.1, 0.2))
+    training, held_out = data.split(0.05, seed=2)
+    assert training is data
+    assert len(held_out) == 5
+    assert held_out.images.shape[0] == 359
+    assert held_out[0][0].shape == data[0][0].shape
+    with pytest.raises(ValueError, match=r"a share of 0\.001 of 100 sequences is none"):
+        data.split(0.001)
+    with pytest.raises(ValueError, match="are made of the digits held out"):
+        held_out.split(0.5)

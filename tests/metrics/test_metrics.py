@@ -10,6 +10,7 @@ from genimg_fast.metrics import (
     FeatureNetwork,
     InceptionNetwork,
     PerceptualSimilarity,
+    RandomNetwork,
     feature_statistics,
     frechet_distance,
     judge_discriminator,
@@ -160,3 +161,27 @@ def test_discriminators_that_know_all_nothing_or_the_opposite(tmp_path: Path) ->
         judge_discriminator(high, torch.zeros(0))
     with pytest.raises(ValueError, match="must be finite"):
         judge_discriminator(high, torch.tensor([torch.nan]))
+
+
+def test_random_network_is_always_the_same_and_tells_sets_apart() -> None:
+    torch.manual_seed(1)
+    network = RandomNetwork()
+    torch.manual_seed(2)
+    torch.testing.assert_close(network.state_dict(), RandomNetwork().state_dict(), rtol=0, atol=0)
+    data = gf.data.load_dataset("digits", image_size=16)
+    halves = [feature_statistics([data[start::2][0]], network) for start in (0, 1)]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(900, 1, 16, 16, generator=generator) * 2 - 1
+    shuffled = data[:900][0].flatten(1)[:, torch.randperm(256, generator=generator)].view(-1, 1, 16, 16)
+    floor = frechet_distance(*halves)
+    for others in (noise, shuffled):
+        assert frechet_distance(halves[0], feature_statistics([others], network)) > 10 * floor
+    assert network(torch.zeros(3, 3, 40, 40))[1].shape == (3, 0)
+
+
+def test_what_the_digits_network_reads() -> None:
+    network = DigitsNetwork(steps=60)
+    data = gf.data.load_dataset("digits", image_size=32)
+    assert network.share_read(data, most=300) > 0.8
+    wrong = gf.data.ImageDataset(data.images, (data.labels + 1) % 10)
+    assert network.share_read(wrong, most=300) < 0.2

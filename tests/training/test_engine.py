@@ -67,6 +67,101 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
+VALIDATED = [name for name in TRAINERS if name != "glo"]
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), ALL_OPTIONS], ids=["plain", "all-options"])
+@pytest.mark.parametrize("name", VALIDATED)
+def test_validation_changes_nothing_and_resumes(
+    name: str, recipe: Recipe, digits: gf.data.ImageDataset, tmp_path: Path
+) -> None:
+    data = data_for(name, digits)
+    _, held_out = data.split(0.01 if len(data) > 1000 else 0.1)
+    options: dict[str, Any] = {"batch_size": 8, "log_every": 1}
+    plain = make(name, recipe=recipe)
+    before = fit(plain, data, steps=4, **options)
+    options |= {"validation": held_out, "val_every": 2}
+    validated = make(name, recipe=recipe)
+    expected = fit(validated, data, steps=4, **options)
+    state = torch.get_rng_state()
+    torch.testing.assert_close(validated.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    assert all(module.training for module in validated.model.modules())
+    validated.evaluate(*held_out[:4], generator=torch.Generator())
+    assert torch.equal(torch.get_rng_state(), state)
+
+    added = [{key for key in row if key.startswith("val_")} for row in expected]
+    assert added[0] == added[2] == set()
+    assert added[1] == added[3] != set()
+    assert {key.removeprefix("val_") for key in added[1]} <= before[0].keys()
+    run = RunFolder.create(tmp_path, name, {})
+    fit(make(name, recipe=recipe), data, steps=2, run=run, **options)
+    torch.manual_seed(99)
+    history = fit(TRAINERS[name](recipe=recipe), data, steps=4, run=run, resume=True, **options)
+    measured = {"images_per_s": 0, "memory_mb": 0}
+    assert [row | measured for row in history] == [row | measured for row in expected]
+    assert (run.path / "losses.png").is_file()
+
+
+def test_validation_is_the_mean_over_all_held_out_images_with_averaged_weights(
+    digits: gf.data.ImageDataset,
+) -> None:
+    training, held_out = digits.split(0.01)
+    trainer = make("autoencoder", recipe=Recipe(ema=0.9))
+    (row,) = fit(trainer, training, steps=3, batch_size=8, validation=held_out)
+    assert len(held_out) == 18  # in batches of 8
+    images, _ = held_out[:]
+    error = (trainer.sampler.reconstruct(images) - images).square().mean().item()
+    assert row["val_loss"] == pytest.approx(error, rel=1e-5)
+    trainer = make("vae")
+    (row,) = fit(trainer, training, steps=3, batch_size=8, validation=held_out)
+    assert row["val_loss"] == pytest.approx(row["val_reconstruction"] + row["val_kl"])
+
+
+def test_held_out_images_leave_no_trace_in_the_discriminator(digits: gf.data.ImageDataset) -> None:
+    """Running statistics, and the vectors of spectral norm."""
+    for name in ("dcgan", "cdcgan"):
+        trainer = make(name)
+        before = copy.deepcopy(trainer.model.state_dict())
+        images, labels = digits[:8]
+        found = trainer.evaluate(images, labels, generator=torch.Generator())["real_logit"]
+        torch.testing.assert_close(trainer.model.state_dict(), before, rtol=0, atol=0)
+        # The discriminator has judged the real images of a step just so.
+        torch.testing.assert_close(trainer.step(images, labels)["real_logit"], found)
+
+
+def test_what_shows_whether_images_are_held_out(
+    digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions: dict[str, str] = {}
+    save = RunFolder.save_images
+    monkeypatch.setattr(
+        RunFolder,
+        "save_images",
+        lambda run, name, images: (captions.update({name: images.caption}), save(run, name, images)),
+    )
+    training, held_out = digits.split(0.01)
+    for validation, caption in ((None, "training images"), (held_out, "held-out images")):
+        run = RunFolder.create(tmp_path, "vae", {})
+        fit(make("vae"), training, steps=1, batch_size=8, validation=validation, run=run)
+        assert captions == {"real": caption, "samples-000001": "", "reconstructions-000001": caption}
+
+
+def test_validation_that_fails_does_not_end_the_training(digits: gf.data.ImageDataset) -> None:
+    trainer = make("autoencoder")
+    values = iter([torch.tensor(0.5), torch.tensor(torch.inf)])
+    trainer.evaluate = lambda *batch, generator: {"loss": next(values)}
+    options: dict[str, Any] = {
+        "batch_size": 8,
+        "val_every": 1,
+        "validation": gf.data.ImageDataset(digits.images[:8]),
+    }
+    with pytest.warns(UserWarning, match=r"(not finite after step 2: val_loss|no validation after step 3)"):
+        history = fit(trainer, digits, steps=3, **options)
+    assert [row.get("val_loss") for row in history] == [0.5, None, None]
+    with pytest.raises(ValueError, match="needs a method evaluate, and GLOTrainer has none"):
+        fit(make("glo"), digits, steps=1, **options)
+
+
 def test_another_config_is_refused_with_the_difference(digits: gf.data.ImageDataset, tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "dcgan", {"lr": 1e-3, "steps": 1, "device": "cpu"})
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
