@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 import genimg_fast as gf
 from genimg_fast.cli import main
 from genimg_fast.cli.evaluate import _labels
+from genimg_fast.cli.use import load_real
 
 SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
@@ -422,7 +424,7 @@ def test_sample_of_frames(
     monkeypatch.chdir(tmp_path)
     command = ["sample", str(sequence_runs[name]), "--device", device]
     assert main([*command, "--n", "3", *PLAIN, "--out", f"a{suffix}"]) == 0
-    assert capsys.readouterr().out == f"a{suffix}\n"
+    assert capsys.readouterr().out == f"3 held-out sequences of moving-digits\na{suffix}\n"
     size, count = animation(tmp_path / f"a{suffix}")
     assert size == (side(panels), side(3))
     assert 1 < count <= 6
@@ -749,7 +751,15 @@ def test_eval(
     assert report["frechet_distance_real"] < report["frechet_distance"]
     assert (tmp_path / "roc.png").exists() == (name == "dcgan")
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert "other real images: the floor" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    of = {"frechet_distance": "40 generated images", "frechet_distance_real": "898 other training images"}
+    for figure, images in of.items():
+        wanted = f"Fréchet distance ({report['network']}) of {images}"
+        assert any(f"{report[figure]:.4f}" in line and wanted in line for line in lines)
+    assert sum(f"Inception score ({report['network']}) of 40 generated images" in line for line in lines) == 1
+    assert lines[0].startswith(
+        f"{name} against 899 training images of digits, by 64 features of: {report['network']}"
+    )
 
 
 def test_eval_of_one_seed_is_reproducible(run: Path, tmp_path: Path) -> None:
@@ -835,3 +845,214 @@ def test_imports_are_light() -> None:
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def held_out_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that hold data out: a share of the digits, a share of a folder, and another folder."""
+    out = tmp_path_factory.mktemp("held-out")
+    for folder, first in (("photos", 0), ("others", 100)):
+        (out / folder).mkdir()
+        for index in range(20):
+            Image.new("L", (8, 8), first + 2 * index).save(out / folder / f"{index:02}.png")
+    photos, others = str(out / "photos"), str(out / "others")
+    flags = ["--steps", "2", "--val-every", "1", "--out", str(out), "--device", "cpu"]
+    assert main([*TINY_VAES["cvae"], *flags, "--val-split", "0.1", "--seed", "5"]) == 0
+    assert main([*TINY, *flags, "--data", photos, "--val-split", "0.25"]) == 0
+    assert (
+        main(["train", "row-rnn", *TINY_SEQUENCES["row-rnn"][2:], *flags, "--data", photos, "--val-data", others])
+        == 0
+    )
+    names = {"cvae": "00000-cvae-digits", "dcgan": "00001-dcgan-photos", "row-rnn": "00002-row-rnn-photos"}
+    return {"out": out, **{name: out / folder for name, folder in names.items()}}
+
+
+def test_train_holds_data_out(held_out_runs: dict[str, Path]) -> None:
+    config = json.loads((held_out_runs["cvae"] / "config.json").read_text())
+    assert (config["val_split"], config["seed"]) == (0.1, 5)
+    rows = [json.loads(line) for line in (held_out_runs["cvae"] / "stats.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all({"val_loss", "val_reconstruction", "val_kl"} <= row.keys() for row in rows)
+    config = json.loads((held_out_runs["row-rnn"] / "config.json").read_text())
+    assert config["val_data"] == str(held_out_runs["out"] / "others")
+    assert config["val_sha256"] != config["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "said"),
+    [
+        ("cvae", ["reconstruct", "--n", "180"], "180 held-out images of digits"),
+        ("cvae", ["reconstruct", "--data", "digits"], "36 images of digits"),
+        ("cvae", ["interpolate", "--n", "2"], "pairs of the 180 held-out images of digits"),
+        ("cvae", ["latent"], "180 held-out images of digits"),
+        ("row-rnn", ["edit", "complete"], "20 held-out images of .*/others"),
+    ],
+)
+def test_commands_show_what_the_run_held_out(
+    name: str, command: list[str], said: str, held_out_runs: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    words = command[: 2 if command[0] == "edit" else 1]
+    flags = [*command[len(words) :], "--out", str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main([*words, str(held_out_runs[name]), *flags]) == 0
+    assert re.fullmatch(rf"{said}\n.*a\.png\n", capsys.readouterr().out)
+
+
+def test_commands_say_if_images_are_those_of_the_training(
+    vae_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reconstruct", str(vae_runs["vae"]), "--out", str(tmp_path / "a.png")]) == 0
+    assert capsys.readouterr().out.startswith("36 training images of digits\n")
+
+
+def test_held_out_images_play_no_part_in_the_training(
+    held_out_runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a command loads as held out is not in any batch of a training with the same settings."""
+    seen: set[bytes] = set()
+    batches = gf.training.loop.batches
+
+    def spied(dataset: gf.data.ImageDataset, *args: object, **options: object) -> object:
+        seen.update(image.numpy().tobytes() for image in dataset.images)
+        return batches(dataset, *args, **options)
+
+    monkeypatch.setattr(gf.training.loop, "batches", spied)
+    photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
+    assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
+    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"))
+    args.parser = gf.cli.Parser()
+    held_out = load_real(args, model, config)
+    assert held_out.relation == "held-out"
+    assert (len(seen), len(held_out.dataset)) == (15, 5)
+    assert not seen & {image.numpy().tobytes() for image in held_out.dataset.images}
+    training = load_real(args, model, config, training=True)
+    assert {image.numpy().tobytes() for image in training.dataset.images} == seen
+
+
+def test_eval_of_other_images_than_digits(
+    held_out_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By features that fit, against held-out images."""
+    command = ["eval", str(held_out_runs["dcgan"]), "--out", str(tmp_path), "--device", "cpu"]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.match(r"dcgan against 5 held-out images of .*photos, by 64 features of: untrained network", lines[0])
+    assert "Fréchet distance (untrained network) of 5 generated images" in lines[1]
+    assert lines[3].endswith("of 5 training images: the floor")
+    assert "no more images than features, 64" in lines[4]
+    assert "of 5 held-out images and 5 generated" in lines[5]
+    assert "Inception score" not in "".join(lines)
+    report = json.loads((tmp_path / "eval.json").read_text())
+    assert (report["network"], report["real_images_are"]) == ("untrained network", "held-out images")
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--features", "digits"])
+    assert (
+        "--features: digits is a classifier of scikit-learn's digits, and the classes of"
+        in capsys.readouterr().err
+    )
+
+
+def test_digits_that_the_classifier_cannot_read_are_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = gf.data.load_dataset("digits", image_size=8)
+    for index in range(60):
+        folder = tmp_path / "upside-down" / str(int(digits.labels[index]))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(255 - digits.images[index, 0].flip(0).numpy()).save(folder / f"{index}.png")
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", str(run), "--data", str(tmp_path / "upside-down"), "--features", "digits"])
+    assert re.search(
+        r"digits is a classifier of .*, and it reads \d+% of those of .* right", capsys.readouterr().err
+    )
+
+
+def test_a_folder_that_has_changed_cannot_be_split_again(
+    held_out_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(held_out_runs["out"] / "photos", photos)
+    flags = [*TINY_VAES["vae"], "--data", str(photos), "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--val-split", "0.2"]) == 0
+    assert main(flags) == 0
+    Image.new("L", (8, 8), 7).save(photos / "new.png")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        main(["reconstruct", str(tmp_path / "00000-vae-photos"), "--out", str(tmp_path / "a.png")])
+    assert "nobody can tell which were held out: name some with --data" in capsys.readouterr().err
+    assert main(["reconstruct", str(tmp_path / "00001-vae-photos"), "--out", str(tmp_path / "a.png")]) == 0
+    assert re.match(r"21 images of .*photos\n", capsys.readouterr().out)  # neither word would be true
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["glo", "--val-split", "0.1"], "--val-split: glo has codes for the images that it trains on, and for no"),
+        (
+            ["vae", "--val-split", "0.0001"],
+            "--val-split: a share of 0.0001 of 1797 images leaves 1797 to train on and",
+        ),
+        (["vae", "--val-split", "1"], "--val-split: must be a number from 0 to below 1, got '1'"),
+        (["vae", "--val-split", "0.1", "--val-data", "x"], "--val-data: not allowed with argument --val-split"),
+        (
+            ["vae", "--val-data", "digits"],
+            "--val-data: is what is trained on; --val-split holds a share of it out",
+        ),
+        (["vae", "--val-data", "nowhere"], "--val-data: 'nowhere' is neither a folder"),
+        (
+            ["vae", "--data", "photos", "--val-split", "0.1"],
+            "--val-split: a share of 0.1 of 2 pictures that images are",
+        ),
+        (["cvae", "--data", "photos", "--val-split", "0.5"], "--val-split: leaves no image of class"),
+        (["frame-filler", "--val-split", "0.00001"], "--val-split: a share of 1e-05 of 10000 sequences is none"),
+        (
+            ["vae", "--data", "{}/photos", "--val-data", "{}/copy"],
+            "--val-data: 1 of its 2 images are among those to",
+        ),
+        (["cvae", "--data", "{}/photos", "--val-data", "digits"], "--val-data: class 0 is none of photos"),
+    ],
+)
+def test_bad_ways_to_hold_data_out_give_one_line(
+    flags: list[str], message: str, held_out_runs: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    shutil.copytree(held_out_runs["out"] / "photos", tmp_path / "photos")
+    (tmp_path / "copy").mkdir()
+    for name in ("copy.png", "new.png"):
+        Image.new("L", (8, 8), 2 if name == "copy.png" else 201).save(tmp_path / "copy" / name)
+    flags = [flag.format(tmp_path) for flag in flags]
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *flags, "--image-size", "8", "--batch-size", "2", "--out", str(tmp_path / "runs")])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_train_pix2pix_and_clips_with_data_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "clip").mkdir()
+    for index in range(20):
+        Image.new("RGB", (16, 8), (12 * index, 0, 0)).save(tmp_path / "pairs" / f"{index}.png")
+        Image.new("L", (8, 8), 12 * index).save(tmp_path / "clip" / f"{index}.png")
+    flags = ["--image-size", "8", "--channels", "2", "--batch-size", "2", "--steps", "1", "--val-split", "0.3"]
+    flags += ["--out", str(tmp_path), "--device", "cpu"]
+    assert main(["train", "pix2pix", "--data", str(tmp_path / "pairs"), *flags]) == 0
+    clip = ["--data", str(tmp_path / "clip"), "--frames", "4", "--hidden-size", "4"]
+    assert main(["train", "frame-filler", *clip, *flags]) == 0
+    out = capsys.readouterr().out
+    assert "14 images" in out
+    assert "(6 of" in out
+    assert "translations-000001.png of held-out images" in out
+    assert "11 sequences of 4 frames" in out
+    assert "(3 of" in out
+    pix2pix, filler = (tmp_path / name for name in ("00000-pix2pix-pairs", "00001-frame-filler-clip"))
+    assert "val_l1" in (pix2pix / "stats.jsonl").read_text()
+    assert "val_mse" in (filler / "stats.jsonl").read_text()
+    assert main(["translate", str(pix2pix), "--out", str(tmp_path / "a.png")]) == 0
+    fill = ["edit", "fill", str(filler), "--missing", "2", "--out", str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main([*fill, "--frames", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "6 held-out pairs of" in out
+    assert "2 held-out sequences of" in out

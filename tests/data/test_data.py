@@ -211,7 +211,7 @@ def test_batch_size_out_of_range(batch_size: int) -> None:
         gf.data.batches(numbered(10), batch_size)
 
 
-def numbered(classes: list[int], **options: object) -> gf.data.ImageDataset:
+def of_classes(classes: list[int], **options: object) -> gf.data.ImageDataset:
     """Images that show their own numbers."""
     images = torch.arange(len(classes), dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 4, 4)
     return gf.data.ImageDataset(images, torch.tensor(classes), **options)
@@ -222,7 +222,7 @@ def numbers(data: gf.data.ImageDataset) -> list[int]:
 
 
 def test_a_split_takes_its_share_of_each_class_and_depends_on_the_seed_alone() -> None:
-    data = numbered([0] * 40 + [1] * 10 + [2] * 50, class_names=["a", "b", "c"])
+    data = of_classes([0] * 40 + [1] * 10 + [2] * 50, class_names=["a", "b", "c"])
     training, held_out = data.split(0.2, seed=3)
     assert held_out.labels.bincount().tolist() == [8, 2, 10]
     assert sorted(numbers(training) + numbers(held_out)) == list(range(100))
@@ -246,11 +246,11 @@ def test_a_split_keeps_crops_of_one_picture_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", [0, 0.01, 0.99, 1, -1, float("nan")])
 def test_a_split_that_leaves_nothing_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"a share of .* of 10 images leaves \d+ to train on and holds \d+ out"):
-        numbered([0] * 10).split(share)
+        of_classes([0] * 10).split(share)
 
 
 def test_classes_by_their_names() -> None:
-    data = numbered([0, 1, 1], class_names=["cat", "dog"]).with_classes(["dog", "horse", "cat"])
+    data = of_classes([0, 1, 1], class_names=["cat", "dog"]).with_classes(["dog", "horse", "cat"])
     assert data.labels.tolist() == [2, 0, 0]
     with pytest.raises(ValueError, match="class dog is none of cat, horse"):
-        numbered([0, 1], class_names=["cat", "dog"]).with_classes(["cat", "horse"])
+        of_classes([0, 1], class_names=["cat", "dog"]).with_classes(["cat", "horse"])
