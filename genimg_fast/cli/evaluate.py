@@ -57,8 +57,8 @@ def add(commands: Any) -> None:
         help="images to generate; default: as many as real ones to compare with",
     )
     new.add_argument("--features", choices=list(_FEATURES),
-                     help="network that judges: a small classifier of digits, for digits like scikit-learn's; an "
-                     "untrained network; or Inception v3. Default: digits for such digits, else random")  # fmt: skip
+                     help="network that judges: a small classifier of digits, for digits like scikit-learn's, an "
+                     "untrained network, Inception v3; default: digits for such digits, else random")  # fmt: skip
     new.add_argument("--weights", type=Path, metavar="FILE", help="of Inception v3, torchvision's")
     new.add_argument("--download", action="store_true", help="allow torchvision to download those weights")
     new.add_argument("--cache", type=Path, metavar="FOLDER", help="where to keep the statistics of real images")
