@@ -181,7 +181,7 @@ def fit(
     real_images, real_labels = _look(dataset)
     if validation is not None:
         validation = validation.to(trainer.device)
-        real_images, real_labels = _look(validation)
+        real_images, real_labels = _look(validation, doubt=False)  # a few images may well be bright
     if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
         real_images, real_labels = real_images[::4], real_labels[::4]
 
@@ -264,11 +264,11 @@ def fit(
     return history
 
 
-def _look(dataset: BatchedDataset) -> tuple[Tensor, Tensor]:
-    """Take images from all over a data set, and check what numbers they are."""
+def _look(dataset: BatchedDataset, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
+    """Take images from all over a data set; check their range and, with ``doubt``, warn if it seems another."""
     images, labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
     if images.ndim >= 4:
-        _check_range(images)
+        _check_range(images, doubt=doubt)
     return images, labels
 
 
@@ -292,14 +292,14 @@ def _validate(trainer: Any, dataset: BatchedDataset, batch_size: int, seed: int)
     return gather_objects(found)[0]
 
 
-def _check_range(images: Tensor) -> None:
+def _check_range(images: Tensor, *, doubt: bool) -> None:
     lowest, highest = images.min().item(), images.max().item()
     if not (lowest >= -1 and highest <= 1):
         raise ValueError(
             "images must lie in [-1, 1], the range that models generate; "
             f"those of the data reach from {lowest:g} to {highest:g}"
         )
-    if lowest >= 0:
+    if doubt and lowest >= 0:
         warnings.warn(
             f"no pixel lies below 0, the middle of [-1, 1] ({lowest:g} is the lowest): is the data in [0, 1]?",
             stacklevel=4,
