@@ -36,6 +36,9 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "seed": lambda v: type(v) is int and 0 <= v < 2**63,
     "skip_broken": lambda v: isinstance(v, bool),
     "direction": lambda v: v in ("a2b", "b2a"),
+    "val_split": lambda v: type(v) is float and 0 < v < 1,
+    "val_data": lambda v: isinstance(v, str),
+    "val_sha256": lambda v: v is None or isinstance(v, str),
 }
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions"}
