@@ -1157,7 +1157,7 @@ def test_held_out_images_play_no_part_in_the_training(
     photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
     assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
     model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
-    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"))
+    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"), download=False)
     args.parser = gf.cli.Parser()
     held_out = load_real(args, model, config)
     assert held_out.relation == "held-out"

@@ -98,7 +98,11 @@ def what_to_reduce(error: Exception, args: argparse.Namespace) -> str:
     given = {name: getattr(args, name, None) for name in _SIZES}
     given = {name: value for name, value in given.items() if value is not None}
     # What the user has chosen is the first to look at.
-    chosen = {name: value for name, value in given.items() if value != args.parser.get_default(name)}
+    chosen = {
+        name: value
+        for name, value in given.items()
+        if value not in (args.parser.get_default(name), getattr(args, f"usual_{name}", None))
+    }
     flags = [f"--{name.replace('_', '-')}" for name in chosen or given]
     size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
     wanted = f" for {size[1]}" if size else ""

@@ -289,6 +289,7 @@ def train_arguments(model: str, *flags: str) -> argparse.Namespace:
     """Get the arguments of ``genimg-fast train MODEL``, for programs that train with the same defaults.
 
     Example:
+        >>> from genimg_fast.cli.train import train_arguments
         >>> train_arguments("vae", "--steps", "500").lr
         0.001
     """

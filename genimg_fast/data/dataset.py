@@ -86,6 +86,7 @@ def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from genimg_fast.data.dataset import draw_share
         >>> draw_share(torch.tensor([0, 0, 1, 1]), 0.5, seed=0, what="images").view(2, 2).sum(1)
         tensor([1, 1])
     """

@@ -24,6 +24,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path]]:
 
     Example:
         >>> from pathlib import Path
+        >>> from genimg_fast.data.files import list_folder
         >>> for name in ("b.png", "a.png", ".hidden.png"):
         ...     Path(name).touch()
         >>> [file.name for file in list_folder(Path("."))[1]]

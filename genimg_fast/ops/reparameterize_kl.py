@@ -98,7 +98,10 @@ def normal_from_seed(
         >>> torch.equal(noise, gf.ops.normal_from_seed(7, (3, 5))[:2])
         True
     """
-    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, (int, torch.SymInt)) for n in shape):
+    # The sizes in a torch.Size are tensors under torch.jit.trace.
+    if not isinstance(shape, torch.Size) and not (
+        isinstance(shape, (tuple, list)) and all(isinstance(n, (int, torch.SymInt)) for n in shape)
+    ):
         raise TypeError(f"shape must be a tuple of ints, got {shape!r}")
     if len(shape) == 0:
         raise ValueError("shape must have at least one dimension, got ()")
