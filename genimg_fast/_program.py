@@ -20,6 +20,12 @@ def imports_done() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def ignore_interrupts() -> None:
+    """Let no further Ctrl-C disturb the last words of the program; in other programs, do nothing."""
+    if _is_program():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _is_program() -> bool:
     name = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""
     # Python calls it "-m" until it has found the module.

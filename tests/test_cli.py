@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,7 @@ def test_other_images_than_those_of_the_training(
         ("sample", "vae", ["--class", "7"], "argument --class: vae is not class-conditional"),
         ("sample", "cvae", ["--class", "10"], "argument --class: must be one of 0, 1, 2, .*, 9, got '10'"),
         ("sample", "cvae", ["--class", "-1"], "argument --class: "),
+        ("sample", "cvae", ["--class", 5000 * "1"], "argument --class: must be one of 0, 1, "),
         ("reconstruct", "vae", ["--data", "nowhere"], "argument --data: 'nowhere' is neither a folder nor one of"),
         ("reconstruct", "vae", ["--n", "1798"], "argument --n: must be at most 1797, the number of images"),
         ("reconstruct", "vae", ["--out", "pairs.txt"], "argument --out: 'pairs.txt' does not end like an image"),
@@ -533,6 +535,8 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
             "--missing: must leave some of the 6 frames, and none",
         ),
         (["edit", "fill"], "frame-filler", ["--missing", "1-6"], "--missing: must leave some of the 6 frames"),
+        (["edit", "fill"], "frame-filler", ["--missing", "1-300000000"], "--missing: must leave some of the 6"),
+        (["edit", "fill"], "frame-filler", ["--missing", 5000 * "9"], "--missing: must be a number from 1 on"),
         (["edit", "retime"], "frame-filler", ["--speed", "0.01"], "--speed: speed must be at least 1/8, got 0.01"),
         (["edit", "retime"], "frame-filler", ["--data", "nowhere"], "--data: 'nowhere' is neither a folder nor a"),
         (
@@ -1032,6 +1036,14 @@ def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.Ca
         assert main([*TINY, "--steps", "9", "--resume", str(run), "--device", "cpu"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"genimg-fast: error: another process (PID {os.getpid()} on ")
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", ">&-", ">/dev/full", "| true"])
+def test_a_run_goes_on_when_nobody_reads_what_it_prints(redirection: str, tmp_path: Path) -> None:
+    command = shlex.join([sys.executable, "-m", "genimg_fast", *TINY, "--steps", "2", "--out", str(tmp_path)])
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} {redirection}"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "00000-dcgan-digits" / "checkpoint.pt").exists()
 
 
 INTERRUPTED = """

@@ -2,13 +2,14 @@
 
 import argparse
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import genimg_fast as gf
-from genimg_fast._program import imports_done
+from genimg_fast._program import ignore_interrupts, imports_done
 from genimg_fast.cli import demo, evaluate, train, use
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.training import NonFiniteLossError, Terminated
@@ -52,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
     except Terminated as stopped:
+        ignore_interrupts()
         message, status = str(stopped), stopped.code
     except KeyboardInterrupt as interrupt:
+        ignore_interrupts()
         message, status = str(interrupt) or "interrupted", 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -65,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _plain_output(program: str) -> Iterator[None]:
-    """Print whatever a file may be called, in any encoding; make a warning one line."""
+    """Print whatever a file may be called, in any encoding, with output closed, too; make a warning one line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the program runs
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

@@ -3,10 +3,11 @@
 import argparse
 import itertools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ import torch
 
 from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.optional import optional_import
+from genimg_fast.training.pictures import printable
 
 # Numbers from here on have no place in a float32, or a 32-bit integer.
 _LARGEST_FLOAT = torch.finfo(torch.float32).max
@@ -107,6 +109,15 @@ def what_to_reduce(error: Exception, args: argparse.Namespace) -> str:
     size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
     wanted = f" for {size[1]}" if size else ""
     return f"out of memory{wanted}; reduce {' or '.join(flags) or 'the size of the model'}"
+
+
+def say(text: str) -> None:
+    """Print a line. If that fails, as after ``| head`` or on a full disk, nothing is printed from then on."""
+    try:
+        print(printable(text), flush=True)
+    except OSError:
+        with suppress(OSError):  # there may be no descriptor
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_command(

@@ -23,6 +23,7 @@ from genimg_fast.cli.arguments import (
     not_negative,
     positive,
     probability,
+    say,
 )
 from genimg_fast.data import (
     Augmented,
@@ -384,7 +385,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
         held_out = "" if validation is None else f" ({len(validation)} of {args.val_data or args.data} held out)"
-        print(
+        say(
             f"{args.model} on {len(dataset)} {kind} of {args.data}{held_out}, {args.device}, writing to {run.path}"
         )
     with parser.blaming("--resume", (CheckpointError,)):
@@ -407,7 +408,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         picture = run.path / args.picture.format(trainer.steps_done)
         real = "held-out" if validation is not None else "training"
         of = "" if args.picture.startswith("samples") else f" of {real} {kind.split()[0]}"
-        print(f"done: {f'{picture}{of}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
+        say(f"done: {f'{picture}{of}, ' if picture.is_file() else ''}checkpoint {run.checkpoint}")
     return run, trainer, dataset
 
 
@@ -478,7 +479,7 @@ def _fit_batch_size(args: argparse.Namespace, dataset: BatchedDataset, kind: str
         if args.batch_size < 2:  # batch norm needs two
             args.parser.error(f"argument --data: {number} {kind} in {args.data} are too few{each}{more}")
         if args.batch_size < args.usual_batch_size and rank() == 0:
-            print(
+            say(
                 f"batch size {args.batch_size} instead of {args.usual_batch_size}: there are {number} {kind}{more}"
             )
     elif args.batch_size > most:

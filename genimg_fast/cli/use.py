@@ -1,6 +1,7 @@
 """Commands that use a trained model: ``genimg-fast sample``, ``reconstruct``, ``interpolate`` and others."""
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -302,9 +303,9 @@ def _continue(args: argparse.Namespace) -> int:
 def _fill(args: argparse.Namespace) -> int:
     model, config = _load_frame_model(args, FrameFiller)
     frames = _sequences(args, model, config, args.frames or config["frames"])
-    missing = {number for numbers in args.missing for number in numbers}
-    known = torch.tensor([number not in missing for number in range(1, frames.shape[1] + 1)], device=args.device)
-    if max(missing) > len(known) or not known.any():
+    numbers = range(1, frames.shape[1] + 1)
+    known = torch.tensor([not any(n in missing for missing in args.missing) for n in numbers], device=args.device)
+    if max(missing[-1] for missing in args.missing) > len(known) or not known.any():
         args.parser.error(f"argument --missing: must leave some of the {len(known)} frames, and none behind them")
     filled = model.fill(frames, known)
     return _write_picture(args, Picture(images=filled, generated=~known, caption=args.caption))
@@ -410,10 +411,11 @@ def _sequences(args: argparse.Namespace, model: BaseFrameModel, config: dict[str
 
 def _frame_range(text: str) -> range:
     """Read numbers of frames: ``7``, or ``5-8``."""
-    first, dash, last = text.partition("-")
-    if not first.isdecimal() or not (last.isdecimal() or not dash) or not 1 <= int(first) <= int(last or first):
+    numbers = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text)
+    first, last = (int(numbers[1]), int(numbers[2] or numbers[1])) if numbers else (0, 0)
+    if not 1 <= first <= last:
         raise argparse.ArgumentTypeError(f"must be a number from 1 on, or a range such as 5-8, got {text!r}")
-    return range(int(first), int(last or first) + 1)
+    return range(first, last + 1)
 
 
 def load_real(args: argparse.Namespace, model: Any, config: dict[str, Any], *, training: bool = False) -> Real:
@@ -524,7 +526,7 @@ def _class(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> int:
     names: list[str] = config["classes"]
     if args.class_name in names:
         return names.index(args.class_name)
-    if args.class_name.isdecimal() and int(args.class_name) < len(names):
+    if re.fullmatch("[0-9]{1,9}", args.class_name) and int(args.class_name) < len(names):
         return int(args.class_name)
     parser.error(f"argument --class: must be one of {', '.join(names)}, got {args.class_name!r}")
 

@@ -361,8 +361,9 @@ def _lock(file: Path) -> tuple[int, bool]:
         except FileNotFoundError:
             same = False
         if same:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"PID {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            with suppress(OSError):  # a full disk: the lock holds without a name
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"PID {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor, True
         os.close(descriptor)
 
