@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast import _native
+from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._dispatch import (
     PLAIN_TENSORS,
     TRANSFORMED,
@@ -22,7 +23,6 @@ from genimg_fast.ops._dispatch import (
 )
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
-_NAMES = list(ACTIVATIONS)
 
 # CPU inputs with fewer elements than this run on PyTorch's own kernels unless the backend is "native": calling a
 # custom operator from Python costs a few microseconds more than calling a built-in one. The second figure is for
@@ -362,11 +362,17 @@ def _keep(
     """Save what backward needs; ``spread`` is invstd in training, the running variance in evaluation.
 
     Like PyTorch's kernels, evaluation keeps the running statistics, not their values: backward takes them as they
-    are by then.
+    are by then. The activation's branch is that of the forward pass, whatever happens to statistics and bias in
+    between, so for it their values are kept too.
     """
-    # The residual decides the activation's branch, so backward needs it unless there is no activation.
-    kept = None if activation == ACTIVATIONS["identity"] else residual
-    ctx.save_for_backward(input, kept, weight, bias, mean, spread)
+    values: tuple[Tensor | None, ...] = None, None
+    if activation == ACTIVATIONS["identity"]:
+        residual = bias = None
+    else:
+        ctx.bias, bias = bias, None if bias is None else bias.clone()
+        if not training and mean is not None and spread is not None:
+            values = mean.clone(), spread.clone()
+    ctx.save_for_backward(input, residual, weight, bias, mean, spread, *values)
     ctx.options = training, eps, activation, negative_slope
 
 
@@ -376,31 +382,53 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     Those of 16-bit parameters come in float32; autograd rounds them.
     """
     need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
-    input, residual, weight, bias, mean, spread = ctx.saved_tensors
+    input, residual, weight, bias, mean, spread, *values = ctx.saved_tensors
     training, eps, activation, negative_slope = ctx.options
-    linear = activation == ACTIVATIONS["identity"]
-    if training:
-        invstd = spread
-    else:
-        wide = _STATISTICS_DTYPE[input.dtype]
-        mean, invstd = mean.to(wide), torch.rsqrt(spread.double() + eps).to(wide)
-    arguments = (
-        grad_output, input, residual, weight, bias, mean, invstd, training, activation, negative_slope,
-        need_input, need_residual and not linear,
+    identity = ACTIVATIONS["identity"]
+    grad = grad_output
+    if bias is not None and torch.is_grad_enabled():
+        # The value of the forward pass, and a second derivative of zeros as in torch.
+        bias = torch.where(torch.ones_like(bias, dtype=torch.bool), bias, ctx.bias)
+    if not training:
+        if activation != identity:
+            if _may_differ(mean, values[0]) or _may_differ(spread, values[1]):
+                # First through the activation, then through batch norm. An explicit residual, for the operator's
+                # second derivative.
+                added = torch.zeros_like(input) if residual is None else residual
+                forward = _wide_statistics(input, *values, eps)
+                grad = _call_backward(
+                    grad, input, added, weight, bias, *forward, False, activation, negative_slope, False, True
+                )[1]
+                activation, residual, bias = identity, None, None
+            else:
+                mean, spread = values
+        mean, spread = _wide_statistics(input, mean, spread, eps)
+    linear = activation == identity
+    grad_input, grad_residual, grad_weight, grad_bias = _call_backward(
+        grad, input, residual, weight, bias, mean, spread, training, activation, negative_slope, need_input,
+        need_residual and not linear,
     )  # fmt: skip
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
-    else:
-        # Nothing to record: passing by the registered formula saves 10 microseconds.
-        with torch._C._AutoDispatchBelowAutograd():
-            gradients = torch.ops.genimg_fast.batch_norm_act_backward.default(*arguments)
-    grad_input, grad_residual, grad_weight, grad_bias = gradients
     return (
         grad_input if need_input else None,
-        (grad_output if linear else grad_residual) if need_residual else None,
+        (grad if linear else grad_residual) if need_residual else None,
         grad_weight if need_weight else None,
         grad_bias if need_bias else None,
     )
+
+
+def _may_differ(statistic: Tensor, before: Tensor) -> bool:
+    """Whether a running statistic has changed, where it costs neither a synchronisation nor a graph to know."""
+    return type(statistic) in PLAIN_TENSORS and statistic.is_cpu and not torch.equal(statistic, before)
+
+
+def _wide_statistics(input: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = _STATISTICS_DTYPE[input.dtype]
+    return mean.to(wide), torch.rsqrt(var.double() + eps).to(wide)
+
+
+def _call_backward(grad_output: Tensor, *others: Any) -> Any:
+    operator = torch.ops.genimg_fast.batch_norm_act_backward.default
+    return call_backward(operator, _backward_reference, (grad_output,), *others)
 
 
 def _keep_for_train_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -423,71 +451,66 @@ def _eval_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     return *_backward(ctx, grad_output), None, None, None, None, None
 
 
+def _backward_reference(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    training: bool,
+    activation: int,
+    negative_slope: float,
+    need_input: bool,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what the backward operator does, in PyTorch operations, to be transformed or differentiated.
+
+    Statistics have the values given; in training they also depend on the input. Results that are not needed are
+    empty.
+    """
+    wide, dims = mean.dtype, [d for d in range(input.dim()) if d != 1]
+    shape = [1, -1] + [1] * (input.dim() - 2)
+    grad, x = grad_output.to(wide), input.to(wide)
+    mean, invstd = mean.detach().view(shape), invstd.detach().view(shape)
+    if training and x.requires_grad:
+        batch_variance, batch_mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        mean = mean + (batch_mean - batch_mean.detach())
+        invstd = (invstd.pow(-2) + (batch_variance - batch_variance.detach())).rsqrt()
+    normalised = (x - mean) * invstd
+    scale = invstd if weight is None else invstd * weight.to(wide).view(shape)
+    if activation != ACTIVATIONS["identity"]:
+        before = normalised if weight is None else normalised * weight.to(wide).view(shape)
+        if bias is not None:
+            before = before + bias.to(wide).view(shape)
+        if residual is not None:
+            before = before + residual.to(wide)
+        # What the gradient of the activation records in torch: a second derivative of zeros by what it was given.
+        if activation == ACTIVATIONS["relu"]:
+            grad = torch.ops.aten.threshold_backward(grad, before, 0)
+        else:
+            grad = torch.ops.aten.leaky_relu_backward(grad, before, negative_slope, False)
+    grad_bias, grad_weight = grad.sum(dims), (grad * normalised).sum(dims)
+    grad_input = grad_residual = input.new_empty(0)
+    if need_input:
+        inner = grad
+        if training:
+            mean_grad, mean_product = (t.view(shape) * (x.shape[1] / x.numel()) for t in (grad_bias, grad_weight))
+            inner = grad - mean_grad - normalised * mean_product
+        grad_input = (inner * scale).to(input.dtype)
+    if need_residual:
+        grad_residual = grad.to(input.dtype)
+    return grad_input, grad_residual, grad_weight, grad_bias
+
+
 def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:7])
-    ctx.training, ctx.activation, ctx.negative_slope = inputs[7:10]
+    keep_inputs(ctx, inputs, output, 7)
 
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Differentiate the backward operator, for gradient penalties.
-
-    The forward pass is written out in PyTorch operations, differentiated once to get what the operator computes,
-    and once more. Statistics have the values that were saved; in training they also depend on the input.
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases: saved tensors may depend on each other, and each gradient is to follow its own argument only.
-        # They have the dtype of the statistics, and so do the gradients, which autograd rounds.
-        wide = ctx.saved_tensors[5].dtype
-        tensors: list[Any] = [
-            None
-            if t is None
-            else t.to(wide).view_as(t)
-            if t.requires_grad
-            else t.detach().to(wide).requires_grad_()
-            for t in ctx.saved_tensors[:5]
-        ]
-        wanted = [k for k, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[k]]
-        given = {
-            k: g
-            for k, g in enumerate(grads, start=1)
-            if tensors[k] is not None and g is not None and g.numel() > 0
-        }
-        if not (wanted and given):
-            return (None,) * 12
-        output = _forward_from_statistics(ctx, *tensors[1:])
-        first = torch.autograd.grad(output, [tensors[k] for k in given], tensors[0], create_graph=True)
-        second = torch.autograd.grad(
-            first,
-            [tensors[k] for k in wanted],
-            [g.to(wide) for g in given.values()],
-            allow_unused=True,
-            create_graph=create_graph,
-        )
-    result: list[Tensor | None] = [None] * 12
-    for k, gradient in zip(wanted, second, strict=True):
-        result[k] = gradient
-    return tuple(result)
-
-
-def _forward_from_statistics(
-    ctx: Any, input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    mean, invstd = ctx.saved_tensors[5].detach(), ctx.saved_tensors[6].detach()
-    shape = [1, -1] + [1] * (input.dim() - 2)
-    mean, variance = mean.view(shape), invstd.view(shape).pow(-2)
-    if ctx.training:
-        dims = [d for d in range(input.dim()) if d != 1]
-        batch_variance, batch_mean = torch.var_mean(input, dims, correction=0, keepdim=True)
-        mean = mean + (batch_mean - batch_mean.detach())
-        variance = variance + (batch_variance - batch_variance.detach())
-    output = (input - mean) * variance.rsqrt()
-    if weight is not None:
-        output = output * weight.view(shape)
-    if bias is not None:
-        output = output + bias.view(shape)
-    return _add_and_activate(output, residual, _NAMES[ctx.activation], ctx.negative_slope)
+    """Differentiate the backward operator, for gradient penalties."""
+    return double_backward(_backward_reference, ctx, *grads)
 
 
 def paths() -> dict[str, tuple[str, str]]:

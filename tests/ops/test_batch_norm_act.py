@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 import genimg_fast as gf
 from genimg_fast import _native
@@ -613,6 +613,68 @@ def test_batch_of_one_keeps_channels_last(device):
     ours, torchs = batch_norm_act(x, training=True), batch_norm_act_reference(x, training=True)
     assert ours.stride() == torchs.stride()
     torch.testing.assert_close(ours, torchs)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
+def test_activation_has_the_forwards_branch_whatever_changes_before_backward(
+    residual, activation, create_graph, device
+):
+    tensors = make((6, 5, 7, 9), torch.float64, device=device, residual=residual)
+    results = []
+    for function in (batch_norm_act, batch_norm_act_reference):
+        leaves = [None if t is None else t.clone().requires_grad_() for t in tensors]
+        x, weight, bias, added = leaves
+        mean, var = torch.zeros_like(weight.detach()), torch.ones_like(weight.detach())
+        y = function(x, mean, var, weight, bias, activation=activation, residual=added)
+        with torch.no_grad():
+            bias += 1
+            if device == "cpu":  # elsewhere to notice would cost a synchronisation: all is the forward's
+                function(x * 3 + 2, mean, var, training=True)
+        wanted = [t for t in leaves if t is not None]
+        found = torch.autograd.grad(y, wanted, y.detach().cos(), create_graph=create_graph)
+        if create_graph:
+            found += torch.autograd.grad(found[0].square().sum() + found[1].sum(), (x, weight))
+        results.append(found)
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bias_may_change_before_backward(activation, training, device):
+    results = []
+    x, weight, bias, _ = make((6, 5, 7, 9), device=device)
+    for function in (batch_norm_act, batch_norm_act_reference):
+        leaf, shift = x.clone().requires_grad_(), bias.clone().requires_grad_()
+        statistics = torch.zeros_like(bias), torch.ones_like(bias)
+        y = function(leaf, *statistics, weight, shift, training, activation=activation)
+        with torch.no_grad():
+            shift.add_(1)
+        results.append(torch.autograd.grad(y, (leaf, shift), x.cos()))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_backward_alone_may_be_transformed(activation, training, create_graph, device):
+    results = []
+    tensors = make((6, 5, 7, 9), torch.float64, device=device, residual=True)
+    v, t = torch.randn(2, *tensors[0].shape, dtype=torch.float64, device=device)
+    for function in (batch_norm_act, batch_norm_act_reference):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        x, weight, bias, residual = leaves
+        statistics = torch.zeros_like(bias.detach()), torch.ones_like(bias.detach())
+        y = function(x, *statistics, weight, bias, training, activation=activation, residual=residual)
+        with forward_ad.dual_level():
+            dual = torch.autograd.grad(
+                y, leaves, forward_ad.make_dual(v, t), create_graph=create_graph, retain_graph=True
+            )
+            tangents = [forward_ad.unpack_dual(d).tangent for d in dual]
+        many = torch.autograd.grad(y, leaves, torch.stack((v, t)), is_grads_batched=True)
+        results.append([*tangents, *many])
+    torch.testing.assert_close(*results)
 
 
 def test_checkpointing(device):
