@@ -10,6 +10,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, leaf
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
 from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act, update_running_statistics
 
 
@@ -47,16 +48,21 @@ def forward_batch_norm(
             running_mean = running_var = None
         elif counter is not None:
             counter.add_(1)
-            if module.momentum is None and running_mean is not None and running_var is not None:
-                # A cumulative average needs the number of batches, which lives on the device. Taking this batch's
-                # statistics alone (momentum 1) and averaging there keeps it from being read back at every step.
-                averages = running_mean, running_var
-                momentum, wide = 1.0, running_mean.dtype
-                if wide == input.dtype:  # of 16 bits: float32 instead holds a variance beyond float16
-                    wide = torch.promote_types(wide, torch.float32)
-                running_mean, running_var = (torch.zeros_like(t, dtype=wide) for t in averages)
-                weight = None if weight is None else weight.to(wide)
-                bias = None if bias is None else bias.to(wide)
+            if module.momentum is None:
+                # A cumulative average needs the number of batches: on the CPU it is at hand, unless recorded.
+                recorded = torch.compiler.is_compiling() or is_transformed(counter)
+                if type(counter) in PLAIN_TENSORS and counter.is_cpu and not recorded:
+                    momentum = 1.0 / counter.item()
+                elif running_mean is not None and running_var is not None and input.numel() > 0:
+                    # Taking this batch's statistics alone (momentum 1) and averaging on the device keeps the
+                    # number from being read back at every step. Nothing to average leaves the statistics alone.
+                    averages = running_mean, running_var
+                    momentum, wide = 1.0, running_mean.dtype
+                    if wide == input.dtype:  # of 16 bits: float32 instead holds a variance beyond float16
+                        wide = torch.promote_types(wide, torch.float32)
+                    running_mean, running_var = (torch.zeros_like(t, dtype=wide) for t in averages)
+                    weight = None if weight is None else weight.to(wide)
+                    bias = None if bias is None else bias.to(wide)
     output = batch_norm_act(
         input,
         running_mean,

@@ -395,7 +395,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
                 # First through the activation, then through batch norm. An explicit residual, for the operator's
                 # second derivative.
                 added = torch.zeros_like(input) if residual is None else residual
-                forward = _wide_statistics(input, *values, eps)
+                forward = _wide_statistics(input, values[0], values[1], eps)
                 grad = _call_backward(
                     grad, input, added, weight, bias, *forward, False, activation, negative_slope, False, True
                 )[1]

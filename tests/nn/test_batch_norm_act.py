@@ -106,6 +106,21 @@ def test_backward_of_an_evaluation_after_a_training_step(momentum, batch):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_empty_batch_counts_and_leaves_statistics(momentum, backend):
+    states = []
+    for kind in (nn.BatchNorm2d, torch.nn.BatchNorm2d):
+        layer = kind(3, momentum=momentum)
+        layer(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+        # Compiled, the number of batches is no Python number, as on a GPU.
+        call = torch.compile(layer, backend="eager") if backend == "compiled" else layer
+        call(torch.randn(0, 3, 5, 5))
+        states.append(layer.state_dict())
+    torch.testing.assert_close(*states)
+    assert states[0]["num_batches_tracked"] == 2
+
+
 @pytest.mark.parametrize("dimensions", SHAPES)
 def test_state_dict_both_ways(dimensions):
     ours, theirs = layer(dimensions, 5), torch_layer(dimensions, 5)
