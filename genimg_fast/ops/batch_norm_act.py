@@ -363,7 +363,8 @@ def _keep(
 
     Like PyTorch's kernels, evaluation keeps the running statistics, not their values: backward takes them as they
     are by then. The activation's branch is that of the forward pass, whatever happens to statistics and bias in
-    between, so for it their values are kept too.
+    between, so for it their values are kept too. On a GPU backward uses these alone. Under torch.compile, which
+    may move the copying into the backward graph, a change in between still reaches the branch.
     """
     values: tuple[Tensor | None, ...] = None, None
     if activation == ACTIVATIONS["identity"]:
