@@ -210,7 +210,19 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
         main([*TINY, "--steps", "9", "--resume", str(run), "--lr", "0.5"])
     (line,) = capsys.readouterr().err.splitlines()
     assert "argument --resume: the settings differ from those of" in line
-    assert "lr was 0.0005 and is 0.5" in line
+    assert "--lr was 0.0005 and is 0.5" in line
+
+
+def test_other_steps_of_a_schedule_are_told_by_their_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--steps", "2"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--steps", "3", "--resume", "auto"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--steps was 2 and is 3, and the cosine schedule depends on it" in error
+    assert "decay_steps" not in error
 
 
 def test_other_data_or_another_models_checkpoint_is_refused(
@@ -791,6 +803,9 @@ def test_eval(
         wanted = f"Fréchet distance ({report['network']}) of {images}"
         assert any(f"{report[figure]:.4f}" in line and wanted in line for line in lines)
     assert sum(f"Inception score ({report['network']}) of 40 generated images" in line for line in lines) == 1
+    too_few = "  40 images are too few"
+    assert lines[1].startswith(too_few)
+    assert ("accuracy" in lines[1]) == (name == "dcgan")
     assert lines[0].startswith(
         f"{name} against 899 training images of digits, by 64 features of: {report['network']}"
     )
@@ -1187,9 +1202,9 @@ def test_eval_of_other_images_than_digits(
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"dcgan against 5 held-out images of .*photos, by 64 features of: untrained network", lines[0])
-    assert "Fréchet distance (untrained network) of 5 generated images" in lines[1]
-    assert lines[3].endswith("of 5 training images: the floor")
-    assert "no more images than features, 64" in lines[4]
+    assert "5 images are too few: with no more than features, 64" in lines[1]
+    assert "Fréchet distance (untrained network) of 5 generated images" in lines[2]
+    assert lines[4].endswith("of 5 training images: the floor")
     assert "of 5 held-out images and 5 generated" in lines[5]
     assert "Inception score" not in "".join(lines)
     report = json.loads((tmp_path / "eval.json").read_text())

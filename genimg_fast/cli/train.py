@@ -494,7 +494,7 @@ def _open_run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[RunFold
     with args.parser.blaming("--resume"):
         before = RunFolder.latest(args.out, name) if args.resume == "auto" else args.resume
         if before is not None:
-            return RunFolder.reopen(before, config), True
+            return RunFolder.reopen(before, config, names=args.parser.flags()), True
     with args.parser.blaming("--out"):
         # The first process makes the folder, the others hear of it.
         made = RunFolder.create(args.out, name, config).path if rank() == 0 else None

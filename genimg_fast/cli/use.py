@@ -204,11 +204,8 @@ def _sample(args: argparse.Namespace) -> int:
     if not hasattr(model, "sample"):
         args.parser.error(f"argument RUN: {config['model']} does not generate images")
     generator = torch.Generator().manual_seed(args.seed)
-    if args.class_name is None:
-        picture = class_samples(model, args.n, generator=generator)
-    else:
-        label = _class(args, model, config)
-        picture = Picture(images=model.sample(args.n or 64, generator=generator, labels=label))
+    label = None if args.class_name is None else _class(args, model, config)
+    picture = class_samples(model, args.n, label=label, generator=generator)
     return _write_picture(args, picture, config.get("classes"))
 
 
@@ -341,12 +338,13 @@ def _latent(args: argparse.Namespace) -> int:
     if model.z_dim < 2:
         args.parser.error("argument RUN: its latents have a single dimension, and a plot needs two")
     images, labels = _choose(args, real)
+    title = real.describe(len(images))
     with torch.no_grad(), evaluating(model):
         conditions = labels.split(256) if model.num_classes > 0 else [None] * len(images.split(256))
         mu = torch.cat([
             model.encode(*batch)[0] for batch in zip(images.split(256), conditions, strict=True)
         ])  # fmt: skip
-    return _write(args, lambda: plot_latents(mu, labels, real.dataset.class_names, args.out))
+    return _write(args, lambda: plot_latents(mu, labels, real.dataset.class_names, args.out, title=title))
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:  # the attributes of a Module are not typed

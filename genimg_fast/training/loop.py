@@ -266,7 +266,7 @@ def fit(
 
 
 def _look(dataset: BatchedDataset, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
-    """Take up to 64 images from all over a data set; check their range; with ``doubt``, warn if it seems another."""
+    """Take up to 64 images from all over a data set; check their range, with ``doubt`` for another one, too."""
     n = len(dataset)
     images, labels = dataset[torch.arange(n) if n < 64 else torch.linspace(0, n - 1, 64).long()]
     if images.ndim >= 4:
