@@ -764,13 +764,28 @@ def test_the_default_batch_is_no_larger_than_the_data(tmp_path: Path, capsys: py
     for command, message in (
         (dcgan, "argument --data: 1 images in .* are too few; --crops cuts more from them"),
         ([*dcgan, "--batch-size", "2"], "argument --batch-size: must be at most 1, .*; --crops cuts more"),
-        (filler, "argument --frames: no clip in .* has 20 frames, the longest one has 12"),
+        ([*filler, "--frames", "20"], "argument --frames: no clip in .* has 20 frames, the longest one has 12"),
         ([*filler, "--frames", "12"], "argument --data: 1 sequences of 12 frames .*; with fewer --frames"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(command)
         (error,) = capsys.readouterr().err.splitlines()
         assert re.search(message, error), error
+
+
+def test_the_default_sequence_is_no_longer_than_the_clips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for clip in range(3):
+        (tmp_path / "clips" / str(clip)).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "clips" / str(clip) / f"{number}.png")
+    flags = ["--data", str(tmp_path / "clips"), "--image-size", "8", "--channels", "2", "--hidden-size", "2"]
+    flags += ["--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["train", "frame-predictor", *flags]) == 0
+    assert "sequences of 12 frames instead of 20: no clip is longer" in capsys.readouterr().out
+    config = json.loads((tmp_path / "00000-frame-predictor-clips" / "config.json").read_text())
+    assert config["frames"] == 12
 
 
 def test_train_on_crops_of_photographs_that_move(tmp_path: Path, device: str) -> None:

@@ -87,6 +87,8 @@ _GANS: dict[str, tuple[str, dict[str, Any]]] = {
         {"z_dim": 20, "steps": 6000, "schedule": "linear"},
     ),
 }
+# Frames in a sequence, by default.
+_USUAL_FRAMES = 20
 
 
 def add(commands: Any) -> None:
@@ -545,11 +547,25 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
     if len(args.speed) > 2:
         args.parser.error(f"argument --speed: takes one number or two, got {len(args.speed)}")
     speed = (min(args.speed), max(args.speed))
+
+    def load(frames: int) -> BatchedDataset:
+        return load_sequences(
+            args.data, frames=frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
+        )
+
     with args.parser.blaming("--frames", (TooFewFramesError,)):
-        dataset = load_sequences(
-            args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed,
-            seed=args.seed,
-        )  # fmt: skip
+        try:
+            dataset = load(args.frames or _USUAL_FRAMES)
+        except TooFewFramesError as error:
+            if args.frames is not None or error.longest < 2:
+                raise
+            args.frames = error.longest
+            dataset = load(args.frames)
+            if rank() == 0:
+                print(
+                    f"sequences of {args.frames} frames instead of {_USUAL_FRAMES}: no clip is longer (--frames)"
+                )
+        args.frames = args.frames or _USUAL_FRAMES
     config = {"frames": args.frames, "speed": list(speed)}
     if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
         config["sha256"] = content_hash(*dataset.clips.values())
@@ -708,7 +724,8 @@ def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
                        help="moving-digits, a folder of numbered frames or of clips, a video, a GIF")  # fmt: skip
-    group.add_argument("--frames", type=at_least(2, 100_000), metavar="N", default=20, help="frames in a sequence")
+    group.add_argument("--frames", type=at_least(2, 100_000), metavar="N",
+                       help=f"frames in a sequence; default: {_USUAL_FRAMES}, or all there are")  # fmt: skip
     group.add_argument("--image-size", type=conv_image_size, metavar="N", default=32,
                        help="pixels a side: 8, 16, 32, 64 ...")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3],

@@ -22,7 +22,16 @@ SequenceIndex = int | slice | Tensor
 
 
 class TooFewFramesError(ValueError):
-    """No clip is long enough."""
+    """No clip is long enough.
+
+    Args:
+        message: What to say.
+        longest: Number of frames of the longest clip.
+    """
+
+    def __init__(self, message: str, longest: int) -> None:
+        super().__init__(message)
+        self.longest = longest
 
 
 class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
@@ -218,7 +227,9 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         self.clips = {name: clip for name, clip in clips.items() if len(clip) >= frames}
         if not self.clips:
             longest = max(len(clip) for clip in clips.values())
-            raise TooFewFramesError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
+            raise TooFewFramesError(
+                f"no clip in {path} has {frames} frames, the longest one has {longest}", longest
+            )
         self.frames, self.stride = frames, stride
         self._ends = self._count()
 
@@ -309,7 +320,7 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         clips = {name: clip for name, clip in self.clips.items() if len(clip) >= frames}
         if not clips:
             longest = max(map(len, self.clips.values()))
-            raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}")
+            raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}", longest)
         return self._of(clips, frames)
 
     def _of(self, clips: dict[str, Tensor], frames: int) -> "FrameFolders":
