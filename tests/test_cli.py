@@ -403,8 +403,8 @@ def test_other_images_than_those_of_the_training(
 @pytest.mark.parametrize(
     ("command", "name", "flags", "message"),
     [
-        ("reconstruct", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
-        ("latent", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
+        ("reconstruct", "dcgan", [], "argument RUN: must be a run of a VAE or an autoencoder, got one of dcgan"),
+        ("latent", "dcgan", [], "argument RUN: must be a run of a VAE, got one of dcgan"),
         ("sample", "dcgan", ["--class", "7"], "argument --class: dcgan is not class-conditional"),
         ("sample", "vae", ["--class", "7"], "argument --class: vae is not class-conditional"),
         ("sample", "cvae", ["--class", "10"], "argument --class: must be one of 0, 1, 2, .*, 9, got '10'"),
@@ -517,9 +517,9 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
             ["edit", "fill"],
             "frame-predictor",
             ["--missing", "2"],
-            "RUN: frame-predictor cannot do this; it takes a",
+            "RUN: must be a run of frame-filler, got one of",
         ),
-        (["edit", "continue"], "row-rnn", [], "RUN: row-rnn cannot do this; it takes a frame-predictor"),
+        (["edit", "continue"], "row-rnn", [], "RUN: must be a run of frame-predictor, got"),
         (
             ["edit", "complete"],
             "frame-filler",
@@ -561,7 +561,7 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
         (["sample"], "frame-filler", ["--class", "1"], "--class: frame-filler is not class-conditional"),
         (["sample"], "row-rnn", ["--class", "1"], "--class: row-rnn is not class-conditional"),
         (["interpolate"], "row-rnn", [], "RUN: row-rnn has no latents; this is for GANs and VAEs"),
-        (["reconstruct"], "frame-filler", [], "RUN: frame-filler has no encoder of this kind; this is for VAEs"),
+        (["reconstruct"], "frame-filler", [], "RUN: must be a run of a VAE or an autoencoder"),
     ],
 )
 def test_bad_use_of_a_sequence_run_gives_one_line(
@@ -710,7 +710,9 @@ def test_bad_arguments_give_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None:
+def test_train_pix2pix_on_a_folder_of_pairs(
+    tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "pairs").mkdir()
     for index in range(4):
         Image.new("RGB", (16, 8), (60 * index, 0, 0)).save(tmp_path / "pairs" / f"{index}.png")
@@ -719,6 +721,9 @@ def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None
     flags += ["--batch-size", "2", "--steps", "2", "--out", str(tmp_path), "--device", device]
     with pytest.raises(SystemExit, match="2"):
         main(flags)
+    error = capsys.readouterr().err
+    assert error.count("broken.png") == 1
+    assert "; --skip-broken leaves it out" in error
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*broken\.png"):
         assert main([*flags, "--skip-broken", "--direction", "b2a"]) == 0
     run = tmp_path / "00000-pix2pix-pairs"
@@ -771,6 +776,15 @@ def test_the_default_batch_is_no_larger_than_the_data(tmp_path: Path, capsys: py
             main(command)
         (error,) = capsys.readouterr().err.splitlines()
         assert re.search(message, error), error
+
+
+def test_one_class_only_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / "photos" / f"{number}.png")
+    flags = ["--data", str(tmp_path / "photos"), "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*TINY_VAES["cvae"], "--batch-size", "4", *flags]) == 0
+    assert "cvae on one class only, photos: subfolders make classes" in capsys.readouterr().out
 
 
 def test_the_default_sequence_is_no_longer_than_the_clips(
@@ -1270,13 +1284,13 @@ def test_a_folder_that_has_changed_cannot_be_split_again(
         (["glo", "--val-split", "0.1"], "--val-split: glo has codes for the images that it trains on, and for no"),
         (
             ["vae", "--val-split", "0.0001"],
-            "--val-split: a share of 0.0001 of 1797 images leaves 1797 to train on and",
+            "leaves 1797 to train on and holds 0 out; 0.00056 holds one out",
         ),
         (["vae", "--val-split", "1"], "--val-split: must be a number from 0 to below 1, got '1'"),
         (["vae", "--val-split", "0.1", "--val-data", "x"], "--val-data: not allowed with argument --val-split"),
         (
             ["vae", "--val-data", "digits"],
-            "--val-data: is what is trained on; --val-split holds a share of it out",
+            "--val-data: digits is the value of --data; --val-split holds a share of it out",
         ),
         (["vae", "--val-data", "nowhere"], "--val-data: 'nowhere' is neither a folder"),
         (
@@ -1284,7 +1298,10 @@ def test_a_folder_that_has_changed_cannot_be_split_again(
             "--val-split: a share of 0.1 of 2 pictures that images are",
         ),
         (["cvae", "--data", "photos", "--val-split", "0.5"], "--val-split: leaves no image of class"),
-        (["frame-filler", "--val-split", "0.00001"], "--val-split: a share of 1e-05 of 10000 sequences is none"),
+        (
+            ["frame-filler", "--val-split", "0.00001"],
+            "--val-split: 1e-05 of 10000 sequences is none, 0.0001 is one",
+        ),
         (
             ["vae", "--data", "{}/photos", "--val-data", "{}/copy"],
             "--val-data: 1 of its 2 images are among those to",
@@ -1333,5 +1350,5 @@ def test_train_pix2pix_and_clips_with_data_held_out(tmp_path: Path, capsys: pyte
     fill = ["edit", "fill", str(filler), "--missing", "2", "--out", str(tmp_path / "a.png"), "--device", "cpu"]
     assert main([*fill, "--frames", "5"]) == 0
     out = capsys.readouterr().out
-    assert "6 held-out pairs of" in out
+    assert "6 held-out pairs of folder" in out
     assert "2 held-out sequences of" in out

@@ -3,7 +3,8 @@
 import argparse
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from genimg_fast.data import (
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sequences import TooFewFramesError
+from genimg_fast.data.sources import UnreadableError
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
@@ -358,6 +360,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     if args.tensorboard:
         optional_import("torch.utils.tensorboard", "tensorboard")
     trainer = make_trainer(args, dataset)
+    if rank() == 0 and args.model_args(args, dataset).get("num_classes") == 1:
+        print(f"{args.model} on one class only, {dataset.class_names[0]}: subfolders make classes")
     config = {
         "model": args.model,
         "model_args": args.model_args(args, dataset),
@@ -430,7 +434,9 @@ def _hold_out(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, dict[st
         config = {"val_split": args.val_split}
     else:
         if Path(args.val_data).resolve() == Path(args.data).resolve():
-            parser.error(f"argument {flag}: is what is trained on; --val-split holds a share of it out")
+            parser.error(
+                f"argument {flag}: {args.val_data} is the value of --data; --val-split holds a share of it out"
+            )
         channels = dataset[torch.zeros(1, dtype=torch.int64)][0].shape[-3]
         with parser.blaming(flag):
             other = argparse.Namespace(**{**vars(args), "data": args.val_data, "c_dim": channels})
@@ -517,12 +523,21 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     )
 
 
+@contextmanager
+def _hinting_at_skip_broken() -> Iterator[None]:
+    try:
+        yield
+    except UnreadableError as error:
+        raise ValueError(f"{error}; --skip-broken leaves it out") from error
+
+
 def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load images; return them and what config.json is to say about them."""
-    dataset = load_dataset(
-        args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download,
-        crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
-    )  # fmt: skip
+    with _hinting_at_skip_broken():
+        dataset = load_dataset(
+            args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root,
+            download=args.download, crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
+        )  # fmt: skip
     config = {
         "classes": dataset.class_names,
         "crops": args.crops,
@@ -538,7 +553,10 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
 
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load pairs of images; return them and what config.json is to say about them."""
-    dataset = load_pairs(args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken)
+    with _hinting_at_skip_broken():
+        dataset = load_pairs(
+            args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken
+        )
     return dataset, {"skip_broken": args.skip_broken, "sha256": content_hash(dataset.images)}
 
 

@@ -267,6 +267,7 @@ def _translate(args: argparse.Namespace) -> int:
         )  # fmt: skip
 
     real = _load_data(args, config, load, lambda pairs: content_hash(pairs.images))
+    real = real._replace(source=f"folder {real.source}")
     images, _ = _choose(args, real, "pairs")
     source, target = images.chunk(2, dim=3)
     if config.get("direction") == "b2a":
@@ -375,7 +376,7 @@ def _load_frame_model(args: argparse.Namespace, kind: type[BaseFrameModel]) -> t
     model, config = _load(args)
     if not isinstance(model, kind):
         name = "frame-predictor" if kind is FramePredictor else "frame-filler"
-        args.parser.error(f"argument RUN: {config['model']} cannot do this; it takes a {name}")
+        args.parser.error(f"argument RUN: must be a run of {name}, got one of {config['model']}")
     return model, config
 
 
@@ -482,8 +483,8 @@ def _load_encoder_and_data(args: argparse.Namespace, kinds: tuple[type, ...] = (
     parser: Parser = args.parser
     model, config = _load(args)
     if not isinstance(model, kinds):
-        words = "VAEs" if kinds == (BaseVAE,) else "VAEs and autoencoders"
-        parser.error(f"argument RUN: {config['model']} has no encoder of this kind; this is for {words}")
+        words = "VAE" if kinds == (BaseVAE,) else "VAE or an autoencoder"
+        parser.error(f"argument RUN: must be a run of a {words}, got one of {config['model']}")
     return model, load_real(args, model, config)
 
 

@@ -157,7 +157,9 @@ class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
         """
         length = round(share * self.length) if 0 < share < 1 else 0
         if length < 1:
-            raise ValueError(f"a share of {share:g} of {self.length} sequences is none")
+            raise ValueError(
+                f"a share of {share:g} of {self.length} sequences is none, {1 / self.length:.2g} is one"
+            )
         if not self.train:
             raise ValueError("these sequences are made of the digits held out")
         return self, MovingDigits(
@@ -305,9 +307,10 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
                 name: clip[: -ends[name]] if name in held_out else clip for name, clip in self.clips.items()
             }
         if not (0 < share < 1 and held_out):
+            hint = f"; a share of {1 / number:.2g} holds one out" if number > 1 else ""
             raise ValueError(
                 f"a share of {share:g} of {number} clips does not leave {self.frames} frames both to train on and "
-                f"to hold out: the longest has {max(map(len, self.clips.values()))}"
+                f"to hold out: the longest has {max(map(len, self.clips.values()))}{hint}"
             )
         return self._of(training, self.frames), self._of(held_out, self.frames)
 

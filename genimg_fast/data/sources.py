@@ -98,6 +98,10 @@ def load_dataset(
     raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
 
 
+class UnreadableError(ValueError):
+    """A file cannot be read; ``skip_broken`` leaves it out."""
+
+
 def load_pairs(
     path: str | Path, *, image_size: int, channels: int | None = None, skip_broken: bool = False
 ) -> ImageDataset:
@@ -247,7 +251,7 @@ def _readable(
             images.append((file, read(file)))
         except ValueError as error:
             if not skip_broken:
-                raise
+                raise UnreadableError(str(error)) from error
             warnings.warn(f"skipped: {error}", stacklevel=4)
     return images
 
@@ -307,7 +311,8 @@ def open_image(file: Path) -> Iterator[Any]:
         with pillow.open(file) as image:
             yield image
     except Exception as error:  # Pillow documents few; damaged files raise a dozen of them, by their format
-        raise ValueError(f"cannot read image {file}: {str(error) or type(error).__name__}") from error
+        why = str(error).replace(repr(str(file)), "").rstrip(": ")  # the path is in front already
+        raise ValueError(f"cannot read image {file}: {why or type(error).__name__}") from error
 
 
 def _read_whole(file: Path, channels: int | None) -> Tensor:

@@ -396,7 +396,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
     names = [name for panel in curves for each in panel for name in (each, f"val_{each}")]
-    values = [f"{name}={row[name]:#.4g}" for name in names if name in row]
+    values = [f"{name}={f'{row[name]:#.4g}'.rstrip('.')}" for name in names if name in row]
     return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 
