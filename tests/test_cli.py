@@ -717,7 +717,7 @@ def test_train_pix2pix_on_a_folder_of_pairs(
     for index in range(4):
         Image.new("RGB", (16, 8), (60 * index, 0, 0)).save(tmp_path / "pairs" / f"{index}.png")
     (tmp_path / "pairs" / "broken.png").write_bytes(b"no image")
-    flags = ["train", "pix2pix", "--data", str(tmp_path / "pairs"), "--image-size", "8", "--channels", "2"]
+    flags = ["train", "pix2pix", "--data", str(tmp_path / "pairs"), "--channels", "2"]
     flags += ["--batch-size", "2", "--steps", "2", "--out", str(tmp_path), "--device", device]
     with pytest.raises(SystemExit, match="2"):
         main(flags)
@@ -726,6 +726,7 @@ def test_train_pix2pix_on_a_folder_of_pairs(
     assert "; --skip-broken leaves it out" in error
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*broken\.png"):
         assert main([*flags, "--skip-broken", "--direction", "b2a"]) == 0
+    assert "image size 8 instead of 256: the pairs have 8 pixels a side" in capsys.readouterr().out
     run = tmp_path / "00000-pix2pix-pairs"
     (tmp_path / "pairs" / "broken.png").unlink()
     assert main(["translate", str(run), "--n", "3", "--dropout", "--out", str(tmp_path / "grid.png")]) == 0
@@ -1300,7 +1301,7 @@ def test_a_folder_that_has_changed_cannot_be_split_again(
         (["cvae", "--data", "photos", "--val-split", "0.5"], "--val-split: leaves no image of class"),
         (
             ["frame-filler", "--val-split", "0.00001"],
-            "--val-split: 1e-05 of 10000 sequences is none, 0.0001 is one",
+            "--val-split: a share of 1e-05 of 10000 sequences is none, 0.0001 is one",
         ),
         (
             ["vae", "--data", "{}/photos", "--val-data", "{}/copy"],

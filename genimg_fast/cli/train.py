@@ -38,7 +38,7 @@ from genimg_fast.data import (
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sequences import TooFewFramesError
-from genimg_fast.data.sources import UnreadableError
+from genimg_fast.data.sources import UnreadableError, side_of_pairs
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
@@ -89,8 +89,8 @@ _GANS: dict[str, tuple[str, dict[str, Any]]] = {
         {"z_dim": 20, "steps": 6000, "schedule": "linear"},
     ),
 }
-# Frames in a sequence, by default.
-_USUAL_FRAMES = 20
+# Frames in a sequence, and pixels a side of either image of a pair, by default.
+_USUAL_FRAMES, _USUAL_SIDE = 20, 256
 
 
 def add(commands: Any) -> None:
@@ -272,8 +272,9 @@ def _add_pix2pix(models: Any) -> None:
     group = new.add_argument_group("data")
     group.add_argument("--data", required=True, metavar="FOLDER",
                        help="images A|B side by side, or the subfolders A and B")  # fmt: skip
-    group.add_argument("--image-size", type=conv_image_size, metavar="N", default=256,
-                       help="pixels a side of A and of B: 8, 16, 32, 64 ...")  # fmt: skip
+    group.add_argument("--image-size", type=conv_image_size, metavar="N",
+                       help=f"pixels a side of A and of B: 8, 16, 32 ...; default: {_USUAL_SIDE}, or near to "
+                            "that of smaller pairs")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3], default=3, help="1 for grey, 3 for colour")
     _add_skip_broken(group)
     _add_held_out(group)
@@ -553,6 +554,11 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
 
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load pairs of images; return them and what config.json is to say about them."""
+    if args.image_size is None:
+        side = side_of_pairs(args.data) or _USUAL_SIDE
+        args.image_size = min(_USUAL_SIDE, 2 ** max(3, round(math.log2(side))))
+        if args.image_size < _USUAL_SIDE and rank() == 0:
+            print(f"image size {args.image_size} instead of {_USUAL_SIDE}: the pairs have {side} pixels a side")
     with _hinting_at_skip_broken():
         dataset = load_pairs(
             args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken

@@ -5,7 +5,7 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,17 @@ def load_dataset(
     known = [*_SOURCES, "photos"]
     hint = did_you_mean(name, known)
     raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
+
+
+def side_of_pairs(path: str | Path) -> int:
+    """Get the height of the largest pair that :func:`load_pairs` finds, in pixels; 0 if there is none."""
+    path = Path(path)
+    folder = path / "A" if (path / "A").is_dir() and (path / "B").is_dir() else path
+    sides = [0]
+    for file in images_among(list_folder(folder)[1]) if folder.is_dir() else []:
+        with suppress(ValueError), open_image(file) as image:  # reading the pairs will tell
+            sides.append(min(image.size))
+    return max(sides)
 
 
 class UnreadableError(ValueError):
