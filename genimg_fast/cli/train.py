@@ -267,7 +267,7 @@ def _add_pix2pix(models: Any) -> None:
     new.set_defaults(
         model_args=_pix2pix_args, trainer=Pix2PixTrainer, load=_load_pairs, picture="translations-{:06d}.png",
         trainer_args=lambda args: {"direction": args.direction, "l1": args.l1, "loss": args.loss, "lr": args.lr},
-        flip=False, shift=0,
+        flip=False, shift=0, usual_image_size=_USUAL_SIDE,
     )  # fmt: skip
     group = new.add_argument_group("data")
     group.add_argument("--data", required=True, metavar="FOLDER",
@@ -362,7 +362,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
         optional_import("torch.utils.tensorboard", "tensorboard")
     trainer = make_trainer(args, dataset)
     if rank() == 0 and args.model_args(args, dataset).get("num_classes") == 1:
-        print(f"{args.model} on one class only, {dataset.class_names[0]}: subfolders make classes")
+        say(f"{args.model} on one class only, {dataset.class_names[0]}: subfolders make classes")
     config = {
         "model": args.model,
         "model_args": args.model_args(args, dataset),
@@ -558,7 +558,7 @@ def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]
         side = side_of_pairs(args.data) or _USUAL_SIDE
         args.image_size = min(_USUAL_SIDE, 2 ** max(3, round(math.log2(side))))
         if args.image_size < _USUAL_SIDE and rank() == 0:
-            print(f"image size {args.image_size} instead of {_USUAL_SIDE}: the pairs have {side} pixels a side")
+            say(f"image size {args.image_size} instead of {_USUAL_SIDE}: the pairs have {side} pixels a side")
     with _hinting_at_skip_broken():
         dataset = load_pairs(
             args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken
@@ -586,9 +586,7 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
             args.frames = error.longest
             dataset = load(args.frames)
             if rank() == 0:
-                print(
-                    f"sequences of {args.frames} frames instead of {_USUAL_FRAMES}: no clip is longer (--frames)"
-                )
+                say(f"sequences of {args.frames} frames instead of {_USUAL_FRAMES}: no clip is longer (--frames)")
         args.frames = args.frames or _USUAL_FRAMES
     config = {"frames": args.frames, "speed": list(speed)}
     if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
@@ -744,7 +742,7 @@ def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_h
 
 def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
     """Add the data and the model of frame models."""
-    parser.set_defaults(load=_load_sequences)
+    parser.set_defaults(load=_load_sequences, usual_frames=_USUAL_FRAMES)
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
                        help="moving-digits, a folder of numbered frames or of clips, a video, a GIF")  # fmt: skip
