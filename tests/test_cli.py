@@ -210,7 +210,19 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
         main([*TINY, "--steps", "9", "--resume", str(run), "--lr", "0.5"])
     (line,) = capsys.readouterr().err.splitlines()
     assert "argument --resume: the settings differ from those of" in line
-    assert "lr was 0.0005 and is 0.5" in line
+    assert "--lr was 0.0005 and is 0.5" in line
+
+
+def test_other_steps_of_a_schedule_are_told_by_their_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*TINY, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--steps", "2"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--steps", "3", "--resume", "auto"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "--steps was 2 and is 3, and the cosine schedule depends on it" in error
+    assert "decay_steps" not in error
 
 
 def test_other_data_or_another_models_checkpoint_is_refused(
@@ -391,8 +403,8 @@ def test_other_images_than_those_of_the_training(
 @pytest.mark.parametrize(
     ("command", "name", "flags", "message"),
     [
-        ("reconstruct", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
-        ("latent", "dcgan", [], "argument RUN: dcgan has no encoder of this kind; this is for VAEs"),
+        ("reconstruct", "dcgan", [], "argument RUN: must be a run of a VAE or an autoencoder, got one of dcgan"),
+        ("latent", "dcgan", [], "argument RUN: must be a run of a VAE, got one of dcgan"),
         ("sample", "dcgan", ["--class", "7"], "argument --class: dcgan is not class-conditional"),
         ("sample", "vae", ["--class", "7"], "argument --class: vae is not class-conditional"),
         ("sample", "cvae", ["--class", "10"], "argument --class: must be one of 0, 1, 2, .*, 9, got '10'"),
@@ -505,9 +517,9 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
             ["edit", "fill"],
             "frame-predictor",
             ["--missing", "2"],
-            "RUN: frame-predictor cannot do this; it takes a",
+            "RUN: must be a run of frame-filler, got one of",
         ),
-        (["edit", "continue"], "row-rnn", [], "RUN: row-rnn cannot do this; it takes a frame-predictor"),
+        (["edit", "continue"], "row-rnn", [], "RUN: must be a run of frame-predictor, got"),
         (
             ["edit", "complete"],
             "frame-filler",
@@ -549,7 +561,7 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
         (["sample"], "frame-filler", ["--class", "1"], "--class: frame-filler is not class-conditional"),
         (["sample"], "row-rnn", ["--class", "1"], "--class: row-rnn is not class-conditional"),
         (["interpolate"], "row-rnn", [], "RUN: row-rnn has no latents; this is for GANs and VAEs"),
-        (["reconstruct"], "frame-filler", [], "RUN: frame-filler has no encoder of this kind; this is for VAEs"),
+        (["reconstruct"], "frame-filler", [], "RUN: must be a run of a VAE or an autoencoder"),
     ],
 )
 def test_bad_use_of_a_sequence_run_gives_one_line(
@@ -698,17 +710,23 @@ def test_bad_arguments_give_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_pix2pix_on_a_folder_of_pairs(tmp_path: Path, device: str) -> None:
+def test_train_pix2pix_on_a_folder_of_pairs(
+    tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "pairs").mkdir()
     for index in range(4):
         Image.new("RGB", (16, 8), (60 * index, 0, 0)).save(tmp_path / "pairs" / f"{index}.png")
     (tmp_path / "pairs" / "broken.png").write_bytes(b"no image")
-    flags = ["train", "pix2pix", "--data", str(tmp_path / "pairs"), "--image-size", "8", "--channels", "2"]
+    flags = ["train", "pix2pix", "--data", str(tmp_path / "pairs"), "--channels", "2"]
     flags += ["--batch-size", "2", "--steps", "2", "--out", str(tmp_path), "--device", device]
     with pytest.raises(SystemExit, match="2"):
         main(flags)
+    error = capsys.readouterr().err
+    assert error.count("broken.png") == 1
+    assert "; --skip-broken leaves it out" in error
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*broken\.png"):
         assert main([*flags, "--skip-broken", "--direction", "b2a"]) == 0
+    assert "image size 8 instead of 256: the pairs have 8 pixels a side" in capsys.readouterr().out
     run = tmp_path / "00000-pix2pix-pairs"
     (tmp_path / "pairs" / "broken.png").unlink()
     assert main(["translate", str(run), "--n", "3", "--dropout", "--out", str(tmp_path / "grid.png")]) == 0
@@ -752,13 +770,37 @@ def test_the_default_batch_is_no_larger_than_the_data(tmp_path: Path, capsys: py
     for command, message in (
         (dcgan, "argument --data: 1 images in .* are too few; --crops cuts more from them"),
         ([*dcgan, "--batch-size", "2"], "argument --batch-size: must be at most 1, .*; --crops cuts more"),
-        (filler, "argument --frames: no clip in .* has 20 frames, the longest one has 12"),
+        ([*filler, "--frames", "20"], "argument --frames: no clip in .* has 20 frames, the longest one has 12"),
         ([*filler, "--frames", "12"], "argument --data: 1 sequences of 12 frames .*; with fewer --frames"),
     ):
         with pytest.raises(SystemExit, match="2"):
             main(command)
         (error,) = capsys.readouterr().err.splitlines()
         assert re.search(message, error), error
+
+
+def test_one_class_only_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        Image.new("L", (8, 8), 60 * number).save(tmp_path / "photos" / f"{number}.png")
+    flags = ["--data", str(tmp_path / "photos"), "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*TINY_VAES["cvae"], "--batch-size", "4", *flags]) == 0
+    assert "cvae on one class only, photos: subfolders make classes" in capsys.readouterr().out
+
+
+def test_the_default_sequence_is_no_longer_than_the_clips(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for clip in range(3):
+        (tmp_path / "clips" / str(clip)).mkdir(parents=True)
+        for number in range(12):
+            Image.new("L", (8, 8), 20 * number).save(tmp_path / "clips" / str(clip) / f"{number}.png")
+    flags = ["--data", str(tmp_path / "clips"), "--image-size", "8", "--channels", "2", "--hidden-size", "2"]
+    flags += ["--steps", "1", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["train", "frame-predictor", *flags]) == 0
+    assert "sequences of 12 frames instead of 20: no clip is longer" in capsys.readouterr().out
+    config = json.loads((tmp_path / "00000-frame-predictor-clips" / "config.json").read_text())
+    assert config["frames"] == 12
 
 
 def test_train_on_crops_of_photographs_that_move(tmp_path: Path, device: str) -> None:
@@ -791,6 +833,9 @@ def test_eval(
         wanted = f"Fréchet distance ({report['network']}) of {images}"
         assert any(f"{report[figure]:.4f}" in line and wanted in line for line in lines)
     assert sum(f"Inception score ({report['network']}) of 40 generated images" in line for line in lines) == 1
+    too_few = "  40 images are too few"
+    assert lines[1].startswith(too_few)
+    assert ("accuracy" in lines[1]) == (name == "dcgan")
     assert lines[0].startswith(
         f"{name} against 899 training images of digits, by 64 features of: {report['network']}"
     )
@@ -1187,9 +1232,9 @@ def test_eval_of_other_images_than_digits(
     assert main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"dcgan against 5 held-out images of .*photos, by 64 features of: untrained network", lines[0])
-    assert "Fréchet distance (untrained network) of 5 generated images" in lines[1]
-    assert lines[3].endswith("of 5 training images: the floor")
-    assert "no more images than features, 64" in lines[4]
+    assert "5 images are too few: with no more than features, 64" in lines[1]
+    assert "Fréchet distance (untrained network) of 5 generated images" in lines[2]
+    assert lines[4].endswith("of 5 training images: the floor")
     assert "of 5 held-out images and 5 generated" in lines[5]
     assert "Inception score" not in "".join(lines)
     report = json.loads((tmp_path / "eval.json").read_text())
@@ -1240,13 +1285,13 @@ def test_a_folder_that_has_changed_cannot_be_split_again(
         (["glo", "--val-split", "0.1"], "--val-split: glo has codes for the images that it trains on, and for no"),
         (
             ["vae", "--val-split", "0.0001"],
-            "--val-split: a share of 0.0001 of 1797 images leaves 1797 to train on and",
+            "leaves 1797 to train on and holds 0 out; 0.00056 holds one out",
         ),
         (["vae", "--val-split", "1"], "--val-split: must be a number from 0 to below 1, got '1'"),
         (["vae", "--val-split", "0.1", "--val-data", "x"], "--val-data: not allowed with argument --val-split"),
         (
             ["vae", "--val-data", "digits"],
-            "--val-data: is what is trained on; --val-split holds a share of it out",
+            "--val-data: digits is the value of --data; --val-split holds a share of it out",
         ),
         (["vae", "--val-data", "nowhere"], "--val-data: 'nowhere' is neither a folder"),
         (
@@ -1254,7 +1299,10 @@ def test_a_folder_that_has_changed_cannot_be_split_again(
             "--val-split: a share of 0.1 of 2 pictures that images are",
         ),
         (["cvae", "--data", "photos", "--val-split", "0.5"], "--val-split: leaves no image of class"),
-        (["frame-filler", "--val-split", "0.00001"], "--val-split: a share of 1e-05 of 10000 sequences is none"),
+        (
+            ["frame-filler", "--val-split", "0.00001"],
+            "--val-split: a share of 1e-05 of 10000 sequences is none, 0.0001 is one",
+        ),
         (
             ["vae", "--data", "{}/photos", "--val-data", "{}/copy"],
             "--val-data: 1 of its 2 images are among those to",
@@ -1303,5 +1351,5 @@ def test_train_pix2pix_and_clips_with_data_held_out(tmp_path: Path, capsys: pyte
     fill = ["edit", "fill", str(filler), "--missing", "2", "--out", str(tmp_path / "a.png"), "--device", "cpu"]
     assert main([*fill, "--frames", "5"]) == 0
     out = capsys.readouterr().out
-    assert "6 held-out pairs of" in out
+    assert "6 held-out pairs of folder" in out
     assert "2 held-out sequences of" in out

@@ -71,6 +71,10 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong, and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
+    def flags(self) -> dict[str, str]:
+        """Get the flag of each argument, by the name of its value."""
+        return {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+
     @contextmanager
     def blaming(
         self, flag: str, errors: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)

@@ -84,6 +84,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         floor = real_statistics(others.dataset, network, cache=args.cache)
     statistics, score, samples = _judge(args, model, network, n)
     start, _, _ = _judge(args, untrained, network, n)
+    few = min(n, len(reference.dataset), len(others.dataset))
     report: dict[str, Any] = {
         "network": network.identity,
         "images": n,
@@ -95,6 +96,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     }
     by = f"by {network.dim} features of: {network.identity}"
     print(f"{config['model']} against {reference.describe(len(reference.dataset))}, {by}")
+    if few <= network.dim:
+        of_gan = ", and accuracy and area under the ROC curve vary much" if isinstance(model, BaseGAN) else ""
+        print(f"  {few} images are too few: with no more than features, {network.dim}, Fréchet distances come out "
+              f"far too high{of_gan}")  # fmt: skip
     others_are = others.kind() if others.relation != reference.relation else f"other {others.kind()}"
     for name, whose in (
         ("frechet_distance", f"{n} generated images"),
@@ -106,8 +111,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         report["inception_score"] = score
         print(f"  {score[0]:10.4f}  Inception score ({network.identity}) of {n} generated images, "
               f"+- {score[1]:.4f}, of at most {network.num_classes}")  # fmt: skip
-    if min(n, len(reference.dataset), len(others.dataset)) <= network.dim:
-        print(f"  with no more images than features, {network.dim}, Fréchet distances come out far too high")
     out: Path = args.out or find_checkpoint(args.RUN).parent
     with parser.blaming("--out"):
         out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             judged = reference if reference.relation == "held-out" else others
             real_logits, fake_logits = _logits(args, model, judged.dataset, samples)
             discriminator = judge_discriminator(real_logits, fake_logits)
-            plot_roc(discriminator, out / "roc.png")
+            real_ones = judged.describe(len(judged.dataset))
+            plot_roc(discriminator, out / "roc.png", title=f"{real_ones}, {n} generated")
             report |= {"accuracy": discriminator.accuracy, "auc": discriminator.auc}
             of = f"{len(judged.dataset)} {judged.kind()} and {n} generated"
             print(f"discriminator: accuracy {discriminator.accuracy:.1%}, area under the ROC curve "

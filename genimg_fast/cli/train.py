@@ -3,7 +3,8 @@
 import argparse
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from genimg_fast.data import (
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sequences import TooFewFramesError
+from genimg_fast.data.sources import UnreadableError, side_of_pairs
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.training import (
@@ -87,6 +89,8 @@ _GANS: dict[str, tuple[str, dict[str, Any]]] = {
         {"z_dim": 20, "steps": 6000, "schedule": "linear"},
     ),
 }
+# Frames in a sequence, and pixels a side of either image of a pair, by default.
+_USUAL_FRAMES, _USUAL_SIDE = 20, 256
 
 
 def add(commands: Any) -> None:
@@ -263,13 +267,14 @@ def _add_pix2pix(models: Any) -> None:
     new.set_defaults(
         model_args=_pix2pix_args, trainer=Pix2PixTrainer, load=_load_pairs, picture="translations-{:06d}.png",
         trainer_args=lambda args: {"direction": args.direction, "l1": args.l1, "loss": args.loss, "lr": args.lr},
-        flip=False, shift=0,
+        flip=False, shift=0, usual_image_size=_USUAL_SIDE,
     )  # fmt: skip
     group = new.add_argument_group("data")
     group.add_argument("--data", required=True, metavar="FOLDER",
                        help="images A|B side by side, or the subfolders A and B")  # fmt: skip
-    group.add_argument("--image-size", type=conv_image_size, metavar="N", default=256,
-                       help="pixels a side of A and of B: 8, 16, 32, 64 ...")  # fmt: skip
+    group.add_argument("--image-size", type=conv_image_size, metavar="N",
+                       help=f"pixels a side of A and of B: 8, 16, 32 ...; default: {_USUAL_SIDE}, or near to "
+                            "that of smaller pairs")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3], default=3, help="1 for grey, 3 for colour")
     _add_skip_broken(group)
     _add_held_out(group)
@@ -356,6 +361,8 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     if args.tensorboard:
         optional_import("torch.utils.tensorboard", "tensorboard")
     trainer = make_trainer(args, dataset)
+    if rank() == 0 and args.model_args(args, dataset).get("num_classes") == 1:
+        say(f"{args.model} on one class only, {dataset.class_names[0]}: subfolders make classes")
     config = {
         "model": args.model,
         "model_args": args.model_args(args, dataset),
@@ -428,7 +435,9 @@ def _hold_out(args: argparse.Namespace, dataset: Any) -> tuple[Any, Any, dict[st
         config = {"val_split": args.val_split}
     else:
         if Path(args.val_data).resolve() == Path(args.data).resolve():
-            parser.error(f"argument {flag}: is what is trained on; --val-split holds a share of it out")
+            parser.error(
+                f"argument {flag}: {args.val_data} is the value of --data; --val-split holds a share of it out"
+            )
         channels = dataset[torch.zeros(1, dtype=torch.int64)][0].shape[-3]
         with parser.blaming(flag):
             other = argparse.Namespace(**{**vars(args), "data": args.val_data, "c_dim": channels})
@@ -494,7 +503,7 @@ def _open_run(args: argparse.Namespace, config: dict[str, Any]) -> tuple[RunFold
     with args.parser.blaming("--resume"):
         before = RunFolder.latest(args.out, name) if args.resume == "auto" else args.resume
         if before is not None:
-            return RunFolder.reopen(before, config), True
+            return RunFolder.reopen(before, config, names=args.parser.flags()), True
     with args.parser.blaming("--out"):
         # The first process makes the folder, the others hear of it.
         made = RunFolder.create(args.out, name, config).path if rank() == 0 else None
@@ -515,12 +524,21 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     )
 
 
+@contextmanager
+def _hinting_at_skip_broken() -> Iterator[None]:
+    try:
+        yield
+    except UnreadableError as error:
+        raise ValueError(f"{error}; --skip-broken leaves it out") from error
+
+
 def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load images; return them and what config.json is to say about them."""
-    dataset = load_dataset(
-        args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root, download=args.download,
-        crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
-    )  # fmt: skip
+    with _hinting_at_skip_broken():
+        dataset = load_dataset(
+            args.data, image_size=args.image_size, channels=args.c_dim, root=args.data_root,
+            download=args.download, crops=args.crops, seed=args.seed, skip_broken=args.skip_broken,
+        )  # fmt: skip
     config = {
         "classes": dataset.class_names,
         "crops": args.crops,
@@ -536,7 +554,15 @@ def _load_images(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]
 
 def _load_pairs(args: argparse.Namespace) -> tuple[ImageDataset, dict[str, Any]]:
     """Load pairs of images; return them and what config.json is to say about them."""
-    dataset = load_pairs(args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken)
+    if args.image_size is None:
+        side = side_of_pairs(args.data) or _USUAL_SIDE
+        args.image_size = min(_USUAL_SIDE, 2 ** max(3, round(math.log2(side))))
+        if args.image_size < _USUAL_SIDE and rank() == 0:
+            say(f"image size {args.image_size} instead of {_USUAL_SIDE}: the pairs have {side} pixels a side")
+    with _hinting_at_skip_broken():
+        dataset = load_pairs(
+            args.data, image_size=args.image_size, channels=args.c_dim, skip_broken=args.skip_broken
+        )
     return dataset, {"skip_broken": args.skip_broken, "sha256": content_hash(dataset.images)}
 
 
@@ -545,11 +571,23 @@ def _load_sequences(args: argparse.Namespace) -> tuple[BatchedDataset, dict[str,
     if len(args.speed) > 2:
         args.parser.error(f"argument --speed: takes one number or two, got {len(args.speed)}")
     speed = (min(args.speed), max(args.speed))
+
+    def load(frames: int) -> BatchedDataset:
+        return load_sequences(
+            args.data, frames=frames, image_size=args.image_size, channels=args.c_dim, speed=speed, seed=args.seed
+        )
+
     with args.parser.blaming("--frames", (TooFewFramesError,)):
-        dataset = load_sequences(
-            args.data, frames=args.frames, image_size=args.image_size, channels=args.c_dim, speed=speed,
-            seed=args.seed,
-        )  # fmt: skip
+        try:
+            dataset = load(args.frames or _USUAL_FRAMES)
+        except TooFewFramesError as error:
+            if args.frames is not None or error.longest < 2:
+                raise
+            args.frames = error.longest
+            dataset = load(args.frames)
+            if rank() == 0:
+                say(f"sequences of {args.frames} frames instead of {_USUAL_FRAMES}: no clip is longer (--frames)")
+        args.frames = args.frames or _USUAL_FRAMES
     config = {"frames": args.frames, "speed": list(speed)}
     if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
         config["sha256"] = content_hash(*dataset.clips.values())
@@ -704,11 +742,12 @@ def _add_recurrent(group: argparse._ArgumentGroup, *, hidden_size: int, hidden_h
 
 def _add_frame_model(parser: Parser, *, hidden_size: int) -> None:
     """Add the data and the model of frame models."""
-    parser.set_defaults(load=_load_sequences)
+    parser.set_defaults(load=_load_sequences, usual_frames=_USUAL_FRAMES)
     group = parser.add_argument_group("data")
     group.add_argument("--data", default="moving-digits", metavar="NAME|FOLDER|FILE",
                        help="moving-digits, a folder of numbered frames or of clips, a video, a GIF")  # fmt: skip
-    group.add_argument("--frames", type=at_least(2, 100_000), metavar="N", default=20, help="frames in a sequence")
+    group.add_argument("--frames", type=at_least(2, 100_000), metavar="N",
+                       help=f"frames in a sequence; default: {_USUAL_FRAMES}, or all there are")  # fmt: skip
     group.add_argument("--image-size", type=conv_image_size, metavar="N", default=32,
                        help="pixels a side: 8, 16, 32, 64 ...")  # fmt: skip
     group.add_argument("--c-dim", type=int, choices=[1, 3],

@@ -204,11 +204,8 @@ def _sample(args: argparse.Namespace) -> int:
     if not hasattr(model, "sample"):
         args.parser.error(f"argument RUN: {config['model']} does not generate images")
     generator = torch.Generator().manual_seed(args.seed)
-    if args.class_name is None:
-        picture = class_samples(model, args.n, generator=generator)
-    else:
-        label = _class(args, model, config)
-        picture = Picture(images=model.sample(args.n or 64, generator=generator, labels=label))
+    label = None if args.class_name is None else _class(args, model, config)
+    picture = class_samples(model, args.n, label=label, generator=generator)
     return _write_picture(args, picture, config.get("classes"))
 
 
@@ -270,6 +267,7 @@ def _translate(args: argparse.Namespace) -> int:
         )  # fmt: skip
 
     real = _load_data(args, config, load, lambda pairs: content_hash(pairs.images))
+    real = real._replace(source=f"folder {real.source}")
     images, _ = _choose(args, real, "pairs")
     source, target = images.chunk(2, dim=3)
     if config.get("direction") == "b2a":
@@ -341,12 +339,13 @@ def _latent(args: argparse.Namespace) -> int:
     if model.z_dim < 2:
         args.parser.error("argument RUN: its latents have a single dimension, and a plot needs two")
     images, labels = _choose(args, real)
+    title = real.describe(len(images))
     with torch.no_grad(), evaluating(model):
         conditions = labels.split(256) if model.num_classes > 0 else [None] * len(images.split(256))
         mu = torch.cat([
             model.encode(*batch)[0] for batch in zip(images.split(256), conditions, strict=True)
         ])  # fmt: skip
-    return _write(args, lambda: plot_latents(mu, labels, real.dataset.class_names, args.out))
+    return _write(args, lambda: plot_latents(mu, labels, real.dataset.class_names, args.out, title=title))
 
 
 def _load(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:  # the attributes of a Module are not typed
@@ -377,7 +376,7 @@ def _load_frame_model(args: argparse.Namespace, kind: type[BaseFrameModel]) -> t
     model, config = _load(args)
     if not isinstance(model, kind):
         name = "frame-predictor" if kind is FramePredictor else "frame-filler"
-        args.parser.error(f"argument RUN: {config['model']} cannot do this; it takes a {name}")
+        args.parser.error(f"argument RUN: must be a run of {name}, got one of {config['model']}")
     return model, config
 
 
@@ -484,8 +483,8 @@ def _load_encoder_and_data(args: argparse.Namespace, kinds: tuple[type, ...] = (
     parser: Parser = args.parser
     model, config = _load(args)
     if not isinstance(model, kinds):
-        words = "VAEs" if kinds == (BaseVAE,) else "VAEs and autoencoders"
-        parser.error(f"argument RUN: {config['model']} has no encoder of this kind; this is for {words}")
+        words = "VAE" if kinds == (BaseVAE,) else "VAE or an autoencoder"
+        parser.error(f"argument RUN: must be a run of a {words}, got one of {config['model']}")
     return model, load_real(args, model, config)
 
 

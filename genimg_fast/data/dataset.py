@@ -93,8 +93,9 @@ def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
     n = len(labels)
     count = round(share * n) if 0 < share < 1 else 0
     if not 0 < count < n:
+        hint = f"; {1 / n:.2g} holds one out" if n > 1 else ""
         raise ValueError(
-            f"a share of {share:g} of {n} {what} leaves {n - count} to train on and holds {count} out"
+            f"a share of {share:g} of {n} {what} leaves {n - count} to train on and holds {count} out{hint}"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]  # class by class

@@ -22,7 +22,16 @@ SequenceIndex = int | slice | Tensor
 
 
 class TooFewFramesError(ValueError):
-    """No clip is long enough."""
+    """No clip is long enough.
+
+    Args:
+        message: What to say.
+        longest: Number of frames of the longest clip.
+    """
+
+    def __init__(self, message: str, longest: int) -> None:
+        super().__init__(message)
+        self.longest = longest
 
 
 class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
@@ -148,7 +157,9 @@ class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
         """
         length = round(share * self.length) if 0 < share < 1 else 0
         if length < 1:
-            raise ValueError(f"a share of {share:g} of {self.length} sequences is none")
+            raise ValueError(
+                f"a share of {share:g} of {self.length} sequences is none, {1 / self.length:.2g} is one"
+            )
         if not self.train:
             raise ValueError("these sequences are made of the digits held out")
         return self, MovingDigits(
@@ -218,7 +229,9 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         self.clips = {name: clip for name, clip in clips.items() if len(clip) >= frames}
         if not self.clips:
             longest = max(len(clip) for clip in clips.values())
-            raise TooFewFramesError(f"no clip in {path} has {frames} frames, the longest one has {longest}")
+            raise TooFewFramesError(
+                f"no clip in {path} has {frames} frames, the longest one has {longest}", longest
+            )
         self.frames, self.stride = frames, stride
         self._ends = self._count()
 
@@ -294,9 +307,10 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
                 name: clip[: -ends[name]] if name in held_out else clip for name, clip in self.clips.items()
             }
         if not (0 < share < 1 and held_out):
+            hint = f"; a share of {1 / number:.2g} holds one out" if number > 1 else ""
             raise ValueError(
                 f"a share of {share:g} of {number} clips does not leave {self.frames} frames both to train on and "
-                f"to hold out: the longest has {max(map(len, self.clips.values()))}"
+                f"to hold out: the longest has {max(map(len, self.clips.values()))}{hint}"
             )
         return self._of(training, self.frames), self._of(held_out, self.frames)
 
@@ -309,7 +323,7 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         clips = {name: clip for name, clip in self.clips.items() if len(clip) >= frames}
         if not clips:
             longest = max(map(len, self.clips.values()))
-            raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}")
+            raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}", longest)
         return self._of(clips, frames)
 
     def _of(self, clips: dict[str, Tensor], frames: int) -> "FrameFolders":

@@ -5,7 +5,7 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,21 @@ def load_dataset(
     known = [*_SOURCES, "photos"]
     hint = did_you_mean(name, known)
     raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
+
+
+def side_of_pairs(path: str | Path) -> int:
+    """Get the height of the largest pair that :func:`load_pairs` finds, in pixels; 0 if there is none."""
+    path = Path(path)
+    folder = path / "A" if (path / "A").is_dir() and (path / "B").is_dir() else path
+    sides = [0]
+    for file in images_among(list_folder(folder)[1]) if folder.is_dir() else []:
+        with suppress(ValueError), open_image(file) as image:  # reading the pairs will tell
+            sides.append(min(image.size))
+    return max(sides)
+
+
+class UnreadableError(ValueError):
+    """A file cannot be read; ``skip_broken`` leaves it out."""
 
 
 def load_pairs(
@@ -247,7 +262,7 @@ def _readable(
             images.append((file, read(file)))
         except ValueError as error:
             if not skip_broken:
-                raise
+                raise UnreadableError(str(error)) from error
             warnings.warn(f"skipped: {error}", stacklevel=4)
     return images
 
@@ -307,7 +322,8 @@ def open_image(file: Path) -> Iterator[Any]:
         with pillow.open(file) as image:
             yield image
     except Exception as error:  # Pillow documents few; damaged files raise a dozen of them, by their format
-        raise ValueError(f"cannot read image {file}: {str(error) or type(error).__name__}") from error
+        why = str(error).replace(repr(str(file)), "").rstrip(": ")  # the path is in front already
+        raise ValueError(f"cannot read image {file}: {why or type(error).__name__}") from error
 
 
 def _read_whole(file: Path, channels: int | None) -> Tensor:

@@ -1,5 +1,6 @@
 """How well a discriminator tells real images from generated ones."""
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
+from genimg_fast.training.pictures import printable
 
 
 class DiscriminatorReport(NamedTuple):
@@ -69,12 +71,13 @@ def judge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> Discriminat
     )
 
 
-def plot_roc(report: DiscriminatorReport, path: str | Path) -> None:
+def plot_roc(report: DiscriminatorReport, path: str | Path, *, title: str = "") -> None:
     """Draw the ROC curve of a report.
 
     Args:
         report: What :func:`judge_discriminator` returned.
         path: Image file to write.
+        title: A few words to stand above, such as what the images are.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -89,6 +92,9 @@ def plot_roc(report: DiscriminatorReport, path: str | Path) -> None:
     axes.plot(report.false_positive_rate, report.true_positive_rate, label=f"AUC {report.auc:.3f}")
     axes.plot([0, 1], [0, 1], "k:", linewidth=1)
     axes.set(xlabel="generated taken for real", ylabel="real taken for real", aspect="equal")
+    axes.set_title(printable(title), fontsize="small", parse_math=False, wrap=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in another alphabet
+        figure.savefig(path, dpi=120)

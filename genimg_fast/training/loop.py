@@ -43,7 +43,7 @@ class Trainer(Protocol):
         >>> import genimg_fast as gf
         >>> trainer: gf.training.Trainer = gf.training.GANTrainer(gf.models.MLPGAN())
         >>> trainer.curves
-        (('loss_d', 'loss_g'),)
+        (('loss_d', 'loss_g'), ('real_logit', 'fake_logit'))
     """
 
     model: Any
@@ -183,7 +183,8 @@ def fit(
         validation = validation.to(trainer.device)
         real_images, real_labels = _look(validation, doubt=False)  # a few images may well be bright
     if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
-        real_images, real_labels = real_images[::4], real_labels[::4]
+        fewer = slice(None, None, max(1, len(real_images) // 16))
+        real_images, real_labels = real_images[fewer], real_labels[fewer]
 
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
     shown = "training" if validation is None else "held-out"
@@ -265,8 +266,9 @@ def fit(
 
 
 def _look(dataset: BatchedDataset, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
-    """Take images from all over a data set; check their range and, with ``doubt``, warn if it seems another."""
-    images, labels = dataset[torch.linspace(0, len(dataset) - 1, 64).long()]
+    """Take up to 64 images from all over a data set; check their range, with ``doubt`` for another one, too."""
+    n = len(dataset)
+    images, labels = dataset[torch.arange(n) if n < 64 else torch.linspace(0, n - 1, 64).long()]
     if images.ndim >= 4:
         _check_range(images, doubt=doubt)
     return images, labels
@@ -394,7 +396,7 @@ def _peak_memory(device: torch.device) -> int:
 
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
     names = [name for panel in curves for each in panel for name in (each, f"val_{each}")]
-    values = [f"{name}={row[name]:#.4g}" for name in names if name in row]
+    values = [f"{name}={f'{row[name]:#.4g}'.rstrip('.')}" for name in names if name in row]
     return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
 
 

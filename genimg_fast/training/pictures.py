@@ -93,12 +93,15 @@ class Picture:
             save_grid(self.images, path, **options)
 
 
-def class_samples(model: Any, n: int | None = None, *, generator: torch.Generator) -> Picture:
+def class_samples(
+    model: Any, n: int | None = None, *, label: int | None = None, generator: torch.Generator
+) -> Picture:
     """Generate images; those of a class-conditional model in order, a class in each column, or in each row.
 
     Args:
         model: A model with a method ``sample``.
         n: Number of images; by default 64, or 8 of each class, of 16 classes if there are more.
+        label: The only class to generate, of a class-conditional model; by default all.
         generator: Source of the random numbers.
 
     Returns:
@@ -107,6 +110,10 @@ def class_samples(model: Any, n: int | None = None, *, generator: torch.Generato
     classes: int = getattr(model, "num_classes", 0)
     if classes == 0:
         return Picture(images=model.sample(n or 64, generator=generator))
+    if label is not None:
+        images = model.sample(n or 64, labels=label, generator=generator)
+        columns = _columns(len(images), 1, *images.shape[-2:])
+        return Picture(images=images, columns=columns, column_classes=[label] * columns)
     device = next(model.parameters()).device
     if classes <= _CLASSES_ACROSS:
         n = n or _SAMPLES_OF_A_CLASS * classes
@@ -247,7 +254,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: str | Path) -> None:
+def plot_latents(
+    mu: Tensor, labels: Tensor, class_names: Sequence[str], path: str | Path, *, title: str = ""
+) -> None:
     """Draw latent vectors as points coloured by class; longer ones by their first two principal components.
 
     Args:
@@ -255,6 +264,7 @@ def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: s
         labels: Their classes, int64 of shape (n,).
         class_names: Names of the classes.
         path: The file; its ending decides the format.
+        title: A few words to stand above, such as what the vectors are of.
 
     Raises:
         ValueError: If ``mu`` has another shape.
@@ -288,6 +298,7 @@ def plot_latents(mu: Tensor, labels: Tensor, class_names: Sequence[str], path: s
         colour = colours(label if len(class_names) <= 10 else label / (len(class_names) - 1))
         plot.scatter(x, y, s=8, color=colour, label=str(label))
     plot.set(xlabel=names[0], ylabel=names[1])
+    plot.set_title(_short(printable(title), 70), fontsize="medium", parse_math=False)
     plot.grid(alpha=0.3)
     if len(class_names) <= 20:
         legend = figure.legend(title="class", markerscale=2, loc="outside right upper")

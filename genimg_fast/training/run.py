@@ -8,7 +8,7 @@ import re
 import socket
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -166,13 +166,17 @@ class RunFolder:
         return cls(path, config)
 
     @classmethod
-    def reopen(cls, path: str | Path, config: dict[str, Any]) -> "RunFolder":
+    def reopen(
+        cls, path: str | Path, config: dict[str, Any], *, names: Mapping[str, str] | None = None
+    ) -> "RunFolder":
         """Open the folder of a run in order to go on with it.
 
         Args:
             path: The folder.
             config: Settings to go on with. They have to be those of the run, but for the number of steps, the
                 device and the versions; a schedule of the learning rate depends on the number of steps.
+            names: What the caller of the program knows settings by, for the message: flags, such as ``--lr`` for
+                ``lr``.
 
         Returns:
             The run.
@@ -189,13 +193,18 @@ class RunFolder:
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
         now = _flat(json.loads(json.dumps(config)))
-        changed = [
-            f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        changed = {
+            key
             for key in {**before, **now}
             if key.partition(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key)
-        ]
+        }
+        if "recipe.schedule" in changed:  # one without steps has none to compare
+            changed.discard("recipe.decay_steps")
         if changed:
-            raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(changed)}")
+            told = [
+                _difference(key, before.get(key), now, names or {}) for key in {**before, **now} if key in changed
+            ]
+            raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(told)}")
         return cls(find_checkpoint(path).parent, config)
 
     @classmethod
@@ -388,6 +397,15 @@ def _file_name(name: str) -> str:
     while len(os.fsencode(name)) > _LONGEST_NAME - len("00000-"):
         name = name[:-1]
     return name
+
+
+def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, str]) -> str:
+    """Say how a setting differs, by the name that the user knows."""
+    schedule = now.get("recipe.schedule", "constant")
+    of_steps = key == "recipe.decay_steps" and schedule != "constant"
+    last = "steps" if of_steps else key.rpartition(".")[2]
+    why = f", and the {schedule} schedule depends on it" if of_steps else ""
+    return f"{names.get(last, key)} was {before!r} and is {now.get(key)!r}{why}"
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -159,6 +159,8 @@ def test_discriminators_that_know_all_nothing_or_the_opposite(tmp_path: Path) ->
     assert same[:2] == (0.5, 0.5)
     plot_roc(same, tmp_path / "roc.png")
     assert (tmp_path / "roc.png").stat().st_size > 1000
+    plot_roc(same, tmp_path / "titled.png", title="10 held-out images of $digits")
+    assert (tmp_path / "titled.png").read_bytes() != (tmp_path / "roc.png").read_bytes()
     with pytest.raises(ValueError, match="must not be empty"):
         judge_discriminator(high, torch.zeros(0))
     with pytest.raises(ValueError, match="must be finite"):

@@ -218,9 +218,19 @@ def test_latents(z_dim: int, classes: int, tmp_path: Path, device: str) -> None:
     before = mu.clone()
     plot_latents(mu, labels, [f"class {label}" for label in range(classes)], tmp_path / "latent.png")
     assert torch.equal(mu, before)
+    names = [f"class {label}" for label in range(classes)]
+    plot_latents(mu, labels, names, tmp_path / "titled.png", title="50 held-out images of $digits")
+    assert (tmp_path / "titled.png").read_bytes() != (tmp_path / "latent.png").read_bytes()
     with Image.open(tmp_path / "latent.png") as plot:
         assert plot.size == (700, 600)
         assert len(plot.convert("RGB").getcolors(1 << 20)) > classes
+
+
+@pytest.mark.parametrize("classes", [3, 20])
+def test_samples_of_one_class_bear_its_number(classes: int) -> None:
+    model = gf.models.ConditionalDCGAN(classes, z_dim=4, c_dim=1, channels=2, n_blocks=1)
+    picture = class_samples(model, 8, label=2, generator=torch.Generator().manual_seed(0))
+    assert (picture.columns, picture.column_classes) == (4, [2] * 4)
 
 
 @pytest.mark.parametrize("shape", [(50, 1), (50,), (0, 2)])

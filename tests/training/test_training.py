@@ -16,6 +16,7 @@ import genimg_fast as gf
 from genimg_fast.training import (
     GANTrainer,
     NonFiniteLossError,
+    Picture,
     RunFolder,
     Terminated,
     fit,
@@ -197,6 +198,19 @@ def test_any_name_is_a_run(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run.plot([{"step": 1, "loss": 2.0}], [["loss"]])
+
+
+@pytest.mark.parametrize(("images", "shown"), [(5, 5), (64, 64), (200, 64)])
+def test_no_real_image_is_shown_twice(
+    images: int, shown: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = gf.data.load_dataset("digits", image_size=16)
+    few = gf.data.ImageDataset(few.images[:images], few.labels[:images])
+    saved: dict[str, Picture] = {}
+    monkeypatch.setattr(RunFolder, "save_images", lambda self, name, picture: saved.setdefault(name, picture))
+    run = RunFolder.create(tmp_path, "dcgan-few", CONFIG)
+    fit(make_trainer(), few, steps=1, batch_size=4, run=run)
+    assert len(saved["real"].images) == len(saved["real"].images.unique(dim=0)) == shown
 
 
 def test_runs_are_numbered(tmp_path: Path) -> None:
