@@ -64,6 +64,10 @@ class StandsFor(ABCMeta):
         bases: tuple[type, ...] = type.__dict__["__bases__"].__get__(torch_class(cls))
         return bases
 
+    def __dir__(cls) -> list[str]:
+        """Collect the names of all bases; ``type`` would follow ``__bases__``, past the torch class."""
+        return sorted({name for base in cls.__mro__ for name in vars(base)})
+
     def __instancecheck__(cls, instance: Any) -> bool:
         return cls.__subclasscheck__(type(instance))
 
@@ -188,7 +192,11 @@ def _known_as(plain: Any, fused: Callable[..., Any]) -> Callable[..., Any]:
     Sequential, into which it looks.
     """
     tracing, exporting = torch._C._get_tracing_state, torch.compiler.is_exporting
-    proxy, traced = torch.fx.Proxy, plain if plain is nn.Sequential.forward else leaf
+    proxy = torch.fx.Proxy
+
+    def traced(self: Any, input: Any, *arguments: Any, **options: Any) -> Any:
+        leaves = plain is not nn.Sequential.forward and is_leaf(self, input)
+        return (leaf if leaves else plain)(self, input, *arguments, **options)
 
     def forward(self: Any, input: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(input, proxy):
@@ -199,6 +207,16 @@ def _known_as(plain: Any, fused: Callable[..., Any]) -> Callable[..., Any]:
 
     looks = types.FunctionType(forward.__code__, plain.__globals__, closure=forward.__closure__)
     return functools.wraps(plain)(looks)
+
+
+def is_leaf(layer: nn.Module, input: Any) -> bool:
+    """Whether torch.fx is tracing a model that calls this layer of the package.
+
+    Into what users derive from one, and into the layer that is traced itself, tracers look, as with torch's.
+    """
+    if not isinstance(input, torch.fx.Proxy) or not layer.__module__.startswith("genimg_fast."):
+        return False
+    return getattr(input.tracer, "root", layer) is not layer
 
 
 def leaf(layer: nn.Module, input: torch.fx.Proxy, *arguments: Any, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from multiprocessing.reduction import ForkingPickler
+from unittest import mock
 
 import pytest
 import torch
@@ -53,6 +54,9 @@ def test_class_is_torchs_but_for_identity(name):
     assert inspect.signature(ours.forward) == inspect.signature(plain.forward)
     assert inspect.getdoc(ours).startswith(inspect.getdoc(plain))
     assert inspect.getclasstree([ours])[1][0][0] is ours
+    assert set(dir(ours)) >= set(dir(plain))
+    assert set(dir(make(name))) >= set(dir(make(name, torch.nn)))
+    assert callable(mock.create_autospec(ours, instance=True).forward)
 
     class Derived(ours):
         pass
@@ -296,3 +300,17 @@ def test_torch_fx_takes_new_layers_as_leaves(layer, arguments):
     traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0"]
     torch.testing.assert_close(traced.eval()(*arguments), layer.eval()(*arguments))
+
+
+@pytest.mark.parametrize("name", [*(name for name in ARGUMENTS if name != "Sequential"), "BatchNormAct2d"])
+def test_torch_fx_looks_into_derived_layers_and_its_root_as_into_torchs(name):
+    layer = getattr(nn, name)
+
+    class Doubled(layer):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    arguments = ARGUMENTS.get(name, (3,))
+    for model in (torch.nn.Sequential(Doubled(*arguments)), Doubled(*arguments), layer(*arguments)):
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(model)
