@@ -6,7 +6,9 @@ import io
 import pickle
 import subprocess
 import sys
+from abc import ABC
 from multiprocessing.reduction import ForkingPickler
+from typing import Generic, Protocol, TypeVar
 from unittest import mock
 
 import pytest
@@ -284,6 +286,22 @@ def test_derived_layers_are_scripted_as_torchs():
     block = Block(torch.nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), torch.nn.ReLU()).eval()
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(torch.jit.script(block)(x), block(x))
+
+
+@pytest.mark.parametrize("base", [Protocol, ABC, Generic[TypeVar("T")]], ids=["protocol", "abstract", "generic"])
+def test_other_kinds_of_classes_can_be_mixed_in(base):
+    class Sized(base):
+        def size(self): ...
+
+    class Derived(nn.GRU, Sized):
+        def size(self):
+            return self.hidden_size
+
+    layer = Derived(3, 4)
+    assert isinstance(layer, torch.nn.GRU)
+    assert Sized in Derived.__mro__
+    assert not isinstance(nn.GRU(3, 4), Derived)
+    assert layer(torch.ones(2, 3))[0].shape == (2, layer.size())
 
 
 def test_scripting_a_layer_that_torch_does_not_have_says_what_to_do():
