@@ -760,3 +760,15 @@ def test_second_order_of_relu_is_zero_where_torchs_is():
 def test_complains_about_a_missing_input_as_torch_does(name):
     with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'dim'"):
         getattr(nn, name)(3, 5)(None)
+
+
+def test_gradient_at_the_cell_state_alone_leaves_out_the_output_gate():
+    cell = nn.LSTMCell(3, 5)
+    x = make_input("padded")[0]
+    with torch.no_grad():
+        cell.bias_ih[15:] = torch.nan  # of the output gate
+    found = []
+    for forward in (cell, functools.partial(torch.nn.LSTMCell.forward, cell)):
+        found.append(torch.autograd.grad(forward(x)[1].sum(), (cell.weight_ih, cell.bias_ih)))
+    torch.testing.assert_close(*found)
+    assert not found[0][1][15:].any()
