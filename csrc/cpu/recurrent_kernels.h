@@ -739,15 +739,17 @@ SIMD_INLINE void update(const LstmUpdate<T>& job, int64_t group, int64_t j, int 
   const int64_t inner = job.inner, gate = group * 4 * inner + j, at = group * inner + j;
   const T* const p = job.gates + gate;
   const Vec<A> c = read<Tail>(job.c + at, n);
-  const LstmStep<A> v = lstm_step<A>(read<Tail>(p, n), read<Tail>(p + inner, n), read<Tail>(p + 2 * inner, n),
-                                     read<Tail>(p + 3 * inner, n), c);
+  LstmStep<A> v = lstm_step<A>(read<Tail>(p, n), read<Tail>(p + inner, n), read<Tail>(p + 2 * inner, n),
+                               read<Tail>(p + 3 * inner, n), c);
   if (job.h) {
     write<Tail>(job.h + at, v.h, n);
     write<Tail>(job.c_new + at, v.c, n);
     return;
   }
-  const LstmGradients<A> d = lstm_gradients<A>(v, c, tanh<A>(v.c), read_or_zero<Tail>(job.grad_h, at, n),
-                                               read_or_zero<Tail>(job.grad_c_new, at, n));
+  Vec<A> tanh_c = tanh<A>(v.c);
+  if (!job.grad_h) v.o = tanh_c = Vec<A>{};  // else zero times what is not finite
+  const LstmGradients<A> d =
+      lstm_gradients<A>(v, c, tanh_c, read_or_zero<Tail>(job.grad_h, at, n), read_or_zero<Tail>(job.grad_c_new, at, n));
   T* const out = job.grad_gates + gate;
   write<Tail>(out, d.i, n);
   write<Tail>(out + inner, d.f, n);

@@ -807,6 +807,9 @@ __global__ void __launch_bounds__(kStepThreads, 2) update_backward(const __grid_
   for (int j = 0; j < V; ++j) {
     Acc saved[kSaved<C>], d_of[G], kept, before = update.state[j];
     update.step(j, kept, saved);
+    if constexpr (C == Cell::lstm) {
+      if (!call.grad_h) saved[3] = saved[4] = 0;  // else zero times what is not finite
+    }
     dhn[j] = 0;
     const Acc rest = retreat<C>(saved, before, grad_h[j], grad_c[j], d_of, dhn[j]);
     if (C == Cell::gru) grad_h[j] = rest;

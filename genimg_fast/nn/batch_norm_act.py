@@ -6,10 +6,9 @@ import sys
 from typing import Any
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
-from genimg_fast.nn.stands_for import StandIn, leaf
+from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
 from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act, update_running_statistics
 
@@ -33,7 +32,7 @@ def forward_batch_norm(
     Returns:
         Shape of ``input``.
     """
-    if isinstance(input, torch.fx.Proxy):
+    if is_leaf(module, input):
         return leaf(module, input, residual)
     module._check_input_dim(input)
     running_mean, running_var = module.running_mean, module.running_var

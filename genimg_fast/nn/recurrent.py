@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
-from genimg_fast.nn.stands_for import StandIn, leaf
+from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._checks import check_flag, check_size, check_type
 from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
 from genimg_fast.ops.recurrent import (
@@ -63,7 +62,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     pair = isinstance(hx, (tuple, list))
     states: Sequence[Any] = () if hx is None else hx if pair else (hx,)
     if (
-        pair != (cell == LSTM_CELL and hx is not None)
+        data is None
+        or pair != (cell == LSTM_CELL and hx is not None)
         or len(weights) != count * (4 if module.bias else 2)
         or len(states) not in (0, 2 if pair else 1)
         or not (batch_sizes is None or _is_list(batch_sizes))
@@ -242,7 +242,9 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
     """Return input and states with a batch dimension, or None where torch's ``forward`` has to run itself."""
     states: Sequence[Any] = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-    if _native._backend == "reference" or why_not_native(KERNELS, (input, *states, *weights)) is not None:
+    if input is None or _native._backend == "reference":
+        return None
+    if why_not_native(KERNELS, (input, *states, *weights)) is not None:
         return None
     if input.dim() not in (1, 2) or input.shape[-1] != module.input_size or input.dtype not in WIDE_DTYPE:
         return None
@@ -388,7 +390,7 @@ class ConvLSTM2d(nn.Module):
             States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
             of all layers after the last step, (num_layers, B, H, height, width) each.
         """
-        if isinstance(input, torch.fx.Proxy):
+        if is_leaf(self, input):
             return leaf(self, input, hx)
         check_type(input, "input")
         if input.dim() != 5 or input.shape[2] != self.input_channels or 0 in input.shape[:2]:

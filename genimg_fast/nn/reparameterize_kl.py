@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.fx
 from torch import Tensor, nn
 
-from genimg_fast.nn.stands_for import leaf
+from genimg_fast.nn.stands_for import is_leaf, leaf
 from genimg_fast.ops._checks import check_type
 from genimg_fast.ops.reparameterize_kl import check_free_bits, check_logvar_clamp, reparameterize_kl
 
@@ -62,7 +61,7 @@ class GaussianReparameterization(nn.Module):
         Returns:
             ``z``, shape of ``mu`` (``mu`` itself in evaluation), and the divergence (B,) in nats.
         """
-        if isinstance(mu, torch.fx.Proxy):
+        if is_leaf(self, mu):
             return leaf(self, mu, logvar, noise=noise, seed=seed, generator=generator)
         if not self.training:
             noise, seed, generator = _no_noise(mu), None, None

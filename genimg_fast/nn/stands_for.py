@@ -11,10 +11,9 @@ import sys
 import textwrap
 import traceback
 import types
-from abc import ABCMeta
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.fx
@@ -37,13 +36,14 @@ def become_torchs(layer: Any) -> None:
         layer.__class__ = plain
 
 
-class StandsFor(ABCMeta):
+class StandsFor(type(Protocol)):  # type: ignore[misc]
     """Makes a layer's class and the torch class it stands for one to ``isinstance``, ``==`` and tables of classes.
 
     A script whose ``nn`` is this package asks ``isinstance(layer, nn.X)`` of layers that it did not make itself,
     those of torchvision's models for one; torch's tools look up ``type(layer)`` in tables of torch's classes. Only
     ``is`` tells the two apart. It holds for the stand-ins alone, not for what users derive from them.
-    Derived from ABCMeta, so that abstract bases can be mixed in as with torch's classes.
+    Derived from the class of protocols, an ABCMeta, so that those and abstract bases can be mixed in as with
+    torch's classes.
     """
 
     def __new__(meta, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any) -> Any:
@@ -59,10 +59,14 @@ class StandsFor(ABCMeta):
         return super().__new__(meta, name, bases, namespace, **kwargs)
 
     @property
-    def __bases__(cls) -> tuple[type, ...]:  # type: ignore[override]
+    def __bases__(cls) -> tuple[type, ...]:
         """Those of the torch class: with that class itself, which is its equal, no tree of classes would end."""
         bases: tuple[type, ...] = type.__dict__["__bases__"].__get__(torch_class(cls))
         return bases
+
+    def __dir__(cls) -> list[str]:
+        """Collect the names of all bases; ``type`` would follow ``__bases__``, past the torch class."""
+        return sorted({name for base in cls.__mro__ for name in vars(base)})
 
     def __instancecheck__(cls, instance: Any) -> bool:
         return cls.__subclasscheck__(type(instance))
@@ -188,7 +192,11 @@ def _known_as(plain: Any, fused: Callable[..., Any]) -> Callable[..., Any]:
     Sequential, into which it looks.
     """
     tracing, exporting = torch._C._get_tracing_state, torch.compiler.is_exporting
-    proxy, traced = torch.fx.Proxy, plain if plain is nn.Sequential.forward else leaf
+    proxy = torch.fx.Proxy
+
+    def traced(self: Any, input: Any, *arguments: Any, **options: Any) -> Any:
+        leaves = plain is not nn.Sequential.forward and is_leaf(self, input)
+        return (leaf if leaves else plain)(self, input, *arguments, **options)
 
     def forward(self: Any, input: Any, *arguments: Any, **options: Any) -> Any:
         if isinstance(input, proxy):
@@ -201,14 +209,24 @@ def _known_as(plain: Any, fused: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(plain)(looks)
 
 
-def leaf(layer: nn.Module, input: torch.fx.Proxy, *arguments: Any, **options: Any) -> Any:
+def is_leaf(layer: nn.Module, input: Any) -> bool:
+    """Whether torch.fx is tracing a model that calls this layer of the package.
+
+    Into what users derive from one, and into the layer that is traced itself, tracers look, as with torch's.
+    """
+    if not isinstance(input, torch.fx.Proxy) or not layer.__module__.startswith("genimg_fast."):
+        return False
+    return getattr(input.tracer, "root", layer) is not layer
+
+
+def leaf(layer: nn.Module, input: Any, *arguments: Any, **options: Any) -> Any:
     """Make the layer a leaf of the graph that torch.fx is tracing, as tracers do with the layers of torch.nn.
 
-    Arguments that are None are left out.
+    Arguments that are None are left out. ``input`` is a Proxy.
     """
     if _traced_by_fuser():
         become_torchs(layer)
-    tracer: Any = input.tracer
+    tracer = input.tracer
     given = tuple(argument for argument in arguments if argument is not None)
     options = {name: option for name, option in options.items() if option is not None}
     return tracer.create_proxy("call_module", tracer.path_of_module(layer), (input, *given), options)

@@ -197,6 +197,8 @@ def _lstm_update_gradients(
     i, f, g, o = gates.to(dtype).chunk(4, dim=1)
     i, f, g, o, before = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid(), c.to(dtype)
     tanh_c = (f * before + i * g).tanh()
+    if grad_h is None:  # else zero times what is not finite
+        o, tanh_c = torch.zeros_like(o), torch.zeros_like(tanh_c)
     at_c = at_c + at_h * o * (1 - tanh_c * tanh_c)
     grad_gates = torch.cat(
         (

@@ -762,7 +762,9 @@ def _part_backward_reference(
             carried = g * z
         else:
             y = outputs[t]
-            at_hidden = at_gates = g * (1 - y * y) if cell == RNN_TANH else torch.where(y <= 0, 0.0, g)
+            # relu's is a function of y as well, if a flat one: torch's gradients of second order are zeros there.
+            relu_backward = torch.ops.aten.threshold_backward
+            at_hidden = at_gates = g * (1 - y * y) if cell == RNN_TANH else relu_backward(g, y, 0)
         grads_at_gates[t] = at_gates
         dh = torch.cat((at_hidden.mm(weight) + carried, dh[n:]))
     nothing = h0.new_empty(0, dtype=dtype)

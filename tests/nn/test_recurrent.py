@@ -1,4 +1,5 @@
 import copy
+import functools
 import io
 import itertools
 import pickle
@@ -741,3 +742,33 @@ def test_padded_output_of_packed_sequences():
     with gf.backend("native"):
         mine = pad_packed_sequence(ours(x)[0], batch_first=True)
     torch.testing.assert_close(mine, pad_packed_sequence(theirs(x)[0], batch_first=True))
+
+
+def test_second_order_of_relu_is_zero_where_torchs_is():
+    layer = nn.RNN(3, 5, nonlinearity="relu")
+    x = make_input("padded").requires_grad_()
+    operands = (x, *layer.parameters())
+    found = []
+    for forward in (layer, functools.partial(torch.nn.RNN.forward, layer)):
+        (slope,) = torch.autograd.grad(forward(x)[0].sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), operands, allow_unused=True))
+    torch.testing.assert_close(*found)
+    assert not found[0][0].any()
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "GRUCell", "LSTMCell"])
+def test_complains_about_a_missing_input_as_torch_does(name):
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'dim'"):
+        getattr(nn, name)(3, 5)(None)
+
+
+def test_gradient_at_the_cell_state_alone_leaves_out_the_output_gate():
+    cell = nn.LSTMCell(3, 5)
+    x = make_input("padded")[0]
+    with torch.no_grad():
+        cell.bias_ih[15:] = torch.nan  # of the output gate
+    found = []
+    for forward in (cell, functools.partial(torch.nn.LSTMCell.forward, cell)):
+        found.append(torch.autograd.grad(forward(x)[1].sum(), (cell.weight_ih, cell.bias_ih)))
+    torch.testing.assert_close(*found)
+    assert not found[0][1][15:].any()

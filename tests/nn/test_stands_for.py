@@ -6,7 +6,10 @@ import io
 import pickle
 import subprocess
 import sys
+from abc import ABC
 from multiprocessing.reduction import ForkingPickler
+from typing import Generic, Protocol, TypeVar
+from unittest import mock
 
 import pytest
 import torch
@@ -53,6 +56,9 @@ def test_class_is_torchs_but_for_identity(name):
     assert inspect.signature(ours.forward) == inspect.signature(plain.forward)
     assert inspect.getdoc(ours).startswith(inspect.getdoc(plain))
     assert inspect.getclasstree([ours])[1][0][0] is ours
+    assert set(dir(ours)) >= set(dir(plain))
+    assert set(dir(make(name))) >= set(dir(make(name, torch.nn)))
+    assert callable(mock.create_autospec(ours, instance=True).forward)
 
     class Derived(ours):
         pass
@@ -282,6 +288,22 @@ def test_derived_layers_are_scripted_as_torchs():
     torch.testing.assert_close(torch.jit.script(block)(x), block(x))
 
 
+@pytest.mark.parametrize("base", [Protocol, ABC, Generic[TypeVar("T")]], ids=["protocol", "abstract", "generic"])
+def test_other_kinds_of_classes_can_be_mixed_in(base):
+    class Sized(base):
+        def size(self): ...
+
+    class Derived(nn.GRU, Sized):
+        def size(self):
+            return self.hidden_size
+
+    layer = Derived(3, 4)
+    assert isinstance(layer, torch.nn.GRU)
+    assert Sized in Derived.__mro__
+    assert not isinstance(nn.GRU(3, 4), Derived)
+    assert layer(torch.ones(2, 3))[0].shape == (2, layer.size())
+
+
 def test_scripting_a_layer_that_torch_does_not_have_says_what_to_do():
     with pytest.raises(RuntimeError, match="cannot compile BatchNormAct2d; use a BatchNorm layer followed by"):
         torch.jit.script(torch.nn.Sequential(nn.BatchNormAct2d(3)))
@@ -296,3 +318,17 @@ def test_torch_fx_takes_new_layers_as_leaves(layer, arguments):
     traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0"]
     torch.testing.assert_close(traced.eval()(*arguments), layer.eval()(*arguments))
+
+
+@pytest.mark.parametrize("name", [*(name for name in ARGUMENTS if name != "Sequential"), "BatchNormAct2d"])
+def test_torch_fx_looks_into_derived_layers_and_its_root_as_into_torchs(name):
+    layer = getattr(nn, name)
+
+    class Doubled(layer):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    arguments = ARGUMENTS.get(name, (3,))
+    for model in (torch.nn.Sequential(Doubled(*arguments)), Doubled(*arguments), layer(*arguments)):
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(model)
