@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+from genimg_fast._signatures import in_a_line, options_of
 from genimg_fast.cli.arguments import Device, Parser, blaming
-from genimg_fast.cli.commands import add_function, in_a_line, options_of
+from genimg_fast.cli.commands import add_function
 from genimg_fast.options import Decay, OptionError, PositiveInt, Reader
 
 
