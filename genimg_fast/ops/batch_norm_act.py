@@ -407,8 +407,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         )
     else:
         # One operator to those who trace: torch.compile would move what it is made of to the forward pass.
-        plain = type(grad_output) in PLAIN_TENSORS
-        backward = _backward_of_eval if plain else torch.ops.genimg_fast.batch_norm_act_eval_backward.default
+        backward: Any = _backward_of_eval
+        if type(grad_output) not in PLAIN_TENSORS:
+            backward = torch.ops.genimg_fast.batch_norm_act_eval_backward.default
         grad_input, grad_residual, grad_weight, grad_bias = backward(
             grad_output, input, residual, weight, bias, mean, spread, *values, eps, activation, negative_slope,
             *needed,
