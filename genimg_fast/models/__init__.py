@@ -1,6 +1,9 @@
 """Image-generation models, and a registry to build them by name."""
 
 from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscriminator, DCGANGenerator
+from genimg_fast.models.frame_filler import FrameFiller, FrameFilling
+from genimg_fast.models.frame_model import CORES, BaseFrameModel
+from genimg_fast.models.frame_predictor import FramePrediction, FramePredictor
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
 from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
@@ -8,16 +11,7 @@ from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
 from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
 from genimg_fast.models.rnn import OUTPUT_ACTIVATIONS, RNN, RNNOutput
-from genimg_fast.models.sequence import (
-    CORES,
-    BaseFrameModel,
-    FrameFiller,
-    FrameFilling,
-    FramePrediction,
-    FramePredictor,
-    RowPrediction,
-    RowRNN,
-)
+from genimg_fast.models.row_rnn import RowPrediction, RowRNN
 from genimg_fast.models.vae import (
     LIKELIHOODS,
     MLPVAE,
