@@ -132,6 +132,15 @@ def set_simd_level(level: str) -> None:
         raise ValueError(f"this machine or build does not have SIMD level {level!r}")
 
 
+def fill_new_tensors(fill: bool) -> None:
+    """Make the kernels' results NaN before they are computed, so that an element left out shows (for tests).
+
+    ``torch.utils.deterministic.fill_uninitialized_memory`` does that for tensors that torch's operators make.
+    """
+    if load_error is None:
+        ctypes.CDLL(str(LIBRARY)).genimg_fast_fill_new_tensors(int(fill))
+
+
 def build_facts() -> dict[str, str]:
     """Return the compilers and versions that the library was built with; empty if there is none."""
     facts: dict[str, str] = {}

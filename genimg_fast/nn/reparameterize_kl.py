@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import is_leaf, leaf
 from genimg_fast.ops._checks import check_type
-from genimg_fast.ops.reparameterize_kl import check_free_bits, check_logvar_clamp, reparameterize_kl
+from genimg_fast.ops.reparameterize_kl import reparameterize_kl
+from genimg_fast.ops.reparameterize_kl.checks import check_free_bits, check_logvar_clamp
 
 
 class GaussianReparameterization(nn.Module):
