@@ -4,6 +4,7 @@ from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscrim
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
 from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
+from genimg_fast.models.pretrained import BaseModel, load
 from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
 from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
@@ -44,6 +45,7 @@ __all__ = [
     "BaseFrameModel",
     "BaseGAN",
     "BaseGenerator",
+    "BaseModel",
     "BaseVAE",
     "ConditionalDCGAN",
     "ConditionalVAE",
@@ -70,5 +72,6 @@ __all__ = [
     "create_model",
     "interpolate_latents",
     "list_models",
+    "load",
     "register_model",
 ]

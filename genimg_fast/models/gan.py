@@ -9,6 +9,7 @@ from torch import Tensor
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_images, check_labels, check_sizes, labels_to_sample
+from genimg_fast.models.pretrained import BaseModel
 
 
 class BaseGenerator(nn.Module):
@@ -158,7 +159,7 @@ class BaseDiscriminator(nn.Module):
         raise NotImplementedError
 
 
-class BaseGAN(nn.Module):
+class BaseGAN(BaseModel):
     """``.generator`` and ``.discriminator``.
 
     Args:

@@ -30,6 +30,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._images import check_values
 from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 
 CORES = ("convlstm", "gru", "lstm")
@@ -90,7 +91,7 @@ class RowPrediction(NamedTuple):
     mixture: Tensor
 
 
-class BaseFrameModel(nn.Module):
+class BaseFrameModel(BaseModel):
     """What models of frames have in common: encoder, recurrent core, decoder.
 
     Args:
@@ -490,7 +491,7 @@ class FrameFiller(BaseFrameModel):
 
 
 @register_model("row-rnn")
-class RowRNN(nn.Module):
+class RowRNN(BaseModel):
     """Generates an image row by row, from the top: a recurrent network whose steps are the rows.
 
     A row, given those above it, has the density of a mixture whose components are whole rows of independent pixels

@@ -35,6 +35,7 @@ from genimg_fast.models.common import (
     conv_encoder,
     labels_to_sample,
 )
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 
 LIKELIHOODS = ("bernoulli", "gaussian", "mse")
@@ -105,7 +106,7 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str = "linear") 
     return torch.where(sine > 1e-3, spherical, linear)
 
 
-class BaseVAE(nn.Module):
+class BaseVAE(BaseModel):
     """What all VAEs here have in common: everything but the networks.
 
     A subclass sets ``encoder``, which turns images into ``2 * z_dim`` numbers each (means, then logarithms of
