@@ -1,6 +1,7 @@
 """Image-generation models, and a registry to build them by name."""
 
 from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscriminator, DCGANGenerator
+from genimg_fast.models.exporting import export
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
 from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
@@ -70,6 +71,7 @@ __all__ = [
     "UNetGenerator",
     "VAEOutput",
     "create_model",
+    "export",
     "interpolate_latents",
     "list_models",
     "load",

@@ -67,7 +67,7 @@ class BaseGenerator(nn.Module):
                 f"expected noise of shape (batch, {self.z_dim}) or (batch, {self.z_dim}, 1, 1), "
                 f"got {tuple(z.shape)}"
             )
-        check_labels(labels, len(z), self.num_classes)
+        check_labels(labels, z.shape[0], self.num_classes)
         return self._images(z.flatten(1), labels)
 
     @torch.no_grad()
@@ -152,7 +152,7 @@ class BaseDiscriminator(nn.Module):
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
         check_images(images, self.c_dim, self.image_size)
-        check_labels(labels, len(images), self.num_classes)
+        check_labels(labels, images.shape[0], self.num_classes)
         return self._logits(images, labels).flatten()
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:

@@ -156,7 +156,12 @@ class GLO(BaseModel):
         # Random combinations of the codes have their covariance, without factorising it.
         z = codes.mean(0) + weights @ centred / max(len(codes) - 1, 1) ** 0.5
         with evaluating(self):
-            return self.decode(z / z.norm(dim=1, keepdim=True).clamp(min=1))
+            return self.decode(into_unit_ball(z))
+
+
+def into_unit_ball(z: Tensor) -> Tensor:
+    """Shorten vectors, (batch, z_dim), that are longer than 1 to that length."""
+    return z / z.norm(dim=1, keepdim=True).clamp(min=1)
 
 
 @register_model("deep-image-prior")

@@ -163,7 +163,7 @@ class BaseVAE(BaseModel):
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
         check_images(images, self.c_dim, self.image_size)
-        check_labels(labels, len(images), self.num_classes)
+        check_labels(labels, images.shape[0], self.num_classes)
         mu, logvar = self._moments(images, labels).flatten(1).chunk(2, dim=1)
         return mu, logvar
 
@@ -183,7 +183,7 @@ class BaseVAE(BaseModel):
         """
         if z.shape[1:] != (self.z_dim,):
             raise ValueError(f"expected latents of shape (batch, {self.z_dim}), got {tuple(z.shape)}")
-        check_labels(labels, len(z), self.num_classes)
+        check_labels(labels, z.shape[0], self.num_classes)
         decoded = self._decoded(z, labels).view(-1, self.c_dim, self.image_size, self.image_size)
         return decoded if self.likelihood == "bernoulli" else decoded.tanh()
 
