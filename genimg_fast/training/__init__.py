@@ -4,6 +4,7 @@ from genimg_fast.models.checkpoint import load_checkpoint
 from genimg_fast.models.pretrained import load_run
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
+from genimg_fast.training.outputs import save_output
 from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
 from genimg_fast.training.run import RunFolder
 from genimg_fast.training.sequence import (
@@ -40,5 +41,6 @@ __all__ = [
     "plot_latents",
     "save_animation",
     "save_grid",
+    "save_output",
     "teacher_forcing_probability",
 ]

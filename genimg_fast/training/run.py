@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg_fast._files import TEMPORARY, naming, replacing
+from genimg_fast._files import LONGEST_NAME, TEMPORARY, file_name, naming, replacing
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from genimg_fast.training.pictures import Picture, printable
 
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions"}
-_LONGEST_NAME = 255  # bytes, of Linux's file systems
+_ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
 class RunFolder:
@@ -98,7 +98,7 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         numbers = [int(match[0]) for entry in out.iterdir() if (match := re.match(r"\d+(?=-)", entry.name))]
         for number in count(max(numbers, default=-1) + 1):
-            path = out / f"{number:05d}-{_file_name(name)}"
+            path = out / f"{number:05d}-{file_name(name, _ROOM)}"
             try:
                 path.mkdir()
                 break
@@ -161,7 +161,7 @@ class RunFolder:
         newest: tuple[int, Path] | None = None
         for folder in Path(out).iterdir() if Path(out).is_dir() else []:
             number, _, rest = folder.name.partition("-")
-            named = re.fullmatch("[0-9]+", number) is not None and rest == _file_name(name)
+            named = re.fullmatch("[0-9]+", number) is not None and rest == file_name(name, _ROOM)
             if named and (folder / "checkpoint.pt").is_file():
                 newest = max(newest or (0, folder), (int(number), folder))
         return None if newest is None else newest[1]
@@ -332,14 +332,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
 def _points(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
     points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
     return [step for step, _ in points], [value for _, value in points]
-
-
-def _file_name(name: str) -> str:
-    """Turn any text into what may follow a run's number in the name of a folder."""
-    name = "".join("_" if c == "/" or ord(c) < 32 or ord(c) == 127 else c for c in name)
-    while len(os.fsencode(name)) > _LONGEST_NAME - len("00000-"):
-        name = name[:-1]
-    return name
 
 
 def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, str]) -> str:
