@@ -9,6 +9,7 @@ from torch import Tensor
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_images, check_labels, check_sizes, labels_to_sample
+from genimg_fast.models.pretrained import BaseModel
 
 
 class BaseGenerator(nn.Module):
@@ -66,7 +67,7 @@ class BaseGenerator(nn.Module):
                 f"expected noise of shape (batch, {self.z_dim}) or (batch, {self.z_dim}, 1, 1), "
                 f"got {tuple(z.shape)}"
             )
-        check_labels(labels, len(z), self.num_classes)
+        check_labels(labels, z.shape[0], self.num_classes)
         return self._images(z.flatten(1), labels)
 
     @torch.no_grad()
@@ -151,14 +152,14 @@ class BaseDiscriminator(nn.Module):
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
         check_images(images, self.c_dim, self.image_size)
-        check_labels(labels, len(images), self.num_classes)
+        check_labels(labels, images.shape[0], self.num_classes)
         return self._logits(images, labels).flatten()
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
         raise NotImplementedError
 
 
-class BaseGAN(nn.Module):
+class BaseGAN(BaseModel):
     """``.generator`` and ``.discriminator``.
 
     Args:
