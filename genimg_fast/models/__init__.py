@@ -1,7 +1,7 @@
 """Image-generation models, and a registry to build them by name."""
 
 from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscriminator, DCGANGenerator
-from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
+from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator, PlainGAN
 from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
 from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
 from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
@@ -58,6 +58,7 @@ __all__ = [
     "MLPGenerator",
     "PatchDiscriminator",
     "Pix2Pix",
+    "PlainGAN",
     "RNNOutput",
     "ResNetGenerator",
     "ResidualDiscriminator",
