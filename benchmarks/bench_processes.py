@@ -40,7 +40,7 @@ def images_per_second(processes: int, threads: int, options: list[str]) -> float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="dcgan")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="at least 10")
     parser.add_argument("--batch-size", type=int, default=64, help="images of each process")
     args = parser.parse_args()
     options = [args.model, "--data", "digits", "--channels", "64", "--batch-size", str(args.batch_size)]

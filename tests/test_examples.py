@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from genimg_fast.training import load_checkpoint
 
@@ -29,6 +31,19 @@ def test_an_example_trains_and_draws(example, tmp_path, monkeypatch, capsys):
     assert re.search(r"^step 3: loss\w*=\d", capsys.readouterr().out, re.M)
     assert out.stat().st_size > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["samples.png"]
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # nobody's results in the repository
+    monkeypatch.setenv("TOUR_STEPS", "4")
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "morph.png",
+        "reconstructions.png",
+        "runs",
+        "samples.png",
+    }
 
 
 def test_accelerate_trains_in_two_processes(tmp_path):

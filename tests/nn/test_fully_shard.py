@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 import genimg_fast as gf
 from genimg_fast.training.processes import process_group, rank
 
-# The largest network of the package, a quarter as wide as by default; every kind of batch norm and recurrent layer.
+# The largest network here, a quarter as wide as by default; every kind of batch norm and recurrent layer.
 MODELS = {
     "pix2pix": (lambda: gf.models.UNetGenerator(3, 3, channels=16, image_size=256), (1, 3, 256, 256)),
     "layers": (lambda: Layers(), (3, 2, 8, 8)),
