@@ -2,8 +2,8 @@
 
     python benchmarks/bench_processes.py [--model dcgan] [--steps 30] [--batch-size 64]
 
-The cores are shared out: one process computes with all of them, each of two with half; and one with half of them, which
-says what the second process adds. Each process has a batch of its own, so that two take a batch of twice the size.
+The cores are shared out: one process computes with all of them, each of two with half; and one with half of them,
+which says what the second process adds. Each process has a batch of its own: two take a batch of twice the size.
 """
 
 import argparse
