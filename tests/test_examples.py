@@ -15,7 +15,6 @@ from nbclient import NotebookClient
 from genimg_fast.training import load_checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-DOCS = EXAMPLES.parent / "docs"
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="tests run without the examples")
 
 
@@ -45,15 +44,6 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
         "runs",
         "samples.png",
     }
-
-
-@pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md") if "\n```python\n" in p.read_text()))
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
-    names = {}
-    for block in blocks:  # one after the other, as a reader would paste them
-        exec(re.sub(r"\bsteps=\d+", "steps=2", block), names)
 
 
 def test_accelerate_trains_in_two_processes(tmp_path):
