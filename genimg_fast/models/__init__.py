@@ -5,7 +5,7 @@ from genimg_fast.models.exporting import export
 from genimg_fast.models.frame_filler import FrameFiller, FrameFilling
 from genimg_fast.models.frame_model import CORES, BaseFrameModel
 from genimg_fast.models.frame_predictor import FramePrediction, FramePredictor
-from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
+from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator, PlainGAN
 from genimg_fast.models.mlp_gan import MLPGAN, MLPDiscriminator, MLPGenerator
 from genimg_fast.models.pix2pix import PatchDiscriminator, Pix2Pix, ResNetGenerator, UNetGenerator
 from genimg_fast.models.pretrained import BaseModel, load
@@ -55,6 +55,7 @@ __all__ = [
     "MLPGenerator",
     "PatchDiscriminator",
     "Pix2Pix",
+    "PlainGAN",
     "RNNOutput",
     "ResNetGenerator",
     "ResidualDiscriminator",

@@ -190,6 +190,12 @@ class RunFolder:
         """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one.
 
         Rows that could not be written are written with the next one.
+
+        Args:
+            row: Numbers by name.
+
+        Raises:
+            OSError: If ``stats.jsonl`` cannot be written, a full disk included.
         """
         json.dumps(row)
         self._unwritten.append(row)
@@ -277,7 +283,14 @@ class RunFolder:
             figure.savefig(temporary, dpi=120)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new."""
+        """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new.
+
+        Args:
+            state: What :func:`load_checkpoint` shall return.
+
+        Raises:
+            OSError: If it cannot be written; the old one is still there.
+        """
         try:
             with replacing(self.checkpoint) as temporary, open(temporary, "wb") as file:
                 torch.save(state, file)
