@@ -24,11 +24,12 @@ from torch.nn.functional import pad, unfold
 from genimg_fast import nn
 from genimg_fast._images import check_values
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
+from genimg_fast.models.pretrained import BaseModel
 
 CORES = ("convlstm", "gru", "lstm")
 
 
-class BaseFrameModel(nn.Module):
+class BaseFrameModel(BaseModel):
     """What models of frames have in common: encoder, recurrent core, decoder.
 
     Args:

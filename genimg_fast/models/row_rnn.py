@@ -10,6 +10,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._images import check_values
 from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 
 
@@ -34,7 +35,7 @@ class RowPrediction(NamedTuple):
 
 
 @register_model("row-rnn")
-class RowRNN(nn.Module):
+class RowRNN(BaseModel):
     """Generates an image row by row, from the top: a recurrent network whose steps are the rows.
 
     A row, given those above it, has the density of a mixture whose components are whole rows of independent pixels
