@@ -27,7 +27,7 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.run import find_checkpoint
+from genimg_fast.training.run import find_checkpoint, replacing
 
 _BATCH = 100
 _FEATURES = ("digits", "random", "inception")
@@ -124,7 +124,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             of = f"{len(judged.dataset)} {judged.kind()} and {n} generated"
             print(f"discriminator: accuracy {discriminator.accuracy:.1%}, area under the ROC curve "
                   f"{discriminator.auc:.3f}, of {of}")  # fmt: skip
-        (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+        with replacing(out / "eval.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
     print(out / "eval.json")
     return 0
 

@@ -22,6 +22,7 @@ from genimg_fast.training.processes import (
     gather_objects,
     highest_of_processes,
     mean_over_processes,
+    raised_in_all,
     rank,
     wait_for_all,
     world_size,
@@ -252,8 +253,9 @@ def fit(
                         run.log(row)
                 if run is not None and checkpoint_due:
                     rng = gather_objects(_rng_state(trainer.device))
-                    if writing:
-                        run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+                    with raised_in_all():
+                        if writing:
+                            run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
                     saved = step
                 if run is not None and writing and sample_due:
                     _draw(trainer, run, history, real_images, real_labels, shown)
@@ -312,15 +314,9 @@ def _check_range(images: Tensor, *, doubt: bool) -> None:
 def _locked(run: RunFolder | None) -> Iterator[None]:
     """Keep other trainings out of the run folder: the first process does, and tells the others if it cannot."""
     with ExitStack() as stack:
-        error: OSError | None = None
-        if run is not None and rank() == 0:
-            try:
+        with raised_in_all():
+            if run is not None and rank() == 0:
                 stack.enter_context(run.locked())
-            except OSError as failure:
-                error = failure
-        error = gather_objects(error)[0]
-        if error is not None:
-            raise error
         yield
 
 

@@ -528,17 +528,28 @@ TERMINATED = """
             fit(trainer, data, steps=9, batch_size=8, run=run, on_step=end_the_second)
         except SystemExit as stopped:
             (run.path / f"{rank()}.txt").write_text(str(stopped.code))
+
+        def fail(state):
+            raise OSError("cannot write checkpoint.pt")
+
+        run.save_checkpoint = fail  # the first process alone calls it
+        try:
+            fit(trainer, data, steps=3, batch_size=8, run=run)
+        except OSError as error:
+            (run.path / f"{rank()}.txt").open("a").write(f" {error}")
 """
 
 
-def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+def test_a_signal_or_an_error_of_one_process_stops_all(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "terminated", {})
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TERMINATED))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launch, script, run.path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [(run.path / f"{number}.txt").read_text() for number in range(2)] == ["143", "143"]
+    assert [(run.path / f"{number}.txt").read_text() for number in range(2)] == [
+        "143 cannot write checkpoint.pt"
+    ] * 2
     assert load_checkpoint(run.path)["step"] == 2
 
 
