@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
         with _plain_output(parser.prog):
             parser.parse_args(argv, args)
-            return args.run(args)
+            return args.execute(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
     except (KeyboardInterrupt, Terminated) as stopped:

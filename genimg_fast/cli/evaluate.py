@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
+from genimg_fast._files import replacing
 from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
 from genimg_fast.cli.use import Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
@@ -27,7 +28,7 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.run import find_checkpoint, replacing
+from genimg_fast.models.checkpoint import find_checkpoint
 
 _BATCH = 100
 _FEATURES = ("digits", "random", "inception")

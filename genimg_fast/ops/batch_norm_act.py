@@ -13,14 +13,7 @@ from torch import Tensor
 
 from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
-from genimg_fast.ops._dispatch import (
-    PLAIN_TENSORS,
-    TRANSFORMED,
-    describe_paths,
-    find_kernels,
-    is_transformed,
-    why_unavailable,
-)
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, TRANSFORMED, Kernels, is_transformed
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
 
@@ -192,8 +185,8 @@ def _why_not_native(
     if len(shape) < 2:
         return _BAD_INPUT
     kernels = "cpu" if input.is_cpu else "cuda" if input.is_cuda else device.type  # the last one takes long
-    if not _KERNELS.get(kernels):
-        return why_unavailable(_KERNELS, kernels)
+    if (missing := KERNELS.why_unavailable(kernels)) is not None:
+        return missing
     wide = _STATISTICS_DTYPE.get(dtype)
     if wide is None:
         return f"it has no kernel for {dtype} input"
@@ -563,15 +556,6 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     return double_backward(_backward_reference, ctx, *grads)
 
 
-def paths() -> dict[str, tuple[str, str]]:
-    """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
-    return describe_paths(
-        _KERNELS,
-        cpu_note=f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
-        "torch's own kernels, which start faster",
-    )
-
-
 def _dense_like(input: Tensor) -> Tensor:
     """An empty tensor with the dtype, shape and strides the kernels give their outputs."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
@@ -580,9 +564,9 @@ def _dense_like(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-_KERNELS = find_kernels("batch_norm_act_train_functional")
+KERNELS = Kernels("batch_norm_act_train_functional")
 
-if _KERNELS:
+if KERNELS.in_library:
     _train = torch.ops.genimg_fast.batch_norm_act_train.default
     _eval = torch.ops.genimg_fast.batch_norm_act_eval.default
 
