@@ -64,7 +64,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
     for ours, theirs in zip(history, expected, strict=True):
-        measured = {"images_per_s": 0, "memory_mb": 0}
+        measured = {"images_per_s": 0, "data_wait": 0, "memory_mb": 0}
         assert ours | measured == theirs | measured
     rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -98,7 +98,7 @@ def test_validation_changes_nothing_and_resumes(name: str, digits: gf.data.Image
     fit(make(name, recipe=recipe), data, steps=2, run=run, **options)
     torch.manual_seed(99)
     history = fit(TRAINERS[name](recipe=recipe), data, steps=4, run=run, resume=True, **options)
-    measured = {"images_per_s": 0, "memory_mb": 0}
+    measured = {"images_per_s": 0, "data_wait": 0, "memory_mb": 0}
     assert [row | measured for row in history] == [row | measured for row in expected]
     assert (run.path / "losses.png").is_file()
 
