@@ -1,5 +1,6 @@
 """Training: the loop, what it trains, and the run folder it writes."""
 
+from genimg_fast.training.callbacks import Callback, MLflowLogger, TensorBoardLogger, WandbLogger
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
@@ -18,19 +19,23 @@ from genimg_fast.training.vae import VAETrainer
 __all__ = [
     "AutoencoderTrainer",
     "BaseTrainer",
+    "Callback",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",
     "GLOTrainer",
+    "MLflowLogger",
     "NonFiniteLossError",
     "Picture",
     "Pix2PixTrainer",
     "Recipe",
     "RowRNNTrainer",
     "RunFolder",
+    "TensorBoardLogger",
     "Terminated",
     "Trainer",
     "VAETrainer",
+    "WandbLogger",
     "draw_known_frames",
     "fit",
     "load_checkpoint",

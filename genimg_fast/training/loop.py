@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
+from genimg_fast.training.callbacks import Callback, calling
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
     gather_objects,
@@ -113,7 +115,7 @@ def fit(
     sample_every: int = 500,
     checkpoint_every: int = 500,
     progress: bool = False,
-    on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
@@ -142,7 +144,7 @@ def fit(
         sample_every: Steps between two sets of pictures; 0 for the last step only.
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
-        on_step: Called after every step with its number, from 1, and what it returned.
+        callbacks: What is told of steps, rows of statistics, pictures and checkpoints; see :class:`Callback`.
         resume: Whether to go on from the run folder's checkpoint.
 
     Returns:
@@ -199,18 +201,19 @@ def fit(
             return f"checkpoint saved to {run.checkpoint}"
         return f"the last checkpoint, of step {saved}, is {run.checkpoint}"
 
-    with _locked(run), _deferred_signals(trainer, where) as signals:
+    with _locked(run), _deferred_signals(trainer, where) as signals, ExitStack() as stack:
         # Behind the look at the data, which may draw random numbers.
         history = _resume(trainer, run) if resume and run is not None else []
         done = trainer.steps_done >= steps
         if resume:
             saved = trainer.steps_done
+        tell = stack.enter_context(calling(callbacks, run, trainer.steps_done))
         if run is not None and writing:
             if not resume:
                 with _warning_only("real images"):
-                    run.save_images("real", Picture(images=real_images, caption=shown))
+                    tell("on_pictures", 0, [run.save_images("real", Picture(images=real_images, caption=shown))])
             elif done or _due(saved, sample_every):  # the process may have been killed behind the checkpoint
-                _draw(trainer, run, history, real_images, real_labels, shown)
+                tell("on_pictures", saved, _draw(trainer, run, history, real_images, real_labels, shown))
         stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
         trainer.model.train()
         with _progress(progress and writing, trainer.steps_done, steps) as show:
@@ -219,8 +222,7 @@ def fit(
                 images, labels = next(stream)
                 pending.append(trainer.step(images[rank() :: processes], labels[rank() :: processes]))
                 step = trainer.steps_done
-                if on_step is not None:
-                    on_step(step, pending[-1])
+                tell("on_step", step, pending[-1])
 
                 signum = highest_of_processes(signals[0] if signals else 0, trainer.device)
                 done = step >= steps or signum > 0
@@ -250,13 +252,15 @@ def fit(
                 if run is not None and writing:
                     with _warning_only(f"statistics of step {step}"):
                         run.log(row)
+                tell("on_row", row)
                 if run is not None and checkpoint_due:
                     rng = gather_objects(_rng_state(trainer.device))
                     if writing:
                         run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+                        tell("on_checkpoint", step, run.checkpoint)
                     saved = step
                 if run is not None and writing and sample_due:
-                    _draw(trainer, run, history, real_images, real_labels, shown)
+                    tell("on_pictures", step, _draw(trainer, run, history, real_images, real_labels, shown))
                 clock = time.perf_counter()  # the time for the files is not that of the steps
         if trainer.steps_done < steps:
             wait_for_all()  # for the one that writes: when one has left, torchrun ends the others
@@ -331,8 +335,8 @@ def _draw(
     images: Tensor,
     labels: Tensor,
     shown: str,
-) -> None:
-    """Write pictures and the plot. What they draw of random numbers plays no part in the training.
+) -> list[Path]:
+    """Write pictures, and the plot. What they draw of random numbers plays no part in the training.
 
     Args:
         trainer: Makes the pictures.
@@ -341,16 +345,21 @@ def _draw(
         images: Real images, for pictures that show some.
         labels: Their classes.
         shown: What these are.
+
+    Returns:
+        The files of the pictures.
     """
+    written = []
     with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
         with _warning_only(f"pictures of step {trainer.steps_done}"):
             for name, pictures in trainer.pictures(images, labels).items():
                 with _warning_only(f"{name} of step {trainer.steps_done}"):
                     if isinstance(pictures, Picture) and isinstance(pictures.images, Mapping):
                         pictures = replace(pictures, caption=shown)
-                    run.save_images(f"{name}-{trainer.steps_done:06d}", pictures)
+                    written.append(run.save_images(f"{name}-{trainer.steps_done:06d}", pictures))
         with _warning_only("plot"):
             run.plot(history, trainer.curves)
+    return written
 
 
 @contextmanager
