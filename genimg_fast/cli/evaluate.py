@@ -33,8 +33,8 @@ from genimg_fast.metrics import (
 from genimg_fast.metrics.estimates import CONFIDENCE
 from genimg_fast.metrics.features import bar
 from genimg_fast.models import BaseGAN, create_model
+from genimg_fast.models.checkpoint import find_checkpoint
 from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed, integers
-from genimg_fast.training.run import find_checkpoint
 
 _BATCH = 100
 _FEATURES = ("classifier", "random", "inception")

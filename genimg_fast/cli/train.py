@@ -40,6 +40,7 @@ from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.sources import UnreadableError, side_of_pairs
 from genimg_fast.losses import GAN_LOSSES
 from genimg_fast.models import CORES, LIKELIHOODS, create_model
+from genimg_fast.models.checkpoint import CheckpointError
 from genimg_fast.training import (
     AutoencoderTrainer,
     Callback,
@@ -59,7 +60,6 @@ from genimg_fast.training import (
     fit,
 )
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
-from genimg_fast.training.run import CheckpointError
 from genimg_fast.training.trainer import SCHEDULES
 
 # What the GANs have for options beside those of all: text, defaults, and the options of the model itself. The demo

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
 from genimg_fast.training.callbacks import Callback, calling
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
@@ -28,7 +29,7 @@ from genimg_fast.training.processes import (
     wait_for_all,
     world_size,
 )
-from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
+from genimg_fast.training.run import RunFolder
 
 
 class Trainer(Protocol):

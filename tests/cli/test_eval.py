@@ -182,7 +182,7 @@ def test_the_classes_are_mixed_in_every_split_of_a_score() -> None:
     ("flags", "message"),
     [
         (["RUN", "--features", "inception"], "argument --weights: Inception v3 needs a file of weights"),
-        (["RUN", "--features", "clasifier"], "argument --features: invalid choice: 'clasifier'; did you mean class"),
+        (["RUN", "--features", "clasifier"], "argument --features: invalid choice: 'clasifier'; did you mean cl"),
         (["RUN", "--features", "fidelity:no.pth"], "argument --features: [Errno 2] No such file"),
         (["RUN", "--weights", "inception.pth"], "argument --weights: is for --features inception"),
         (["RUN", "--data", "nowhere"], "argument --data: 'nowhere' is neither"),
