@@ -12,6 +12,7 @@ import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
 from genimg_fast.cli import demo, evaluate, train, use
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli.commands import add_function
 from genimg_fast.training import NonFiniteLossError, Terminated
 
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         train.add(commands)
         use.add(commands)
-        evaluate.add(commands)
+        add_function(commands, evaluate.evaluate, name="eval")
         demo.add(commands)
         add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
         with _plain_output(parser.prog):
