@@ -10,8 +10,12 @@ from contextlib import contextmanager
 
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
-from genimg_fast.cli import demo, evaluate, train, use
+from genimg_fast.cli import demo, edit, evaluate, train
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli.commands import add_function
+from genimg_fast.cli.export import export
+from genimg_fast.cli.sample import interpolate, sample
+from genimg_fast.cli.show import latent, reconstruct, translate
 from genimg_fast.training import NonFiniteLossError, Terminated
 
 
@@ -43,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         train.add(commands)
-        use.add(commands)
+        for function in (sample, reconstruct, translate, interpolate, latent):
+            add_function(commands, function)
+        edit.add(commands)
+        add_function(commands, export)
         evaluate.add(commands)
         demo.add(commands)
         add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
-from genimg_fast.cli.use import Real, load_real, load_with_settings
+from genimg_fast.cli.runs import Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
 from genimg_fast.data.optional import optional_import
 from genimg_fast.metrics import (
@@ -27,7 +27,7 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.models.checkpoint import find_checkpoint
+from genimg_fast.models.pretrained import find_run
 
 _BATCH = 100
 _FEATURES = ("digits", "random", "inception")
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         "Inception v3 which were converted from TensorFlow, where --features inception takes torchvision's, and "
         "mostly 50,000 images; the package torch-fidelity computes it."
     )
-    new.add_argument("RUN", type=Path, help="run folder, or checkpoint")
+    new.add_argument("run", type=Path, metavar="RUN", help="run folder, or checkpoint")
     new.add_argument("--data", metavar="NAME|FOLDER",
                      help="real images; default: what the run held out, else what it trained on")  # fmt: skip
     add_data_root(new)
@@ -67,10 +67,15 @@ def add(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    with args.parser.explaining():
+        return _report(args)
+
+
+def _report(args: argparse.Namespace) -> int:
     parser: Parser = args.parser
     if args.weights and args.features != "inception":
         parser.error("argument --weights: is for --features inception")
-    model, config = load_with_settings(args)
+    model, config = load_with_settings(args.run)
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         parser.error(f"argument RUN: {config['model']} does not generate images by itself")
     reference, others = _real_images(args, model, config)
@@ -111,7 +116,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         report["inception_score"] = score
         print(f"  {score[0]:10.4f}  Inception score ({network.identity}) of {n} generated images, "
               f"+- {score[1]:.4f}, of at most {network.num_classes}")  # fmt: skip
-    out: Path = args.out or find_checkpoint(args.RUN).parent
+    out: Path = args.out or find_run(args.run)
     with parser.blaming("--out"):
         out.mkdir(parents=True, exist_ok=True)
         if isinstance(model, BaseGAN):
@@ -135,10 +140,11 @@ def _real_images(args: argparse.Namespace, model: Any, config: dict[str, Any]) -
     Distances of sets of different sizes do not compare. So these are the images that the run held out, and as many
     of the others; or, if it held none out, two halves.
     """
-    real = load_real(args, model, config)
+    source = {"data": args.data, "data_root": args.data_root, "download": args.download}
+    real = load_real(model, config, **source)
     generator = torch.Generator().manual_seed(args.seed)
     if real.relation == "held-out":
-        training = load_real(args, model, config, training=True)
+        training = load_real(model, config, **source, training=True)
         order = torch.randperm(len(training.dataset), generator=generator)
         pieces = [real, training._replace(dataset=_part(training.dataset, order[: len(real.dataset)]))]
     else:
