@@ -24,7 +24,7 @@ from genimg_fast.cli.runs import (
     load_with_settings,
     write,
 )
-from genimg_fast.cli.sample import context
+from genimg_fast.cli.sampling import context
 from genimg_fast.models import BaseFrameModel, FrameFiller, FramePredictor, RowRNN
 from genimg_fast.options import Folder, NonNegativeInt, OptionError, PositiveFloat, PositiveInt, Reader, Seed
 from genimg_fast.training import Picture
