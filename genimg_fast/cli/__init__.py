@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         imports_done()
-        parser = _make_parser()
+        parser = make_parser()
         with _plain_output(parser.prog):
             parser.parse_args(argv, args)
             return args.execute(args)
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _make_parser() -> Parser:
+def make_parser() -> Parser:
+    """Make the parser of the command line, with all commands."""
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
     parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -112,5 +113,5 @@ def completion(shell: Shell) -> int:
         genimg-fast completion bash > ~/.local/share/bash-completion/completions/genimg-fast
         genimg-fast completion zsh > ~/.zfunc/_genimg-fast
     """
-    print(completion_script(_make_parser(), shell))
+    print(completion_script(make_parser(), shell))
     return 0
