@@ -1,4 +1,3 @@
-import argparse
 import copy
 import io
 import json
@@ -26,7 +25,7 @@ from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.cli.use import load_real
+from genimg_fast.cli.runs import load_real
 
 SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
@@ -1164,13 +1163,12 @@ def test_held_out_images_play_no_part_in_the_training(
     photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
     assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
     model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
-    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"), download=False)
-    args.parser = gf.cli.Parser()
-    held_out = load_real(args, model, config)
+    source: dict[str, Any] = {"data": None, "data_root": Path("data"), "download": False}
+    held_out = load_real(model, config, **source)
     assert held_out.relation == "held-out"
     assert (len(seen), len(held_out.dataset)) == (15, 5)
     assert not seen & {image.numpy().tobytes() for image in held_out.dataset.images}
-    training = load_real(args, model, config, training=True)
+    training = load_real(model, config, **source, training=True)
     assert {image.numpy().tobytes() for image in training.dataset.images} == seen
 
 

@@ -14,7 +14,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._files import replacing
 from genimg_fast.cli.arguments import Device, Parser, blaming, find_device
 from genimg_fast.cli.picture_sets import common_side, load_pictures
-from genimg_fast.cli.use import Real, load_real, load_with_settings
+from genimg_fast.cli.runs import Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
 from genimg_fast.metrics import (
     ClassifierNetwork,
@@ -34,7 +34,7 @@ from genimg_fast.metrics import (
 from genimg_fast.metrics.estimates import CONFIDENCE
 from genimg_fast.metrics.features import bar
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.models.checkpoint import find_checkpoint
+from genimg_fast.models.pretrained import find_run
 from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed, integers
 
 _BATCH = 100
@@ -143,7 +143,7 @@ def evaluate(
         report, roc = _judge_pictures(args, samples, real, image_size), None
     else:
         raise OptionError("samples", "needs real pictures to compare with: --real")
-    out = out or (Path() if run is None else find_checkpoint(run).parent)
+    out = out or (Path() if run is None else find_run(run))
     with blaming("out"):
         out.mkdir(parents=True, exist_ok=True)
         if roc is not None:
@@ -156,11 +156,11 @@ def evaluate(
 
 def _judge_run(args: argparse.Namespace) -> tuple[dict[str, Any], tuple[Any, str] | None]:
     """Judge what a model generates; return the report, and the ROC curve with its title, if there is one."""
-    model, config = load_with_settings(args)
+    model, config = load_with_settings(args.RUN)
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
         args.parser.error(f"argument RUN: {config['model']} does not generate images by itself")
     reference, others, training = _real_images(args, model, config)
-    beside = args.cache or find_checkpoint(args.RUN).parent
+    beside = args.cache or find_run(args.RUN)
     classifier = _classifier(args, training, beside)
     network = _network(args, classifier, training.source)
     model.to(args.device)
@@ -328,10 +328,11 @@ def _real_images(args: argparse.Namespace, model: Any, config: dict[str, Any]) -
     Distances of sets of different sizes do not compare. So these are the images that the run held out, and as many
     of the others; or, if it held none out, two halves.
     """
-    real = load_real(args, model, config)
+    source = {"data": args.data, "data_root": args.data_root, "download": args.download}
+    real = load_real(model, config, **source)
     generator = torch.Generator().manual_seed(args.seed)
     if real.relation == "held-out":
-        training = load_real(args, model, config, training=True)
+        training = load_real(model, config, **source, training=True)
         order = torch.randperm(len(training.dataset), generator=generator)
         pieces = [real, training._replace(dataset=_part(training.dataset, order[: len(real.dataset)]))]
     else:
