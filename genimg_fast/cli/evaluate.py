@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
+from genimg_fast._files import replacing
 from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
 from genimg_fast.cli.use import Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
@@ -124,7 +125,8 @@ def _evaluate(args: argparse.Namespace) -> int:
             of = f"{len(judged.dataset)} {judged.kind()} and {n} generated"
             print(f"discriminator: accuracy {discriminator.accuracy:.1%}, area under the ROC curve "
                   f"{discriminator.auc:.3f}, of {of}")  # fmt: skip
-        (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+        with replacing(out / "eval.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
     print(out / "eval.json")
     return 0
 
