@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
-from genimg_fast.cli import demo, evaluate, train, use
+from genimg_fast.cli import compare, demo, evaluate, listing, train, use
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
 from genimg_fast.training import NonFiniteLossError, Terminated
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         train.add(commands)
         use.add(commands)
         add_function(commands, evaluate.evaluate, name="eval")
+        add_function(commands, compare.compare)
+        listing.add(commands)
         demo.add(commands)
         add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
         with _plain_output(parser.prog):
