@@ -1,4 +1,3 @@
-import argparse
 import copy
 import io
 import json
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.cli.use import load_real
+from genimg_fast.cli.runs import load_real
 
 SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
@@ -216,12 +216,15 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
 def test_other_steps_of_a_schedule_are_told_by_their_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*TINY, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
-    assert main([*flags, "--steps", "2"]) == 0
-    with pytest.raises(SystemExit, match="2"):
-        main([*flags, "--steps", "3", "--resume", "auto"])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "--steps was 2 and is 3, and the cosine schedule depends on it" in error
+    small = ["--channels", "4", "--hidden-size", "4", "--batch-size", "2", "--frames", "4", "--image-size", "16"]
+    predictor = ["train", "frame-predictor", "--data", "moving-digits", *small]
+    for model in (TINY, predictor):  # the predictor's --forcing-steps follows
+        flags = [*model, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
+        assert main([*flags, "--steps", "2"]) == 0
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags, "--steps", "3", "--resume", "auto"])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert ": --steps was 2 and is 3, and the cosine schedule depends on it (see" in error
     assert "decay_steps" not in error
 
 
@@ -584,9 +587,11 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY[1:], "--data", "digits"])
-    assert main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
+    out = tmp_path / "my runs"
+    assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert f"generated digits: {tmp_path / '00000-dcgan-digits' / 'samples-000002.png'}" in text
+    assert f"--data digits --out '{out}' --seed 0" in text
+    assert f"generated digits: {out / '00000-dcgan-digits' / 'samples-000002.png'}" in text
     assert "step of 8 images:" in text
     assert "with plain torch.nn" in text
 
@@ -1010,6 +1015,16 @@ def test_signals(
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"genimg-fast: {message}")
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "genimg-fast: stopped\n"), ("1", "")])
+def test_the_first_of_several_processes_says_what_stopped_them(
+    rank: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genimg_fast.cli.train.fit", mock.Mock(side_effect=KeyboardInterrupt("stopped")))
+    monkeypatch.setenv("RANK", rank)
+    assert main([*TINY, "--steps", "9", "--out", str(tmp_path), "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == said
+
+
 def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with gf.training.RunFolder(run, {}).locked():
         assert main([*TINY, "--steps", "9", "--resume", str(run), "--device", "cpu"]) == 1
@@ -1148,13 +1163,12 @@ def test_held_out_images_play_no_part_in_the_training(
     photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
     assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
     model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
-    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"), download=False)
-    args.parser = gf.cli.Parser()
-    held_out = load_real(args, model, config)
+    source: dict[str, Any] = {"data": None, "data_root": Path("data"), "download": False}
+    held_out = load_real(model, config, **source)
     assert held_out.relation == "held-out"
     assert (len(seen), len(held_out.dataset)) == (15, 5)
     assert not seen & {image.numpy().tobytes() for image in held_out.dataset.images}
-    training = load_real(args, model, config, training=True)
+    training = load_real(model, config, **source, training=True)
     assert {image.numpy().tobytes() for image in training.dataset.images} == seen
 
 

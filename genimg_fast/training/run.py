@@ -132,6 +132,9 @@ class RunFolder:
         }
         if "recipe.schedule" in changed:  # one without steps has none to compare
             changed.discard("recipe.decay_steps")
+        if "recipe.decay_steps" in changed:  # is told as the number of steps: not again what follows it
+            follows = {key for key in changed if all(c.get(key) == c.get("steps") for c in (before, now))}
+            changed -= follows - {"recipe.decay_steps"}
         if changed:
             told = [
                 _difference(key, before.get(key), now, names or {}) for key in {**before, **now} if key in changed

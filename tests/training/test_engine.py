@@ -63,7 +63,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0)
     for ours, theirs in zip(history, expected, strict=True):
-        measured = {"images_per_s": 0, "memory_mb": 0}
+        measured = {"images_per_s": 0, "data_wait": 0, "memory_mb": 0}
         assert ours | measured == theirs | measured
     rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -97,7 +97,7 @@ def test_validation_changes_nothing_and_resumes(name: str, digits: gf.data.Image
     fit(make(name, recipe=recipe), data, steps=2, run=run, **options)
     torch.manual_seed(99)
     history = fit(TRAINERS[name](recipe=recipe), data, steps=4, run=run, resume=True, **options)
-    measured = {"images_per_s": 0, "memory_mb": 0}
+    measured = {"images_per_s": 0, "data_wait": 0, "memory_mb": 0}
     assert [row | measured for row in history] == [row | measured for row in expected]
     assert (run.path / "losses.png").is_file()
 
@@ -501,17 +501,28 @@ TERMINATED = """
             fit(trainer, data, steps=9, batch_size=8, run=run)
         except SystemExit as stopped:
             (run.path / f"{rank()}.txt").write_text(str(stopped.code))
+
+        def fail(state):
+            raise OSError("cannot write checkpoint.pt")
+
+        run.save_checkpoint = fail  # the first process alone calls it
+        try:
+            fit(trainer, data, steps=3, batch_size=8, run=run)
+        except OSError as error:
+            (run.path / f"{rank()}.txt").open("a").write(f" {error}")
 """
 
 
-def test_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+def test_a_signal_or_an_error_of_one_process_stops_all(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "terminated", {})
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(TERMINATED))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launch, script, run.path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [(run.path / f"{number}.txt").read_text() for number in range(2)] == ["143", "143"]
+    assert [(run.path / f"{number}.txt").read_text() for number in range(2)] == [
+        "143 cannot write checkpoint.pt"
+    ] * 2
     assert load_checkpoint(run.path)["step"] == 2
 
 

@@ -117,7 +117,7 @@ def test_run_folder_has_everything(name: str, digits: gf.data.ImageDataset, tmp_
     rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4]
     assert rows[0].keys() == {
-        "step", "loss", "reconstruction", "kl", "active_units", "images_per_s", "memory_mb",
+        "step", "loss", "reconstruction", "kl", "active_units", "images_per_s", "data_wait", "memory_mb",
     }  # fmt: skip
     with Image.open(run.path / "reconstructions-000004.png") as grid:
         assert grid.width == 16 * (64 + 4) + 4 + 7 * 12  # 8 pairs across
