@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
-from genimg_fast.cli import demo, edit, evaluate, train
+from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
 from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.exporting import export
@@ -75,6 +75,8 @@ def make_parser() -> Parser:
     edit.add(commands)
     add_function(commands, export)
     add_function(commands, evaluate.evaluate, name="eval")
+    add_function(commands, compare.compare)
+    listing.add(commands)
     demo.add(commands)
     add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
     add_function(commands, completion)

@@ -210,15 +210,7 @@ class RunFolder:
         Lines that hold no row are left out, with a warning.
         """
         stats = self.path / "stats.jsonl"
-        rows, damaged = [], 0
-        for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
-            row = _row(line)
-            if row is None:
-                damaged += line.endswith(b"\n")  # else it was being written when the process was killed
-            elif row["step"] <= step:
-                rows.append(row)
-        if damaged > 0:
-            warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=2)
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
         with replacing(stats) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return rows
@@ -309,6 +301,21 @@ def _lock(file: Path) -> tuple[int, bool]:
                 os.pwrite(descriptor, f"PID {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor, True
         os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run folder's ``stats.jsonl``; lines that hold no row are left out, with a warning."""
+    stats = path / "stats.jsonl"
+    rows, damaged = [], 0
+    for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")  # else it was being written when the process was killed
+    if damaged > 0:
+        warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=3)
+    return rows
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
