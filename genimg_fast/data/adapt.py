@@ -375,7 +375,9 @@ class _Convert:
             elif image.ndim == 3 and image.shape[2] in (1, 3) and image.shape[0] not in (1, 3):
                 image = image.permute(2, 0, 1)
         if not isinstance(image, Tensor):
-            raise ValueError(f"{name} is of type {type(image).__name__}, and no image, (image, label) or dict of them")
+            raise ValueError(
+                f"{name} is of type {type(image).__name__}, and no image, (image, label) or dict of them"
+            )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"{name} is {image.dtype}: an image is uint8, or floating-point numbers in [-1, 1]")
         label = torch.as_tensor(0 if label is None else label) if _is_label(label) else None

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,16 +20,19 @@ from genimg_fast.data import as_batched, batches
 from genimg_fast.data.adapt import look_at
 from genimg_fast.data.dataset import pieces
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
+from genimg_fast.training.callbacks import Callback, calling
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
     gather_objects,
     highest_of_processes,
     mean_over_processes,
+    raised_in_all,
     rank,
     wait_for_all,
     world_size,
 )
-from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
+from genimg_fast.training.run import RunFolder
 
 
 class Trainer(Protocol):
@@ -115,7 +119,7 @@ def fit(
     sample_every: int = 500,
     checkpoint_every: int = 500,
     progress: bool = False,
-    on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
@@ -146,7 +150,7 @@ def fit(
         sample_every: Steps between two sets of pictures; 0 for the last step only.
         checkpoint_every: Steps between two checkpoints; 0 for the last step only.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
-        on_step: Called after every step with its number, from 1, and what it returned.
+        callbacks: What is told of steps, rows of statistics, pictures and checkpoints; see :class:`Callback`.
         resume: Whether to go on from the run folder's checkpoint.
 
     Returns:
@@ -207,18 +211,19 @@ def fit(
             return f"checkpoint saved to {run.checkpoint}"
         return f"the last checkpoint, of step {saved}, is {run.checkpoint}"
 
-    with _locked(run), _deferred_signals(trainer, where) as signals:
+    with _locked(run), _deferred_signals(trainer, where) as signals, ExitStack() as stack:
         # Behind the look at the data, which may draw random numbers.
         history = _resume(trainer, run) if resume and run is not None else []
         done = trainer.steps_done >= steps
         if resume:
             saved = trainer.steps_done
+        tell = stack.enter_context(calling(callbacks, run, trainer.steps_done))
         if run is not None and writing:
             if not resume:
                 with _warning_only("real images"):
-                    run.save_images("real", Picture(images=real_images, caption=shown))
+                    tell("on_pictures", 0, [run.save_images("real", Picture(images=real_images, caption=shown))])
             elif done or _due(saved, sample_every):  # the process may have been killed behind the checkpoint
-                _draw(trainer, run, history, real_images, real_labels, shown)
+                tell("on_pictures", saved, _draw(trainer, run, history, real_images, real_labels, shown))
         stream: Any = batches(  # a generator, which ends its threads and processes when it is closed
             dataset, batch_size * processes, seed=seed, start=trainer.steps_done, part=rank(), parts=processes
         )
@@ -232,8 +237,7 @@ def fit(
                 taken += processes * len(images) * frames
                 pending.append(trainer.step(images, labels))
                 step = trainer.steps_done
-                if on_step is not None:
-                    on_step(step, pending[-1])
+                tell("on_step", step, pending[-1])
 
                 signum = highest_of_processes(signals[0] if signals else 0, trainer.device)
                 done = step >= steps or signum > 0
@@ -265,13 +269,17 @@ def fit(
                 if run is not None and writing:
                     with _warning_only(f"statistics of step {step}"):
                         run.log(row)
+                tell("on_row", row)
                 if run is not None and checkpoint_due:
                     rng = gather_objects(_rng_state(trainer.device))
+                    with raised_in_all():
+                        if writing:
+                            run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
                     if writing:
-                        run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+                        tell("on_checkpoint", step, run.checkpoint)
                     saved = step
                 if run is not None and writing and sample_due:
-                    _draw(trainer, run, history, real_images, real_labels, shown)
+                    tell("on_pictures", step, _draw(trainer, run, history, real_images, real_labels, shown))
                 # The time for the files is not that of the steps.
                 clock, taken, waited = time.perf_counter(), 0, 0.0
         if trainer.steps_done < steps:
@@ -328,15 +336,9 @@ def _check_range(images: Tensor, *, doubt: bool) -> None:
 def _locked(run: RunFolder | None) -> Iterator[None]:
     """Keep other trainings out of the run folder: the first process does, and tells the others if it cannot."""
     with ExitStack() as stack:
-        error: OSError | None = None
-        if run is not None and rank() == 0:
-            try:
+        with raised_in_all():
+            if run is not None and rank() == 0:
                 stack.enter_context(run.locked())
-            except OSError as failure:
-                error = failure
-        error = gather_objects(error)[0]
-        if error is not None:
-            raise error
         yield
 
 
@@ -347,8 +349,8 @@ def _draw(
     images: Tensor,
     labels: Tensor,
     shown: str,
-) -> None:
-    """Write pictures and the plot. What they draw of random numbers plays no part in the training.
+) -> list[Path]:
+    """Write pictures, and the plot. What they draw of random numbers plays no part in the training.
 
     Args:
         trainer: Makes the pictures.
@@ -357,16 +359,21 @@ def _draw(
         images: Real images, for pictures that show some.
         labels: Their classes.
         shown: What these are.
+
+    Returns:
+        The files of the pictures.
     """
+    written = []
     with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
         with _warning_only(f"pictures of step {trainer.steps_done}"):
             for name, pictures in trainer.pictures(images, labels).items():
                 with _warning_only(f"{name} of step {trainer.steps_done}"):
                     if isinstance(pictures, Picture) and isinstance(pictures.images, Mapping):
                         pictures = replace(pictures, caption=shown)
-                    run.save_images(f"{name}-{trainer.steps_done:06d}", pictures)
+                    written.append(run.save_images(f"{name}-{trainer.steps_done:06d}", pictures))
         with _warning_only("plot"):
             run.plot(history, trainer.curves)
+    return written
 
 
 @contextmanager

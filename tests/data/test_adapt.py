@@ -106,7 +106,9 @@ def test_random_transforms_are_the_same_for_any_number_of_workers_and_from_any_b
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"shuffle": True}, {"shuffle": True, "num_workers": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_workers": 2}, {"shuffle": True}, {"shuffle": True, "num_workers": 1}]
+)
 def test_a_data_loader_goes_on_where_it_was(options: dict[str, Any]) -> None:
     def stream(start: int, n: int) -> list[Tensor]:
         data = gf.data.as_batched(DataLoader(Noisy(), batch_size=4, **options))
@@ -127,7 +129,9 @@ def test_data_loaders_that_may_go_on_elsewhere_say_so() -> None:
         DataLoader(PIXELS, batch_size=2, shuffle=True, generator=torch.Generator()),
         DataLoader(Stream(9), batch_size=2),
     ):
-        with pytest.warns(UserWarning, match="the first 3 batches of the DataLoader are left out, but only it knows"):
+        with pytest.warns(
+            UserWarning, match="the first 3 batches of the DataLoader are left out, but only it knows"
+        ):
             gf.data.batches(gf.data.as_batched(loader), 2, start=3)
 
 
@@ -189,8 +193,14 @@ def test_streams_go_on_from_the_beginning_when_they_end() -> None:
     ("bad", "message"),
     [
         ((torch.zeros(3, 5, 4), 0), r"^image 5 of the data is torch.float32 of shape \(3, 5, 4\), and image 0 of"),
-        ((torch.zeros(3, 4, 4), 0), "torch.float32 of shape .* torch.uint8 of shape .*: images must be of one size"),
-        (Image.new("RGB", (9, 9)), r"image 5 of the data .* of shape \(3, 9, 9\), .*as_batched\(\.\.\., image_size="),
+        (
+            (torch.zeros(3, 4, 4), 0),
+            "torch.float32 of shape .* torch.uint8 of shape .*: images must be of one size",
+        ),
+        (
+            Image.new("RGB", (9, 9)),
+            r"image 5 of the data .* of shape \(3, 9, 9\), .*as_batched\(\.\.\., image_size=",
+        ),
         ("cat.png", "^image 5 of the data is of type str, and no image"),
         ({"pixels": 1, "text": 2}, "^image 5 of the data is a dict of pixels, text: none of image, img"),
         ((PIXELS[0], "cat"), "^the label of image 5 of the data is no integer"),

@@ -129,7 +129,13 @@ def test_processes_that_come_at_once_decode_once(
 ) -> None:
     seen = count_decoded(monkeypatch)
     load = partial(
-        gf.data.load_dataset, folder, image_size=8, channels=3, memory=0, cache=tmp_path / "new" / "cache", workers=0
+        gf.data.load_dataset,
+        folder,
+        image_size=8,
+        channels=3,
+        memory=0,
+        cache=tmp_path / "new" / "cache",
+        workers=0,
     )
     with ThreadPoolExecutor(3) as pool, pytest.warns(UserWarning, match="waiting for another process that writes"):
         found = [future.result() for future in [pool.submit(load) for _ in range(3)]]
@@ -150,7 +156,9 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match=r"cannot write .*images-\w+\.part: No space left on device; the decoded"):
+        with pytest.raises(
+            OSError, match=r"cannot write .*images-\w+\.part: No space left on device; the decoded"
+        ):
             load()
     seen = count_decoded(monkeypatch)
     load()

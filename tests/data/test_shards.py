@@ -83,7 +83,9 @@ def test_shards_beside_images_and_crops_of_shards_are_refused(tmp_path: Path) ->
     files = write_images(tmp_path / "images")
     (shard,) = write_shards(tmp_path, files, 1)
     load = partial(gf.data.load_dataset, image_size=8)
-    with pytest.raises(ValueError, match=r"holds shards, such as shard0\.tar, beside subfolders of images, such as"):
+    with pytest.raises(
+        ValueError, match=r"holds shards, such as shard0\.tar, beside subfolders of images, such as"
+    ):
         load(tmp_path)
     files[0].rename(tmp_path / "loose.png")
     (tmp_path / "images").rename(tmp_path / ".images")

@@ -453,6 +453,15 @@ def test_opcheck(layout, dtype, own, device):
             torch.library.opcheck(OPERATORS.batch_norm_act_backward.default, backward)
 
 
+def test_opcheck_of_the_operators_of_compiled_graphs():
+    x, weight, bias, residual = make((4, 6, 5, 7), residual=True)
+    evaluate = (x.requires_grad_(), residual, weight, bias, torch.zeros(6), torch.ones(6), 1e-5, 1, 0.0)
+    torch.library.opcheck(OPERATORS.batch_norm_act_eval_with_copies.default, evaluate)
+    backward = (x.detach(), *(t.detach() for t in evaluate[:6]), torch.ones(6), torch.ones(6), *evaluate[6:])
+    torch.library.opcheck(OPERATORS.batch_norm_act_eval_backward.default, (*backward, True, True))
+    torch.library.opcheck(OPERATORS.copy.default, (weight.requires_grad_(),))
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("shape", [(0, 3), (0, 3, 4, 4), (2, 3, 0, 4)], ids=str)
 def test_empty_input_as_in_torch(shape, training, device):
@@ -652,6 +661,26 @@ def test_bias_may_change_before_backward(activation, training, device):
         with torch.no_grad():
             shift.add_(1)
         results.append(torch.autograd.grad(y, (leaf, shift), x.cos()))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+def test_statistics_and_bias_may_change_between_evaluation_and_backward(backend, activation):
+    """Batch norm's gradient follows the statistics, the activation's branch does not, as eagerly in torch."""
+    results = []
+    tensors = make((6, 5, 7, 9), residual=True)
+    torch._dynamo.reset()
+    ours = torch.compile(batch_norm_act, backend=backend, fullgraph=True) if backend else batch_norm_act
+    for function in (ours, batch_norm_act_reference):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        x, weight, bias, residual = leaves
+        mean, var = torch.zeros(5), torch.ones(5)
+        y = function(x, mean, var, weight, bias, activation=activation, residual=residual)
+        with torch.no_grad():
+            bias.add_(1)
+            batch_norm_act(x * 3 + 2, mean, var, training=True, momentum=0.5)
+        results.append(torch.autograd.grad(y, leaves, tensors[0].cos()))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 

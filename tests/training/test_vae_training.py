@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.training import RunFolder, VAETrainer, fit, load_checkpoint, load_run
@@ -97,7 +98,7 @@ def test_learning_rate_falls_to_zero(digits: gf.data.ImageDataset) -> None:
     def on_step(step: int, values: dict[str, Tensor]) -> None:
         rates.append([group["lr"] for group in trainer.optimizers["all"].param_groups])
 
-    fit(trainer, digits, steps=5, batch_size=8, on_step=on_step)
+    fit(trainer, digits, steps=5, batch_size=8, callbacks=[OnStep(on_step)])
     factors = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]
     assert rates == [pytest.approx([1e-3 * factor, 1e-2 * factor]) for factor in factors]
 
