@@ -3,14 +3,14 @@
     python benchmarks/bench_data.py                  # 60,000 small images, 20,000 JPEG files of 256x256
     python benchmarks/bench_data.py --images 4000    # so many of either, in a few minutes
 
-The images are generated; `--fashion-mnist FOLDER` takes Fashion-MNIST's IDX files for the small ones. Every contender
-gives shuffled batches of float32 in [-1, 1] on the CPU, resized and cropped alike, with the same number of workers, in a
-process of its own. Its images are counted from the second batch on; memory is the most that it and its workers had
-together (proportional set size, shared pages counted once) beyond what it had before it loaded anything, of all images
-and of a quarter of them.
+The images are generated; `--fashion-mnist FOLDER` takes Fashion-MNIST's IDX files for the small ones. Every
+contender gives shuffled batches of float32 in [-1, 1] on the CPU, resized and cropped alike, with the same number of
+workers, in a process of its own. Its images are counted from the second batch on; memory is the most that it and its
+workers had together (proportional set size, shared pages counted once) beyond what it had before it loaded anything,
+of all images and of a quarter of them. The first run from a cache makes it.
 
-Exit status 1 if reading from a cache has less than twice ImageFolder's images per second, or its memory grows with the
-number of images.
+Exit status 1 if reading from a cache has less than twice ImageFolder's images per second, or takes memory that grows
+with the number of images.
 """
 
 import argparse
@@ -57,8 +57,9 @@ def make_folder(folder: Path, n: int, size: int, channels: int, ending: str, wor
 
 def unpack(idx: Path, folder: Path, n: int) -> None:
     """Write the images of IDX files one by one, for ImageFolder."""
-    import genimg_fast as gf
     from PIL import Image
+
+    import genimg_fast as gf
 
     data = gf.data.load_dataset(idx, image_size=28)
     for k, (image, label) in enumerate(zip(data.images[:n], data.labels.tolist(), strict=False)):
@@ -181,7 +182,9 @@ def compare(args: argparse.Namespace, what: str, folder: Path, size: int, channe
     link_some(folder, part, 4)
     numbers = [sum(1 for file in each.rglob("*.*")) for each in (folder, part)]
     print(f"\n{what}, batches of {args.batch_size}, {args.workers} workers")
-    print(f"{'':<26}{'images/s':>10}{'x':>8}{'first batch s':>15}{f'MB of {numbers[0]}':>14}{f'of {numbers[1]}':>12}")
+    print(
+        f"{'':<26}{'images/s':>10}{'x':>8}{'first batch s':>15}{f'MB of {numbers[0]}':>14}{f'of {numbers[1]}':>12}"
+    )
     first, passed = 0.0, True
     for contender in CONTENDERS:
         small = run(args, contender, part, size, channels)
@@ -206,13 +209,19 @@ def compare(args: argparse.Namespace, what: str, folder: Path, size: int, channe
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time the loaders alone; print images per second and memory.")
-    parser.add_argument("--images", type=int, help="images of either kind (default: 60000 small, 20000 JPEG files)")
+    parser.add_argument(
+        "--images", type=int, help="images of either kind (default: 60000 small, 20000 JPEG files)"
+    )
     parser.add_argument("--fashion-mnist", type=Path, metavar="FOLDER", help="IDX files, for the small images")
-    parser.add_argument("--image-size", type=int, default=256, help="pixels a side that the JPEG files come out at")
+    parser.add_argument(
+        "--image-size", type=int, default=256, help="pixels a side that the JPEG files come out at"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seconds", type=float, default=8, help="time for each contender")
-    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="where images and caches are made, and removed")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="FOLDER", help="where images and caches are made, and removed"
+    )
     for hidden, kind in (("--contender", str), ("--measured", Path), ("--size", int), ("--channels", int)):
         parser.add_argument(hidden, type=kind, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -229,7 +238,9 @@ def main() -> int:
         else:
             make_folder(small, n, 28, 1, "png", args.workers)
         kind = "of Fashion-MNIST" if args.fashion_mnist else "generated"
-        passed = compare(args, f"{len(list(small.rglob('*.png')))} images of 28x28, {kind}, as PNG files", small, 28, 1)
+        passed = compare(
+            args, f"{len(list(small.rglob('*.png')))} images of 28x28, {kind}, as PNG files", small, 28, 1
+        )
         n = args.images or 20_000
         make_folder(photos, n, 256, 3, "jpg", args.workers)
         what = f"{n} JPEG files of 256x256, at {args.image_size}x{args.image_size}"

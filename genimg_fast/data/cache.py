@@ -1,7 +1,7 @@
 """Images decoded once, into a file.
 
-The file holds bytes, image behind image. It is read by position rather than mapped into memory: mapped pages count as
-memory of the process, and a file that is cut short would end it without a word.
+The file holds bytes, image behind image. It is read by position rather than mapped into memory: mapped pages count
+as memory of the process, and a file that is cut short would end it without a word.
 """
 
 import errno
@@ -121,7 +121,7 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
 
     Raises:
         ValueError: If an image cannot be read, or none can.
-        OSError: If the cache cannot be written, because the disk is full, say. What is there is used the next time.
+        OSError: If the cache cannot be written, because the disk is full, say. The next time, it goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, name, key)
@@ -134,7 +134,7 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
                     raise
                 raise OSError(
                     f"cannot write {path.with_suffix('.part')}: {error.strerror}; the decoded images take "
-                    f"{decoder.nbytes / 1e9:.3g} GB. With more room, or in another folder, it goes on or begins anew"
+                    f"{decoder.nbytes / 1e9:.3g} GB: make room, and it goes on, or have another folder for caches"
                 ) from error
     return CacheFile(path, key)
 

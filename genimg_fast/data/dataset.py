@@ -140,7 +140,7 @@ def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels, kept as bytes, in memory or stored elsewhere, and handed out in [-1, 1], the range of Tanh.
+    """Images and labels, kept as bytes, in memory or elsewhere, and handed out in [-1, 1], the range of Tanh.
 
     It works with ``torch.utils.data.DataLoader``, but indexing with a whole batch of indices, as :func:`batches`
     does, is many times faster for small images.

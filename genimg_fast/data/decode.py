@@ -29,8 +29,8 @@ class Decoder:
             the item is broken. It goes to worker processes.
         shape: Channels, height and width of every image.
         fingerprint: What tells these images apart from others.
-        corners: Upper left corners of squares to cut from the decoded pictures, int64 of shape (n, 2); row ``r`` is
-            cut from item number ``r % len(items)``. By default pictures are taken as they are.
+        corners: Upper left corners of squares to cut from the decoded pictures, int64 of shape (n, 2); row ``r``
+            is cut from item number ``r % len(items)``. By default pictures are taken as they are.
         skip_broken: Whether the next one takes the place of a broken item, with a warning; else it is an error.
     """
 

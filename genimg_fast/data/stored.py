@@ -37,7 +37,7 @@ class Reader(Protocol):
 
 
 class StoredImages:
-    """Images that are read when they are asked for, and indexed like a tensor of bytes, (n, channels, height, width).
+    """Images that are read when they are asked for, and indexed like a tensor of bytes.
 
     Args:
         reader: Reads them.

@@ -31,7 +31,12 @@ def stored(folder: Path, cache: bool) -> gf.data.ImageDataset:
     if not (folder / "images").exists():
         write_images(folder / "images", 40)
     return gf.data.load_dataset(
-        folder / "images", image_size=16, channels=1, memory=0, cache=folder / "cache" if cache else None, workers=2
+        folder / "images",
+        image_size=16,
+        channels=1,
+        memory=0,
+        cache=folder / "cache" if cache else None,
+        workers=2,
     )
 
 
