@@ -11,8 +11,10 @@ from contextlib import contextmanager
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
 from genimg_fast.cli import demo, evaluate, train, use
-from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli.commands import add_function
 from genimg_fast.training import NonFiniteLossError, Terminated
+from genimg_fast.training.trainable import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,12 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         imports_done()
         parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+        parser.add_argument("--code", type=_run_code, metavar="FILE.py", help="run this file, for its models")
         commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
         train.add(commands)
         use.add(commands)
         evaluate.add(commands)
-        demo.add(commands)
-        add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
+        add_function(commands, demo.demo)
+        add_function(commands, _info, name="info")
         with _plain_output(parser.prog):
             parser.parse_args(argv, args)
             return args.execute(args)
@@ -66,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def _run_code(path: str) -> str:
+    try:
+        run_file(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
+
+
 @contextmanager
 def _plain_output(program: str) -> Iterator[None]:
     """Print whatever a file may be called, in any encoding, with output closed, too; make a warning one line."""
@@ -83,6 +94,7 @@ def _plain_output(program: str) -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _info(args: argparse.Namespace) -> int:
+def _info() -> int:
+    """Show versions, and which path is live for each operator and device."""
     print(gf.info())
     return 0

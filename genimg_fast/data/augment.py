@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from genimg_fast.data.dataset import BatchedDataset
+from genimg_fast.options import NonNegativeInt
 
 
 class Augmented:
@@ -27,7 +28,7 @@ class Augmented:
         torch.Size([8, 1, 16, 16])
     """
 
-    def __init__(self, dataset: BatchedDataset, *, flip: bool = False, shift: int = 0) -> None:
+    def __init__(self, dataset: BatchedDataset, *, flip: bool = False, shift: NonNegativeInt = 0) -> None:
         size = min(dataset[torch.zeros(1, dtype=torch.int64, device=dataset.device)][0].shape[-2:])
         if not 0 <= shift < size:
             raise ValueError(f"shift must lie in 0..{size - 1}, got {shift}")

@@ -1,5 +1,6 @@
 """Training: the loop, what it trains, and the run folder it writes."""
 
+from genimg_fast.training import catalog  # noqa: F401 - it registers what can be trained
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
@@ -11,6 +12,7 @@ from genimg_fast.training.sequence import (
     draw_known_frames,
     teacher_forcing_probability,
 )
+from genimg_fast.training.trainable import Trainable, find_trainable, list_trainables, trainable
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
@@ -29,10 +31,13 @@ __all__ = [
     "RowRNNTrainer",
     "RunFolder",
     "Terminated",
+    "Trainable",
     "Trainer",
     "VAETrainer",
     "draw_known_frames",
+    "find_trainable",
     "fit",
+    "list_trainables",
     "load_checkpoint",
     "load_model",
     "load_run",
@@ -40,4 +45,5 @@ __all__ = [
     "save_animation",
     "save_grid",
     "teacher_forcing_probability",
+    "trainable",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
+from genimg_fast.options import NonNegativeInt, PositiveInt, Seed
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
     gather_objects,
@@ -103,15 +104,15 @@ def fit(
     trainer: Trainer,
     dataset: BatchedDataset,
     *,
-    steps: int,
-    batch_size: int = 64,
-    seed: int = 0,
+    steps: PositiveInt,
+    batch_size: PositiveInt = 64,
+    seed: Seed = 0,
     validation: BatchedDataset | None = None,
     run: RunFolder | None = None,
-    log_every: int = 20,
-    val_every: int = 100,
-    sample_every: int = 500,
-    checkpoint_every: int = 500,
+    log_every: PositiveInt = 20,
+    val_every: NonNegativeInt = 100,
+    sample_every: NonNegativeInt = 500,
+    checkpoint_every: NonNegativeInt = 500,
     progress: bool = False,
     on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
     resume: bool = False,
@@ -129,18 +130,19 @@ def fit(
     Args:
         trainer: What to train.
         dataset: Real images, or sequences of them, of the size and channels that the model takes.
-        steps: Number of the last step.
-        batch_size: Images, or sequences, in a batch, of every process.
-        seed: Decides the order of the images.
+        steps: Steps to train, counting those before; a resumed run may have more if nothing in it depends on their
+            number.
+        batch_size: Images, or sequences, in a batch of each process.
+        seed: Seed of all random numbers. Here, it decides the order of the images.
         validation: Held-out images, or sequences, that are not trained on. The trainer's ``evaluate`` computes
             their losses: ``val_loss`` and so on in the rows of statistics and the plot. They are shown in pictures
             in place of training images. The training is the same, bit for bit, with and without them.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
-        val_every: Steps between two evaluations on all of the validation set; 0 for the last step only.
-        sample_every: Steps between two sets of pictures; 0 for the last step only.
-        checkpoint_every: Steps between two checkpoints; 0 for the last step only.
+        val_every: Steps between two evaluations on all held-out data; 0: at the end.
+        sample_every: Steps between two sets of pictures; 0: at the end.
+        checkpoint_every: Steps between two checkpoints; 0: at the end.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
         on_step: Called after every step with its number, from 1, and what it returned.
         resume: Whether to go on from the run folder's checkpoint.

@@ -20,12 +20,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import BaseGAN, create_model
+from genimg_fast.models import BaseGAN, create_model, list_models
 from genimg_fast.training.pictures import Picture, printable
 
 # What the settings that commands look at have to be.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
+    "code": lambda v: isinstance(v, str),
     "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
     "data": lambda v: isinstance(v, str),
     "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
@@ -41,7 +42,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "val_sha256": lambda v: v is None or isinstance(v, str),
 }
 # Settings that a run may be resumed with in another form.
-_MAY_CHANGE = {"steps", "device", "versions"}
+_MAY_CHANGE = {"steps", "device", "versions", "code"}
 # How the names of files that are being written begin.
 _TEMPORARY = ".tmp-"
 _LONGEST_NAME = 255  # bytes, of Linux's file systems
@@ -167,7 +168,12 @@ class RunFolder:
 
     @classmethod
     def reopen(
-        cls, path: str | Path, config: dict[str, Any], *, names: Mapping[str, str] | None = None
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        *,
+        names: Mapping[str, str] | None = None,
+        unwritten: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Open the folder of a run in order to go on with it.
 
@@ -177,6 +183,8 @@ class RunFolder:
                 device and the versions; a schedule of the learning rate depends on the number of steps.
             names: What the caller of the program knows settings by, for the message: flags, such as ``--lr`` for
                 ``lr``.
+            unwritten: What a run means that does not have a setting: the value that it has as long as nobody knows
+                of the setting.
 
         Returns:
             The run.
@@ -193,6 +201,8 @@ class RunFolder:
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
         now = _flat(json.loads(json.dumps(config)))
+        meant = _flat(json.loads(json.dumps(unwritten or {})))
+        before |= {key: meant[key] for key in now if key in meant and key not in before}
         changed = {
             key
             for key in {**before, **now}
@@ -522,6 +532,12 @@ def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         if key in config and not fits(config[key]):
             raise CheckpointError(f"the config of {path} is damaged: {key} is {config[key]!r}")
     name, arguments = config["model"], config["model_args"]
+    if "code" in config and name not in list_models():
+        # Not run from here: whoever made a checkpoint could name any file.
+        file = config["code"]
+        raise CheckpointError(
+            f"{name} is a model of {file}: genimg-fast --code {file} knows it, or an import of it"
+        )
     try:
         model: Any = create_model(name, **arguments)
         model.load_state_dict(state["model"])
