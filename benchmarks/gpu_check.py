@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 SANITIZED = [
     "tests/ops/test_batch_norm_act.py::test_options",
     "tests/ops/test_batch_norm_act.py::test_layouts",
-    "tests/ops/test_reparameterize_kl.py::test_options",
-    "tests/ops/test_reparameterize_kl.py::test_layouts_that_differ",
-    "tests/ops/test_reparameterize_kl.py::test_large",
-    "tests/ops/test_recurrent.py::test_dtypes_and_directions",
-    "tests/ops/test_recurrent.py::test_updates",
+    "tests/ops/reparameterize_kl/test_reference.py::test_options",
+    "tests/ops/reparameterize_kl/test_reference.py::test_layouts_that_differ",
+    "tests/ops/reparameterize_kl/test_reference.py::test_large",
+    "tests/ops/recurrent/test_reference.py::test_dtypes_and_directions",
+    "tests/ops/test_cell_update.py::test_updates",
     "-k",
     "cuda and not reference",
 ]

@@ -5,6 +5,8 @@
 #include <torch/headeronly/core/MemoryFormat.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <sstream>
@@ -43,6 +45,15 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return same;
 }
 
+// Whether new tensors are filled with NaN: in tests, where an element that no kernel writes is to show.
+inline std::atomic<bool> fill_new_tensors{false};
+
+// A tensor as it comes from the allocator.
+inline Tensor uninitialised(Tensor t) {
+  if (fill_new_tensors && is_supported(t.scalar_type())) torch::stable::fill_(t, NAN);
+  return t;
+}
+
 // An uninitialised vector beside t.  Straight from the allocator: through the dispatcher it would cost a microsecond.
 inline Tensor empty_vector(const Tensor& t, int64_t size, ScalarType type) {
   const int64_t stride = 1;
@@ -52,7 +63,7 @@ inline Tensor empty_vector(const Tensor& t, int64_t size, ScalarType type) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device_type));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(t.get(), &device_index));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, dtype, device_type, device_index, &result));
-  return Tensor(result);
+  return uninitialised(Tensor(result));
 }
 
 template <class T>

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import platform
+import textwrap
 from dataclasses import dataclass, field
 
 import torch
 
 from genimg_fast import _native
-from genimg_fast.ops.batch_norm_act import paths as batch_norm_act_paths
-from genimg_fast.ops.recurrent import paths as recurrent_paths
-from genimg_fast.ops.reparameterize_kl import paths as reparameterize_kl_paths
+from genimg_fast.ops.batch_norm_act import KERNELS as BATCH_NORM_ACT
+from genimg_fast.ops.cell_update import KERNELS as CELL_UPDATE
+from genimg_fast.ops.recurrent.dispatch import KERNELS as RECURRENT
+from genimg_fast.ops.reparameterize_kl.dispatch import KERNELS as REPARAMETERIZE_KL
 
-# Operator name -> function that returns device -> (path, reason).
-_OPERATORS = {
-    "batch_norm_act": batch_norm_act_paths,
-    "reparameterize_kl": reparameterize_kl_paths,
-    "recurrent": recurrent_paths,
+_TABLES = {
+    "batch_norm_act": BATCH_NORM_ACT,
+    "reparameterize_kl": REPARAMETERIZE_KL,
+    "recurrent": RECURRENT,
+    "cell_update": CELL_UPDATE,
 }
 
 
@@ -64,7 +66,10 @@ class Info:
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         for operator, devices in self.operators.items():
             lines += ["", operator]
-            lines += [f"  {device:<5} {path:<9} {reason}" for device, (path, reason) in devices.items()]
+            for device, (path, reason) in devices.items():
+                lines += textwrap.wrap(
+                    reason, 115, initial_indent=f"  {device:<5} {path:<9} ", subsequent_indent=" " * 18
+                )
         return "\n".join(lines)
 
 
@@ -83,8 +88,8 @@ def info() -> Info:
 
     backend = _native.get_backend()
     operators = {}
-    for name, paths in _OPERATORS.items():
-        operators[name] = paths()
+    for name, table in _TABLES.items():
+        operators[name] = table.describe()
         if backend == "reference":
             operators[name] = dict.fromkeys(operators[name], ("reference", "backend is 'reference'"))
     return Info(

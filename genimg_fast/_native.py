@@ -80,6 +80,9 @@ def set_backend(name: Backend) -> None:
 def get_backend() -> str:
     """Return the backend in force: ``"auto"``, ``"native"`` or ``"reference"``.
 
+    Returns:
+        What :func:`set_backend` or :func:`backend` chose last, or ``GENIMG_FAST_BACKEND`` at the start.
+
     Example:
         >>> import genimg_fast as gf
         >>> with gf.backend("reference"):
@@ -95,6 +98,13 @@ def backend(name: Backend) -> Iterator[None]:
 
     Args:
         name: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The name is none of these.
+        RuntimeError: ``"native"`` was asked for and the compiled library is not usable.
 
     Example:
         >>> import genimg_fast as gf
@@ -130,6 +140,15 @@ def set_simd_level(level: str) -> None:
     """Make the CPU kernels use another instruction set of this machine (for tests and benchmarks)."""
     if load_error is not None or ctypes.CDLL(str(LIBRARY)).genimg_fast_set_simd_level(level.encode()):
         raise ValueError(f"this machine or build does not have SIMD level {level!r}")
+
+
+def fill_new_tensors(fill: bool) -> None:
+    """Make the kernels' results NaN before they are computed, so that an element left out shows (for tests).
+
+    ``torch.utils.deterministic.fill_uninitialized_memory`` does that for tensors that torch's operators make.
+    """
+    if load_error is None:
+        ctypes.CDLL(str(LIBRARY)).genimg_fast_fill_new_tensors(int(fill))
 
 
 def build_facts() -> dict[str, str]:

@@ -137,6 +137,7 @@ def _conv_image_size(text: str) -> int:
 PositiveInt = Annotated[int, integers(1)]
 NonNegativeInt = Annotated[int, integers(0)]
 Seed = Annotated[int, integers(0, 2**63 - 1)]
+NumLayers = Annotated[int, integers(1, 1000)]
 PositiveFloat = Annotated[float, numbers("above 0", lambda value: value > 0)]
 NonNegativeFloat = Annotated[float, numbers("of at least 0", lambda value: value >= 0)]
 Probability = Annotated[float, numbers("from 0 to 1", lambda value: 0 <= value <= 1)]

@@ -191,8 +191,9 @@ Tensor make_output(const Tensor& t, Sizes sizes, ScalarType type, MemoryFormat f
     bool fresh;
     if (char* const data = Pool::instance().take(bytes, &fresh)) {
       if (fresh && interleaved) populate(data, bytes);
-      return torch::stable::from_blob(data, sizes, dense_strides(sizes, format), t.device(), type,
-                                      [](void* p) { Pool::instance().give_back(static_cast<char*>(p)); });
+      return uninitialised(
+          torch::stable::from_blob(data, sizes, dense_strides(sizes, format), t.device(), type,
+                                   [](void* p) { Pool::instance().give_back(static_cast<char*>(p)); }));
     }
   }
 #endif
@@ -207,13 +208,13 @@ Tensor make_output(const Tensor& t, Sizes sizes, ScalarType type, MemoryFormat f
     return aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype, device_type, device_index,
                                     &result) == TORCH_SUCCESS;
   };
-  if (allocate()) return Tensor(result);
+  if (allocate()) return uninitialised(Tensor(result));
   release_idle_outputs();
   // The words of torch's allocator, by which programs that then try a smaller batch know it; torch's macro would print
   // its C++ stack.
   GENIMG_FAST_CHECK(allocate(), "DefaultCPUAllocator: can't allocate memory: you tried to allocate ", bytes,
                     " bytes for the result of a genimg_fast kernel");
-  return Tensor(result);
+  return uninitialised(Tensor(result));
 }
 
 }  // namespace
@@ -238,3 +239,6 @@ GENIMG_FAST_EXPORT int64_t genimg_fast_take_output_peak() {
 }
 
 GENIMG_FAST_EXPORT void genimg_fast_release_idle_outputs() { genimg_fast::release_idle_outputs(); }
+
+// Through ctypes, for tests.
+GENIMG_FAST_EXPORT void genimg_fast_fill_new_tensors(int fill) { genimg_fast::fill_new_tensors = fill != 0; }

@@ -27,7 +27,7 @@ from genimg_fast.metrics import (
     real_statistics,
 )
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.run import find_checkpoint
+from genimg_fast.models.checkpoint import find_checkpoint
 
 _BATCH = 100
 _FEATURES = ("digits", "random", "inception")

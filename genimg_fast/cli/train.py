@@ -18,11 +18,11 @@ from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
 from genimg_fast.data import Augmented, ImageDataset
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.checkpoint import CheckpointError
 from genimg_fast.options import Folder, OptionError, Reader, Share, integers
 from genimg_fast.training import RunFolder, Trainable, Trainer, find_trainable, fit, list_trainables
 from genimg_fast.training.data_kinds import Loaded
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
-from genimg_fast.training.run import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

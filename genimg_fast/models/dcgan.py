@@ -122,7 +122,8 @@ class DCGANDiscriminator(BaseDiscriminator):
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
         check_choice("norm", norm, NORMS)
-        check_choice("condition", condition, get_args(Condition))
+        if condition not in ("concat", "projection"):
+            raise ValueError(f"condition must be 'concat' or 'projection', got {condition!r}")
         top = channels * 2 ** (n_blocks - 1)
         self.condition = condition if num_classes > 0 else None
         self.embedding: nn.Module | None = None

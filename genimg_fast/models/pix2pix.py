@@ -11,6 +11,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._images import check_layout, check_values
 from genimg_fast.models.common import check_images, check_sizes
 from genimg_fast.models.dcgan import init_weights
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 from genimg_fast.options import ConvImageSize, Decay, PositiveInt
 
@@ -207,7 +208,7 @@ class PatchDiscriminator(nn.Module):
 
 
 @register_model("pix2pix")
-class Pix2Pix(nn.Module):
+class Pix2Pix(BaseModel):
     """Translates images of one kind into another: ``.generator`` and a ``.discriminator`` of patches.
 
     To be trained with the adversarial loss and 100 times the mean absolute error

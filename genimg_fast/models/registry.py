@@ -89,3 +89,27 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         hint = did_you_mean(name, list_models()) or f"; known models: {', '.join(list_models())}"
         raise ValueError(f"unknown model {name!r}{hint}")
     return _builders[name](**kwargs)
+
+
+def model_name(cls: type[nn.Module]) -> str:
+    """Find the name under which a class of models is registered.
+
+    Args:
+        cls: The class.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: If it is not registered.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> from genimg_fast.models.registry import model_name
+        >>> model_name(gf.models.DCGAN)
+        'dcgan'
+    """
+    for name, builder in _builders.items():
+        if builder is cls:
+            return name
+    raise ValueError(f"{cls.__name__} has no name: decorate the class with @register_model")

@@ -35,6 +35,7 @@ from genimg_fast.models.common import (
     conv_encoder,
     labels_to_sample,
 )
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 from genimg_fast.options import PositiveInt
 
@@ -107,7 +108,7 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str = "linear") 
     return torch.where(sine > 1e-3, spherical, linear)
 
 
-class BaseVAE(nn.Module):
+class BaseVAE(BaseModel):
     """What all VAEs here have in common: everything but the networks.
 
     A subclass sets ``encoder``, which turns images into ``2 * z_dim`` numbers each (means, then logarithms of
@@ -164,7 +165,7 @@ class BaseVAE(nn.Module):
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
         check_images(images, self.c_dim, self.image_size)
-        check_labels(labels, len(images), self.num_classes)
+        check_labels(labels, images.shape[0], self.num_classes)
         mu, logvar = self._moments(images, labels).flatten(1).chunk(2, dim=1)
         return mu, logvar
 
@@ -184,7 +185,7 @@ class BaseVAE(nn.Module):
         """
         if z.shape[1:] != (self.z_dim,):
             raise ValueError(f"expected latents of shape (batch, {self.z_dim}), got {tuple(z.shape)}")
-        check_labels(labels, len(z), self.num_classes)
+        check_labels(labels, z.shape[0], self.num_classes)
         decoded = self._decoded(z, labels).view(-1, self.c_dim, self.image_size, self.image_size)
         return decoded if self.likelihood == "bernoulli" else decoded.tanh()
 

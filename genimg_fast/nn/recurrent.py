@@ -13,18 +13,18 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import _native
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
-from genimg_fast.ops._checks import check_flag, check_size, check_type
-from genimg_fast.ops.cell_update import WIDE_DTYPE, gru_cell_update, lstm_cell_update, why_not_native
-from genimg_fast.ops.recurrent import (
+from genimg_fast.ops._checks import WIDE_DTYPE, check_flag, check_size, check_type
+from genimg_fast.ops.cell_update import KERNELS as CELL_KERNELS, gru_cell_update, lstm_cell_update
+from genimg_fast.ops.recurrent.dispatch import KERNELS, LayerCall
+from genimg_fast.ops.recurrent.operands import (
     GRU as GRU_CELL,
-    KERNELS,
     LSTM as LSTM_CELL,
     RNN_RELU,
     RNN_TANH,
-    LayerCall,
-    choose_path,
-    run_native,
+    Operands,
+    Options,
 )
+from genimg_fast.ops.recurrent.operator import run_native
 
 _CELLS = {"RNN_TANH": RNN_TANH, "RNN_RELU": RNN_RELU, "GRU": GRU_CELL, "LSTM": LSTM_CELL}
 
@@ -67,7 +67,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         or len(weights) != count * (4 if module.bias else 2)
         or len(states) not in (0, 2 if pair else 1)
         or not (batch_sizes is None or _is_list(batch_sizes))
-        or why_not_native(KERNELS, (data, *states, *weights)) is not None
+        or KERNELS.why_not((data, *states, *weights)) is not None
     ):
         return None
     autocast = torch.is_autocast_enabled(data.device.type)
@@ -88,7 +88,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
     steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
     call = LayerCall(cell, steps, batch, module.input_size, module.hidden_size)
-    if any(s.shape != shape for s in states) or not choose_path(data.device, call):
+    if any(s.shape != shape for s in states) or KERNELS.is_slower(data.device.type, call):
         return None
 
     if autocast:
@@ -103,7 +103,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         states = tuple(s.index_select(1, sorted_indices) for s in states)
     output: Any
     c0 = states[1] if cell == LSTM_CELL else None
-    output, h_n, c_n = _run_layers(module, cell, data, states[0], c0, weights, batch_sizes)
+    operands = Operands(data, states[0], c0, batch_sizes, weights)
+    output, h_n, c_n = _run_layers(module, operands, Options(cell, module.bidirectional))
     finals = [h_n] if c0 is None else [h_n, c_n]
 
     if result_dtype != computed_in:
@@ -148,6 +149,8 @@ def _dtypes(
     for tensor in (*states, *weights):
         if tensor.device != device or (tensor.dtype != dtype and not autocast):
             return None, dtype
+        if tensor.layout is not torch.strided:
+            return None, dtype
     if not autocast:
         return (dtype if dtype in WIDE_DTYPE else None), dtype
     lower = torch.get_autocast_dtype(device.type)
@@ -179,26 +182,18 @@ def _torch_would_use_onednn(dtype: torch.dtype, batch_sizes: Tensor | None) -> b
     return dtype == torch.float32
 
 
-def _run_layers(
-    module: nn.RNNBase,
-    cell: int,
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    batch_sizes: Tensor | None,
-) -> tuple[Tensor, ...]:
+def _run_layers(module: nn.RNNBase, operands: Operands, options: Options) -> tuple[Tensor, ...]:
     """Return the last layer's output and the final states of all layers and directions."""
-    layers, bidirectional = module.num_layers, module.bidirectional
     if not (module.training and module.dropout > 0):
-        return run_native(x, h0, c0, batch_sizes, weights, cell, bidirectional)
-    finals = []
+        return run_native(operands, options)
+    x, h0, c0, batch_sizes, weights = operands
+    layers, finals = module.num_layers, []
     c0s = [None] * layers if c0 is None else c0.chunk(layers)
     for layer, (h, c) in enumerate(zip(h0.chunk(layers), c0s, strict=True)):
         own = weights[layer * len(weights) // layers : (layer + 1) * len(weights) // layers]
         if layer > 0:
             x = torch.dropout(x, module.dropout, True)
-        x, *final = run_native(x, h, c, batch_sizes, own, cell, bidirectional)
+        x, *final = run_native(Operands(x, h, c, batch_sizes, own), options)
         finals.append(final)
     h_n, c_n = (torch.cat(kind) for kind in zip(*finals, strict=True))
     return x, h_n, c_n
@@ -234,17 +229,16 @@ class LSTM(nn.LSTM, StandIn):
         return _choose_forward()(self, super().forward, input, hx)
 
 
-# Where no gradient is recorded, torch's cells start faster than these: those with fewer hidden values keep theirs.
-SMALLEST_FUSED_CELL = 4096
-
-
 def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor, Sequence[Tensor]] | None:
     """Return input and states with a batch dimension, or None where torch's ``forward`` has to run itself."""
     states: Sequence[Any] = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
     if input is None or _native._backend == "reference":
         return None
-    if why_not_native(KERNELS, (input, *states, *weights)) is not None:
+    tensors = (input, *states, *weights)
+    if CELL_KERNELS.why_not(tensors) is not None:
+        return None
+    if any(t is not None and t.layout is not torch.strided for t in tensors):
         return None
     if input.dim() not in (1, 2) or input.shape[-1] != module.input_size or input.dtype not in WIDE_DTYPE:
         return None
@@ -255,12 +249,7 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
         t is not None and t.dtype != input.dtype for t in (*states, *weights)
     ):
         return None
-    if (
-        _native._backend == "auto"
-        and not torch.is_grad_enabled()
-        and input.shape[:-1].numel() * module.hidden_size < SMALLEST_FUSED_CELL
-        and not torch.compiler.is_compiling()
-    ):
+    if CELL_KERNELS.is_slower(input.device.type, input.shape[:-1].numel() * module.hidden_size):
         return None
     if input.dim() == 1:
         input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
@@ -389,6 +378,10 @@ class ConvLSTM2d(nn.Module):
         Returns:
             States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
             of all layers after the last step, (num_layers, B, H, height, width) each.
+
+        Raises:
+            TypeError: If ``hx`` is no pair of tensors, or ``input`` no tensor.
+            ValueError: If a shape does not fit.
         """
         if is_leaf(self, input):
             return leaf(self, input, hx)

@@ -1,4 +1,4 @@
-"""Refusals of arguments of a wrong type or layout, in words that name the argument."""
+"""Refusals of arguments of a wrong type, dtype or layout, in words that name the argument."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Dtypes of the data, with that of the arithmetic, of statistics and of sums.
+WIDE_DTYPE = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+DTYPES = "float32, float64, bfloat16 or float16"
+
 
 def check_type(value: Any, name: str) -> None:
     """Refuse what is no tensor, or one whose elements do not lie in memory by strides."""
@@ -16,6 +25,12 @@ def check_type(value: Any, name: str) -> None:
     if value.layout is not torch.strided or value.is_nested:
         kind = "a nested one" if value.is_nested else value.layout
         raise ValueError(f"{name} must be a dense tensor, got {kind}")
+
+
+def check_dtype(tensor: Tensor, name: str) -> None:
+    """Refuse data of a dtype that no operator takes."""
+    if tensor.dtype not in WIDE_DTYPE:
+        raise ValueError(f"{name} must be {DTYPES}, got {tensor.dtype}")
 
 
 def check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, like_name: str) -> None:

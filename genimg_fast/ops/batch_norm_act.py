@@ -13,14 +13,7 @@ from torch import Tensor
 
 from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
-from genimg_fast.ops._dispatch import (
-    PLAIN_TENSORS,
-    TRANSFORMED,
-    describe_paths,
-    find_kernels,
-    is_transformed,
-    why_unavailable,
-)
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, TRANSFORMED, Kernels, is_transformed
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2}
 
@@ -192,8 +185,8 @@ def _why_not_native(
     if len(shape) < 2:
         return _BAD_INPUT
     kernels = "cpu" if input.is_cpu else "cuda" if input.is_cuda else device.type  # the last one takes long
-    if not _KERNELS.get(kernels):
-        return why_unavailable(_KERNELS, kernels)
+    if (missing := KERNELS.why_unavailable(kernels)) is not None:
+        return missing
     wide = _STATISTICS_DTYPE.get(dtype)
     if wide is None:
         return f"it has no kernel for {dtype} input"
@@ -244,12 +237,7 @@ def _native_forward(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    if torch.is_grad_enabled() and (
-        input.requires_grad
-        or (weight is not None and weight.requires_grad)
-        or (bias is not None and bias.requires_grad)
-        or (residual is not None and residual.requires_grad)
-    ):
+    if _is_recorded(input, residual, weight, bias):
         output = _BatchNormAct.apply(
             input, residual, weight, bias, running_mean, running_var, training, momentum, eps, activation,
             negative_slope,
@@ -261,6 +249,16 @@ def _native_forward(
     else:
         output = _eval(input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope)
     return output
+
+
+def _is_recorded(input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether autograd is to record the call."""
+    return torch.is_grad_enabled() and (
+        input.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
 
 
 def _compiled_forward(
@@ -281,11 +279,18 @@ def _compiled_forward(
     Dynamo runs the backward of an autograd.Function without recording it, which would drop second-order gradients,
     and a formula cannot be registered for an operator that mutates its arguments.
     """
+    operators = torch.ops.genimg_fast
+    # Copies that the forward pass itself uses: others are moved to the backward pass, behind a change.
+    copying = activation != ACTIVATIONS["identity"] and _is_recorded(input, residual, weight, bias)
+    if copying and bias is not None:
+        bias = operators.copy.default(bias)
     if not training:
-        return torch.ops.genimg_fast.batch_norm_act_eval.default(
+        evaluate = operators.batch_norm_act_eval_with_copies if copying else operators.batch_norm_act_eval
+        evaluated = evaluate.default(
             input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope
         )
-    output, mean, _, var = torch.ops.genimg_fast.batch_norm_act_train_functional.default(
+        return evaluated[0] if copying else evaluated
+    output, mean, _, var = operators.batch_norm_act_train_functional.default(
         input, residual, weight, bias, eps, activation, negative_slope
     )
     if running_mean is not None and running_var is not None:
@@ -358,20 +363,19 @@ def _keep(
     eps: float,
     activation: int,
     negative_slope: float,
+    values: tuple[Tensor | None, ...] = (None, None),
 ) -> None:
     """Save what backward needs; ``spread`` is invstd in training, the running variance in evaluation.
 
     Like PyTorch's kernels, evaluation keeps the running statistics, not their values: backward takes them as they
     are by then. The activation's branch is that of the forward pass, whatever happens to statistics and bias in
-    between, so for it their values are kept too. On a GPU backward uses these alone. Under torch.compile, which
-    may move the copying into the backward graph, a change in between still reaches the branch.
+    between, so for it their values are kept too, those that the operator returned if it did.
     """
-    values: tuple[Tensor | None, ...] = None, None
     if activation == ACTIVATIONS["identity"]:
         residual = bias = None
     else:
         ctx.bias, bias = bias, None if bias is None else bias.clone()
-        if not training and mean is not None and spread is not None:
+        if not training and mean is not None and spread is not None and values[0] is None:
             values = mean.clone(), spread.clone()
     ctx.save_for_backward(input, residual, weight, bias, mean, spread, *values)
     ctx.options = training, eps, activation, negative_slope
@@ -385,40 +389,76 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     need_input, need_residual, need_weight, need_bias = ctx.needs_input_grad[:4]
     input, residual, weight, bias, mean, spread, *values = ctx.saved_tensors
     training, eps, activation, negative_slope = ctx.options
-    identity = ACTIVATIONS["identity"]
-    grad = grad_output
+    linear = activation == ACTIVATIONS["identity"]
     if bias is not None and torch.is_grad_enabled():
         # The value of the forward pass, and a second derivative of zeros as in torch.
         bias = torch.where(torch.ones_like(bias, dtype=torch.bool), bias, ctx.bias)
-    if not training:
-        if activation != identity:
-            if _may_differ(mean, values[0]) or _may_differ(spread, values[1]):
-                # First through the activation, then through batch norm. An explicit residual, for the operator's
-                # second derivative.
-                added = torch.zeros_like(input) if residual is None else residual
-                forward = _wide_statistics(input, values[0], values[1], eps)
-                grad = _call_backward(
-                    grad, input, added, weight, bias, *forward, False, activation, negative_slope, False, True
-                )[1]
-                activation, residual, bias = identity, None, None
-            else:
-                mean, spread = values
-        mean, spread = _wide_statistics(input, mean, spread, eps)
-    linear = activation == identity
-    grad_input, grad_residual, grad_weight, grad_bias = _call_backward(
-        grad, input, residual, weight, bias, mean, spread, training, activation, negative_slope, need_input,
-        need_residual and not linear,
-    )  # fmt: skip
+    needed = need_input, need_residual and not linear
+    if training:
+        grad_input, grad_residual, grad_weight, grad_bias = _call_backward(
+            grad_output, input, residual, weight, bias, mean, spread, True, activation, negative_slope, *needed
+        )
+    else:
+        # One operator to those who trace: torch.compile would move what it is made of to the forward pass.
+        backward: Any = _backward_of_eval
+        if type(grad_output) not in PLAIN_TENSORS:
+            backward = torch.ops.genimg_fast.batch_norm_act_eval_backward.default
+        grad_input, grad_residual, grad_weight, grad_bias = backward(
+            grad_output, input, residual, weight, bias, mean, spread, *values, eps, activation, negative_slope,
+            *needed,
+        )  # fmt: skip
     return (
         grad_input if need_input else None,
-        (grad if linear else grad_residual) if need_residual else None,
+        (grad_output if linear else grad_residual) if need_residual else None,
         grad_weight if need_weight else None,
         grad_bias if need_bias else None,
     )
 
 
-def _may_differ(statistic: Tensor, before: Tensor) -> bool:
-    """Whether a running statistic has changed, where it costs neither a synchronisation nor a graph to know."""
+def _backward_of_eval(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    forward_mean: Tensor | None,
+    forward_var: Tensor | None,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+    need_input: bool,
+    need_residual: bool,
+) -> Any:
+    """Do what the backward operator does, for running statistics that may have changed since the forward pass.
+
+    Those of the forward pass come with an activation only. On a GPU, where to compare takes a synchronisation,
+    they stand for both.
+    """
+    after_activation = None
+    if forward_mean is not None and forward_var is not None:
+        if _has_changed(running_mean, forward_mean) or _has_changed(running_var, forward_var):
+            # First through the activation, then through batch norm. An explicit residual, for the operator's
+            # second derivative.
+            added = torch.zeros_like(input) if residual is None else residual
+            forward = _wide_statistics(input, forward_mean, forward_var, eps)
+            grad_output = _call_backward(
+                grad_output, input, added, weight, bias, *forward, False, activation, negative_slope, False, True
+            )[1]
+            after_activation = grad_output if need_residual else None
+            activation, residual, bias, need_residual = ACTIVATIONS["identity"], None, None, False
+        else:
+            running_mean, running_var = forward_mean, forward_var
+    statistics = _wide_statistics(input, running_mean, running_var, eps)
+    gradients = _call_backward(
+        grad_output, input, residual, weight, bias, *statistics, False, activation, negative_slope, need_input,
+        need_residual,
+    )  # fmt: skip
+    return gradients if after_activation is None else (gradients[0], after_activation, *gradients[2:])
+
+
+def _has_changed(statistic: Tensor, before: Tensor) -> bool:
     return type(statistic) in PLAIN_TENSORS and statistic.is_cpu and not torch.equal(statistic, before)
 
 
@@ -443,12 +483,14 @@ def _train_backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[T
     return *_backward(ctx, grad_output), None, None, None
 
 
-def _keep_for_eval_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _keep_for_eval_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
     input, residual, weight, bias, running_mean, running_var, eps, activation, negative_slope = inputs
-    _keep(ctx, input, residual, weight, bias, running_mean, running_var, False, eps, activation, negative_slope)
+    statistics, values = (running_mean, running_var), output[1:] if isinstance(output, tuple) else (None, None)
+    ctx.mark_non_differentiable(*(t for t in values if t is not None))
+    _keep(ctx, input, residual, weight, bias, *statistics, False, eps, activation, negative_slope, values)
 
 
-def _eval_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+def _eval_backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     return *_backward(ctx, grad_output), None, None, None, None, None
 
 
@@ -514,15 +556,6 @@ def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     return double_backward(_backward_reference, ctx, *grads)
 
 
-def paths() -> dict[str, tuple[str, str]]:
-    """Return, for ``info()``, per device the path that ``backend="auto"`` takes and why."""
-    return describe_paths(
-        _KERNELS,
-        cpu_note=f"; below {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}) "
-        "torch's own kernels, which start faster",
-    )
-
-
 def _dense_like(input: Tensor) -> Tensor:
     """An empty tensor with the dtype, shape and strides the kernels give their outputs."""
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
@@ -531,9 +564,9 @@ def _dense_like(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-_KERNELS = find_kernels("batch_norm_act_train_functional")
+KERNELS = Kernels("batch_norm_act_train_functional")
 
-if _KERNELS:
+if KERNELS.in_library:
     _train = torch.ops.genimg_fast.batch_norm_act_train.default
     _eval = torch.ops.genimg_fast.batch_norm_act_eval.default
 
@@ -607,12 +640,41 @@ if _KERNELS:
             torch.empty_like(mean),
         )
 
+    # Operators of torch.compile's graphs, where only PyTorch's are moved between the forward and backward pass.
+    _LIBRARY = torch.library.Library("genimg_fast", "FRAGMENT")
+
+    def _define(name: str, schema: str, function: Any) -> None:
+        """Define an operator whose kernels and fake kernel are one function, of operators that have both."""
+        _LIBRARY.define(f"{name}{schema}")
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"genimg_fast::{name}", function)
+
+    def _eval_with_copies(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        running_mean, running_var = arguments[4:6]
+        return _eval(*arguments), running_mean.clone(), running_var.clone()
+
+    _define("copy", "(Tensor vector) -> Tensor", Tensor.clone)
+    _define(
+        "batch_norm_act_eval_with_copies",
+        "(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor running_mean, Tensor running_var, "
+        "float eps, int activation, float negative_slope) -> (Tensor, Tensor, Tensor)",
+        _eval_with_copies,
+    )
+    _define(
+        "batch_norm_act_eval_backward",
+        "(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor running_mean, "
+        "Tensor running_var, Tensor? forward_mean, Tensor? forward_var, float eps, int activation, "
+        "float negative_slope, bool need_input, bool need_residual) -> (Tensor, Tensor, Tensor, Tensor)",
+        _backward_of_eval,
+    )
+    torch.library.register_autograd("genimg_fast::copy", lambda ctx, grad: grad)
     torch.library.register_autograd(
         "genimg_fast::batch_norm_act_train_functional", _train_backward, setup_context=_keep_for_train_backward
     )
-    torch.library.register_autograd(
-        "genimg_fast::batch_norm_act_eval", _eval_backward, setup_context=_keep_for_eval_backward
-    )
+    for _name in ("batch_norm_act_eval", "batch_norm_act_eval_with_copies"):
+        torch.library.register_autograd(
+            f"genimg_fast::{_name}", _eval_backward, setup_context=_keep_for_eval_backward
+        )
     torch.library.register_autograd(
         "genimg_fast::batch_norm_act_backward", _double_backward, setup_context=_keep_for_double_backward
     )

@@ -1,31 +1,18 @@
-"""The elementwise part of one step of an LSTM or GRU, for cells and convolutional layers.
-
-What the operators of this file and of recurrent.py share is here, too.
-"""
+"""The elementwise part of one step of an LSTM or GRU, for cells and convolutional layers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genimg_fast import _native
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
-from genimg_fast.ops._checks import check_tensor, check_type
-from genimg_fast.ops._dispatch import PLAIN_TENSORS, TRANSFORMED, find_kernels, is_transformed, why_unavailable
+from genimg_fast.ops._checks import WIDE_DTYPE, check_dtype, check_tensor, check_type
+from genimg_fast.ops._dispatch import Kernels, Preference
 
-# Type of the data, and of the arithmetic.
-WIDE_DTYPE = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
-
-_KERNELS = find_kernels("lstm_cell_update")
+# Reference.
 
 
 def lstm_cell_update_reference(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,134 +45,7 @@ def gru_cell_update_reference(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Te
     return n + (xz + hz).sigmoid() * (h - n)
 
 
-def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply the gates of an LSTM to its cell state, in one pass.
-
-    ``c_new = sigmoid(f) * c + sigmoid(i) * tanh(g)`` and ``h = sigmoid(o) * tanh(c_new)``: everything of a step
-    but its products or convolutions, for single steps and convolutional LSTMs; differentiable any number of times.
-
-    Args:
-        gates: (B, 4H, *), pre-activations of i, f, g and o along dimension 1; float32, float64, bfloat16 or
-            float16.
-        c: (B, H, *), the cell state. If its dtype is another one, the result has that to which the two promote.
-
-    Returns:
-        State ``h`` and cell state ``c_new``, (B, H, *) each.
-
-    Raises:
-        ValueError: A shape, dtype or device does not fit.
-        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
-
-    Example:
-        >>> import torch, genimg_fast as gf
-        >>> h, c = gf.ops.lstm_cell_update(torch.randn(8, 4 * 32, 16, 16), torch.zeros(8, 32, 16, 16))
-        >>> h.shape, c.shape
-        (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
-    """
-    _check_dtype(gates, "gates")
-    _check_state(c, "c")
-    gates, c = _promote(gates, c)
-    _check_gates(gates, "gates", 4, c)
-    if not use_native("lstm_cell_update", _KERNELS, (gates, c)):
-        return lstm_cell_update_reference(gates, c)
-    if torch.compiler.is_compiling():
-        return _lstm_update(gates, c)
-    if torch.is_grad_enabled() and (gates.requires_grad or c.requires_grad):
-        return _LSTMCellUpdate.apply(gates, c)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _lstm_update(gates, c)
-
-
-def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
-    """Apply the gates of a GRU to its state, in one pass.
-
-    ``r = sigmoid(x_r + h_r)``, ``z = sigmoid(x_z + h_z)``, ``n = tanh(x_n + r * h_n)`` and
-    ``h_new = (1 - z) * n + z * h``: everything of a step but its products or convolutions; differentiable any
-    number of times.
-
-    Args:
-        gates_x: (B, 3H, *), what the input contributes to r, z and n along dimension 1; float32, float64, bfloat16
-            or float16.
-        gates_h: (B, 3H, *), what the state contributes.
-        h: (B, H, *), the state. If dtypes differ, the result has that to which they promote.
-
-    Returns:
-        The new state, (B, H, *).
-
-    Raises:
-        ValueError: A shape, dtype or device does not fit.
-        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
-
-    Example:
-        >>> import torch, genimg_fast as gf
-        >>> gf.ops.gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
-        torch.Size([8, 32])
-    """
-    _check_dtype(gates_x, "gates_x")
-    _check_dtype(gates_h, "gates_h")
-    _check_state(h, "h")
-    gates_x, gates_h, h = _promote(gates_x, gates_h, h)
-    _check_gates(gates_x, "gates_x", 3, h)
-    _check_gates(gates_h, "gates_h", 3, h)
-    if not use_native("gru_cell_update", _KERNELS, (gates_x, gates_h, h)):
-        return gru_cell_update_reference(gates_x, gates_h, h)
-    if torch.compiler.is_compiling():
-        return _gru_update(gates_x, gates_h, h)
-    if torch.is_grad_enabled() and (gates_x.requires_grad or gates_h.requires_grad or h.requires_grad):
-        return _GRUCellUpdate.apply(gates_x, gates_h, h)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _gru_update(gates_x, gates_h, h)
-
-
-def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
-    first, *others = (t.dtype for t in tensors)
-    if all(dtype == first for dtype in others):
-        return tensors
-    for dtype in others:
-        first = torch.promote_types(first, dtype)
-    return tuple(t.to(first) for t in tensors)
-
-
-def _check_dtype(tensor: Tensor, name: str) -> None:
-    check_type(tensor, name)
-    if tensor.dtype not in WIDE_DTYPE:
-        raise ValueError(f"{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
-
-
-def _check_state(state: Tensor, name: str) -> None:
-    _check_dtype(state, name)
-    if state.dim() < 2:
-        raise ValueError(f"{name} must have at least 2 dimensions, (B, H, ...), got {state.dim()}")
-
-
-def _check_gates(gates: Tensor, name: str, count: int, state: Tensor) -> None:
-    batch, hidden, *rest = state.shape
-    check_tensor(gates, name, (batch, count * hidden, *rest), state, "state")
-
-
-def why_not_native(kernels: dict[str, bool], tensors: Sequence[Any]) -> str | None:
-    """Return None if the compiled kernels take these arguments, else the reason why they do not.
-
-    Args:
-        kernels: From :func:`find_kernels`.
-        tensors: The data, then all other tensors, or None; shapes, dtypes and devices are not looked at.
-    """
-    for tensor in tensors:
-        if tensor is not None and (type(tensor) not in PLAIN_TENSORS or tensor.layout is not torch.strided):
-            return TRANSFORMED
-    if (reason := why_unavailable(kernels, tensors[0].device.type)) is not None:
-        return reason
-    return TRANSFORMED if is_transformed(tensors[0]) else None
-
-
-def use_native(operator: str, kernels: dict[str, bool], tensors: Sequence[Any]) -> bool:
-    """Choose between the compiled kernels and the reference; raise where the backend allows neither."""
-    if _native._backend == "reference":
-        return False
-    reason = why_not_native(kernels, tensors)
-    if reason is not None and reason is not TRANSFORMED and _native._backend == "native":
-        raise RuntimeError(f"{operator}: backend 'native' was asked for, but {reason}")
-    return reason is None
+# Gradients.
 
 
 def _lstm_update_gradients(
@@ -224,6 +84,52 @@ def _gru_update_gradients(
     at_r, at_z = at_n * hn * r * (1 - r), at_h * (h.to(dtype) - n) * z * (1 - z)
     grad_x, grad_h = torch.cat((at_r, at_z, at_n), dim=1), torch.cat((at_r, at_z, at_n * r), dim=1)
     return grad_x.to(h.dtype), grad_h.to(h.dtype), (at_h * z).to(h.dtype)
+
+
+# Checks.
+
+
+def _promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    first, *others = (t.dtype for t in tensors)
+    if all(dtype == first for dtype in others):
+        return tensors
+    for dtype in others:
+        first = torch.promote_types(first, dtype)
+    return tuple(t.to(first) for t in tensors)
+
+
+def _check_data(tensor: Tensor, name: str) -> None:
+    check_type(tensor, name)
+    check_dtype(tensor, name)
+
+
+def _check_state(state: Tensor, name: str) -> None:
+    _check_data(state, name)
+    if state.dim() < 2:
+        raise ValueError(f"{name} must have at least 2 dimensions, (B, H, ...), got {state.dim()}")
+
+
+def _check_gates(gates: Tensor, name: str, count: int, state: Tensor) -> None:
+    batch, hidden, *rest = state.shape
+    check_tensor(gates, name, (batch, count * hidden, *rest), state, "state")
+
+
+# Dispatch.
+
+_SMALLEST = 4096
+
+
+def _starts_faster(values: int) -> bool:
+    return values < _SMALLEST and not torch.is_grad_enabled()
+
+
+_SMALL_CELLS = Preference(
+    f"cells with fewer than {_SMALLEST} hidden values where no gradient is recorded", _starts_faster
+)
+KERNELS = Kernels("lstm_cell_update", slower={"cpu": _SMALL_CELLS, "cuda": _SMALL_CELLS})
+
+
+# Operator.
 
 
 def _lstm_update_backward(
@@ -279,7 +185,7 @@ def _like_state(state: Tensor, gates: Tensor) -> Tensor:
     return torch.empty_like(state, memory_format=torch.contiguous_format)
 
 
-if _KERNELS:
+if KERNELS.in_library:
     _lstm_update = torch.ops.genimg_fast.lstm_cell_update.default
     _gru_update = torch.ops.genimg_fast.gru_cell_update.default
 
@@ -320,3 +226,85 @@ if _KERNELS:
         ("gru_cell_update_backward", partial(double_backward, _gru_update_gradients)),
     ):
         torch.library.register_autograd(f"genimg_fast::{_name}", _formula, setup_context=keep_inputs)
+
+
+# Functions.
+
+
+def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply the gates of an LSTM to its cell state, in one pass.
+
+    ``c_new = sigmoid(f) * c + sigmoid(i) * tanh(g)`` and ``h = sigmoid(o) * tanh(c_new)``: everything of a step
+    but its products or convolutions, for single steps and convolutional LSTMs; differentiable any number of times.
+
+    Args:
+        gates: (B, 4H, *), pre-activations of i, f, g and o along dimension 1; float32, float64, bfloat16 or
+            float16.
+        c: (B, H, *), the cell state. If its dtype is another one, the result has that to which the two promote.
+
+    Returns:
+        State ``h`` and cell state ``c_new``, (B, H, *) each.
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit.
+        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> h, c = gf.ops.lstm_cell_update(torch.randn(8, 4 * 32, 16, 16), torch.zeros(8, 32, 16, 16))
+        >>> h.shape, c.shape
+        (torch.Size([8, 32, 16, 16]), torch.Size([8, 32, 16, 16]))
+    """
+    _check_data(gates, "gates")
+    _check_state(c, "c")
+    gates, c = _promote(gates, c)
+    _check_gates(gates, "gates", 4, c)
+    if not KERNELS.take("lstm_cell_update", (gates, c)):
+        return lstm_cell_update_reference(gates, c)
+    if torch.compiler.is_compiling():
+        return _lstm_update(gates, c)
+    if torch.is_grad_enabled() and (gates.requires_grad or c.requires_grad):
+        return _LSTMCellUpdate.apply(gates, c)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _lstm_update(gates, c)
+
+
+def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
+    """Apply the gates of a GRU to its state, in one pass.
+
+    ``r = sigmoid(x_r + h_r)``, ``z = sigmoid(x_z + h_z)``, ``n = tanh(x_n + r * h_n)`` and
+    ``h_new = (1 - z) * n + z * h``: everything of a step but its products or convolutions; differentiable any
+    number of times.
+
+    Args:
+        gates_x: (B, 3H, *), what the input contributes to r, z and n along dimension 1; float32, float64, bfloat16
+            or float16.
+        gates_h: (B, 3H, *), what the state contributes.
+        h: (B, H, *), the state. If dtypes differ, the result has that to which they promote.
+
+    Returns:
+        The new state, (B, H, *).
+
+    Raises:
+        ValueError: A shape, dtype or device does not fit.
+        RuntimeError: The backend is ``"native"`` and no compiled kernel takes these arguments.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.ops.gru_cell_update(torch.randn(8, 3 * 32), torch.randn(8, 3 * 32), torch.zeros(8, 32)).shape
+        torch.Size([8, 32])
+    """
+    _check_data(gates_x, "gates_x")
+    _check_data(gates_h, "gates_h")
+    _check_state(h, "h")
+    gates_x, gates_h, h = _promote(gates_x, gates_h, h)
+    _check_gates(gates_x, "gates_x", 3, h)
+    _check_gates(gates_h, "gates_h", 3, h)
+    if not KERNELS.take("gru_cell_update", (gates_x, gates_h, h)):
+        return gru_cell_update_reference(gates_x, gates_h, h)
+    if torch.compiler.is_compiling():
+        return _gru_update(gates_x, gates_h, h)
+    if torch.is_grad_enabled() and (gates_x.requires_grad or gates_h.requires_grad or h.requires_grad):
+        return _GRUCellUpdate.apply(gates_x, gates_h, h)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _gru_update(gates_x, gates_h, h)

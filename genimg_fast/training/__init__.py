@@ -1,10 +1,13 @@
 """Training: the loop, what it trains, and the run folder it writes."""
 
+from genimg_fast.models.checkpoint import load_checkpoint
+from genimg_fast.models.pretrained import load_run
 from genimg_fast.training import catalog  # noqa: F401 - it registers what can be trained
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
+from genimg_fast.training.outputs import save_output
 from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
-from genimg_fast.training.run import RunFolder, load_checkpoint, load_model, load_run
+from genimg_fast.training.run import RunFolder
 from genimg_fast.training.sequence import (
     FrameFillerTrainer,
     FramePredictorTrainer,
@@ -39,11 +42,11 @@ __all__ = [
     "fit",
     "list_trainables",
     "load_checkpoint",
-    "load_model",
     "load_run",
     "plot_latents",
     "save_animation",
     "save_grid",
+    "save_output",
     "teacher_forcing_probability",
     "trainable",
 ]

@@ -24,7 +24,8 @@ class GANTrainer(BaseTrainer):
     model is built makes a run reproducible. A class-conditional model sees the labels of the data.
 
     Args:
-        model: A GAN of this package, such as :class:`genimg_fast.models.DCGAN`, on the device to train on.
+        model: A GAN of this package, such as :class:`genimg_fast.models.DCGAN`, or of any two modules,
+            :class:`genimg_fast.models.PlainGAN`, on the device to train on.
         loss: Adversarial loss. One of ``genimg_fast.losses.GAN_LOSSES``.
         label_smoothing: How far the label of real images lies below 1.
         lr: Learning rate of Adam.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genimg_fast.data import BatchedDataset, batches
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
 from genimg_fast.options import NonNegativeInt, PositiveInt, Seed
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
@@ -27,7 +28,7 @@ from genimg_fast.training.processes import (
     wait_for_all,
     world_size,
 )
-from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
+from genimg_fast.training.run import RunFolder
 
 
 class Trainer(Protocol):

@@ -242,7 +242,17 @@ class BaseTrainer:
         return values
 
     def parts(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-        """Cut a batch into the recipe's parts and go through them; images get its memory format."""
+        """Cut a batch into the recipe's parts and go through them; images get its memory format.
+
+        Args:
+            *tensors: The batch, of one length; None stands for what it does not have.
+
+        Yields:
+            The parts of each.
+
+        Raises:
+            ValueError: If the batch cannot be cut into parts of one length.
+        """
         if self.recipe.channels_last:
             tensors = tuple(
                 t.contiguous(memory_format=torch.channels_last) if t is not None and t.ndim == 4 else t

@@ -69,6 +69,9 @@ class Pix2PixTrainer(BaseTrainer):
         """Cut pairs, (batch, channels, n, 2 n), into what goes in and what should come out.
 
         Pairs have as many channels as the half with more of them; a grey half has its one in each.
+
+        Raises:
+            ValueError: If the pairs have another shape.
         """
         sizes = self.model.in_channels, self.model.out_channels
         channels, n = max(sizes), self.model.image_size

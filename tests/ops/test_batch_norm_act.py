@@ -436,6 +436,9 @@ def test_opcheck(layout, dtype, own, device):
         torch.library.opcheck(OPERATORS.batch_norm_act_train_functional.default, functional)
         evaluate = (x, r, w, b, mean, var, 1e-5, 1, 0.0)
         torch.library.opcheck(OPERATORS.batch_norm_act_eval.default, evaluate)
+        torch.library.opcheck(OPERATORS.batch_norm_act_eval_with_copies.default, evaluate)
+        backward = (torch.randn_like(x), *evaluate[:6], mean + 1, var, 1e-5, 1, 0.0, True, True)
+        torch.library.opcheck(OPERATORS.batch_norm_act_eval_backward.default, backward)
         for needed in itertools.product([True, False], repeat=2):
             backward = (
                 torch.randn_like(x),
@@ -652,6 +655,26 @@ def test_bias_may_change_before_backward(activation, training, device):
         with torch.no_grad():
             shift.add_(1)
         results.append(torch.autograd.grad(y, (leaf, shift), x.cos()))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
+def test_statistics_and_bias_may_change_between_evaluation_and_backward(backend, activation):
+    """Batch norm's gradient follows the statistics, the activation's branch does not, as eagerly in torch."""
+    results = []
+    tensors = make((6, 5, 7, 9), residual=True)
+    torch._dynamo.reset()
+    ours = torch.compile(batch_norm_act, backend=backend, fullgraph=True) if backend else batch_norm_act
+    for function in (ours, batch_norm_act_reference):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        x, weight, bias, residual = leaves
+        mean, var = torch.zeros(5), torch.ones(5)
+        y = function(x, mean, var, weight, bias, activation=activation, residual=residual)
+        with torch.no_grad():
+            bias.add_(1)
+            batch_norm_act(x * 3 + 2, mean, var, training=True, momentum=0.5)
+        results.append(torch.autograd.grad(y, leaves, tensors[0].cos()))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 

@@ -543,7 +543,7 @@ def test_lstm_update_with_one_gradient(emulator: ModuleType, without: str) -> No
 @pytest.fixture
 def layers_on_the_emulator(emulator: ModuleType) -> Iterator[ModuleType]:
     """What stands in for the layer's operators on CUDA, with the kernels of the steps emulated."""
-    recurrent = importlib.import_module("genimg_fast.ops.recurrent")
+    recurrent = importlib.import_module("genimg_fast.ops.recurrent.cuda")
 
     def steps(*arguments: Any) -> tuple[Tensor, ...]:
         return recurrent_steps(emulator, *map(dense, arguments))
@@ -583,18 +583,18 @@ def test_layers_equal_those_of_the_cpu(
     options = cell, directions == 2, reverse
     arguments = draw(*leading, features), *states, sizes, weights, *options, True
     expected = torch.ops.genimg_fast.recurrent(*arguments)
-    output, h_n, c_n, kept = layers_on_the_emulator._run_by_steps(*arguments)
+    output, h_n, c_n, kept = layers_on_the_emulator.forward(*arguments)
     torch.testing.assert_close((output, h_n, c_n, kept), expected)
     grads = [draw(output.shape), draw(h_n.shape), draw(c_n.shape) if cell == LSTM else None]
     for needs in ((True, True), (False, True), (True, False)):
         matrices = [w for w in weights if w.dim() == 2]
         backward = (*grads, arguments[0], *states, sizes, kept, matrices, *options, True, *needs)
         expected = torch.ops.genimg_fast.recurrent_backward(*backward)
-        found = layers_on_the_emulator._backward_by_steps(*backward)
+        found = layers_on_the_emulator.backward(*backward)
         torch.testing.assert_close(found, expected)
     weights[2] = draw(1)
     with pytest.raises(ValueError, match=r"bias_ih must have shape"):
-        layers_on_the_emulator._run_by_steps(*arguments)
+        layers_on_the_emulator.forward(*arguments)
 
 
 SANITIZED = """

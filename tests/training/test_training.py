@@ -21,7 +21,6 @@ from genimg_fast.training import (
     Terminated,
     fit,
     load_checkpoint,
-    load_model,
 )
 
 MODEL_ARGS = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
@@ -176,7 +175,7 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
     assert state["rng"][0]["cpu"].dtype == torch.uint8
     assert len(state["optimizers"]["g"]["state"]) == len(list(trainer.model.generator.parameters()))
     assert len(state["optimizers"]["d"]["state"]) == len(list(trainer.model.discriminator.parameters()))
-    loaded = load_model(run.path)
+    loaded = gf.models.load(run.path)
     for ours, trained in (
         (loaded.generator, trainer.sampler.generator),
         (loaded.discriminator, trainer.model.discriminator),  # the one that the generator learned from
@@ -450,7 +449,7 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         config = {"model": name, "model_args": arguments}
         torch.save({"model": model.state_dict(), "config": config, "step": 1}, tmp_path / "checkpoint.pt")
         with pytest.raises(ValueError, match=f"does not fit its model, {name}: "):
-            load_model(tmp_path)
+            gf.models.load(tmp_path)
 
 
 @pytest.mark.parametrize("argument", [{"log_every": 0}, {"sample_every": -1}, {"checkpoint_every": -1}])
