@@ -43,6 +43,11 @@ def register_model(name: str) -> Callable[[_Builder], _Builder]:
     return register
 
 
+def is_model(name: str, builder: Callable[..., nn.Module]) -> bool:
+    """Tell whether this very class, or function, is registered under a name."""
+    return _builders.get(name) is builder
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """List the registered models.
 

@@ -22,7 +22,7 @@ from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load
 from genimg_fast.training.pictures import Picture, printable
 
 # Settings that a run may be resumed with in another form.
-_MAY_CHANGE = {"steps", "device", "versions"}
+_MAY_CHANGE = {"steps", "device", "versions", "code"}
 _ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
@@ -99,7 +99,12 @@ class RunFolder:
 
     @classmethod
     def reopen(
-        cls, path: str | Path, config: dict[str, Any], *, names: Mapping[str, str] | None = None
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        *,
+        names: Mapping[str, str] | None = None,
+        unwritten: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Open the folder of a run in order to go on with it.
 
@@ -109,6 +114,8 @@ class RunFolder:
                 device and the versions; a schedule of the learning rate depends on the number of steps.
             names: What the caller of the program knows settings by, for the message: flags, such as ``--lr`` for
                 ``lr``.
+            unwritten: What a run means that does not have a setting: the value that it has as long as nobody knows
+                of the setting.
 
         Returns:
             The run.
@@ -125,6 +132,8 @@ class RunFolder:
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
         now = flat_settings(json.loads(json.dumps(config)))
+        meant = flat_settings(json.loads(json.dumps(unwritten or {})))
+        before |= {key: meant[key] for key in now if key in meant and key not in before}
         changed = {
             key
             for key in {**before, **now}
