@@ -4,13 +4,13 @@
     python benchmarks/bench_data.py --images 4000    # so many of either, in a few minutes
 
 The images are generated; `--fashion-mnist FOLDER` takes Fashion-MNIST's IDX files for the small ones. Every
-contender gives shuffled batches of float32 in [-1, 1] on the CPU, resized and cropped alike, with the same number of
-workers, in a process of its own. Its images are counted from the second batch on; memory is the most that it and its
-workers had together (proportional set size, shared pages counted once) beyond what it had before it loaded anything,
-of all images and of a quarter of them. The first run from a cache makes it.
+contender gives shuffled batches of float32 in [-1, 1] on the CPU, resized and cropped alike, with the same
+number of workers, in a process of its own. Its images are counted from the second batch on; memory is the most
+that it and its workers had together (proportional set size, shared pages counted once) beyond what it had before
+it loaded anything, of all images and of a quarter of them. The first run from a cache makes it.
 
-Exit status 1 if reading from a cache has less than twice ImageFolder's images per second, or takes memory that grows
-with the number of images.
+Exit status 1 if reading from a cache has less than twice ImageFolder's images per second, or takes memory that
+grows with the number of images.
 """
 
 import argparse
@@ -248,8 +248,8 @@ def main() -> int:
     finally:
         shutil.rmtree(scratch)
     print(
-        f"\n{'pass' if passed else 'FAIL'}: from a cache at least twice ImageFolder's images per second, in memory that "
-        f"grows by at most {ALLOWED / 2**20:.0f} MiB with four times the images"
+        f"\n{'pass' if passed else 'FAIL'}: from a cache at least twice ImageFolder's images per second, in "
+        f"memory that grows by at most {ALLOWED / 2**20:.0f} MiB with four times the images"
     )
     return 0 if passed else 1
 

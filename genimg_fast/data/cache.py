@@ -37,6 +37,7 @@ class CacheFile:
     """
 
     fingerprint = ""  # the images themselves tell: they are quick to read
+    quick = True
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
@@ -71,13 +72,22 @@ class CacheFile:
         Raises:
             ValueError: If the file was cut short meanwhile.
         """
-        if self._file is None:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as there are rows to read)
-        descriptor, images = self._file.fileno(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
+        descriptor, images = self._open(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         for row, place in zip(rows, images.view(len(rows), -1).numpy(), strict=True):
             if os.preadv(descriptor, [place], row * self._size) < self._size:
                 raise ValueError(f"{self.path} is cut short: image {row} is not in it")
         return images
+
+    def expect(self, rows: list[int]) -> None:
+        """Let the system read images that will be asked for soon."""
+        descriptor = self._open()
+        for row in rows:
+            os.posix_fadvise(descriptor, row * self._size, self._size, os.POSIX_FADV_WILLNEED)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as there are rows to read)
+        return self._file.fileno()
 
     def recall_hash(self, name: str, compute: Callable[[], str]) -> str:
         """Get a hash from the description; compute it and write it there if it is missing."""

@@ -47,9 +47,10 @@ class BatchedDataset(Protocol):
 
 
 class BatchStream(Protocol):
-    """What else :func:`batches` takes: data that makes its own batches, such as one that other processes read ahead.
+    """What else :func:`batches` takes: data that makes its own batches.
 
-    A :class:`BatchedDataset` may do so, too. Data that comes in a stream, without indices, has no other way.
+    A :class:`BatchedDataset` may do so, too, for other processes to read ahead. Data that comes in a stream,
+    without indices, has no other way.
     """
 
     device: torch.device

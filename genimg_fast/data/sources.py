@@ -35,6 +35,7 @@ from genimg_fast.data.optional import optional_import
 from genimg_fast.data.shards import TarImages, index_shards
 from genimg_fast.data.stored import StoredImages
 from genimg_fast.data.stream import map_in_order
+from genimg_fast.options import NonNegativeFloat, NonNegativeInt
 
 # Files to decode from which on processes of their own are worth starting.
 _WORTH_WORKERS = 500
@@ -50,19 +51,19 @@ def load_dataset(
     crops: int = 0,
     seed: int = 0,
     skip_broken: bool = False,
-    memory: float | None = None,
+    memory: NonNegativeFloat | None = None,
     cache: str | Path | None = "cache",
-    workers: int | None = None,
+    workers: NonNegativeInt | None = None,
 ) -> ImageDataset:
     """Load images, at the size and with the number of channels that a model takes.
 
     Images are resized by antialiased bicubic interpolation; those of a folder are first cropped to a square. With
     ``crops``, squares of ``image_size`` are cut at random from the images of a folder as they are.
 
-    Files whose images do not fit in ``memory`` are decoded once, into a file in ``cache``: what is interrupted goes on
-    the next time, and processes that come at the same time wait for the first. Where the disk has no room for that,
-    they are decoded whenever they are needed. ``storage`` of the data set says which it is. The images and their
-    order are the same either way.
+    Files whose images do not fit in ``memory`` are decoded once, into a file in ``cache``: what is interrupted
+    goes on the next time, and processes that come at the same time wait for the first. Where the disk has no
+    room for that, they are decoded whenever they are needed. ``storage`` of the data set says which it is. The
+    images and their order are the same either way.
 
     Args:
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
@@ -149,9 +150,9 @@ def load_pairs(
     image_size: int,
     channels: int | None = None,
     skip_broken: bool = False,
-    memory: float | None = None,
+    memory: NonNegativeFloat | None = None,
     cache: str | Path | None = "cache",
-    workers: int | None = None,
+    workers: NonNegativeInt | None = None,
 ) -> ImageDataset:
     """Load pairs of images, A and B, that belong together, side by side as one image each.
 

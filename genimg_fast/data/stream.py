@@ -68,6 +68,19 @@ def _order(
             number += 1
 
 
+def announced(
+    order: Iterator[tuple[int, Tensor]], announce: Callable[[Tensor], None]
+) -> Iterator[tuple[int, Tensor]]:
+    """Tell which indices are to come, some batches before it is their turn."""
+    coming: deque[tuple[int, Tensor]] = deque()
+    for task in order:
+        announce(task[1])
+        coming.append(task)
+        if len(coming) > _AHEAD:
+            yield coming.popleft()
+    yield from coming
+
+
 def fetch_batches(
     fetch: Callable[[int, Tensor], Batch],
     order: Iterator[tuple[int, Tensor]],
