@@ -51,6 +51,27 @@ class BatchStream(Protocol):
 
     A :class:`BatchedDataset` may do so, too, for other processes to read ahead. Data that comes in a stream,
     without indices, has no other way.
+
+    Attributes:
+        device: Where the batches are.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Noise:
+        ...     device = torch.device("cpu")
+        ...
+        ...     def look(self):
+        ...         return torch.rand(64, 1, 8, 8) * 2 - 1, torch.zeros(64).long()
+        ...
+        ...     def batches(self, batch_size, *, seed, start, part, parts):
+        ...         n = batch_size // parts
+        ...         while True:
+        ...             yield torch.rand(n, 1, 8, 8) * 2 - 1, torch.zeros(n).long()
+        ...
+        ...     def to(self, device):
+        ...         return self
+        >>> next(gf.data.batches(Noise(), 64))[0].shape
+        torch.Size([64, 1, 8, 8])
     """
 
     device: torch.device
