@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests run without the
 
 
 def test_the_code_of_the_pages_runs(tmp_path):
-    """Each page's on its own, with trainings cut short; in another process, because some of it registers models."""
+    """Each page's on its own, with trainings cut short; in another process, for some registers models."""
     script = tmp_path / "pages.py"
     with open(script, "w") as file:
         for page in sorted(DOCS.glob("*.md")):
