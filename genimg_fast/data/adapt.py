@@ -28,21 +28,22 @@ def as_batched(
 ) -> BatchedDataset | BatchStream:
     """Turn whatever images come from into what :func:`batches` takes.
 
-    What a data set or an iterable returns is an image, ``(image, label)``, or a dict with an ``image`` and perhaps a
-    ``label``, such as those of Hugging Face's ``datasets``. An image is a tensor, uint8 or floating-point numbers in
-    [-1, 1], of shape (channels, height, width); a NumPy array of bytes, with its channels first or last; or an image
-    of Pillow's. A label is an integer, 0 where there is none.
+    What a data set or an iterable returns is an image, ``(image, label)``, or a dict with an ``image`` and
+    perhaps a ``label``, such as those of Hugging Face's ``datasets``. An image is a tensor, uint8 or
+    floating-point numbers in [-1, 1], of shape (channels, height, width); a NumPy array of bytes, with its
+    channels first or last; or an image of Pillow's. A label is an integer, 0 where there is none.
 
     Args:
         data: One of
 
             * a data set of this package, or anything else of its form: returned as it is;
             * a tensor of images, or a tuple of images and labels;
-            * a data set with indices, such as torchvision's: shuffled here, and the same batches come for any number
-              of workers and after resuming, random transforms included;
+            * a data set with indices, such as torchvision's: shuffled here, and the same batches come for any
+              number of workers and after resuming, random transforms included;
             * a ``DataLoader``: it decides the batches, and the batch size. Its random numbers follow from the
               training's seed and the batch's number, unless it has a generator of its own;
-            * anything iterable, of single images, in its own order. To resume, it is read again from the beginning.
+            * anything iterable, of single images, in its own order. To resume, it is read again from the
+              beginning.
         image_size: Height and width, in pixels, to crop and resize images of Pillow's to; by default they stay.
         channels: 1 or 3, to turn images of Pillow's into grey or RGB; by default whichever they are.
         workers: Processes that make the items of a data set with indices; 0 for this one.
@@ -98,8 +99,9 @@ def _from_tensors(images: Tensor, labels: Tensor | None = None) -> BatchedDatase
         labels = torch.zeros(len(images), dtype=torch.int64) if images.ndim > 0 else None
     if images.ndim < 2 or len(images) == 0 or labels is None or len(labels) != len(images):
         count = "none" if labels is None else tuple(labels.shape)
+        shape = tuple(images.shape)
         raise ValueError(
-            f"images must be a tensor of one or more, with as many labels, got shapes {tuple(images.shape)} and {count}"
+            f"images must be a tensor of one or more, with as many labels, got shapes {shape} and {count}"
         )
     if images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64 and labels.ndim == 1:
         return ImageDataset(images, labels)
@@ -201,8 +203,8 @@ class _Loader:
         own = loader.generator or getattr(sampler, "generator", None)
         if start > 0 and (stream or not known or own is not None or loader.persistent_workers):
             warnings.warn(
-                f"the first {start} batches of the DataLoader are left out, but only it knows if they are those of "
-                "before: it goes on exactly without a generator, sampler and persistent workers of its own",
+                f"the first {start} batches of the DataLoader are left out, but only it knows if they are those "
+                "of before: it goes on exactly without a generator, sampler and persistent workers of its own",
                 stacklevel=4,
             )
         return self._whole_batches(seed, start, part)
@@ -358,9 +360,9 @@ class _Convert:
         for (image, _), name in zip(pairs, names, strict=True):
             if (image.shape, image.dtype) != (first.shape, first.dtype):
                 raise ValueError(
-                    f"{name} is {image.dtype} of shape {tuple(image.shape)}, and {names[0]} {first.dtype} of shape "
-                    f"{tuple(first.shape)}: images must be of one size; gf.data.as_batched(..., image_size=, "
-                    "channels=) sees to it for those of Pillow's"
+                    f"{name} is {image.dtype} of shape {tuple(image.shape)}, and {names[0]} {first.dtype} of "
+                    f"shape {tuple(first.shape)}: images must be of one size; gf.data.as_batched(..., "
+                    "image_size=, channels=) sees to it for those of Pillow's"
                 )
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 

@@ -22,8 +22,9 @@ class Augmented:
         flip: Whether to mirror every other image, left to right.
         shift: Pixels by which an image moves at most, in every direction; its mirror image fills the gap.
         transform: What else is to happen to an image, at last: of ``torchvision.transforms.v2``, or any other
-            function. It gets each image by itself, because those of torchvision draw one random number for all that
-            they get, as float32 in [0, 1], of shape (channels, height, width), and leaves the shape as it is.
+            function. It gets each image by itself, because those of torchvision draw one random number for all
+            that they get, as float32 in [0, 1], of shape (channels, height, width), and leaves the shape as it
+            is.
 
     Raises:
         ValueError: If ``shift`` is below 0 or not below the images' size.
@@ -75,7 +76,7 @@ class Augmented:
     def batches(
         self, batch_size: int, *, seed: int = 0, start: int = 0, part: int = 0, parts: int = 1
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over shuffled batches, changed; see :func:`batches`. What is read ahead is changed in its turn."""
+        """Iterate over shuffled batches, changed when their turn comes; see :func:`batches`."""
         plain = batches(self.dataset, batch_size, seed=seed, start=start, part=part, parts=parts)
         return ((self._change(images, part, parts), labels) for images, labels in plain)
 

@@ -1,7 +1,7 @@
 """Images decoded once, into a file.
 
-The file holds bytes, image behind image. It is read by position rather than mapped into memory: mapped pages count as
-memory of the process, and a file that is cut short would end it without a word.
+The file holds bytes, image behind image. It is read by position rather than mapped into memory: mapped pages count
+as memory of the process, and a file that is cut short would end it without a word.
 """
 
 import errno
@@ -37,6 +37,7 @@ class CacheFile:
     """
 
     fingerprint = ""  # the images themselves tell: they are quick to read
+    quick = True
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
@@ -71,13 +72,22 @@ class CacheFile:
         Raises:
             ValueError: If the file was cut short meanwhile.
         """
-        if self._file is None:
-            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as there are rows to read)
-        descriptor, images = self._file.fileno(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
+        descriptor, images = self._open(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         for row, place in zip(rows, images.view(len(rows), -1).numpy(), strict=True):
             if os.preadv(descriptor, [place], row * self._size) < self._size:
                 raise ValueError(f"{self.path} is cut short: image {row} is not in it")
         return images
+
+    def expect(self, rows: list[int]) -> None:
+        """Let the system read images that will be asked for soon."""
+        descriptor = self._open()
+        for row in rows:
+            os.posix_fadvise(descriptor, row * self._size, self._size, os.POSIX_FADV_WILLNEED)
+
+    def _open(self) -> int:
+        if self._file is None:
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115 (open as long as there are rows to read)
+        return self._file.fileno()
 
     def recall_hash(self, name: str, compute: Callable[[], str]) -> str:
         """Get a hash from the description; compute it and write it there if it is missing."""
@@ -121,7 +131,7 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
 
     Raises:
         ValueError: If an image cannot be read, or none can.
-        OSError: If the cache cannot be written, because the disk is full, say. What is there is used the next time.
+        OSError: If the cache cannot be written, because the disk is full, say. The next time, it goes on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, name, key)
@@ -134,7 +144,7 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
                     raise
                 raise OSError(
                     f"cannot write {path.with_suffix('.part')}: {error.strerror}; the decoded images take "
-                    f"{decoder.nbytes / 1e9:.3g} GB. With more room, or in another folder, it goes on or begins anew"
+                    f"{decoder.nbytes / 1e9:.3g} GB: make room, and it goes on, or have another folder for caches"
                 ) from error
     return CacheFile(path, key)
 

@@ -47,9 +47,10 @@ class BatchedDataset(Protocol):
 
 
 class BatchStream(Protocol):
-    """What else :func:`batches` takes: data that makes its own batches, such as one that other processes read ahead.
+    """What else :func:`batches` takes: data that makes its own batches.
 
-    A :class:`BatchedDataset` may do so, too. Data that comes in a stream, without indices, has no other way.
+    A :class:`BatchedDataset` may do so, too, for other processes to read ahead. Data that comes in a stream,
+    without indices, has no other way.
     """
 
     device: torch.device
@@ -140,7 +141,7 @@ def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels, kept as bytes, in memory or stored elsewhere, and handed out in [-1, 1], the range of Tanh.
+    """Images and labels, kept as bytes, in memory or elsewhere, and handed out in [-1, 1], the range of Tanh.
 
     It works with ``torch.utils.data.DataLoader``, but indexing with a whole batch of indices, as :func:`batches`
     does, is many times faster for small images.

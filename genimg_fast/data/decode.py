@@ -29,8 +29,8 @@ class Decoder:
             the item is broken. It goes to worker processes.
         shape: Channels, height and width of every image.
         fingerprint: What tells these images apart from others.
-        corners: Upper left corners of squares to cut from the decoded pictures, int64 of shape (n, 2); row ``r`` is
-            cut from item number ``r % len(items)``. By default pictures are taken as they are.
+        corners: Upper left corners of squares to cut from the decoded pictures, int64 of shape (n, 2); row ``r``
+            is cut from item number ``r % len(items)``. By default pictures are taken as they are.
         skip_broken: Whether the next one takes the place of a broken item, with a warning; else it is an error.
     """
 
@@ -46,6 +46,8 @@ class Decoder:
     ) -> None:
         self.items, self.load, self.shape = items, load, shape
         self.fingerprint, self.corners, self.skip_broken = fingerprint, corners, skip_broken
+
+    quick = False
 
     @property
     def storage(self) -> str:
@@ -63,6 +65,9 @@ class Decoder:
     def read(self, rows: list[int]) -> Tensor:
         """Decode images by their numbers."""
         return torch.stack([self._row(row) for row in rows]) if rows else torch.empty(0, *self.shape).byte()
+
+    def expect(self, rows: list[int]) -> None:
+        """Hear which images will be asked for soon: workers read ahead by themselves."""
 
     def read_item(self, item: int) -> numpy.ndarray:
         """Decode what is in an item: bytes of shape (images, channels, height, width)."""
@@ -192,7 +197,7 @@ def to_pixels(image: Any, image_size: int, channels: int | None) -> Tensor:
 
 
 def picture_to_pixels(image: Any, image_size: int | None, channels: int | None) -> Tensor:
-    """Turn an image of Pillow's into bytes, (channels, height, width): of its own size, or see :func:`to_pixels`."""
+    """Turn an image of Pillow's into bytes, (channels, height, width), of its own size or as :func:`to_pixels`."""
     if image_size is not None:
         return to_pixels(image, image_size, channels)
     return _pixels(_eight_bits(image, channels))

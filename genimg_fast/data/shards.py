@@ -30,12 +30,12 @@ def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:
 
     Returns:
         For each image, in the order of the files: number of its shard, place and size in bytes, int64 of shape
-        (n, 3); and its class, int64 of shape (n,): what the sample's ``.cls`` or the ``label`` of its ``.json`` says, or
-        0.
+        (n, 3); and its class, int64 of shape (n,): what the sample's ``.cls`` or the ``label`` of its ``.json``
+        says, or 0.
 
     Raises:
-        ValueError: If a file is no tar file, is cut short, or holds no images; a sample holds several, or its class
-            is no number; or some samples have a class and others have none.
+        ValueError: If a file is no tar file, is cut short, or holds no images; a sample holds several, or its
+            class is no number; or some samples have a class and others have none.
     """
     places: list[tuple[int, int, int]] = []
     labels: list[int | None] = []

@@ -35,6 +35,7 @@ from genimg_fast.data.optional import optional_import
 from genimg_fast.data.shards import TarImages, index_shards
 from genimg_fast.data.stored import StoredImages
 from genimg_fast.data.stream import map_in_order
+from genimg_fast.options import NonNegativeFloat, NonNegativeInt
 
 # Files to decode from which on processes of their own are worth starting.
 _WORTH_WORKERS = 500
@@ -50,19 +51,19 @@ def load_dataset(
     crops: int = 0,
     seed: int = 0,
     skip_broken: bool = False,
-    memory: float | None = None,
+    memory: NonNegativeFloat | None = None,
     cache: str | Path | None = "cache",
-    workers: int | None = None,
+    workers: NonNegativeInt | None = None,
 ) -> ImageDataset:
     """Load images, at the size and with the number of channels that a model takes.
 
     Images are resized by antialiased bicubic interpolation; those of a folder are first cropped to a square. With
     ``crops``, squares of ``image_size`` are cut at random from the images of a folder as they are.
 
-    Files whose images do not fit in ``memory`` are decoded once, into a file in ``cache``; an interrupted process goes
-    on the next time, and processes that come at the same time wait for the first. Where the disk has no room for that,
-    they are decoded whenever they are needed. ``storage`` of the data set says which it is. The images and their order
-    are the same either way.
+    Files whose images do not fit in ``memory`` are decoded once, into a file in ``cache``: what is interrupted
+    goes on the next time, and processes that come at the same time wait for the first. Where the disk has no
+    room for that, they are decoded whenever they are needed. ``storage`` of the data set says which it is. The
+    images and their order are the same either way.
 
     Args:
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
@@ -70,9 +71,9 @@ def load_dataset(
             that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
             is read as one class per subfolder, in alphabetical order; hidden files and folders are left out, links
             are followed. Or a folder of IDX files, as MNIST, Fashion-MNIST and EMNIST are published, packed by
-            gzip or not: the training split, unless the path is that of a split's file of images. Or a tar file, or a
-            folder of such: shards in the form of WebDataset, in which the files of an image have a name in common,
-            such as ``0001.jpg`` and its class ``0001.cls``, a number, or ``0001.json`` with a ``label``.
+            gzip or not: the training split, unless the path is that of a split's file of images. Or a tar file, or
+            a folder of such: shards in the form of WebDataset, in which the files of an image have a name in
+            common, such as ``0001.jpg`` and its class ``0001.cls``, a number, or ``0001.json`` with a ``label``.
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own:
             1 if all files of a folder are grey.
@@ -81,11 +82,11 @@ def load_dataset(
         crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
             whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read. Where images are
-            decoded whenever they are needed, the next one takes its place.
-        memory: GB that the images of files may take in memory, as bytes; by default a quarter of the machine's,
-            shared by the processes on it.
-        cache: Folder for files of decoded images, if they take more; None to decode whenever they are needed.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read. Where images
+            are decoded whenever they are needed, the next one takes its place.
+        memory: GB that images decoded from files may take in memory; by default a quarter of the machine's, shared
+            by the processes on it.
+        cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
@@ -149,9 +150,9 @@ def load_pairs(
     image_size: int,
     channels: int | None = None,
     skip_broken: bool = False,
-    memory: float | None = None,
+    memory: NonNegativeFloat | None = None,
     cache: str | Path | None = "cache",
-    workers: int | None = None,
+    workers: NonNegativeInt | None = None,
 ) -> ImageDataset:
     """Load pairs of images, A and B, that belong together, side by side as one image each.
 
@@ -163,9 +164,9 @@ def load_pairs(
         channels: 1 (grey) or 3 (RGB); by default 3.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
             Where pairs are decoded whenever they are needed, the next one takes its place.
-        memory: GB that the pairs may take in memory, as bytes; by default a quarter of the machine's, shared by the
+        memory: GB that decoded pairs may take in memory; by default a quarter of the machine's, shared by the
             processes on it.
-        cache: Folder for files of decoded pairs, if they take more; None to decode whenever they are needed.
+        cache: Folder for decoded pairs that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
@@ -445,7 +446,7 @@ def _machine_memory() -> float:
 
 
 def _identify(root: Path, files: list[Path], settings: str) -> tuple[str, str]:
-    """Compute two hashes of settings and files' names and sizes; the first has the times of their last change, too."""
+    """Hash settings and files' names and sizes, with and without the times of their last change."""
     lines = [settings]
     times = []
     for file in files:
@@ -471,7 +472,7 @@ def _is_grey(file: Path) -> bool:
 def _measured(
     files: list[Path], names: list[str], skip_broken: bool, workers: int
 ) -> tuple[list[Path], list[str], list[tuple[int, int]]]:
-    """Get heights and widths of pictures; those that cannot be read are an error, or left out with a warning each."""
+    """Get heights and widths of pictures; one that cannot be read is an error, or left out with a warning."""
     found = map_in_order(
         partial(_measure_item, files, skip_broken), range(len(files)), title="looking at the pictures",
         workers=workers if len(files) >= _WORTH_WORKERS else 0,

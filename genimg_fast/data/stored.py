@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genimg_fast.data.stream import Batch, fetch_batches
+from genimg_fast.data.stream import Batch, announced, fetch_batches
 
 
 class Reader(Protocol):
@@ -17,8 +17,10 @@ class Reader(Protocol):
         shape: Channels, height and width of every image.
         storage: Where the images are, in words.
         fingerprint: What tells them apart from others without reading them; empty if there is no such thing.
+        quick: Whether reading what was expected takes so little time that a thread for it would be in the way.
     """
 
+    quick: bool
     shape: tuple[int, int, int]
 
     @property
@@ -32,12 +34,15 @@ class Reader(Protocol):
     def read(self, rows: list[int]) -> Tensor:
         """Read images by their numbers: bytes of shape (len(rows), *shape)."""
 
+    def expect(self, rows: list[int]) -> None:
+        """Hear which images will be asked for soon."""
+
     def recall_hash(self, name: str, compute: Callable[[], str]) -> str:
         """Get a hash that was computed before, by its name; compute it if it was not."""
 
 
 class StoredImages:
-    """Images that are read when they are asked for, and indexed like a tensor of bytes, (n, channels, height, width).
+    """Images that are read when they are asked for, and indexed like a tensor of bytes.
 
     Args:
         reader: Reads them.
@@ -97,7 +102,10 @@ class StoredImages:
             float32 images in [-1, 1], and labels.
         """
         fetch = _Fetch(self.reader, self.rows, labels.cpu())
-        return fetch_batches(fetch, order, device=self.device, workers=self.workers, thread=True)
+        thread = self.device.type == "cuda" or not self.reader.quick
+        if not thread:
+            order = announced(order, lambda index: self.reader.expect(self.rows[index].tolist()))
+        return fetch_batches(fetch, order, device=self.device, workers=self.workers, thread=thread)
 
     def pieces_to_hash(self) -> Iterator[Any]:
         """Get what stands for the images in a hash: what a tensor of them would, or the reader's fingerprint."""

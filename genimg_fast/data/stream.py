@@ -68,6 +68,19 @@ def _order(
             number += 1
 
 
+def announced(
+    order: Iterator[tuple[int, Tensor]], announce: Callable[[Tensor], None]
+) -> Iterator[tuple[int, Tensor]]:
+    """Tell which indices are to come, some batches before it is their turn."""
+    coming: deque[tuple[int, Tensor]] = deque()
+    for task in order:
+        announce(task[1])
+        coming.append(task)
+        if len(coming) > _AHEAD:
+            yield coming.popleft()
+    yield from coming
+
+
 def fetch_batches(
     fetch: Callable[[int, Tensor], Batch],
     order: Iterator[tuple[int, Tensor]],
@@ -96,7 +109,9 @@ def fetch_batches(
     with ExitStack() as at_end:
         if workers > 0:
             tasks = ((number, index.numpy()) for number, index in order)  # tensors would take shared memory each
-            batches = map(_raised, at_end.enter_context(closing(_in_workers(_Fetch(fetch), tasks, workers))))
+            batches: Iterator[Any] = map(
+                _raised, at_end.enter_context(closing(_in_workers(_Fetch(fetch), tasks, workers)))
+            )
         else:
             batches = (fetch(number, index) for number, index in order)
         if device.type == "cuda" and (workers > 0 or thread):
@@ -174,7 +189,7 @@ def _in_workers(dataset: Any, tasks: Iterable[Any], workers: int) -> Generator[A
         worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # else a number would be drawn from the global one
     )  # fmt: skip
-    batches = iter(loader)
+    batches: Any = iter(loader)
     _RUNNING.add(batches)
     try:
         yield from batches

@@ -10,8 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from genimg_fast._signatures import Option, options_of
 from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.decode import UnreadableError
 from genimg_fast.data.sequences import TooFewFramesError
-from genimg_fast.data.sources import UnreadableError, side_of_pairs
+from genimg_fast.data.sources import side_of_pairs
+from genimg_fast.data.stored import StoredImages
 from genimg_fast.options import ConvImageSize, Folder, OptionError, Probability, Reader, about_option, integers
 
 
@@ -117,6 +119,7 @@ class Images(DataKind):
         **DataKind.kinds,
         "name_or_path": Annotated[str, Reader(str, "NAME|FOLDER")],
         "root": Folder,
+        "cache": Folder | None,
     }
     defaults: ClassVar = {"data": "digits"}
     augments = True
@@ -130,7 +133,7 @@ class Images(DataKind):
             "sha256": content_hash(dataset.images, dataset.labels),  # shows other data when the run is resumed
         }
         more = "--crops cuts more from them" if Path(options["data"]).is_dir() else ""
-        return Loaded(dataset=dataset, what="images", config=config, more=more)
+        return Loaded(dataset=dataset, what="images", config=config, notes=_where(dataset), more=more)
 
 
 class Pairs(DataKind):
@@ -139,8 +142,11 @@ class Pairs(DataKind):
     side = 256  # pixels of either image, unless they are smaller
     reads = staticmethod(load_pairs)
     kinds: ClassVar = {
-        **DataKind.kinds, "path": Annotated[str, Reader(str, "FOLDER")], "image_size": ConvImageSize | None
-    }  # fmt: skip
+        **DataKind.kinds,
+        "path": Annotated[str, Reader(str, "FOLDER")],
+        "image_size": ConvImageSize | None,
+        "cache": Folder | None,
+    }
     defaults: ClassVar = {"image_size": Follows(f"{side}, or near to that of smaller pairs")}
 
     def load(self, options: Mapping[str, Any]) -> Loaded:
@@ -153,6 +159,7 @@ class Pairs(DataKind):
             if size < self.side:
                 notes = (f"image size {size} instead of {self.side}: the pairs have {side} pixels a side",)
         dataset: ImageDataset = self.read(options, image_size=size)
+        notes += _where(dataset)
         config = {"skip_broken": options["skip_broken"], "sha256": content_hash(dataset.images)}
         return Loaded(dataset=dataset, what="images", config=config, decided={"image_size": size}, notes=notes)
 
@@ -202,6 +209,12 @@ class Sequences(DataKind):
             dataset=dataset, what=f"sequences of {frames} frames", config=config, decided={"frames": frames},
             notes=notes, more=more,
         )  # fmt: skip
+
+
+def _where(dataset: ImageDataset) -> tuple[str, ...]:
+    """Say where images are that are not in memory."""
+    told = f"images of {' x '.join(map(str, dataset.images.shape))} bytes are {dataset.storage}"
+    return (told,) if isinstance(dataset.images, StoredImages) else ()
 
 
 images, pairs, sequences = Images(), Pairs(), Sequences()

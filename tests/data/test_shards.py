@@ -91,5 +91,5 @@ def test_shards_beside_images_and_crops_of_shards_are_refused(tmp_path: Path) ->
     (tmp_path / "images").rename(tmp_path / ".images")
     with pytest.raises(ValueError, match=r"holds images, such as loose\.png, beside shards, such as shard0\.tar"):
         load(tmp_path)
-    with pytest.raises(ValueError, match="crops are cut from .*, not from shards"):
+    with pytest.raises(ValueError, match=r"crops are cut from .*, not from shards"):
         load(shard, crops=3)
