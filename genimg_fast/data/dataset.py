@@ -51,6 +51,29 @@ class BatchStream(Protocol):
 
     A :class:`BatchedDataset` may do so, too, for other processes to read ahead. Data that comes in a stream,
     without indices, has no other way.
+
+    Attributes:
+        device: Where the batches are.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> class Rain:
+        ...     device = torch.device("cpu")
+        ...
+        ...     def look(self):
+        ...         return next(self.batches(64, seed=0, start=0, part=0, parts=1))
+        ...
+        ...     def batches(self, batch_size, *, seed, start, part, parts):
+        ...         while True:
+        ...             generator = torch.Generator().manual_seed(seed + start)
+        ...             drops = torch.rand(batch_size, 1, 8, 8, generator=generator) * 2 - 1
+        ...             yield drops[part::parts], torch.zeros(len(drops[part::parts]), dtype=torch.int64)
+        ...             start += 1
+        ...
+        ...     def to(self, device):
+        ...         return self
+        >>> next(gf.data.batches(Rain(), 32, part=1, parts=2))[0].shape
+        torch.Size([16, 1, 8, 8])
     """
 
     device: torch.device
