@@ -64,8 +64,8 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Precisio
     Example:
         >>> import torch, genimg_fast as gf
         >>> real = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
-        >>> gf.metrics.precision_recall(torch.tensor([[0.5], [0.6], [0.7], [20.0]]), real, k=1)
-        PrecisionRecall(precision=0.75, recall=0.0)
+        >>> gf.metrics.precision_recall(torch.tensor([[0.5], [0.6], [0.7], [0.8]]), real, k=1)  # good, but alike
+        PrecisionRecall(precision=1.0, recall=0.0)
     """
     among_real, among_generated = inside_manifolds(generated, real, k)
     return PrecisionRecall(float(among_real.mean()), float(among_generated.mean()))
@@ -137,7 +137,7 @@ def check_features(generated: Tensor, real: Tensor) -> None:
 
 
 def parts(points: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """Cut points so that what there is of each pair of a part and all others, a distance, say, fits into memory."""
+    """Cut points so that what there is of each pair of a part and all others, a distance, fits into memory."""
     return points.split(max(1, _BYTES // (others.element_size() * len(others))))
 
 
