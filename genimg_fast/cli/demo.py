@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import shlex
 import statistics
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ def _demo(args: argparse.Namespace) -> int:
     if args.steps is not None:
         flags += ["--steps", str(args.steps)]
     train_args = train.train_arguments(*flags)
-    print(f"genimg-fast train {' '.join(flags)}")
+    print(f"genimg-fast train {shlex.join(flags)}")
     run, trainer, dataset = train.run_training(train_args)
 
     plain, fused = _time_steps(trainer, dataset, train_args.batch_size)

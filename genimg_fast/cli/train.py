@@ -36,7 +36,6 @@ from genimg_fast.data import (
     load_sequences,
 )
 from genimg_fast.data.dataset import content_hash
-from genimg_fast.data.optional import optional_import
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.sources import UnreadableError, side_of_pairs
 from genimg_fast.losses import GAN_LOSSES
@@ -44,16 +43,20 @@ from genimg_fast.models import CORES, LIKELIHOODS, create_model
 from genimg_fast.models.checkpoint import CheckpointError
 from genimg_fast.training import (
     AutoencoderTrainer,
+    Callback,
     FrameFillerTrainer,
     FramePredictorTrainer,
     GANTrainer,
     GLOTrainer,
+    MLflowLogger,
     Pix2PixTrainer,
     Recipe,
     RowRNNTrainer,
     RunFolder,
+    TensorBoardLogger,
     Trainer,
     VAETrainer,
+    WandbLogger,
     fit,
 )
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
@@ -358,8 +361,10 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
     if not isinstance(dataset, ImageDataset) and (getattr(args, "context", None) or 1) >= args.frames:
         parser.error(f"argument --context: must be below {args.frames}, the number of frames, got {args.context}")
 
-    if args.tensorboard:
-        optional_import("torch.utils.tensorboard", "tensorboard")
+    loggers: dict[str, Callable[[], Callback]] = {
+        "tensorboard": TensorBoardLogger, "wandb": WandbLogger, "mlflow": MLflowLogger
+    }  # fmt: skip
+    callbacks = [logger() for name, logger in loggers.items() if getattr(args, name)]
     trainer = make_trainer(args, dataset)
     if rank() == 0 and args.model_args(args, dataset).get("num_classes") == 1:
         say(f"{args.model} on one class only, {dataset.class_names[0]}: subfolders make classes")
@@ -387,8 +392,6 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
 
     run, resume = _open_run(args, config)
     run.scale = args.scale
-    if args.tensorboard and rank() == 0:
-        run.use_tensorboard()
     torch.manual_seed(args.seed + rank())  # each process draws its own noise
     if rank() == 0:
         held_out = "" if validation is None else f" ({len(validation)} of {args.val_data or args.data} held out)"
@@ -409,6 +412,7 @@ def _run_training(args: argparse.Namespace) -> tuple[RunFolder, Trainer, Any]:
             sample_every=args.sample_every,
             checkpoint_every=args.checkpoint_every,
             progress=True,
+            callbacks=callbacks,
             resume=resume,
         )
     if rank() == 0:
@@ -839,6 +843,8 @@ def _add_output(parser: Parser) -> None:
     group.add_argument("--val-every", type=at_least(0), metavar="N", default=100,
                        help="steps between two evaluations on all held-out data; 0: at the end")  # fmt: skip
     group.add_argument("--tensorboard", action="store_true", help="write statistics for TensorBoard as well")
+    group.add_argument("--wandb", action="store_true", help="send statistics and pictures to Weights & Biases")
+    group.add_argument("--mlflow", action="store_true", help="send statistics and pictures to MLflow")
     group.add_argument("--sample-every", type=at_least(0), metavar="N", default=500,
                        help="steps between two sets of pictures; 0: at the end")  # fmt: skip
     group.add_argument("--checkpoint-every", type=at_least(0), metavar="N", default=500,

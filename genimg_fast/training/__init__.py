@@ -2,6 +2,7 @@
 
 from genimg_fast.models.checkpoint import load_checkpoint
 from genimg_fast.models.pretrained import load_run
+from genimg_fast.training.callbacks import Callback, MLflowLogger, TensorBoardLogger, WandbLogger
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.outputs import save_output
@@ -21,19 +22,23 @@ from genimg_fast.training.vae import VAETrainer
 __all__ = [
     "AutoencoderTrainer",
     "BaseTrainer",
+    "Callback",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",
     "GLOTrainer",
+    "MLflowLogger",
     "NonFiniteLossError",
     "Picture",
     "Pix2PixTrainer",
     "Recipe",
     "RowRNNTrainer",
     "RunFolder",
+    "TensorBoardLogger",
     "Terminated",
     "Trainer",
     "VAETrainer",
+    "WandbLogger",
     "draw_known_frames",
     "fit",
     "load_checkpoint",

@@ -119,7 +119,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         >>> model = gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FramePredictorTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
     """
 
     curves = (("loss",), ("mse",))
@@ -247,7 +247,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         >>> model = gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FrameFillerTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step']
     """
 
     curves = (("loss",), ("mse",))
@@ -356,7 +356,7 @@ class RowRNNTrainer(_SequenceTrainer):
         >>> trainer = gf.training.RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=32))
         >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'step']
     """
 
     curves = (("loss",),)
