@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from itertools import islice
 
-
 import pytest
 import torch
 from torch import Tensor
