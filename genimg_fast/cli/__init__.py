@@ -51,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.execute(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
-    except Terminated as stopped:
+    except (KeyboardInterrupt, Terminated) as stopped:
         ignore_interrupts()
-        message, status = str(stopped), stopped.code
-    except KeyboardInterrupt as interrupt:
-        ignore_interrupts()
-        message, status = str(interrupt) or "interrupted", 130
+        message = str(stopped) or "interrupted"
+        status = stopped.code if isinstance(stopped, Terminated) else 130
+        if int(os.environ.get("RANK", "0")) > 0:  # one of several processes, of which the first says it
+            return status
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
