@@ -14,7 +14,7 @@ from genimg_fast.cli import demo, evaluate, train, use
 from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
 from genimg_fast.training import NonFiniteLossError, Terminated
-from genimg_fast.training.trainable import run_file
+from genimg_fast.training.trainables import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,6 +73,8 @@ def add(commands: Any) -> None:
 
 def _add_models(train: Parser, words: list[str]) -> list[str]:
     """Add a subcommand for each model, and for one of the user's that the command line names."""
+    if train._subparsers is not None:
+        return words
     models = train.add_subparsers(title="models", dest="model", required=True)
     file = None
     if words and words[0].partition("=")[0] == "--config":  # which says what to train
