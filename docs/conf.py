@@ -80,10 +80,6 @@ def program() -> argparse.ArgumentParser:
 
 def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """Go through the commands without subcommands."""
-    if (
-        prepare := getattr(parser, "prepare", None)
-    ) is not None:  # some add their subcommands when they are called
-        prepare([])
     subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not subparsers:
         yield parser

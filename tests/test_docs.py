@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 import genimg_fast as gf
+from genimg_fast.models import registry
+from genimg_fast.training import trainables
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -13,6 +15,9 @@ pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="tests run without the
 @pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md") if "\n```python\n" in p.read_text()))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # What a page registers is gone behind it.
+    monkeypatch.setattr(registry, "_builders", {**registry._builders})
+    monkeypatch.setattr(trainables, "_trainables", {**trainables._trainables})
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
     names = {}
     for block in blocks:  # one after the other, as a reader would paste them

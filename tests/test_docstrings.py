@@ -122,8 +122,6 @@ def test_a_function_has_its_arguments_result_and_errors_described(thing):
 @each(CONSTRUCTORS)
 def test_a_class_has_its_arguments_and_errors_described(thing, request):
     owner = CLASSES[request.node.callspec.id]
-    if vars(torch.nn).get(owner.__name__) in owner.__mro__:
-        return  # torch's docstring stands for it
     described, documented = described_in(owner.__doc__)
     assert dataclasses.is_dataclass(owner) or described == arguments_of(thing)  # fields have a test of their own
     assert errors_not_described(thing, documented) == set()

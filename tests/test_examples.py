@@ -74,7 +74,7 @@ def test_two_nodes_train_one_run(tmp_path):
         )
         for _ in range(2)
     ]
-    said = [node.communicate(timeout=120)[0] for node in nodes]
+    said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], "".join(said)
     (run,) = (tmp_path / "runs").iterdir()
     state = load_checkpoint(run)
@@ -86,46 +86,78 @@ SRUN = """#!/bin/sh
 exec "$@"
 """
 SCONTROL = """#!/bin/sh
-[ "$1" = show ] || echo "$@" >> "$SCONTROL_LOG"
+case "$1 $2" in
+"show job") echo "PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=$PREEMPTED" ;;
+requeue*) echo "$@" >> "$REQUEUED" ;;
+esac
 """
 
 
-def test_a_preempted_slurm_job_goes_on_where_it_stopped(tmp_path):
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "SCONTROL_LOG": str(tmp_path / "requeued"),
-        "SLURM_JOB_ID": "7",
-        "SLURM_NNODES": "1",
-        "MASTER_PORT": str(free_port()),
-    }
-    runs = tmp_path / "runs"
-    options = ["--data", "digits", "--channels", "4", "--batch-size", "16", "--checkpoint-every", "5"]
+@pytest.fixture
+def slurm(tmp_path):
+    """Starts the batch script with options, the machine being all of the cluster."""
 
-    def job(steps: int) -> subprocess.Popen[str]:
-        command = ["bash", EXAMPLES / "train.sbatch", *options, "--steps", str(steps), "--out", runs]
+    def submit(*options, srun=SRUN, preempted="None"):
+        for name, text in {"srun": srun, "scontrol": SCONTROL}.items():
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "REQUEUED": str(tmp_path / "requeued"),
+            "PREEMPTED": preempted,
+            "SLURM_JOB_ID": "7",
+            "SLURM_NNODES": "1",
+            "MASTER_PORT": str(free_port()),
+        }
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=environment
-        )
+            ["bash", EXAMPLES / "train.sbatch", *options],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=environment,
+        )  # fmt: skip
 
-    first = job(100_000)
-    deadline = time.monotonic() + 120
+    return submit
+
+
+@pytest.mark.parametrize(
+    ("ending", "preempted", "requeued"),
+    [("exit 0", "None", False), ("exit 1", "None", False), ("exit 1", "2026-01-01T00:00:00", True)],
+)
+def test_only_a_preempted_job_is_queued_again(ending, preempted, requeued, slurm, tmp_path):
+    job = slurm(srun=f"#!/bin/sh\n{ending}\n", preempted=preempted)
+    job.communicate(timeout=60)
+    assert job.returncode == int(ending[-1])
+    assert (tmp_path / "requeued").exists() == requeued
+
+
+def test_a_stopped_slurm_job_goes_on_where_it_stopped(slurm, tmp_path):
+    runs = tmp_path / "runs"
+    options = [
+        "--data",
+        "digits",
+        "--channels",
+        "4",
+        "--batch-size",
+        "16",
+        "--checkpoint-every",
+        "5",
+        "--out",
+        runs,
+    ]
+    first = slurm(*options, "--steps", "100000")
+    deadline = time.monotonic() + 300
     while not list(runs.glob("*/checkpoint.pt")):
         assert first.poll() is None, first.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=120)[0]
+    said = first.communicate(timeout=300)[0]
     assert (tmp_path / "requeued").read_text() == "requeue 7\n", said
     assert "checkpoint saved to" in said
     (run,) = runs.iterdir()
     saved = load_checkpoint(run)["step"]
 
-    second = job(saved + 2)
-    said = second.communicate(timeout=120)[0]
+    second = slurm(*options, "--steps", str(saved + 2))
+    said = second.communicate(timeout=300)[0]
     assert second.returncode == 0, said
     assert list(runs.iterdir()) == [run]
     assert load_checkpoint(run)["step"] == saved + 2

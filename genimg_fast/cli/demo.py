@@ -1,6 +1,7 @@
 """``genimg-fast demo``."""
 
 import copy
+import shlex
 import statistics
 import time
 from pathlib import Path
@@ -30,8 +31,8 @@ def demo(
     """
     values = {**DEMO, "out": out, "seed": seed, "device": device}
     values |= {} if steps is None else {"steps": steps}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
-    print(f"genimg-fast train dcgan {flags}")
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    print(f"genimg-fast train dcgan {shlex.join(flags)}")
     run, trainer, dataset = run_training(find_trainable("dcgan"), values)
 
     batch_size = run.config["batch_size"]

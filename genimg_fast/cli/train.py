@@ -3,7 +3,7 @@
 import argparse
 import ctypes
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,20 @@ from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, find
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
 from genimg_fast.data import Augmented, ImageDataset
-from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError
 from genimg_fast.options import Folder, OptionError, Reader, Share, integers
-from genimg_fast.training import RunFolder, Trainable, Trainer, find_trainable, fit, list_trainables
+from genimg_fast.training import (
+    Callback,
+    MLflowLogger,
+    RunFolder,
+    TensorBoardLogger,
+    Trainable,
+    Trainer,
+    WandbLogger,
+    find_trainable,
+    fit,
+    list_trainables,
+)
 from genimg_fast.training.data_kinds import Loaded
 from genimg_fast.training.processes import gather_objects, process_group, rank, world_size
 
@@ -39,6 +49,8 @@ class Session:
         resume: Run folder to go on with; ``auto``: newest of this model and data, if any.
         scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
         tensorboard: Write statistics for TensorBoard as well.
+        wandb: Send statistics and pictures to Weights & Biases.
+        mlflow: Send statistics and pictures to MLflow.
     """
 
     val_split: Share | None = None
@@ -50,13 +62,20 @@ class Session:
     resume: Annotated[str, Reader(str, "RUN|auto")] | None = None
     scale: Annotated[int, integers(1, 64)] | None = None
     tensorboard: bool = False
+    wandb: bool = False
+    mlflow: bool = False
 
 
+_LOGGERS: dict[str, Callable[[], Callback]] = {
+    "tensorboard": TensorBoardLogger,
+    "wandb": WandbLogger,
+    "mlflow": MLflowLogger,
+}
 _GROUPS = {
     "data": ("val_split", "val_data"),
     "training": ("device",),
     "speed": ("backend", "sync_batch_norm"),
-    "output": ("out", "resume", "scale", "tensorboard"),
+    "output": ("out", "resume", "scale", *_LOGGERS),
 }
 
 
@@ -68,29 +87,31 @@ def add(commands: Any) -> None:
         genimg-fast train dcgan --lr 1e-4 --print-config > dcgan.yaml
         genimg-fast train dcgan --config dcgan.yaml --seed 1
     """)  # fmt: skip
-    train.prepare = partial(_add_models, train)
-
-
-def _add_models(train: Parser, words: list[str]) -> list[str]:
-    """Add a subcommand for each model, and for one of the user's that the command line names."""
-    if train._subparsers is not None:
-        return words
     models = train.add_subparsers(title="models", dest="model", required=True)
+    for name in list_trainables():
+        _add_model(models, name, find_trainable(name))
+    train.prepare = partial(_add_what_is_named, train, models)
+
+
+def _add_what_is_named(train: Parser, models: Any, words: list[str]) -> list[str]:
+    """Add subcommands for models of the user's; put the one that a file of options is for in front of it."""
     file = None
-    if words and words[0].partition("=")[0] == "--config":  # which says what to train
+    if words and words[0].partition("=")[0] == "--config":
         file = _option_file(train, words)
         _, name = (file and file.model()) or (0, None)
-        if name is not None:
-            words = [name, *words]
+        words = words if name is None else [name, *words]
     for name in list_trainables():
-        _add_model(models, name, find_trainable(name), file)
+        if name not in models.choices:
+            _add_model(models, name, find_trainable(name))
     if words and ".py" in words[0]:
         with train.blaming("model"):
-            _add_model(models, words[0], find_trainable(words[0]), file)
+            _add_model(models, words[0], find_trainable(words[0]))
+    if file is not None and words[0] in models.choices:
+        models.choices[words[0]].set_defaults(option_file=file)
     return words
 
 
-def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None) -> None:
+def _add_model(models: Any, name: str, thing: Trainable) -> None:
     new = add_command(models, name, fit_and_report, thing.text, "\n".join(thing.examples))
     groups = session_and_options(thing)
     for title, options in groups.items():
@@ -101,7 +122,7 @@ def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
     new.set_defaults(thing=thing)
-    new.prepare = partial(_use_file, new, {name, thing.name}, groups, file)
+    new.prepare = partial(_use_file, new, {name, thing.name}, groups)
 
 
 def session_and_options(thing: Trainable) -> dict[str, dict[str, Option]]:
@@ -124,11 +145,10 @@ def _use_file(
     parser: Parser,
     names: set[str],
     groups: Mapping[str, Mapping[str, Option]],
-    file: OptionFile | None,
     words: list[str],
 ) -> list[str]:
     """Make what a file of options says the defaults."""
-    file = file or _option_file(parser, words)
+    file: OptionFile | None = parser.get_default("option_file") or _option_file(parser, words)
     if file is not None:
         with parser.blaming("--config"):
             values = file.values({name: option for options in groups.values() for name, option in options.items()})
@@ -209,8 +229,7 @@ def _run_training(
     if options["batch_size"] % options["accumulate"] != 0:
         raise OptionError("accumulate", f"must divide {options['batch_size']}, the batch size")
 
-    if session.tensorboard:
-        optional_import("torch.utils.tensorboard", "tensorboard")
+    callbacks = [logger() for name, logger in _LOGGERS.items() if getattr(session, name)]
     trainer = thing.make_trainer(dataset, options, device=device, sync_batch_norm=session.sync_batch_norm)
     model_args = thing.model_args(dataset, options)
     if rank() == 0 and model_args.get("num_classes") == 1:
@@ -240,8 +259,6 @@ def _run_training(
 
     run, resume = _open_run(thing, options["data"], session, config, flags)
     run.scale = session.scale
-    if session.tensorboard and rank() == 0:
-        run.use_tensorboard()
     torch.manual_seed(options["seed"] + rank())  # each process draws its own noise
     if rank() == 0:
         source = session.val_data or options["data"]
@@ -255,6 +272,7 @@ def _run_training(
             validation=validation,
             run=run,
             progress=True,
+            callbacks=callbacks,
             resume=resume,
             **{name: options[name] for name in options_of(fit) if name in options},
         )

@@ -14,6 +14,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._files import replacing
 from genimg_fast._native import backend
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.common import check_choice
 from genimg_fast.models.gan import BaseGAN
 from genimg_fast.models.pix2pix import Pix2Pix
 from genimg_fast.models.pretrained import BaseModel, load_run
@@ -93,9 +94,8 @@ def export(
         raise ValueError(f"batch must be at least 1, got {batch}")
     if to == "safetensors":
         return _export_weights(model, config, path, part)
-    if to not in ("onnx", "torch-export"):
-        raise ValueError(f"to must be one of onnx, torch-export, safetensors, got {to!r}")
-    chosen = _choose(model, part)
+    check_choice("to", to, get_args(Format))
+    chosen = parts(model)[choose_part(model, part)]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
 
@@ -195,23 +195,26 @@ class _Callable(nn.Module):
         return self.function(*inputs)
 
 
-def _choose(model: nn.Module, name: str | None) -> _Part:
+def choose_part(model: nn.Module, name: str | None = None) -> PartName:
+    """Find the part that a name, or None for the most useful one, stands for.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
     found = parts(model)
-    default = next((part for part in found if part in ("sampler", "translator")), None)
     if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no part that runs by itself: no {', '.join(get_args(PartName))}"
-        )
-    if name is None and default is None:
-        raise ValueError(f"which part of {type(model).__name__}: {' or '.join(found)}?")
-    if (name or default) not in found:
-        raise ValueError(f"{type(model).__name__} has no {name}, but {' and '.join(found)}")
-    return found[name or default or ""]
+        names = ", ".join(get_args(PartName))
+        raise ValueError(f"{type(model).__name__} has no part that runs by itself: no {names}")
+    if name is None:
+        name = next((part for part in found if part in ("sampler", "translator")), None)
+    if name not in found:
+        raise ValueError(f"part must be one of {', '.join(found)}, got {name!r}")
+    return name  # type: ignore[return-value]
 
 
 def _export_weights(model: nn.Module, config: dict[str, Any] | None, folder: Path, part: str | None) -> float:
     if part is not None:
-        raise ValueError(f"safetensors hold the weights of a whole model: there is no {part} to choose")
+        raise ValueError(f"part must be left out: safetensors hold the whole model, got {part!r}")
     if not isinstance(model, BaseModel):
         raise ValueError(f"{type(model).__name__} is no BaseModel, which alone knows its arguments")
     model.save_pretrained(folder, config=config)

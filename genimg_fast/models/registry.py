@@ -1,5 +1,6 @@
 """Models by name, for the command line, for checkpoints and for tests that cover every model."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -113,3 +114,17 @@ def model_name(cls: type[nn.Module]) -> str:
         if builder is cls:
             return name
     raise ValueError(f"{cls.__name__} has no name: decorate the class with @register_model")
+
+
+def describe_model(name: str) -> str:
+    """Get the first line of what a registered model's docstring says.
+
+    Args:
+        name: One of :func:`list_models`.
+
+    Example:
+        >>> from genimg_fast.models.registry import describe_model
+        >>> describe_model("glo")[:10]
+        'Generative'
+    """
+    return (inspect.getdoc(_builders[name]) or "").partition("\n")[0]

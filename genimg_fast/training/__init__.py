@@ -3,6 +3,7 @@
 from genimg_fast.models.checkpoint import load_checkpoint
 from genimg_fast.models.pretrained import load_run
 from genimg_fast.training import catalog  # noqa: F401 - it registers what can be trained
+from genimg_fast.training.callbacks import Callback, MLflowLogger, TensorBoardLogger, WandbLogger
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.outputs import save_output
@@ -23,20 +24,24 @@ from genimg_fast.training.vae import VAETrainer
 __all__ = [
     "AutoencoderTrainer",
     "BaseTrainer",
+    "Callback",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",
     "GLOTrainer",
+    "MLflowLogger",
     "NonFiniteLossError",
     "Picture",
     "Pix2PixTrainer",
     "Recipe",
     "RowRNNTrainer",
     "RunFolder",
+    "TensorBoardLogger",
     "Terminated",
     "Trainable",
     "Trainer",
     "VAETrainer",
+    "WandbLogger",
     "draw_known_frames",
     "find_trainable",
     "fit",

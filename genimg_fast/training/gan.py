@@ -48,7 +48,7 @@ class GANTrainer(BaseTrainer):
         >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(c_dim=1, channels=16, n_blocks=2))
         >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
         >>> sorted(history[-1])
-        ['fake_logit', 'images_per_s', 'loss_d', 'loss_g', 'memory_mb', 'real_logit', 'step']
+        ['data_wait', 'fake_logit', 'images_per_s', 'loss_d', 'loss_g', 'memory_mb', 'real_logit', 'step']
     """
 
     curves = (("loss_d", "loss_g"), ("real_logit", "fake_logit"))

@@ -23,9 +23,9 @@ _BATCH_BYTES = 2**28
 _MOST_AT_A_TIME = 256
 
 
-def batch_sizes(n: int, image_size: int) -> list[int]:
-    """Split a number of images into batches whose activations stay within bounds."""
-    size = max(1, min(_MOST_AT_A_TIME, _BATCH_BYTES // (4 * 64 * image_size**2)))
+def batch_sizes(n: int, image_size: int, *, frames: int = 1) -> list[int]:
+    """Split a number of images, or sequences of them, into batches whose activations stay within bounds."""
+    size = max(1, min(_MOST_AT_A_TIME, _BATCH_BYTES // (4 * 64 * image_size**2 * frames)))
     return [min(size, n - start) for start in range(0, n, size)]
 
 

@@ -55,20 +55,9 @@ class RunFolder:
         self.config = config
         self.checkpoint = path / "checkpoint.pt"
         self._unwritten: list[dict[str, float]] = []
-        self._make_writer: Any = None
-        self._writer: Any = None
-        self._purge_step: int | None = None
 
     def __fspath__(self) -> str:
         return str(self.path)
-
-    def use_tensorboard(self) -> None:
-        """Write the statistics for TensorBoard, too, into the same folder.
-
-        Raises:
-            ImportError: If TensorBoard is missing.
-        """
-        self._make_writer = optional_import("torch.utils.tensorboard", "tensorboard").SummaryWriter
 
     @classmethod
     def create(cls, out: str | Path, name: str, config: dict[str, Any]) -> "RunFolder":
@@ -139,11 +128,11 @@ class RunFolder:
         if path.name == "checkpoint.pt" and path.is_file():
             path = path.parent
         try:
-            before = _flat(json.loads(json.dumps(load_checkpoint(path)["config"])))
+            before = flat_settings(json.loads(json.dumps(load_checkpoint(path)["config"])))
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
-        now = _flat(json.loads(json.dumps(config)))
-        meant = _flat(json.loads(json.dumps(unwritten or {})))
+        now = flat_settings(json.loads(json.dumps(config)))
+        meant = flat_settings(json.loads(json.dumps(unwritten or {})))
         before |= {key: meant[key] for key in now if key in meant and key not in before}
         changed = {
             key
@@ -152,6 +141,9 @@ class RunFolder:
         }
         if "recipe.schedule" in changed:  # one without steps has none to compare
             changed.discard("recipe.decay_steps")
+        if "recipe.decay_steps" in changed:  # is told as the number of steps: not again what follows it
+            follows = {key for key in changed if all(c.get(key) == c.get("steps") for c in (before, now))}
+            changed -= follows - {"recipe.decay_steps"}
         if changed:
             told = [
                 _difference(key, before.get(key), now, names or {}) for key in {**before, **now} if key in changed
@@ -196,7 +188,7 @@ class RunFolder:
             os.close(descriptor)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one.
+        """Append a row to ``stats.jsonl``.
 
         Rows that could not be written are written with the next one.
 
@@ -219,52 +211,30 @@ class RunFolder:
                 with suppress(OSError):
                     file.truncate(size)  # no half a line
                 raise
-        written, self._unwritten = self._unwritten, []
-        if self._make_writer is not None:
-            try:
-                self._log_for_tensorboard(written)
-            except Exception as error:  # such as a folder whose name is not UTF-8, or a full disk
-                self._make_writer = None
-                warnings.warn(f"nothing more for TensorBoard: {type(error).__name__}: {error}", stacklevel=2)
-
-    def _log_for_tensorboard(self, rows: list[dict[str, float]]) -> None:
-        if self._writer is None:
-            self._writer = self._make_writer(str(self.path), purge_step=self._purge_step)
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, int(row["step"]))
-        self._writer.flush()
+        self._unwritten = []
 
     def rows_until(self, step: int) -> list[dict[str, float]]:
         """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again.
 
-        TensorBoard drops what lies behind the step, too. Lines that hold no row are left out, with a warning.
+        Lines that hold no row are left out, with a warning.
         """
         stats = self.path / "stats.jsonl"
-        rows, damaged = [], 0
-        for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
-            row = _row(line)
-            if row is None:
-                damaged += line.endswith(b"\n")  # else it was being written when the process was killed
-            elif row["step"] <= step:
-                rows.append(row)
-        if damaged > 0:
-            warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=2)
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
         with replacing(stats) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._purge_step = step + 1
         return rows
 
-    def save_images(self, name: str, images: Tensor | Picture) -> None:
+    def save_images(self, name: str, images: Tensor | Picture) -> Path:
         """Write images in [-1, 1] as ``name.png``, a grid, or sequences of them as ``name.gif``, an animated one.
 
         Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width). Classes
-        have the names that the settings hold as ``classes``.
+        have the names that the settings hold as ``classes``. Return the file.
         """
         picture = images if isinstance(images, Picture) else Picture(images=images)
-        with replacing(self.path / f"{name}.{'gif' if picture.moves else 'png'}") as temporary:
+        file = self.path / f"{name}.{'gif' if picture.moves else 'png'}"
+        with replacing(file) as temporary:
             picture.save(temporary, scale=self.scale, class_names=self.config.get("classes"))
+        return file
 
     def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
         """Draw what the rows hold over their steps, as ``losses.png``.
@@ -342,6 +312,21 @@ def _lock(file: Path) -> tuple[int, bool]:
         os.close(descriptor)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run folder's ``stats.jsonl``; lines that hold no row are left out, with a warning."""
+    stats = path / "stats.jsonl"
+    rows, damaged = [], 0
+    for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")  # else it was being written when the process was killed
+    if damaged > 0:
+        warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=3)
+    return rows
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     """Read a line of ``stats.jsonl``; None if it holds no row."""
     try:
@@ -365,9 +350,9 @@ def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, 
     return f"{names.get(last, key)} was {before!r} and is {now.get(key)!r}{why}"
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn settings within settings into one level, with names like ``recipe.ema``."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

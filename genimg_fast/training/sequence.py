@@ -120,7 +120,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         >>> model = gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FramePredictorTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
     """
 
     curves = (("loss",), ("mse",))
@@ -149,7 +149,14 @@ class FramePredictorTrainer(_SequenceTrainer):
         self.forcing_steps = forcing_steps
 
     def check_data(self, images: Tensor) -> None:
-        """Raise a ValueError if sequences, (batch, steps, ...), have no frame behind the context."""
+        """Look at sequences before they are trained on.
+
+        Args:
+            images: Some of them, of shape (batch, steps, channels, height, width).
+
+        Raises:
+            ValueError: If they have no frame behind the context.
+        """
         if (self.context or 1) >= images.shape[1]:
             raise ValueError(f"context must be below {images.shape[1]}, the number of frames, got {self.context}")
 
@@ -253,7 +260,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         >>> model = gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FrameFillerTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step']
     """
 
     curves = (("loss",), ("mse",))
@@ -362,7 +369,7 @@ class RowRNNTrainer(_SequenceTrainer):
         >>> trainer = gf.training.RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=32))
         >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'step']
     """
 
     curves = (("loss",),)

@@ -38,7 +38,7 @@ class VAETrainer(BaseTrainer):
         >>> trainer = gf.training.VAETrainer(gf.models.VAE(z_dim=8, c_dim=1, channels=8, n_blocks=2))
         >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
         >>> sorted(history[-1])
-        ['active_units', 'images_per_s', 'kl', 'loss', 'memory_mb', 'reconstruction', 'step']
+        ['active_units', 'data_wait', 'images_per_s', 'kl', 'loss', 'memory_mb', 'reconstruction', 'step']
     """
 
     curves = (("loss", "reconstruction"), ("kl",))

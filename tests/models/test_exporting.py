@@ -100,9 +100,13 @@ def test_of_a_saved_model_as_safetensors(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("rnn", {}, "RNN has no part that runs by itself: no sampler, encoder, decoder, translator"),
-        ("dcgan", {"part": "encoder"}, "DCGAN has no encoder, but sampler"),
-        ("autoencoder", {}, "which part of Autoencoder: encoder or decoder?"),
-        ("dcgan", {"to": "safetensors", "part": "sampler"}, "the weights of a whole model: there is no sampler"),
+        ("dcgan", {"part": "encoder"}, "part must be one of sampler, got 'encoder'"),
+        ("autoencoder", {}, "part must be one of encoder, decoder, got None"),
+        (
+            "dcgan",
+            {"to": "safetensors", "part": "sampler"},
+            "part must be left out: safetensors hold the w",
+        ),
         ("dcgan", {"to": "tflite"}, "to must be one of onnx, torch-export, safetensors, got 'tflite'"),
         ("dcgan", {"batch": 0}, "batch must be at least 1, got 0"),
     ],
