@@ -18,7 +18,7 @@ from genimg_fast.cli.sampling import interpolate, sample
 from genimg_fast.cli.shells import Shell, completion_script
 from genimg_fast.cli.show import latent, reconstruct, translate
 from genimg_fast.training import NonFiniteLossError, Terminated
-from genimg_fast.training.trainable import run_file
+from genimg_fast.training.trainables import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -87,27 +87,31 @@ def add(commands: Any) -> None:
         genimg-fast train dcgan --lr 1e-4 --print-config > dcgan.yaml
         genimg-fast train dcgan --config dcgan.yaml --seed 1
     """)  # fmt: skip
-    train.prepare = partial(_add_models, train)
-
-
-def _add_models(train: Parser, words: list[str]) -> list[str]:
-    """Add a subcommand for each model, and for one of the user's that the command line names."""
     models = train.add_subparsers(title="models", dest="model", required=True)
+    for name in list_trainables():
+        _add_model(models, name, find_trainable(name))
+    train.prepare = partial(_add_what_is_named, train, models)
+
+
+def _add_what_is_named(train: Parser, models: Any, words: list[str]) -> list[str]:
+    """Add subcommands for models of the user's; put the one that a file of options is for in front of it."""
     file = None
-    if words and words[0].partition("=")[0] == "--config":  # which says what to train
+    if words and words[0].partition("=")[0] == "--config":
         file = _option_file(train, words)
         _, name = (file and file.model()) or (0, None)
-        if name is not None:
-            words = [name, *words]
+        words = words if name is None else [name, *words]
     for name in list_trainables():
-        _add_model(models, name, find_trainable(name), file)
+        if name not in models.choices:
+            _add_model(models, name, find_trainable(name))
     if words and ".py" in words[0]:
         with train.blaming("model"):
-            _add_model(models, words[0], find_trainable(words[0]), file)
+            _add_model(models, words[0], find_trainable(words[0]))
+    if file is not None and words[0] in models.choices:
+        models.choices[words[0]].set_defaults(option_file=file)
     return words
 
 
-def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None) -> None:
+def _add_model(models: Any, name: str, thing: Trainable) -> None:
     new = add_command(models, name, fit_and_report, thing.text, "\n".join(thing.examples))
     groups = session_and_options(thing)
     for title, options in groups.items():
@@ -118,7 +122,7 @@ def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
     new.set_defaults(thing=thing)
-    new.prepare = partial(_use_file, new, {name, thing.name}, groups, file)
+    new.prepare = partial(_use_file, new, {name, thing.name}, groups)
 
 
 def session_and_options(thing: Trainable) -> dict[str, dict[str, Option]]:
@@ -141,11 +145,10 @@ def _use_file(
     parser: Parser,
     names: set[str],
     groups: Mapping[str, Mapping[str, Option]],
-    file: OptionFile | None,
     words: list[str],
 ) -> list[str]:
     """Make what a file of options says the defaults."""
-    file = file or _option_file(parser, words)
+    file: OptionFile | None = parser.get_default("option_file") or _option_file(parser, words)
     if file is not None:
         with parser.blaming("--config"):
             values = file.values({name: option for options in groups.values() for name, option in options.items()})

@@ -149,7 +149,14 @@ class FramePredictorTrainer(_SequenceTrainer):
         self.forcing_steps = forcing_steps
 
     def check_data(self, images: Tensor) -> None:
-        """Raise a ValueError if sequences, (batch, steps, ...), have no frame behind the context."""
+        """Look at sequences before they are trained on.
+
+        Args:
+            images: Some of them, of shape (batch, steps, channels, height, width).
+
+        Raises:
+            ValueError: If they have no frame behind the context.
+        """
         if (self.context or 1) >= images.shape[1]:
             raise ValueError(f"context must be below {images.shape[1]}, the number of frames, got {self.context}")
 

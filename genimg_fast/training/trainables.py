@@ -332,7 +332,7 @@ def find_trainable(name: str) -> Trainable:
             name or the class's, or ``FILE.py`` if that is one thing only. The file is run.
 
     Returns:
-        What was registered under the name.
+        What it is made of.
 
     Raises:
         ValueError: If there is no such thing; the message lists similar names.
