@@ -22,8 +22,8 @@ import genimg_fast as gf
 
 ROOT = Path(__file__).parents[1]
 SANITIZED = [
-    "tests/ops/test_batch_norm_act.py::test_options",
-    "tests/ops/test_batch_norm_act.py::test_layouts",
+    "tests/ops/batch_norm_act/test_reference.py::test_options",
+    "tests/ops/batch_norm_act/test_reference.py::test_layouts",
     "tests/ops/reparameterize_kl/test_reference.py::test_options",
     "tests/ops/reparameterize_kl/test_reference.py::test_layouts_that_differ",
     "tests/ops/reparameterize_kl/test_reference.py::test_large",
