@@ -16,7 +16,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from genimg_fast import _native
-from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
+from genimg_fast.ops._checks import DTYPES
 
 # Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
@@ -28,6 +28,10 @@ TRANSFORMED = "the call is being transformed or exported"
 INVALID = "the arguments are not valid"
 EMPTY = "the input is empty"
 LEFT_TO_TORCH = frozenset((REFERENCE, TRANSFORMED, INVALID, EMPTY))
+
+
+# new(Operands, (...)) makes a named tuple in a third of the time that Operands(...) takes.
+new = tuple.__new__
 
 
 class Preference(NamedTuple):
@@ -58,10 +62,10 @@ class Kernels:
 
     Args:
         operator: Its operator, without namespace.
-        limits: What the kernels take, beside devices and :data:`DTYPES`; each completes "its kernels take".
+        limits: What the kernels take beside :data:`DTYPES`; each completes "its kernels take".
         unlike: Returns why tensors and options are beyond them, a :func:`refusal` or a reason of
-            :data:`LEFT_TO_TORCH`, or None. One function for all: it runs at every call, of which a microsecond is a
-            few percent.
+            :data:`LEFT_TO_TORCH`, or None. One function for all of them: it runs at every call, and a microsecond
+            is a few percent of a small one.
         slower: Where PyTorch is faster, by device type.
     """
 
@@ -106,8 +110,6 @@ class Kernels:
         device = "cpu" if data.is_cpu else "cuda" if data.is_cuda else data.device.type  # the last one takes long
         if not self._built.get(device):
             return self.why_unavailable(device)
-        if data.dtype not in WIDE_DTYPE:
-            return refusal(DTYPES, data.dtype)
         if self.unlike is not None and (reason := self.unlike(tensors, options)) is not None:
             return reason
         return TRANSFORMED if is_transformed(data) else None

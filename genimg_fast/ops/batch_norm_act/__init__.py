@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genimg_fast.ops._dispatch import check_backend
+from genimg_fast.ops._dispatch import check_backend, new
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
 from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS, Operands, Options
 from genimg_fast.ops.batch_norm_act.operator import run_native
@@ -80,8 +80,8 @@ def batch_norm_act(
                 )  # fmt: skip
                 return add_and_activate(output, residual, activation, negative_slope)
         else:
-            operands = Operands(input, residual, weight, bias, running_mean, running_var)
-            options = Options(training, momentum, eps, code, negative_slope)
+            operands = new(Operands, (input, residual, weight, bias, running_mean, running_var))
+            options = new(Options, (training, momentum, eps, code, negative_slope))
             reason = KERNELS.why_not(operands, options)
             if reason is None:
                 return run_native(operands, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from genimg_fast.ops._checks import WIDE_DTYPE
+from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
 from genimg_fast.ops._dispatch import EMPTY, INVALID, Kernels, Preference, refusal
 from genimg_fast.ops.batch_norm_act.operands import Operands, Options
 
@@ -27,6 +27,9 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     shape, dtype, numel, on_cpu = input.shape, input.dtype, input.numel(), input.is_cpu
     if len(shape) < 2:
         return INVALID
+    wide = WIDE_DTYPE.get(dtype)
+    if wide is None:
+        return refusal(DTYPES, dtype)
     if numel == 0:
         return EMPTY
     if (options.training and numel == shape[1]) or not options.eps > 0:
@@ -45,7 +48,7 @@ def _unlike(operands: Operands, options: Options) -> str | None:
         if kind is not common:
             if common is not None:
                 return refusal(_PARAMETERS, f"{common} and {kind}")
-            if kind is not dtype and kind is not WIDE_DTYPE[dtype]:
+            if kind is not dtype and kind is not wide:
                 return refusal(_PARAMETERS, f"{kind} beside {dtype} input")
             common = kind
         if not tensor.is_contiguous():

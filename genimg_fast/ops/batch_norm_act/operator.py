@@ -21,17 +21,16 @@ def run_native(operands: Operands, options: Options) -> Tensor:
     """Run the compiled operators."""
     if torch.compiler.is_compiling():
         return _run_in_graph(operands, options)
-    if _is_recorded(operands):
-        return _BatchNormAct.apply(*operands, *options)
+    if torch.is_grad_enabled() and _require_grad(operands):
+        return _BatchNormAct.apply(*(operands + options))  # one tuple: faster than two stars
     if options.training:
-        return _train(*(operands + options[1:]))[0]  # one tuple: faster than several stars
+        return _train(*(operands + options[1:]))[0]
     return _eval(*(operands + options[2:]))
 
 
-def _is_recorded(operands: Operands) -> bool:
-    """Whether autograd is to record the call."""
+def _require_grad(operands: Operands) -> bool:
     input, residual, weight, bias, _, _ = operands
-    return torch.is_grad_enabled() and (
+    return (
         input.requires_grad
         or (weight is not None and weight.requires_grad)
         or (bias is not None and bias.requires_grad)
@@ -47,7 +46,7 @@ def _run_in_graph(operands: Operands, options: Options) -> Tensor:
     """
     operators, (input, residual, weight, bias, running_mean, running_var) = torch.ops.genimg_fast, operands
     # Copies that the forward pass itself uses: others are moved to the backward pass, behind a change.
-    copying = options.activation != ACTIVATIONS["identity"] and _is_recorded(operands)
+    copying = options.activation != ACTIVATIONS["identity"] and torch.is_grad_enabled() and _require_grad(operands)
     if copying and bias is not None:
         bias = operators.copy.default(bias)
     if not options.training:
