@@ -8,7 +8,7 @@ CXX_SOURCES := $(KERNELS) $(filter-out %.py,$(wildcard tests/simt/*.*))
 export MAX_JOBS ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format gpu-check clean
+.PHONY: help install demo test bench lint format docs gpu-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ $(BIN)/python:
 $(STAMP): $(BIN)/python pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch torchvision
 	$(BIN)/pip install setuptools wheel ninja
-	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,dev]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
+	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,dev,docs]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
 	@grep -h "^ *genimg_fast: " $(VENV)/build.log || true
 	@touch $(STAMP)
 
@@ -45,6 +45,10 @@ format: $(STAMP)  ## Rewrite Python and C++ sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+docs: $(STAMP)  ## Build the documentation into build/docs; what Sphinx warns of is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 gpu-check: $(STAMP)  ## Check and time the CUDA kernels on this machine's GPU
 	$(BIN)/python benchmarks/gpu_check.py

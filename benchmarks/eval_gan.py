@@ -30,6 +30,7 @@ from torch.nn.functional import max_pool2d
 import genimg_fast as gf
 from genimg_fast import nn
 from genimg_fast.cli.train import make_trainer, train_arguments
+from genimg_fast.metrics import judge_classes
 from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, fit, save_grid
 
 matplotlib.use("Agg")
@@ -168,24 +169,19 @@ def conditional(args: argparse.Namespace) -> dict[str, bool]:
     def judged(images: Tensor) -> Tensor:
         return torch.from_numpy(classifier.predict(images.flatten(1).numpy()))
 
-    def spread(images: Tensor, classes: Tensor) -> float:
-        """Standard deviation of a pixel within a class: near 0 for a generator that knows one image of each."""
-        return torch.stack([images[classes == k].std(0).mean() for k in range(10)]).mean().item()
-
-    right = (judged(samples) == labels).double()
-    variety = spread(samples, labels) / spread(held_out[:][0], held_out.labels)
-    real = (judged(held_out[:][0]) == held_out.labels).double().mean()
-    by_class = [right[labels == k].mean().item() for k in range(10)]
+    real, real_labels = held_out[:]
+    report = judge_classes(labels, judged(samples), samples.flatten(1), real_labels, real.flatten(1))
+    by_class = report.agreement_by_class
     print(f"conditional DCGAN, digits at 32x32: {train_args.steps} steps of 64; averaged weights")
-    print(f"  classifier on real held-out digits: {real:.1%} right")
-    print(f"  1,000 samples of a requested class: {right.mean():.1%} right; by class ", end="")
+    print(f"  classifier on real held-out digits: {(judged(real) == real_labels).double().mean():.1%} right")
+    print(f"  1,000 samples of a requested class: {report.agreement.value:.1%} right; by class ", end="")
     print("  ".join(f"{k}: {share:.0%}" for k, share in enumerate(by_class)))
-    print(f"  standard deviation within a class: {variety:.2f} times that of the real digits")
+    print(f"  standard deviation within a class: {report.variation.value:.2f} times that of the real digits")
     save_grid(samples[:100], args.out / "classes.png", columns=10, column_labels=training.class_names)
     return {
-        "at least 90% of the samples are of the requested class": right.mean().item() >= 0.9,
+        "at least 90% of the samples are of the requested class": report.agreement.value >= 0.9,
         "all ten classes are there": min(by_class) > 0.5,
-        "samples of a class vary at least half as much as real ones": variety > 0.5,
+        "samples of a class vary at least half as much as real ones": report.variation.value > 0.5,
     }
 
 

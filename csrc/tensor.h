@@ -11,6 +11,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <string>
 
 namespace genimg_fast {
 
@@ -43,6 +44,13 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   bool same = a.dim() == b.dim();
   for (int64_t d = 0; same && d < a.dim(); ++d) same = a.size(d) == b.size(d);
   return same;
+}
+
+// For messages, as Python writes a tuple.
+inline std::string shape_of(const Tensor& t) {
+  std::string s = "(";
+  for (int64_t d = 0; d < t.dim(); ++d) s += (d > 0 ? ", " : "") + std::to_string(t.size(d));
+  return s + (t.dim() == 1 ? ",)" : ")");
 }
 
 // Whether new tensors are filled with NaN: in tests, where an element that no kernel writes is to show.

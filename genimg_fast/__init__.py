@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 # ruff: noqa: E402 - the other imports take seconds, in which Ctrl-C is pressed
 from genimg_fast._program import watch_imports
 
@@ -20,6 +18,7 @@ from genimg_fast import nn, ops
 from genimg_fast._fuse import fuse, unfuse
 from genimg_fast._info import Info, info
 from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, get_backend, set_backend
+from genimg_fast._version import __version__
 
 if TYPE_CHECKING:
     from genimg_fast import data, losses, metrics, models, training

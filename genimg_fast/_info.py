@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from genimg_fast import _native
+from genimg_fast._version import __version__
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_ACT
 from genimg_fast.ops.cell_update import KERNELS as CELL_UPDATE
 from genimg_fast.ops.recurrent.dispatch import KERNELS as RECURRENT
@@ -84,8 +85,6 @@ def info() -> Info:
         >>> gf.info().operators["batch_norm_act"]["cpu"][0] in ("native", "reference", "torch")
         True
     """
-    from genimg_fast import __version__
-
     return Info(
         versions={
             "genimg_fast": __version__,

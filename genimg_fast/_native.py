@@ -80,6 +80,9 @@ def set_backend(name: Backend) -> None:
 def get_backend() -> str:
     """Return the backend in force: ``"auto"``, ``"native"`` or ``"reference"``.
 
+    Returns:
+        What :func:`set_backend` or :func:`backend` chose last, or ``GENIMG_FAST_BACKEND`` at the start.
+
     Example:
         >>> import genimg_fast as gf
         >>> with gf.backend("reference"):
@@ -95,6 +98,13 @@ def backend(name: Backend) -> Iterator[None]:
 
     Args:
         name: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: The name is none of these.
+        RuntimeError: ``"native"`` was asked for and the compiled library is not usable.
 
     Example:
         >>> import genimg_fast as gf

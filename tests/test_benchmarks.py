@@ -53,3 +53,11 @@ def test_frame_evaluation_runs_and_can_fail(tmp_path):
     assert result.returncode == 1, result.stderr  # two steps teach nothing
     assert "FAIL: next-frame MSE at least 3 times lower than of the last frame" in result.stdout
     assert {f.name for f in tmp_path.iterdir()} == {"rollouts.gif", "rollouts.png"}
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
+def test_processes_are_timed():
+    from bench_processes import images_per_second
+
+    options = ["dcgan", "--data", "digits", "--channels", "4", "--batch-size", "4", "--steps", "10"]
+    assert images_per_second(1, 1, options) > 0

@@ -1,4 +1,3 @@
-import argparse
 import copy
 import io
 import json
@@ -16,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.cli.evaluate import _labels
-from genimg_fast.cli.use import load_real
+from genimg_fast.cli.runs import load_real
 
 SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8"]
 TINY = ["train", "dcgan", *SMALL, "--channels", "2"]
@@ -216,12 +216,15 @@ def test_another_config_is_one_line_with_the_difference(run: Path, capsys: pytes
 def test_other_steps_of_a_schedule_are_told_by_their_flag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = [*TINY, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
-    assert main([*flags, "--steps", "2"]) == 0
-    with pytest.raises(SystemExit, match="2"):
-        main([*flags, "--steps", "3", "--resume", "auto"])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert "--steps was 2 and is 3, and the cosine schedule depends on it" in error
+    small = ["--channels", "4", "--hidden-size", "4", "--batch-size", "2", "--frames", "4", "--image-size", "16"]
+    predictor = ["train", "frame-predictor", "--data", "moving-digits", *small]
+    for model in (TINY, predictor):  # the predictor's --forcing-steps follows
+        flags = [*model, "--schedule", "cosine", "--out", str(tmp_path), "--device", "cpu"]
+        assert main([*flags, "--steps", "2"]) == 0
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags, "--steps", "3", "--resume", "auto"])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert ": --steps was 2 and is 3, and the cosine schedule depends on it (see" in error
     assert "decay_steps" not in error
 
 
@@ -583,10 +586,13 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY[1:], "--data", "digits"])
-    assert main(["demo", "--out", str(tmp_path), "--steps", "2"]) == 0
+    tiny = {"data": "digits", "image_size": 8, "z_dim": 4, "batch_size": 8, "channels": 2}
+    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", tiny)
+    out = tmp_path / "my runs"
+    assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert f"generated digits: {tmp_path / '00000-dcgan-digits' / 'samples-000002.png'}" in text
+    assert f"--data digits --out '{out}' --seed 0" in text
+    assert f"generated digits: {out / '00000-dcgan-digits' / 'samples-000002.png'}" in text
     assert "step of 8 images:" in text
     assert "with plain torch.nn" in text
 
@@ -810,72 +816,6 @@ def test_train_on_crops_of_photographs_that_move(tmp_path: Path, device: str) ->
     assert (config["classes"], config["crops"]) == (["china", "flower"], 20)
 
 
-@pytest.mark.parametrize("name", ["dcgan", "cvae"])
-def test_eval(
-    name: str,
-    run: Path,
-    vae_runs: dict[str, Path],
-    tmp_path: Path,
-    device: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    source = run if name == "dcgan" else vae_runs[name]
-    flags = ["--n", "40", "--out", str(tmp_path), "--cache", str(tmp_path / "cache"), "--device", device]
-    assert main(["eval", str(source), *flags]) == 0
-    report = json.loads((tmp_path / "eval.json").read_text())
-    assert report["images"] == 40
-    assert report["frechet_distance_real"] < report["frechet_distance"]
-    assert (tmp_path / "roc.png").exists() == (name == "dcgan")
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-    lines = capsys.readouterr().out.splitlines()
-    of = {"frechet_distance": "40 generated images", "frechet_distance_real": "898 other training images"}
-    for figure, images in of.items():
-        wanted = f"Fréchet distance ({report['network']}) of {images}"
-        assert any(f"{report[figure]:.4f}" in line and wanted in line for line in lines)
-    assert sum(f"Inception score ({report['network']}) of 40 generated images" in line for line in lines) == 1
-    too_few = "  40 images are too few"
-    assert lines[1].startswith(too_few)
-    assert ("accuracy" in lines[1]) == (name == "dcgan")
-    assert lines[0].startswith(
-        f"{name} against 899 training images of digits, by 64 features of: {report['network']}"
-    )
-
-
-def test_eval_of_one_seed_is_reproducible(run: Path, tmp_path: Path) -> None:
-    reports = []
-    for draws in range(2):
-        torch.rand(draws)  # what came before plays no part
-        assert main(["eval", str(run), "--n", "4", "--seed", "3", "--device", "cpu", "--out", str(tmp_path)]) == 0
-        reports.append(json.loads((tmp_path / "eval.json").read_text()))
-    assert reports[0] == reports[1]
-
-
-def test_eval_mixes_the_classes_in_every_split_of_a_score() -> None:
-    labels = _labels(argparse.Namespace(seed=0), gf.models.ConditionalDCGAN(10, 4, 1, 2, 1), 300)
-    assert labels is not None
-    assert labels.bincount().tolist() == [30] * 10
-    assert all(len(labels[split::10].unique()) > 7 for split in range(10))
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--features", "inception"], "argument --weights: Inception v3 needs a file of weights"),
-        (["--weights", "inception.pth"], "argument --weights: is for --features inception"),
-        (["--data", "nowhere"], "argument --data: 'nowhere' is neither"),
-        (["--n", "1"], "argument --n: must be an integer of at least 2"),
-        (["--device", "meta"], "argument --device: must be auto, cpu, cuda"),
-    ],
-)
-def test_bad_use_of_eval_gives_one_line(
-    flags: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["eval", str(run), *flags])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-
-
 def test_sample_into_a_missing_folder(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(run), "--out", str(tmp_path / "missing" / "grid.png")])
@@ -1071,9 +1011,19 @@ def test_signals(
         for signum in signals if step == 2 else []:
             os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("genimg_fast.cli.train.fit", partial(gf.training.fit, on_step=on_step))
+    monkeypatch.setattr("genimg_fast.cli.train.fit", partial(gf.training.fit, callbacks=[OnStep(on_step)]))
     assert main([*TINY, "--steps", "9", "--out", str(tmp_path), "--device", "cpu"]) == status
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"genimg-fast: {message}")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "genimg-fast: stopped\n"), ("1", "")])
+def test_the_first_of_several_processes_says_what_stopped_them(
+    rank: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genimg_fast.cli.train.fit", mock.Mock(side_effect=KeyboardInterrupt("stopped")))
+    monkeypatch.setenv("RANK", rank)
+    assert main([*TINY, "--steps", "9", "--out", str(tmp_path), "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == said
 
 
 def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1214,52 +1164,13 @@ def test_held_out_images_play_no_part_in_the_training(
     photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
     assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
     model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
-    args = argparse.Namespace(parser=None, data=None, data_root=Path("data"), download=False)
-    args.parser = gf.cli.Parser()
-    held_out = load_real(args, model, config)
+    source: dict[str, Any] = {"data": None, "data_root": Path("data"), "download": False}
+    held_out = load_real(model, config, **source)
     assert held_out.relation == "held-out"
     assert (len(seen), len(held_out.dataset)) == (15, 5)
     assert not seen & {image.numpy().tobytes() for image in held_out.dataset.images}
-    training = load_real(args, model, config, training=True)
+    training = load_real(model, config, **source, training=True)
     assert {image.numpy().tobytes() for image in training.dataset.images} == seen
-
-
-def test_eval_of_other_images_than_digits(
-    held_out_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """By features that fit, against held-out images."""
-    command = ["eval", str(held_out_runs["dcgan"]), "--out", str(tmp_path), "--device", "cpu"]
-    assert main(command) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"dcgan against 5 held-out images of .*photos, by 64 features of: untrained network", lines[0])
-    assert "5 images are too few: with no more than features, 64" in lines[1]
-    assert "Fréchet distance (untrained network) of 5 generated images" in lines[2]
-    assert lines[4].endswith("of 5 training images: the floor")
-    assert "of 5 held-out images and 5 generated" in lines[5]
-    assert "Inception score" not in "".join(lines)
-    report = json.loads((tmp_path / "eval.json").read_text())
-    assert (report["network"], report["real_images_are"]) == ("untrained network", "held-out images")
-    with pytest.raises(SystemExit, match="2"):
-        main([*command, "--features", "digits"])
-    assert (
-        "--features: digits is a classifier of scikit-learn's digits, and the classes of"
-        in capsys.readouterr().err
-    )
-
-
-def test_digits_that_the_classifier_cannot_read_are_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    digits = gf.data.load_dataset("digits", image_size=8)
-    for index in range(60):
-        folder = tmp_path / "upside-down" / str(int(digits.labels[index]))
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(255 - digits.images[index, 0].flip(0).numpy()).save(folder / f"{index}.png")
-    with pytest.raises(SystemExit, match="2"):
-        main(["eval", str(run), "--data", str(tmp_path / "upside-down"), "--features", "digits"])
-    assert re.search(
-        r"digits is a classifier of .*, and it reads \d+% of those of .* right", capsys.readouterr().err
-    )
 
 
 def test_a_folder_that_has_changed_cannot_be_split_again(

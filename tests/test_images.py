@@ -20,7 +20,9 @@ def clips() -> Tensor:
 
 SMALL = {"c_dim": 3, "channels": 4, "n_blocks": 2}
 FRAMES = {"channels": 4, "n_blocks": 2, "hidden_size": 4}
-NETWORK = metrics.DigitsNetwork(steps=0)
+NETWORK = metrics.ClassifierNetwork(
+    gf.data.ImageDataset(torch.zeros(10, 1, 16, 16, dtype=torch.uint8), torch.arange(10) % 2), steps=0
+)
 
 USES: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
     "vae": (models.VAE(**SMALL), square(3)),
@@ -46,7 +48,7 @@ USES: dict[str, tuple[Callable[[Tensor], object], Tensor]] = {
     "ssim": (lambda x: metrics.ssim(x, x), square(3)),
     "lpips": (lambda x: metrics.PerceptualSimilarity(lambda a, b: (a - b).mean((1, 2, 3)))(x, x), square(3)),
     "features": (NETWORK, square(3)),
-    "statistics": (lambda x: metrics.feature_statistics([x], NETWORK), square(3)),
+    "statistics": (lambda x: metrics.extract_features([x], NETWORK), square(3)),
     "bernoulli": (lambda x: losses.bernoulli_log_likelihood(x, torch.zeros(x.shape)), square(3)),
     "gaussian": (lambda x: losses.gaussian_log_likelihood(x, torch.zeros(x.shape)), square(3)),
     "logistic": (lambda x: losses.logistic_log_likelihood(x, *torch.zeros(2, *x.shape)), square(3)),

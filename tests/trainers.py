@@ -9,6 +9,7 @@ import genimg_fast as gf
 from genimg_fast.training import (
     AutoencoderTrainer,
     BaseTrainer,
+    Callback,
     FrameFillerTrainer,
     FramePredictorTrainer,
     GANTrainer,
@@ -18,6 +19,14 @@ from genimg_fast.training import (
     RowRNNTrainer,
     VAETrainer,
 )
+
+
+class OnStep(Callback):
+    """Calls a function after every step."""
+
+    def __init__(self, function: Callable[[int, Any], None]) -> None:
+        self.on_step = function
+
 
 SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
 TRAINERS: dict[str, Callable[..., BaseTrainer]] = {

@@ -20,8 +20,6 @@
 #include "../recurrent.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
@@ -29,159 +27,16 @@
 #include <tuple>
 #include <type_traits>
 
+#include "common.h"
 #include "output_memory.h"
+#include "recurrent_layout.h"
+#include "recurrent_threads.h"
 #include "simd.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace genimg_fast {
 namespace {
 
-using c10::BFloat16;
-using c10::Half;
-
-// Type of arithmetic, weights in panels, and the state between steps.
-template <class T>
-using Acc = std::conditional_t<std::is_same<T, double>::value, double, float>;
-
-// Values of k that one multiplication takes: operands of type E are numbers, or pairs of bfloat16.
-template <class E>
-constexpr int factor_values = std::is_same<E, BFloat16>::value ? 2 : 1;
-
-constexpr int64_t tile_rows = 64;                 // of a tile, at most: its state stays in the L2 cache
-constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
-constexpr int64_t thread_elements = 1 << 14;      // nor for fewer elements of an elementwise pass
-constexpr int64_t thread_packed = 1 << 16;        // nor for fewer weights to pack
-constexpr int64_t step_products = 1 << 16;        // threads are not worth joining after fewer in every step
-constexpr int64_t few_sequences = 8;              // fewer do not make up for reading weight_ih in every step
-constexpr int64_t core_cache = int64_t(1) << 20;  // bytes of panels that a thread can reread in every step
-constexpr int64_t outer_depth = 256;              // rows of a chain in the weights' gradients
-constexpr int64_t column_group = 16;              // columns of a matrix that are packed together; strides are multiples
-
-// Panels of a matrix depth x (gates * width): depth x vectors x lanes each.
-struct Layout {
-  int lanes;         // of a vector
-  int gates;         // sums per hidden unit
-  int unit_vectors;  // vectors of hidden units in a panel; the last panel may have fewer
-  int64_t width, depth, panels = 0;
-
-  int units(int64_t p) const {
-    const int64_t vectors = (width + lanes - 1) / lanes;
-    return static_cast<int>(std::min<int64_t>(unit_vectors, vectors - p * unit_vectors));
-  }
-  int vectors(int64_t p) const { return units(p) * gates; }
-  int64_t panel_offset(int64_t p) const { return p * depth * unit_vectors * gates * lanes; }
-  int64_t size() const { return panel_offset(panels); }
-};
-
-// Sums of a hidden unit while a step is computed, and values kept of it in backward.  GRU adds its two n gates only
-// after one of them has met the reset gate: forward has x_n r z h_n, backward h_n r z x_n, so that the gates of one
-// product are neighbours in either.
-constexpr int slot_count(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
-
-// The gate that comes first in the slots of a product that does not begin with r.
-constexpr int first_gate(Cell cell) { return cell == Cell::gru ? 2 : 0; }
-
-// What forward and backward share.  Step s is counted in the order of the pass, time t in the order of the data.
-struct Steps {
-  Cell kind;
-  int64_t hidden, features, steps;
-  const int64_t* offsets;  // of the rows of each time
-  bool descending;         // the pass goes from the last time to the first
-  int64_t stride;          // of a sequence's state
-  int64_t output_stride;   // of rows of the output and of its gradient
-
-  int64_t time(int64_t s) const { return descending ? steps - 1 - s : s; }
-  int64_t active(int64_t s) const { return offsets[time(s) + 1] - offsets[time(s)]; }
-};
-
-// T is the type of the data, E that of the operands of products.
-template <class T, class E>
-struct Forward : Steps {
-  Layout from_input, from_state;
-  const T *h0, *c0;
-  T *output, *h_n, *c_n;
-  T *output_copy, *reserve;  // or null
-  const E* input;
-  int64_t input_stride;
-  E *input_panels, *state_panels;
-  Acc<T>* bias;       // [slot][stride]: where the sums begin
-  Acc<T>* projected;  // the products with the inputs of all steps, or null: they are part of each step
-  E* state[2];        // read and written by turns
-  Acc<T>* cell;       // LSTM: the cell state; GRU: the state before it is rounded to an operand
-
-  int64_t panels() const { return from_state.panels; }
-};
-
-template <class T, class E>
-struct Backward : Steps {
-  Layout to_input, to_state;                   // to_input: without panels if that gradient is not wanted
-  const T *grad_output, *grad_h_n, *grad_c_n;  // or null
-  const T *output, *reserve, *h0, *c0;
-  T *grad_input, *grad_h0, *grad_c0;
-  E *input_panels, *state_panels;
-  E* gates;  // gradients at the gates before their activations: [row][slot][stride]
-  int64_t gate_stride;
-  Acc<T>*dh, *dc;
-
-  bool input_in_steps;  // else its gradient is made of all steps' rows in the end
-
-  int64_t panels() const { return to_state.panels + (input_in_steps ? to_input.panels : 0); }
-
-  // The row of the time that forward took before step s's, or -1 if sequence b began at step s.
-  int64_t row_before(int64_t s, int64_t b) const {
-    return s + 1 < steps && b < active(s + 1) ? offsets[time(s + 1)] + b : -1;
-  }
-};
-
-// What the gradients at the gates are multiplied with to give those of the weights: the inputs, or the states before.
-template <class T>
-struct Right {
-  const T *rows, *initial;  // row i is rows[source[i]], or initial[~source[i]] where that is negative
-  const int64_t* source;    // null: rows[i]
-  int64_t stride, width;
-  int64_t first, last;  // groups of the columns of the gradients at the gates
-  Acc<T>* product;      // [column][width]
-  int64_t product_stride;
-  T *weight, *bias;  // in torch's order; bias: or null
-
-  const T* row(int64_t i) const {
-    if (source == nullptr) return rows + i * stride;
-    return source[i] >= 0 ? rows + source[i] * stride : initial + ~source[i] * width;
-  }
-};
-
-template <class T, class E>
-struct WeightGradients {
-  Cell kind;
-  int64_t hidden, stride, rows;  // stride: columns of a slot
-  const E* gates;                // as in Backward
-  int64_t gate_stride;
-  Acc<T>* sums;  // over all rows
-  Right<T> right[2];
-};
-
-template <class T>
-struct LstmUpdate {
-  using Element = T;
-  int64_t inner;
-  const T *gates, *c;
-  T *h, *c_new;                  // forward, else null
-  const T *grad_h, *grad_c_new;  // backward; or null
-  T *grad_gates, *grad_c;
-};
-
-template <class T>
-struct GruUpdate {
-  using Element = T;
-  int64_t inner;
-  const T *gates_x, *gates_h, *h;
-  T* h_new;       // forward, else null
-  const T* grad;  // backward
-  T *grad_gates_x, *grad_gates_h, *grad_h;
-};
+constexpr int64_t few_sequences = 8;  // fewer do not make up for reading weight_ih in every step
 
 #define SIMD_BODY "recurrent_kernels.h"
 #include "for_each_simd_level.h"
@@ -233,7 +88,7 @@ bool has_bf16_products() { return false; }
 
 // Calls f with a value of the type of the data and one of the type of products' operands.
 template <class F>
-void dispatch(ScalarType t, const F& f) {
+void dispatch_operands(ScalarType t, const F& f) {
   if (t == ScalarType::Float) f(float(), float());
   if (t == ScalarType::Double) f(double(), double());
   if (t == ScalarType::Half) f(Half(), float());
@@ -241,87 +96,6 @@ void dispatch(ScalarType t, const F& f) {
   if constexpr (knows_bf16_products)
     if (has_bf16_products()) return f(BFloat16(), BFloat16());
   f(BFloat16(), float());
-}
-
-// Arrays that share one piece of memory, each of which begins at a cache line.
-class Workspace {
- public:
-  template <class T>
-  void add(T*& array, int64_t size) {
-    arrays_.push_back({reinterpret_cast<void**>(&array), bytes_});
-    bytes_ += (size * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-  }
-  void allocate(const Tensor& like) {
-    memory_ = empty_output(like, {bytes_ / static_cast<int64_t>(sizeof(float))}, ScalarType::Float);
-    char* const begin = static_cast<char*>(memory_->mutable_data_ptr());
-    for (const auto& [array, offset] : arrays_) *array = begin + offset;
-  }
-
- private:
-  std::vector<std::pair<void**, int64_t>> arrays_;
-  int64_t bytes_ = 0;
-  OptionalTensor memory_;
-};
-
-constexpr int64_t round_up(int64_t n) { return (n + column_group - 1) / column_group * column_group; }
-
-// The depth of panels of E for n values of k.
-template <class E>
-int64_t factor_depth(int64_t n) {
-  return (n + factor_values<E> - 1) / factor_values<E> * factor_values<E>;
-}
-
-// Threads for a task of n parts that are worth `share` each.
-int64_t threads_for(int64_t n, int64_t share) {
-  return std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), n / share));
-}
-
-// Calls f(begin, end) on at most `threads` parts of [0, n).
-template <class F>
-void parallel(int64_t n, int64_t threads, const F& f) {
-  torch::stable::parallel_for(0, n, std::max<int64_t>(1, (n + threads - 1) / threads), f);
-}
-
-template <class F>
-void parallel_each(int64_t n, int64_t threads, const F& f) {
-  parallel(n, threads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) f(i);
-  });
-}
-
-// Bounds of tiles of the batch that split the work evenly among the threads.
-std::vector<int64_t> tiles(const Sequence& sequence, int64_t threads) {
-  const int64_t batch = sequence.batch, per_thread = (batch + threads - 1) / threads;
-  const int64_t count = std::min(batch, threads * ((per_thread + tile_rows - 1) / tile_rows));
-  std::vector<int64_t> bounds{0};
-  int64_t length = sequence.steps, work = 0;
-  for (int64_t b = 0; b + 1 < batch; ++b) {
-    while (length > 0 && sequence.active(length - 1) <= b) --length;
-    work += length;
-    const int64_t full = bounds.size();
-    if (full < count && work * count >= sequence.rows() * full) bounds.push_back(b + 1);
-  }
-  bounds.push_back(batch);
-  return bounds;
-}
-
-// Takes all sequences through all steps: tile(direction, first, last) does so with some of them, shared(direction,
-// threads) with all.
-template <class Tile, class Shared>
-void run(const Stack& stack, int64_t weights, int64_t weight_bytes, int64_t panels, const Tile& tile,
-         const Shared& shared) {
-  const Sequence& sequence = stack.sequence;
-  const int64_t directions = stack.directions, products = sequence.rows() * weights;
-  const int64_t threads = threads_for(directions * products, thread_products);
-  const bool few = threads > directions && directions * sequence.batch < threads * 4;
-  if (threads > 1 && panels > 1 && products >= sequence.steps * step_products && (few || weight_bytes > core_cache)) {
-    for (int64_t d = 0; d < directions; ++d) shared(d, std::min(threads, panels));
-    return;
-  }
-  const std::vector<int64_t> bounds = tiles(sequence, (threads + directions - 1) / directions);
-  const int64_t count = bounds.size() - 1;
-  parallel_each(directions * count, threads,
-                [&](int64_t i) { tile(i / count, bounds[i % count], bounds[i % count + 1]); });
 }
 
 Tensor as_dense(const Tensor& t) {
@@ -336,15 +110,6 @@ OptionalTensor as_dense(const OptionalTensor& t) { return t ? OptionalTensor(as_
 std::vector<Tensor> as_dense(std::vector<Tensor> tensors) {
   for (Tensor& t : tensors) t = as_dense(t);
   return tensors;
-}
-
-template <class T>
-T* data(Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-template <class T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
 }
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
@@ -510,7 +275,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent(Tensor input_,
     if (c0) torch::stable::copy_(tensors.c_n, *c0);
     return {output, tensors.h_n, tensors.c_n, tensors.kept};
   }
-  dispatch(input.scalar_type(), [&](auto element, auto operand) {
+  dispatch_operands(input.scalar_type(), [&](auto element, auto operand) {
     for (int64_t layer = 0; layer < stack.layers(); ++layer) {
       const bool last = layer + 1 == stack.layers();
       Tensor to = keep ? tensors.kept[layer] : last ? output : empty_rows(input, stack, stack.width());
@@ -704,7 +469,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
     for (int64_t d = 0; d < stack.directions; ++d)
       tensors.rows_before[d] = rows_before(stack.sequence, reverse != (d == 1));
   }
-  dispatch(input.scalar_type(), [&](auto element, auto operand) {
+  dispatch_operands(input.scalar_type(), [&](auto element, auto operand) {
     for (int64_t layer = stack.layers() - 1; layer >= 0; --layer) {
       const Tensor& from = layer == 0 ? input : tensors.kept[layer - 1];
       Tensor to = layer == 0 ? grad_input : empty_rows(input, stack, stack.width());
@@ -716,100 +481,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> recurrent_backward(
   return {grad_input, tensors.grad_h0, tensors.grad_c0, tensors.grad_weights};
 }
 
-// Tensors of a cell update, dense in the format of the gates.
-Tensor dense(const Tensor& t, const CellShape& shape) { return torch::stable::contiguous(t, shape.format); }
-
-OptionalTensor dense(const OptionalTensor& t, const CellShape& shape) {
-  return t ? OptionalTensor(dense(*t, shape)) : t;
-}
-
-template <class Job>
-void update_all(const Job& job, int64_t elements) {
-  torch::stable::parallel_for(0, elements, thread_elements,
-                              [&](int64_t begin, int64_t end) { SIMD_DISPATCH(update_cells(job, begin, end)); });
-}
-
-std::tuple<Tensor, Tensor> lstm_cell_update(Tensor gates_, Tensor c_) {
-  check_gates(gates_, c_, 4, "gates");
-  const CellShape shape = cell_shape(gates_, c_);
-  const Tensor gates = dense(gates_, shape), c = dense(c_, shape);
-  Tensor h = empty_output(c, shape.format), c_new = empty_output(c, shape.format);
-  dispatch(c.scalar_type(), [&](auto element, auto) {
-    using T = decltype(element);
-    const LstmUpdate<T> job{shape.inner, data<T>(gates), data<T>(c), data<T>(h), data<T>(c_new),
-                            nullptr,     nullptr,        nullptr,    nullptr};
-    update_all(job, c.numel());
-  });
-  return {h, c_new};
-}
-
-std::tuple<Tensor, Tensor> lstm_cell_update_backward(OptionalTensor grad_h_, OptionalTensor grad_c_new_, Tensor gates_,
-                                                     Tensor c_) {
-  check_gates(gates_, c_, 4, "gates");
-  if (grad_h_) check_like_state(*grad_h_, c_, "grad_h");
-  if (grad_c_new_) check_like_state(*grad_c_new_, c_, "grad_c_new");
-  const CellShape shape = cell_shape(gates_, c_);
-  const Tensor gates = dense(gates_, shape), c = dense(c_, shape);
-  const OptionalTensor grad_h = dense(grad_h_, shape), grad_c_new = dense(grad_c_new_, shape);
-  Tensor grad_gates = empty_output(gates, shape.format), grad_c = empty_output(c, shape.format);
-  dispatch(c.scalar_type(), [&](auto element, auto) {
-    using T = decltype(element);
-    const LstmUpdate<T> job{shape.inner,
-                            data<T>(gates),
-                            data<T>(c),
-                            nullptr,
-                            nullptr,
-                            data_or_null<T>(grad_h),
-                            data_or_null<T>(grad_c_new),
-                            data<T>(grad_gates),
-                            data<T>(grad_c)};
-    update_all(job, c.numel());
-  });
-  return {grad_gates, grad_c};
-}
-
-Tensor gru_cell_update(Tensor gates_x_, Tensor gates_h_, Tensor h_) {
-  check_gates(gates_x_, h_, 3, "gates_x");
-  check_gates(gates_h_, h_, 3, "gates_h");
-  const CellShape shape = cell_shape(gates_x_, h_);
-  const Tensor gates_x = dense(gates_x_, shape), gates_h = dense(gates_h_, shape), h = dense(h_, shape);
-  Tensor h_new = empty_output(h, shape.format);
-  dispatch(h.scalar_type(), [&](auto element, auto) {
-    using T = decltype(element);
-    const GruUpdate<T> job{shape.inner, data<T>(gates_x), data<T>(gates_h), data<T>(h), data<T>(h_new),
-                           nullptr,     nullptr,          nullptr,          nullptr};
-    update_all(job, h.numel());
-  });
-  return h_new;
-}
-
-std::tuple<Tensor, Tensor, Tensor> gru_cell_update_backward(Tensor grad_, Tensor gates_x_, Tensor gates_h_, Tensor h_) {
-  check_gates(gates_x_, h_, 3, "gates_x");
-  check_gates(gates_h_, h_, 3, "gates_h");
-  check_like_state(grad_, h_, "grad");
-  const CellShape shape = cell_shape(gates_x_, h_);
-  const Tensor gates_x = dense(gates_x_, shape), gates_h = dense(gates_h_, shape), h = dense(h_, shape);
-  const Tensor grad = dense(grad_, shape);
-  Tensor grad_gates_x = empty_output(gates_x, shape.format), grad_gates_h = empty_output(gates_x, shape.format);
-  Tensor grad_h = empty_output(h, shape.format);
-  dispatch(h.scalar_type(), [&](auto element, auto) {
-    using T = decltype(element);
-    const GruUpdate<T> job{shape.inner,   data<T>(gates_x),      data<T>(gates_h),      data<T>(h),     nullptr,
-                           data<T>(grad), data<T>(grad_gates_x), data<T>(grad_gates_h), data<T>(grad_h)};
-    update_all(job, h.numel());
-  });
-  return {grad_gates_x, grad_gates_h, grad_h};
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CPU, m) {
   m.impl("recurrent", TORCH_BOX(&recurrent));
   m.impl("recurrent_backward", TORCH_BOX(&recurrent_backward));
-  m.impl("lstm_cell_update", TORCH_BOX(&lstm_cell_update));
-  m.impl("lstm_cell_update_backward", TORCH_BOX(&lstm_cell_update_backward));
-  m.impl("gru_cell_update", TORCH_BOX(&gru_cell_update));
-  m.impl("gru_cell_update_backward", TORCH_BOX(&gru_cell_update_backward));
 }
 
 }  // namespace genimg_fast

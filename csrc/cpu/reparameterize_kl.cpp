@@ -13,8 +13,6 @@
 #include "../reparameterize_kl.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
@@ -22,25 +20,14 @@
 #include <memory>
 #include <numeric>
 #include <tuple>
-#include <type_traits>
 
 #include "../math/philox.h"
+#include "common.h"
 #include "output_memory.h"
 #include "simd.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace genimg_fast {
 namespace {
-
-using c10::BFloat16;
-using c10::Half;
-
-// Type of arithmetic and of the divergence.
-template <class T>
-using Acc = std::conditional_t<std::is_same<T, double>::value, double, float>;
 
 constexpr int64_t segment_elements = 16384;             // of an item, at most
 constexpr int64_t tile_elements = 1024;                 // of a part that needs buffers, at most
@@ -216,14 +203,6 @@ struct NoiseBuffer {
 
 #define SIMD_BODY "reparameterize_kl_kernels.h"
 #include "for_each_simd_level.h"
-
-template <class F>
-void dispatch(ScalarType t, const F& f) {
-  if (t == ScalarType::Float) f(float());
-  if (t == ScalarType::Double) f(double());
-  if (t == ScalarType::BFloat16) f(BFloat16());
-  if (t == ScalarType::Half) f(Half());
-}
 
 // Calls f(begin, end) on parts of the plan's items.
 template <class F>

@@ -105,19 +105,6 @@ inline void fill_noise_of_samples(const PhiloxKeys& keys, int64_t first_sample, 
 
 // Forward and backward of one tile, from and to consecutive elements.
 
-template <bool Tail, class T>
-SIMD_INLINE Vec<Acc<T>> read(const T* p, int n) {
-  if constexpr (Tail) return load_first(p, n);
-  return load(p);
-}
-template <bool Tail, class T>
-SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n) {
-  if constexpr (Tail)
-    store_first(p, v, n);
-  else
-    store(p, v);
-}
-
 // The tile's noise for the n <= noise_elements elements from i on.
 template <class T>
 SIMD_INLINE const Acc<T>* noise_of(const Tile<T>& tile, int64_t i, int64_t n, NoiseBuffer<T>& buffer) {

@@ -195,6 +195,20 @@ SIMD_INLINE void store_first(T* p, V v, int n) {
 }
 #endif
 
+// One vector of elements, or its first n lanes.
+template <bool Tail, class T>
+SIMD_INLINE Vec<Acc<T>> read(const T* p, int n) {
+  if constexpr (Tail) return load_first(p, n);
+  return load(p);
+}
+template <bool Tail, class T>
+SIMD_INLINE void write(T* p, Vec<Acc<T>> v, int n) {
+  if constexpr (Tail)
+    store_first(p, v, n);
+  else
+    store(p, v);
+}
+
 // Lanes from n on become zero.
 template <class A>
 SIMD_INLINE Vec<A> keep_first(typename VecType<A>::type v, int n) {

@@ -2,13 +2,12 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "batch_norm_act.cuh"
 #include "batch_norm_act.h"
+#include "batch_norm_act_backward.cuh"
+#include "batch_norm_act_forward.cuh"
 
 namespace genimg_fast::cuda {
 namespace {
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int power_of_two_at_most(int64_t x) {
   int p = 1;
@@ -27,15 +26,13 @@ struct Access {
   int bytes() const { return vector * element_bytes; }
 };
 
-int element_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
 Access choose_access(const BatchNormActShape& shape, std::initializer_list<const void*> data) {
   Access access{shape.outer, shape.channels, shape.inner, element_bytes(shape.dtype), 1, 1};
   if (shape.channels == 1 && shape.outer * shape.inner < kMaxRun) {
     access = {1, 1, shape.outer * shape.inner, access.element_bytes, 1, 1};
   }
   bool aligned = shape.dtype != DType::float64;  // 8-byte accesses of neighbouring threads are wide enough
-  for (const void* p : data) aligned = aligned && reinterpret_cast<uintptr_t>(p) % 16 == 0;
+  for (const void* p : data) aligned = aligned && is_aligned(p, 16);
   const int vector = 16 / access.element_bytes;
   if (aligned && access.inner == 1 && access.channels > 1 && access.channels % vector == 0) {
     access.vector = access.lanes = vector;
@@ -222,36 +219,24 @@ Plan backward_plan(const BatchNormActShape& shape, const BatchNormActBackward& c
 
 // Launches.
 
-constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
-
 template <class T_, int V_, int A_>
 struct Instance {
   using T = T_;
   static constexpr int V = V_, A = A_;
 };
 
-template <class T, class Launch>
-int dispatch_vector(const Access& access, Launch launch) {
-  constexpr int V = 16 / sizeof(T);
-  if (access.lanes > 1) return launch(Instance<T, V, V>{});
-  if (access.vector > 1) return launch(Instance<T, V, 1>{});
-  return launch(Instance<T, 1, 1>{});
-}
-
 // Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here.
 template <class Launch>
 int dispatch(DType dtype, const Access& access, Launch launch) {
-  switch (dtype) {
-    case DType::float32:
-      return dispatch_vector<float>(access, launch);
-    case DType::float64:
-      return launch(Instance<double, 1, 1>{});
-    case DType::bfloat16:
-      return dispatch_vector<__nv_bfloat16>(access, launch);
-    case DType::float16:
-      return dispatch_vector<__half>(access, launch);
-  }
-  return kInvalidConfiguration;
+  return dispatch_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::T;
+    if constexpr (!std::is_same<T, double>::value) {
+      constexpr int V = kVector<T>;
+      if (access.lanes > 1) return launch(Instance<T, V, V>{});
+      if (access.vector > 1) return launch(Instance<T, V, 1>{});
+    }
+    return launch(Instance<T, 1, 1>{});
+  });
 }
 
 template <class Kernel, class... Arguments>

@@ -1,5 +1,6 @@
 #pragma once
 // What the kernels of several families share: element types and their accesses, and the meeting of blocks.
+#include "device.h"
 #include "gpu.cuh"
 
 namespace genimg_fast::cuda {
@@ -14,6 +15,26 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
+
+template <class T_>
+struct Element {
+  using T = T_;
+};
+
+// Calls call with the Element of the dtype.
+template <class Call>
+auto dispatch_element(DType dtype, Call call) {
+  switch (dtype) {
+    case DType::float64:
+      return call(Element<double>{});
+    case DType::bfloat16:
+      return call(Element<__nv_bfloat16>{});
+    case DType::float16:
+      return call(Element<__half>{});
+    default:
+      return call(Element<float>{});
+  }
+}
 
 // What one access moves, as a type that stays packed in registers.
 template <int bytes>
@@ -36,6 +57,10 @@ struct RawOf<2> {
 };
 template <class T, int V>
 using Raw = typename RawOf<sizeof(T) * V>::type;
+
+// Elements of an access of 16 bytes.
+template <class T>
+constexpr int kVector = 16 / sizeof(T);
 
 template <class T, int V>
 __device__ __forceinline__ Raw<T, V> load(const T* p) {

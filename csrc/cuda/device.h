@@ -1,9 +1,13 @@
 #pragma once
 // What the launchers of every family share.  Like their headers: no torch, no CUDA header.
+#include <cstddef>
+#include <cstdint>
 
 namespace genimg_fast::cuda {
 
 enum class DType : int { float32, float64, bfloat16, float16 };
+
+constexpr int element_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 
 struct DeviceFacts {
   int multiprocessors;
@@ -16,5 +20,11 @@ struct DeviceFacts {
 int device_facts(int device, DeviceFacts* facts);
 
 const char* error_string(int code);
+
+constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 }  // namespace genimg_fast::cuda

@@ -1,16 +1,11 @@
 // Host side of the recurrent kernels: how a layer's steps are computed for which shape, and the launches.
 #include <algorithm>
 
-#include "recurrent.cuh"
+#include "recurrent_backward.cuh"
+#include "recurrent_forward.cuh"
 
 namespace genimg_fast::cuda {
 namespace {
-
-constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 template <class T_, Cell C_>
 struct Instance {
@@ -35,16 +30,8 @@ auto dispatch_cell(Cell cell, Call call) {
 // Calls call with the Instance of the data; each kernel is compiled for the sixteen instances named here and above.
 template <class Call>
 auto dispatch(DType dtype, Cell cell, Call call) {
-  switch (dtype) {
-    case DType::float64:
-      return dispatch_cell<double>(cell, call);
-    case DType::bfloat16:
-      return dispatch_cell<__nv_bfloat16>(cell, call);
-    case DType::float16:
-      return dispatch_cell<__half>(cell, call);
-    default:
-      return dispatch_cell<float>(cell, call);
-  }
+  return dispatch_element(dtype,
+                          [&](auto element) { return dispatch_cell<typename decltype(element)::T>(cell, call); });
 }
 
 // Policy.
@@ -210,39 +197,6 @@ int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, co
   return C == Cell::lstm ? convert<Acc, T>(call.dc, call.grad_c0, count, stream) : 0;
 }
 
-// Cell updates.
-
-template <class T, Cell C>
-struct ForwardKernels {
-  static constexpr auto one = update_forward<T, 1, C>, wide = update_forward<T, kVector<T>, C>;
-};
-template <class T, Cell C>
-struct BackwardKernels {
-  static constexpr auto one = update_backward<T, 1, C>, wide = update_backward<T, kVector<T>, C>;
-};
-
-template <template <class, Cell> class Kernels>
-int update_all(const CellUpdate& call, void* stream) {
-  const auto launch = [&](auto instance) {
-    using I = decltype(instance);
-    constexpr Cell C = I::C;
-    if constexpr (kKeeps<C>) {
-      using T = typename I::T;
-      const void* const data[] = {call.gates,  call.gates_h,    call.state,        call.h,         call.c, call.grad_h,
-                                  call.grad_c, call.grad_gates, call.grad_gates_h, call.grad_state};
-      const bool wide = call.inner % kVector<T> == 0 &&
-                        std::all_of(std::begin(data), std::end(data), [](const void* p) { return is_aligned(p, 16); });
-      const int64_t blocks = divide_up(call.outer * call.inner, kStepThreads * int64_t{wide ? kVector<T> : 1});
-      if (blocks > INT32_MAX) return kInvalidConfiguration;
-      return gpu::launch(wide ? Kernels<T, C>::wide : Kernels<T, C>::one, dim3(static_cast<unsigned>(blocks)),
-                         dim3(kStepThreads), 0, static_cast<gpu::stream_t>(stream), call);
-    } else {
-      return kInvalidConfiguration;
-    }
-  };
-  return dispatch(call.dtype, call.cell, launch);
-}
-
 }  // namespace
 
 size_t recurrent_shared_bytes(DType dtype, Cell cell, int64_t hidden, int rows, bool backward) {
@@ -300,9 +254,5 @@ int recurrent_backward_steps(const RecurrentSequence& s, const RecurrentBackward
     return backward_steps<typename I::T, I::C>(s, call, multiply, static_cast<gpu::stream_t>(stream));
   });
 }
-
-int cell_update_forward(const CellUpdate& call, void* stream) { return update_all<ForwardKernels>(call, stream); }
-
-int cell_update_backward(const CellUpdate& call, void* stream) { return update_all<BackwardKernels>(call, stream); }
 
 }  // namespace genimg_fast::cuda

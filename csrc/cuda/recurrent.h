@@ -95,29 +95,4 @@ int recurrent_forward_steps(const RecurrentSequence&, const RecurrentForward&, c
 int recurrent_backward_steps(const RecurrentSequence&, const RecurrentBackward&, const RecurrentProduct& multiply,
                              void* stream);
 
-// The elementwise part of one step: `outer` groups of G gates with `inner` consecutive values each.
-struct CellUpdate {
-  DType dtype;
-  Cell cell;  // GRU or LSTM
-  int64_t outer, inner;
-  const void* gates;    // GRU: those of the input
-  const void* gates_h;  // GRU
-  const void* state;    // GRU: h; LSTM: c
-
-  // Forward.
-  void* h;
-  void* c;  // LSTM
-
-  // Backward.
-  const void* grad_h;  // LSTM: or null, like the next: zero
-  const void* grad_c;  // LSTM
-  void* grad_gates;
-  void* grad_gates_h;  // GRU
-  void* grad_state;
-};
-
-// The update must have elements.
-int cell_update_forward(const CellUpdate&, void* stream);
-int cell_update_backward(const CellUpdate&, void* stream);
-
 }  // namespace genimg_fast::cuda

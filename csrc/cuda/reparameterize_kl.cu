@@ -6,11 +6,7 @@
 namespace genimg_fast::cuda {
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int element_bytes(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+bool is_aligned(const void* p) { return cuda::is_aligned(p, 16); }
 
 // Whether the first `operands` of a call allow 16-byte accesses.
 bool is_dense(const ReparameterizeKlCall& call, int operands) {
@@ -82,8 +78,6 @@ Options<Acc> options_of(const ReparameterizeKlCall& call) {
 
 // Launches.
 
-constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
-
 template <class T_, bool dense_>
 struct Instance {
   using T = T_;
@@ -94,17 +88,10 @@ struct Instance {
 template <class Launch>
 int dispatch(DType dtype, const ReparameterizeKlPlan& plan, Launch launch) {
   if (plan.blocks > INT32_MAX) return kInvalidConfiguration;
-  switch (dtype) {
-    case DType::float32:
-      return plan.dense ? launch(Instance<float, true>{}) : launch(Instance<float, false>{});
-    case DType::float64:
-      return plan.dense ? launch(Instance<double, true>{}) : launch(Instance<double, false>{});
-    case DType::bfloat16:
-      return plan.dense ? launch(Instance<__nv_bfloat16, true>{}) : launch(Instance<__nv_bfloat16, false>{});
-    case DType::float16:
-      return plan.dense ? launch(Instance<__half, true>{}) : launch(Instance<__half, false>{});
-  }
-  return kInvalidConfiguration;
+  return dispatch_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::T;
+    return plan.dense ? launch(Instance<T, true>{}) : launch(Instance<T, false>{});
+  });
 }
 
 }  // namespace

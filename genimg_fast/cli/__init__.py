@@ -10,9 +10,15 @@ from contextlib import contextmanager
 
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
-from genimg_fast.cli import demo, evaluate, train, use
-from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
+from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli.commands import add_function
+from genimg_fast.cli.exporting import export
+from genimg_fast.cli.sampling import interpolate, sample
+from genimg_fast.cli.shells import Shell, completion_script
+from genimg_fast.cli.show import latent, reconstruct, translate
 from genimg_fast.training import NonFiniteLossError, Terminated
+from genimg_fast.training.trainable import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,20 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         genimg-fast 0.1.0
         0
     """
-    parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
     args = argparse.Namespace()
     try:
         imports_done()
-        parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
-        commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        train.add(commands)
-        use.add(commands)
-        evaluate.add(commands)
-        demo.add(commands)
-        add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
+        parser = make_parser()
         with _plain_output(parser.prog):
             parser.parse_args(argv, args)
-            return args.run(args)
+            return args.execute(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
     except Terminated as stopped:
@@ -62,8 +61,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         message, status = f"error: {what_to_reduce(error, args)}", 1
-    print(f"{parser.prog}: {one_line(message)}", file=sys.stderr)
+    print(f"genimg-fast: {one_line(message)}", file=sys.stderr)
     return status
+
+
+def make_parser() -> Parser:
+    """Make the parser of the command line, with all commands."""
+    parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
+    parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+    parser.add_argument("--code", type=_run_code, metavar="FILE.py", help="run this file, for its models")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    train.add(commands)
+    for function in (sample, reconstruct, translate, interpolate, latent):
+        add_function(commands, function)
+    edit.add(commands)
+    add_function(commands, export)
+    add_function(commands, evaluate.evaluate, name="eval")
+    add_function(commands, compare.compare)
+    listing.add(commands)
+    add_function(commands, demo.demo)
+    add_function(commands, _info, name="info")
+    add_function(commands, completion)
+    return parser
+
+
+def _run_code(path: str) -> str:
+    try:
+        run_file(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 @contextmanager
@@ -83,6 +110,21 @@ def _plain_output(program: str) -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _info(args: argparse.Namespace) -> int:
+def _info() -> int:
+    """Show versions, and which path is live for each operator and device."""
     print(gf.info())
+    return 0
+
+
+def completion(shell: Shell) -> int:
+    """Print a script that lets a shell complete commands, flags and names of files.
+
+    Args:
+        shell: The shell: bash or zsh.
+
+    Example:
+        genimg-fast completion bash > ~/.local/share/bash-completion/completions/genimg-fast
+        genimg-fast completion zsh > ~/.zfunc/_genimg-fast
+    """
+    print(completion_script(make_parser(), shell))
     return 0

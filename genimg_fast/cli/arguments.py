@@ -2,24 +2,22 @@
 
 import argparse
 import itertools
-import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 
+from genimg_fast import options
 from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.optional import optional_import
 from genimg_fast.training.pictures import printable
 
-# Numbers from here on have no place in a float32, or a 32-bit integer.
-_LARGEST_FLOAT = torch.finfo(torch.float32).max
-_LARGEST_INTEGER = 2**31 - 1
 # torch has a type of its own for accelerators alone.
 _SIGNS_OF_SHORT_MEMORY = ("can't allocate memory", "out of memory", "size calculation overflowed", "bad_alloc")
 # Arguments that decide how much memory a command needs.
@@ -31,6 +29,10 @@ _SIZES = (
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help with the defaults, where there is one, and examples line by line."""
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(p if p.startswith("examples:") else textwrap.fill(p, width) for p in paragraphs) + "\n"
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False:
             return action.help
@@ -40,9 +42,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line that names what may have been meant, and the help of the very command."""
 
+    # Called with the arguments before they are parsed, and returns them: for what depends on them, or takes time.
+    prepare: Callable[[list[str]], list[str]] | None = None
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse arguments; complain about unknown ones here, where their command is known."""
         args = sys.argv[1:] if args is None else list(args)
+        if self.prepare is not None:
+            args = self.prepare(args)
         self._refuse_unknown_flags(args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -72,8 +79,20 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
     def flags(self) -> dict[str, str]:
-        """Get the flag of each argument, by the name of its value."""
-        return {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
+        """Get what the user knows each argument by, such as ``--lr`` for ``lr``, by the name of its value."""
+        return {a.dest: a.option_strings[0] if a.option_strings else str(a.metavar) for a in self._actions}
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Report an error that :func:`genimg_fast.options.about_option` knows like one of parsing it."""
+        flags = self.flags()
+        try:
+            yield
+        except ValueError as error:
+            found = options.about_option(error, dict(zip(flags, flags, strict=True)))
+            if found is None:
+                raise
+            self.error(f"argument {flags.get(found.option, found.option)}: {found.message}")
 
     @contextmanager
     def blaming(
@@ -86,6 +105,19 @@ class Parser(argparse.ArgumentParser):
             if is_out_of_memory(error):
                 raise
             self.error(f"argument {flag}: {error}")
+
+
+@contextmanager
+def blaming(
+    option: str, errors: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError)
+) -> Iterator[None]:
+    """Make an error one about an option, by the name of its parameter; not that memory is short."""
+    try:
+        yield
+    except errors as error:
+        if is_out_of_memory(error) or isinstance(error, options.OptionError):
+            raise
+        raise options.OptionError(option, str(error)) from error
 
 
 def one_line(text: str) -> str:
@@ -101,14 +133,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def what_to_reduce(error: Exception, args: argparse.Namespace) -> str:
     """Say, for an error that means that memory is short, which of a command's arguments to reduce."""
-    given = {name: getattr(args, name, None) for name in _SIZES}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = [name for name in _SIZES if hasattr(args, name)]
     # What the user has chosen is the first to look at.
-    chosen = {
-        name: value
-        for name, value in given.items()
-        if value not in (args.parser.get_default(name), getattr(args, f"usual_{name}", None))
-    }
+    chosen = [name for name in given if getattr(args, name) not in (None, args.parser.get_default(name))]
     flags = [f"--{name.replace('_', '-')}" for name in chosen or given]
     size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
     wanted = f" for {size[1]}" if size else ""
@@ -148,7 +175,7 @@ def add_command(
         name, help=text, description=text, epilog=epilog if examples else None, formatter_class=_Help,
         allow_abbrev=False,
     )  # fmt: skip
-    new.set_defaults(run=run, parser=new)
+    new.set_defaults(execute=run, parser=new)
     return new
 
 
@@ -166,7 +193,10 @@ def add_seed_and_device(parser: argparse._ActionsContainer) -> None:
         "--seed", type=at_least(0, 2**63 - 1), metavar="N", default=0, help="seed of all random numbers"
     )
     parser.add_argument(
-        "--device", type=_device, default="auto", help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one"
+        "--device",
+        type=reads(options.Reader(find_device, "DEVICE")),
+        default="auto",
+        help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one",
     )
 
 
@@ -182,82 +212,53 @@ def check_image_file(parser: Parser, path: Path) -> None:
         parser.error(f"argument --out: {str(path)!r} does not end like an image file, such as .png")
 
 
-def at_least(minimum: int, maximum: int = _LARGEST_INTEGER) -> Callable[[str], int]:
-    """Get a type of arguments: integers from ``minimum`` to ``maximum``."""
+def reads(option: Any) -> Callable[[str], Any]:
+    """Get the type of an argument from a type of :mod:`genimg_fast.options`, or from a reader."""
+    reader = option if isinstance(option, options.Reader) else option.__metadata__[0]
 
-    def integer(text: str) -> int:
+    def read(text: str) -> Any:
         try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {minimum}, got {text!r}")
-        if value > maximum:
-            raise argparse.ArgumentTypeError(f"must be an integer of at most {maximum}, got {text!r}")
-        return value
+            return reader.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-    return integer
+    return read
 
 
-def positive(text: str) -> float:
-    """Read a number above 0."""
-    value = _number(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
-    return value
+def at_least(minimum: int, maximum: int = options.LARGEST_INTEGER) -> Callable[[str], int]:
+    """Get a type of arguments: integers from ``minimum`` to ``maximum``."""
+    return reads(options.integers(minimum, maximum))
 
 
-def not_negative(text: str) -> float:
-    """Read a number from 0 on."""
-    value = _number(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
-    return value
+positive, not_negative, probability, decay, conv_image_size = map(
+    reads,
+    (options.PositiveFloat, options.NonNegativeFloat, options.Probability, options.Decay, options.ConvImageSize),
+)
 
 
-def probability(text: str) -> float:
-    """Read a number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
-    return value
+def find_device(name: str) -> torch.device:
+    """Get a device by its name; ``auto``: a GPU if there is one.
 
-
-def decay(text: str) -> float:
-    """Read a number from 0 to below 1."""
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, got {text!r}")
-    return value
-
-
-def conv_image_size(text: str) -> int:
-    """Read a size of images that the convolutional networks take."""
-    sizes = [4 * 2**blocks for blocks in range(1, 9)]
-    if text not in map(str, sizes):
-        raise argparse.ArgumentTypeError(f"must be one of {', '.join(map(str, sizes))}, got {text!r}")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    if _LARGEST_FLOAT < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at most {_LARGEST_FLOAT:.1e}, got {text!r}")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    if text == "auto":
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(text)
+        device = torch.device(name)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:<number>, got {text!r}") from None
+        raise ValueError(f"must be auto, cpu, cuda or cuda:<number>, got {name!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda or cuda:<number>, got {text!r}")
+        raise ValueError(f"must be auto, cpu, cuda or cuda:<number>, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"there is no {text} on this machine")
+        raise ValueError(f"there is no {name} on this machine")
     return device
+
+
+def _device_name(text: str) -> str:
+    find_device(text)
+    return text
+
+
+# The name of a device, for find_device: "auto" stays what it is in a file of options.
+Device = Annotated[str, options.Reader(_device_name, "DEVICE")]

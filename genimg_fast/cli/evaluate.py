@@ -1,233 +1,435 @@
 """``genimg-fast eval``."""
 
-import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast._evaluating import evaluating
-from genimg_fast.cli.arguments import Parser, add_command, add_data_root, add_seed_and_device, at_least
-from genimg_fast.cli.use import Real, load_real, load_with_settings
+from genimg_fast._files import replacing
+from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.cli.picture_sets import common_side, load_pictures
+from genimg_fast.cli.runs import Images, Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
-from genimg_fast.data.optional import optional_import
 from genimg_fast.metrics import (
-    DigitsNetwork,
+    ClassifierNetwork,
+    Estimate,
     FeatureNetwork,
-    GaussianStatistics,
+    Features,
+    FidelityNetwork,
     InceptionNetwork,
-    InceptionScore,
     RandomNetwork,
-    frechet_distance,
+    compare_features,
+    inception_score,
+    judge_classes,
     judge_discriminator,
     plot_roc,
-    real_statistics,
+    real_features,
 )
+from genimg_fast.metrics.estimates import CONFIDENCE
+from genimg_fast.metrics.features import bar
 from genimg_fast.models import BaseGAN, create_model
-from genimg_fast.training.run import find_checkpoint
+from genimg_fast.models.pretrained import find_run
+from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed, integers
 
 _BATCH = 100
-_FEATURES = ("digits", "random", "inception")
-_READABLE = 0.8  # share of the real digits that the classifier of digits reads, for its features to say something
+_FEATURES = ("classifier", "random", "inception")
+_READABLE = 0.5  # share of held-out images that a classifier reads right, for its features to say something
+_FIGURES = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
+_FEWEST = 6  # images, for all of them
+_SPLITS = 10  # of the Inception score
 
 
-def add(commands: Any) -> None:
-    """Add the command."""
-    new = add_command(commands, "eval", _evaluate, "Judge the images that a trained model generates.", """
+def _features(text: str) -> str:
+    if text not in _FEATURES and not text.startswith("fidelity:"):
+        known = [*_FEATURES, "fidelity:FILE"]
+        hint = did_you_mean(text, known) or f" (choose from {', '.join(known)})"
+        raise ValueError(f"invalid choice: {text!r}{hint}")
+    return text
+
+
+_FeaturesName = Annotated[str, Reader(_features, "NAME")]
+_Pictures = Annotated[Path, Reader(Path, "FOLDER|FILE")]
+
+
+class _Options(NamedTuple):
+    """Arguments that several steps need."""
+
+    data: str | None
+    data_root: Path
+    download: bool
+    n: int | None
+    features: str | None
+    weights: Path | None
+    cache: Path | None
+    seed: int
+    device: torch.device
+
+
+class _Judged(NamedTuple):
+    """Images that were generated, in the eyes of networks."""
+
+    seen: Features
+    requested: Tensor | None  # classes
+    classified: Features | None  # in the eyes of the classifier
+    logits: Tensor  # of the discriminator, if there is one
+
+
+def evaluate(
+    run: Path | None = None,
+    *,
+    samples: _Pictures | None = None,
+    real: Images | None = None,
+    data: Images | None = None,
+    data_root: Folder = Path("data"),
+    download: bool = False,
+    n: Annotated[int, integers(2)] | None = None,
+    image_size: PositiveInt | None = None,
+    features: _FeaturesName | None = None,
+    weights: File | None = None,
+    cache: Folder | None = None,
+    out: Folder | None = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> int:
+    """Judge the images that a trained model generates, or any pictures.
+
+    Each figure has a 95 % interval, by the bootstrap, and compares with others for the same features, real images
+    and numbers of images only. Published FIDs, KIDs and Inception scores take --features fidelity:FILE, with the
+    weights that torch-fidelity publishes, 50,000 samples and all real images in the size of the samples: put the
+    samples into a folder or an .npz file for --samples.
+
+    Args:
+        run: Run folder, or checkpoint.
+        samples: Pictures to judge, of any origin: a folder, or an .npz file.
+        real: Real ones to judge them by: a folder, an .npz file, or the name of a data set.
+        data: Real images for RUN; default: what the run held out, else what it trained on.
+        data_root: Where downloaded data sets are.
+        download: Whether to allow torchvision to download what is missing.
+        n: Images to generate; default: as many as real ones to compare with.
+        image_size: Pixels a side to resize pictures to; default: that of the samples.
+        features: Network that judges: classifier, a small one trained on the real images; random, an untrained
+            one; inception, torchvision's Inception v3; fidelity:FILE, torch-fidelity's, with its weights; default:
+            classifier for labelled images, else random.
+        weights: Of --features inception, torchvision's; default: downloaded, with --download.
+        cache: Where to keep the features of real images, and the classifier; default: the classifier in the run.
+        out: For eval.json and roc.png; default: the run's, or this folder.
+        seed: Seed of all random numbers.
+        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+
+    Example:
         genimg-fast eval runs/00000-dcgan-digits
         genimg-fast eval runs/00003-dcgan-photos --features inception --weights inception_v3.pth --n 10000
-    """)  # fmt: skip
-    new.description = (
-        f"{new.description} The figures compare with each other only, for the same features, real images and "
-        "numbers of images. They compare with no published FID, whatever the features: that takes weights of "
-        "Inception v3 which were converted from TensorFlow, where --features inception takes torchvision's, and "
-        "mostly 50,000 images; the package torch-fidelity computes it."
-    )
-    new.add_argument("RUN", type=Path, help="run folder, or checkpoint")
-    new.add_argument("--data", metavar="NAME|FOLDER",
-                     help="real images; default: what the run held out, else what it trained on")  # fmt: skip
-    add_data_root(new)
-    new.add_argument(
-        "--n",
-        type=at_least(2),
-        metavar="N",
-        help="images to generate; default: as many as real ones to compare with",
-    )
-    new.add_argument("--features", choices=list(_FEATURES),
-                     help="network that judges: a small classifier of digits, for digits like scikit-learn's, an "
-                     "untrained network, Inception v3; default: digits for such digits, else random")  # fmt: skip
-    new.add_argument("--weights", type=Path, metavar="FILE",
-                     help="of Inception v3, torchvision's; default: downloaded, with --download")  # fmt: skip
-    new.add_argument("--cache", type=Path, metavar="FOLDER", help="where to keep the statistics of real images")
-    new.add_argument("--out", type=Path, metavar="FOLDER", help="for eval.json and roc.png; default: the run's")
-    add_seed_and_device(new)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    parser: Parser = args.parser
-    if args.weights and args.features != "inception":
-        parser.error("argument --weights: is for --features inception")
-    model, config = load_with_settings(args)
-    if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
-        parser.error(f"argument RUN: {config['model']} does not generate images by itself")
-    reference, others = _real_images(args, model, config)
-    network = _network(args, reference)
-    model.to(args.device)
-    torch.manual_seed(args.seed)
-    untrained = create_model(config["model"], **config["model_args"]).to(args.device)
-    n = args.n or len(others.dataset)
-    with parser.blaming("--cache"):
-        real = real_statistics(reference.dataset, network, cache=args.cache)
-        floor = real_statistics(others.dataset, network, cache=args.cache)
-    statistics, score, samples = _judge(args, model, network, n)
-    start, _, _ = _judge(args, untrained, network, n)
-    few = min(n, len(reference.dataset), len(others.dataset))
-    report: dict[str, Any] = {
-        "network": network.identity,
-        "images": n,
-        "real_images": len(reference.dataset),
-        "real_images_are": reference.kind(),
-        "frechet_distance": frechet_distance(statistics, real),
-        "frechet_distance_untrained": frechet_distance(start, real),
-        "frechet_distance_real": frechet_distance(floor, real),
-    }
-    by = f"by {network.dim} features of: {network.identity}"
-    print(f"{config['model']} against {reference.describe(len(reference.dataset))}, {by}")
-    if few <= network.dim:
-        of_gan = ", and accuracy and area under the ROC curve vary much" if isinstance(model, BaseGAN) else ""
-        print(f"  {few} images are too few: with no more than features, {network.dim}, Fréchet distances come out "
-              f"far too high{of_gan}")  # fmt: skip
-    others_are = others.kind() if others.relation != reference.relation else f"other {others.kind()}"
-    for name, whose in (
-        ("frechet_distance", f"{n} generated images"),
-        ("frechet_distance_untrained", f"{n} images of the untrained model"),
-        ("frechet_distance_real", f"{len(others.dataset)} {others_are}: the floor"),
-    ):
-        print(f"  {report[name]:10.4f}  Fréchet distance ({network.identity}) of {whose}")
-    if score is not None:
-        report["inception_score"] = score
-        print(f"  {score[0]:10.4f}  Inception score ({network.identity}) of {n} generated images, "
-              f"+- {score[1]:.4f}, of at most {network.num_classes}")  # fmt: skip
-    out: Path = args.out or find_checkpoint(args.RUN).parent
-    with parser.blaming("--out"):
+        genimg-fast eval --samples samples/ --real photos/
+        genimg-fast eval --samples samples.npz --real photos/ --features fidelity:weights-inception-2015-12-05.pth
+    """
+    if (run is None) == (samples is None):
+        raise OptionError("run", "must be given, or else --samples and --real")
+    for name, given, wanted in (
+        ("weights", weights, features == "inception"), ("real", real, samples is not None),
+        ("data", data, run is not None), ("n", n, run is not None), ("image_size", image_size, run is None),
+    ):  # fmt: skip
+        if given is not None and not wanted:
+            what = {"weights": "--features inception", "real": "--samples", "image_size": "--samples"}.get(
+                name, "a RUN"
+            )
+            raise OptionError(name, f"is for {what}")
+    args = _Options(data, data_root, download, n, features, weights, cache, seed, find_device(device))
+    if run is not None:
+        report, roc = _judge_run(args, run)
+    elif samples is not None and real is not None:
+        report, roc = _judge_pictures(args, samples, real, image_size), None
+    else:
+        raise OptionError("samples", "needs real pictures to compare with: --real")
+    out = out or (Path() if run is None else find_run(run))
+    with blaming("out"):
         out.mkdir(parents=True, exist_ok=True)
-        if isinstance(model, BaseGAN):
-            judged = reference if reference.relation == "held-out" else others
-            real_logits, fake_logits = _logits(args, model, judged.dataset, samples)
-            discriminator = judge_discriminator(real_logits, fake_logits)
-            real_ones = judged.describe(len(judged.dataset))
-            plot_roc(discriminator, out / "roc.png", title=f"{real_ones}, {n} generated")
-            report |= {"accuracy": discriminator.accuracy, "auc": discriminator.auc}
-            of = f"{len(judged.dataset)} {judged.kind()} and {n} generated"
-            print(f"discriminator: accuracy {discriminator.accuracy:.1%}, area under the ROC curve "
-                  f"{discriminator.auc:.3f}, of {of}")  # fmt: skip
-        (out / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+        if roc is not None:
+            plot_roc(roc[0], out / "roc.png", title=roc[1])
+        with replacing(out / "eval.json") as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n")
     print(out / "eval.json")
     return 0
 
 
-def _real_images(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> tuple[Real, Real]:
-    """Get the real images that stand for the data, and others, to show how near real ones come to them.
+def _judge_run(args: _Options, run: Path) -> tuple[dict[str, Any], tuple[Any, str] | None]:
+    """Judge what a model generates; return the report, and the ROC curve with its title, if there is one."""
+    model, config = load_with_settings(run)
+    if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
+        raise OptionError("run", f"{config['model']} does not generate images by itself")
+    reference, others, training = _real_images(args, model, config)
+    beside = args.cache or find_run(run)
+    classifier = _classifier(args, training, beside)
+    network = _network(args, classifier, training.source)
+    model.to(args.device)
+    torch.manual_seed(args.seed)
+    untrained = create_model(config["model"], **config["model_args"]).to(args.device)
+    n = args.n or len(others.dataset)
+    generated = _generate(args, model, network, classifier, n)
+    start = _generate(args, untrained, network, None, n)
+    with blaming("cache"):
+        real = real_features(reference.dataset, network, cache=args.cache, progress=True)
+        floor = real_features(others.dataset, network, cache=args.cache, progress=True)
+
+    print(f"{config['model']} against {reference.describe(len(reference.dataset))}, {_by(network)}")
+    few = min(n, len(reference.dataset), len(others.dataset))
+    _warn_of_few(
+        few, network, ", and accuracy and area under the ROC curve vary much" * isinstance(model, BaseGAN)
+    )
+    others_are = others.kind() if others.relation != reference.relation else f"other {others.kind()}"
+    report = _Report(network, seed=args.seed)
+    report.add("", generated.seen, real.features, f"{n} generated images")
+    report.add("_untrained", start.seen, real.features, f"{n} images of the untrained model", ["frechet_distance"])
+    report.add("_real", floor, real.features, f"{len(others.dataset)} {others_are}, the best to expect")
+    report.write()
+    report.values |= {"images": n, "real_images": len(reference.dataset), "real_images_are": reference.kind()}
+    if generated.requested is not None and generated.classified is not None and classifier is not None:
+        known = real_features(reference.dataset, classifier, cache=args.cache)
+        labels = reference.dataset.labels.to(args.device)
+        report.add_classes(classifier, generated.requested, generated.classified, labels, known.features)
+    if not isinstance(model, BaseGAN):
+        return report.values, None
+    judged = reference if reference.relation == "held-out" else others
+    of = f"{len(judged.dataset)} {judged.kind()} and {n} generated"
+    found = judge_discriminator(_real_logits(args, model, judged.dataset), generated.logits)
+    print(f"discriminator: accuracy {found.accuracy:.1%}, area under the ROC curve {found.auc:.3f}, of {of}")
+    report.values |= {"accuracy": found.accuracy, "auc": found.auc}
+    return report.values, (found, f"{judged.describe(len(judged.dataset))}, {n} generated")
+
+
+def _judge_pictures(args: _Options, samples: Path, real: str, image_size: int | None) -> dict[str, Any]:
+    """Judge pictures of any origin."""
+    sides = {}
+    for name, source in (("samples", samples), ("real", real)):
+        with blaming(name):
+            sides[name] = common_side(source)
+    if sides["samples"] is None:
+        raise OptionError("samples", f"{samples} holds no pictures")
+    side = image_size or sides["samples"][0]
+    options = {"root": args.data_root, "download": args.download}
+    with blaming("samples"):
+        pictures = load_pictures(samples, side)
+    with blaming("real"):
+        others = load_pictures(real, side, **options)
+    reference = Real(others, "real", real)
+    if min(len(pictures), len(others)) < 2:
+        raise OptionError("samples", "and --real need at least 2 pictures each")
+    resized = [name for name, found in sides.items() if found not in (None, (side, True))]
+    alike = f"all at {side}x{side}" + (f", {' and '.join(resized)} resized" if resized else "")
+    classifier = _classifier(args, reference, args.cache)
+    network = _network(args, classifier, real)
+    with blaming("cache"):
+        seen = real_features(pictures, network, cache=args.cache, progress=True)
+        known = real_features(others, network, cache=args.cache, progress=True)
+    print(f"{samples} against {reference.describe(len(others))}, {alike}, {_by(network)}")
+    _warn_of_few(min(len(pictures), len(others)), network)
+    report = _Report(network, seed=args.seed)
+    report.add("", seen, known.features, f"{len(pictures)} samples and {len(others)} real images")
+    report.write()
+    report.values |= {"images": len(pictures), "real_images": len(others), "real_images_are": "real images"}
+    report.values |= {"samples": str(samples), "real": real, "image_size": side}
+    if classifier is not None and pictures.class_names == others.class_names:
+        classified = real_features(pictures, classifier, cache=args.cache)
+        of_real = real_features(others, classifier, cache=args.cache).features
+        report.add_classes(
+            classifier, pictures.labels.to(args.device), classified, others.labels.to(args.device), of_real
+        )
+    return report.values
+
+
+class _Report:
+    """Figures, as lines and as what eval.json holds.
+
+    Args:
+        network: What the features are of.
+        seed: Of the intervals.
+    """
+
+    def __init__(self, network: FeatureNetwork, *, seed: int) -> None:
+        self.network, self.seed = network, seed
+        self.values: dict[str, Any] = {"network": network.identity, "confidence": CONFIDENCE, "intervals": {}}
+        self._lines: dict[str, list[str]] = {name: [] for name in [*_FIGURES, "inception_score"]}
+        self._names = dict(_FIGURES, inception_score="Inception score")
+        if isinstance(network, FidelityNetwork):
+            self._names |= {"frechet_distance": "FID", "kernel_distance": "KID"}
+
+    def add(
+        self, suffix: str, seen: Features, real: Tensor, of: str, figures: Sequence[str] | None = None
+    ) -> None:
+        """Compute figures of images, and keep them under their names with a suffix."""
+        if figures is None:
+            figures = list(_FIGURES) if min(len(seen.features), len(real)) >= _FEWEST else ["frechet_distance"]
+        found = compare_features(seen.features, real, figures=figures, seed=self.seed)
+        if seen.logits.shape[1] > 0 and suffix == "":
+            splits = min(_SPLITS, len(seen.logits))
+            found["inception_score"] = inception_score(seen.logits, splits=splits, seed=self.seed)
+        for name, estimate in found.items():
+            self._keep(name + suffix, estimate)
+            more = f", of at most {self.network.num_classes}" if name == "inception_score" else ""
+            if name == "frechet_distance" and suffix == "":
+                more = f"; so few add about {_number(max(estimate.bias, 0.0))}"
+            line = _line(estimate, f"{self._names[name]} ({self.network.identity}) of {of}{more}")
+            self._lines[name].append(line)
+
+    def write(self) -> None:
+        """Print the lines, those of a figure together."""
+        for lines in self._lines.values():
+            for line in lines:
+                print(line)
+        if isinstance(self.network, FidelityNetwork) and self.network.published:
+            print(
+                "  FID, KID and Inception score compare with published ones of as many images, the same real ones"
+            )
+
+    def add_classes(
+        self, classifier: ClassifierNetwork, requested: Tensor, seen: Features, labels: Tensor, real: Tensor
+    ) -> None:
+        """Judge whether images are of their classes, and vary within them, and print it."""
+        found = judge_classes(requested, seen.logits.argmax(1), seen.features, labels, real, seed=self.seed)
+        self._keep("class_agreement", found.agreement)
+        self.values["class_agreement_by_class"] = found.agreement_by_class
+        n = len(requested)
+        by = f"({classifier.identity})"
+        print(_line(found.agreement, f"share of the requested class {by} of {n} generated images"))
+        if found.variation is not None:
+            self._keep("class_variation", found.variation)
+            print(_line(found.variation, f"variation within a class {by} of {n} generated images, over that of "
+                        f"{len(labels)} real ones"))  # fmt: skip
+
+    def _keep(self, name: str, estimate: Estimate) -> None:
+        self.values[name] = estimate.value
+        self.values["intervals"][name] = [estimate.low, estimate.high]
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _line(estimate: Estimate, what: str) -> str:
+    interval = f"[{_number(estimate.low)}, {_number(estimate.high)}]"
+    return f"  {_number(estimate.value):>10} {interval:<20}  {what}"
+
+
+def _by(network: FeatureNetwork) -> str:
+    return f"by {network.dim} features of: {network.identity}; [95% intervals]"
+
+
+def _warn_of_few(few: int, network: FeatureNetwork, more: str = "") -> None:
+    if few <= network.dim:
+        print(f"  {few} images are too few: with no more than features, {network.dim}, Fréchet distances come out "
+              f"far too high{more}")  # fmt: skip
+
+
+def _real_images(args: _Options, model: Any, config: dict[str, Any]) -> tuple[Real, Real, Real]:
+    """Get real images that stand for the data, others, to show how near real ones come, and those to learn from.
 
     Distances of sets of different sizes do not compare. So these are the images that the run held out, and as many
     of the others; or, if it held none out, two halves.
     """
-    real = load_real(args, model, config)
+    load = partial(load_real, model, config, data=args.data, data_root=args.data_root, download=args.download)
+    real = load()
     generator = torch.Generator().manual_seed(args.seed)
     if real.relation == "held-out":
-        training = load_real(args, model, config, training=True)
+        training = load(training=True)
         order = torch.randperm(len(training.dataset), generator=generator)
-        pieces = [real, training._replace(dataset=_part(training.dataset, order[: len(real.dataset)]))]
+        pieces = [real, training._replace(dataset=training.dataset.take(order[: len(real.dataset)]))]
     else:
+        training = real
         order = torch.randperm(len(real.dataset), generator=generator)
-        pieces = [real._replace(dataset=_part(real.dataset, half)) for half in order.tensor_split(2)]
+        pieces = [real._replace(dataset=real.dataset.take(half)) for half in order.tensor_split(2)]
     if min(len(piece.dataset) for piece in pieces) < 2:
-        args.parser.error(f"argument --data: needs at least 4 images, got {len(real.dataset)} {real.kind()}")
-    return pieces[0], pieces[1]
+        raise OptionError("data", f"needs at least 4 images, got {len(real.dataset)} {real.kind()}")
+    return pieces[0], pieces[1], training
 
 
-def _part(dataset: ImageDataset, chosen: Tensor) -> ImageDataset:
-    return ImageDataset(dataset.images[chosen], dataset.labels[chosen], class_names=dataset.class_names)
-
-
-def _network(args: argparse.Namespace, real: Real) -> FeatureNetwork:
-    """Get the network that judges: one whose features fit the images."""
-    if args.features == "inception":
-        with args.parser.blaming("--weights"):
-            return InceptionNetwork(args.weights, download=args.download).to(args.device)
-    if args.features != "random":
-        # "0", or "0 - zero" as torchvision calls it.
-        names = real.dataset.class_names
-        named = len(names) == 10 and all(name.split(" ")[0] == str(k) for k, name in enumerate(names))
-        why = f"the classes of {real.source} are not the digits"
-        if named:
-            digits = DigitsNetwork().to(args.device)
-            read = digits.share_read(real.dataset)
-            if read >= _READABLE:
-                return digits
-            why = f"it reads {read:.0%} of those of {real.source} right"
-        if args.features == "digits":
-            args.parser.error(
-                f"argument --features: digits is a classifier of scikit-learn's digits, and {why}: use random, or "
-                "inception with --weights or --download"
+def _classifier(args: _Options, real: Real, cache: Path | None) -> ClassifierNetwork | None:
+    """Train a classifier on real images, if they have classes; say how it does."""
+    if len(real.dataset.class_names) < 2:
+        if args.features == "classifier":
+            raise OptionError(
+                "features", f"classifier needs images of two classes or more, and {real.source} has one"
             )
+        return None
+    with blaming("features"):
+        network = ClassifierNetwork(real.dataset, cache=cache, device=args.device, progress=True)
+    useless = network.accuracy < _READABLE and args.features != "classifier"
+    print(f"{network.identity} of {network.num_classes} classes reads {network.accuracy:.1%} right of "
+          f"{network.held_out} {real.kind()} of {real.source} that it has not seen"
+          f"{': too few to judge by' * useless}")  # fmt: skip
+    return None if useless else network
+
+
+def _network(args: _Options, classifier: ClassifierNetwork | None, source: str) -> FeatureNetwork:
+    """Get the network that judges."""
+    if args.features == "inception":
+        with blaming("weights"):
+            return InceptionNetwork(args.weights, download=args.download).to(args.device)
+    if args.features is not None and args.features.startswith("fidelity:"):
+        with blaming("features"):
+            return FidelityNetwork(args.features.removeprefix("fidelity:")).to(args.device)
+    if args.features != "random" and classifier is not None:
+        return classifier
+    if args.features is None and classifier is None:
+        print(f"{source} has no classes for a classifier to learn: features of an untrained network")
     return RandomNetwork().to(args.device)
 
 
 @torch.no_grad()
-def _judge(
-    args: argparse.Namespace, model: Any, network: FeatureNetwork, n: int
-) -> tuple[GaussianStatistics, tuple[float, float] | None, Tensor]:
-    """Generate ``n`` images; return their features' statistics, their score (if any), and themselves."""
-    statistics = GaussianStatistics(network.dim, args.device)
-    score = None
-    if network.num_classes > 0:
-        score = InceptionScore(network.num_classes, splits=min(10, n), device=args.device)
-    kept = []
-    for images in _generated(args, model, n):
-        features, logits = network(images)
-        statistics.update(features)
-        if score is not None:
-            score.update(logits)
-        kept.append(images.cpu())
-    return statistics, None if score is None else score.compute(), torch.cat(kept)
-
-
-def _generated(args: argparse.Namespace, model: Any, n: int) -> Iterator[Tensor]:
+def _generate(
+    args: _Options, model: Any, network: FeatureNetwork, classifier: ClassifierNetwork | None, n: int
+) -> _Judged:
+    """Generate ``n`` images, and look at them while they are there."""
     generator = torch.Generator().manual_seed(args.seed)
-    labels = _labels(args, model, n)
-    sizes = [_BATCH] * (n // _BATCH) + ([n % _BATCH] if n % _BATCH else [])
-    done = 0
-    for size in optional_import("tqdm").tqdm(sizes, desc="generating", unit="batch", leave=False, disable=None):
-        if labels is None:
-            yield model.sample(size, generator=generator)
-        else:
-            yield model.sample(size, labels=labels[done : done + size].to(args.device), generator=generator)
-        done += size
+    requested = _labels(model, n, args.seed)
+    seen: list[tuple[Tensor, Tensor]] = []
+    classified: list[tuple[Tensor, Tensor]] = []
+    logits = []
+    for chosen in bar(torch.arange(n).split(_BATCH), "generating", "batch", progress=True):
+        labels = None if requested is None else requested[chosen].to(args.device)
+        conditions = {} if labels is None else {"labels": labels}
+        images = model.sample(len(chosen), **conditions, generator=generator)
+        seen.append(network(images))
+        if classifier is not None and requested is not None:
+            classified.append(seen[-1] if classifier is network else classifier(images))
+        if isinstance(model, BaseGAN):
+            with evaluating(model):
+                logits.append(model.discriminator(images, labels))
+    return _Judged(
+        _joined(seen), None if requested is None else requested.to(args.device),
+        _joined(classified) if classified else None, torch.cat(logits) if logits else torch.empty(0),
+    )  # fmt: skip
 
 
-def _labels(args: argparse.Namespace, model: Any, n: int) -> Tensor | None:
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> Features:
+    return Features(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _labels(model: Any, n: int, seed: int) -> Tensor | None:
     """Draw the classes to generate, each equally often, in any order: no split of a score has one alone."""
     classes = getattr(model, "num_classes", 0)
     if classes == 0:
         return None
-    return (torch.arange(n) % classes)[torch.randperm(n, generator=torch.Generator().manual_seed(args.seed))]
+    return (torch.arange(n) % classes)[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
 
 
 @torch.no_grad()
-def _logits(args: argparse.Namespace, model: BaseGAN, real: ImageDataset, fake: Tensor) -> tuple[Tensor, Tensor]:
+def _real_logits(args: _Options, model: BaseGAN, real: ImageDataset) -> Tensor:
     """The discriminator's logits, in evaluation mode."""
-    requested = _labels(args, model, len(fake))
-    classes = torch.zeros(len(fake), dtype=torch.int64) if requested is None else requested
-    images, labels = real[:]
-
-    def judge(images: Tensor, labels: Tensor) -> Tensor:
-        pieces = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
-        moved = ((i.to(args.device), c.to(args.device)) for i, c in pieces)
-        return torch.cat([model.discriminator(i, c if model.num_classes > 0 else None) for i, c in moved])
-
+    logits = []
     with evaluating(model):
-        return judge(images, labels), judge(fake, classes)
+        for images, labels in real.pieces(torch.arange(len(real)).split(_BATCH)):
+            known = labels.to(args.device) if model.num_classes > 0 else None
+            logits.append(model.discriminator(images.to(args.device), known))
+    return torch.cat(logits)

@@ -1,14 +1,16 @@
-"""An image data set that lives in memory as one tensor, and reproducible batches from it."""
+"""An image data set, and reproducible batches from it and from others."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from genimg_fast._images import check_layout
+from genimg_fast.data.stored import StoredImages
+from genimg_fast.data.stream import draw_order, to_floats
 
 
 class BatchedDataset(Protocol):
@@ -44,11 +46,33 @@ class BatchedDataset(Protocol):
         """Get the same data on another device."""
 
 
-def content_hash(*contents: str | Tensor) -> str:
+class BatchStream(Protocol):
+    """What else :func:`batches` takes: data that makes its own batches, such as one that other processes read ahead.
+
+    A :class:`BatchedDataset` may do so, too. Data that comes in a stream, without indices, has no other way.
+    """
+
+    device: torch.device
+
+    def look(self) -> tuple[Tensor, Tensor]:
+        """Get up to 64 images, or sequences, and labels; the batches are the same with and without that."""
+
+    def batches(
+        self, batch_size: int, *, seed: int, start: int, part: int, parts: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over batches, without end, from number ``start`` on; see :func:`batches`."""
+
+    def to(self, device: torch.device | str) -> "BatchStream":
+        """Get the same data for another device."""
+
+
+def content_hash(*contents: str | Tensor | StoredImages) -> str:
     """Hash texts, and types, shapes and values of tensors.
 
     Args:
-        *contents: What to tell apart from anything else.
+        *contents: What to tell apart from anything else. Images in a cache have the hash that they would have in
+            memory, and are read for it once only; images that are decoded as needed have one of their files' names
+            and sizes.
 
     Returns:
         The SHA-256, in hexadecimal digits.
@@ -59,11 +83,22 @@ def content_hash(*contents: str | Tensor) -> str:
         >>> content_hash("pixels", torch.zeros(2, 3)) == content_hash("pixels", torch.zeros(3, 2))
         False
     """
+    stored = next((content for content in contents if isinstance(content, StoredImages)), None)
+    if stored is not None:
+        others = content_hash(*("images" if content is stored else content for content in contents))
+        return stored.recall_hash(others, lambda: _digest(contents))
+    return _digest(contents)
+
+
+def _digest(contents: Sequence[str | Tensor | StoredImages]) -> str:
     digest = hashlib.sha256()
     for content in contents:
         if isinstance(content, Tensor):
             digest.update(f"{content.dtype} {tuple(content.shape)}".encode())
             digest.update(content.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(content, StoredImages):
+            for piece in content.pieces_to_hash():
+                digest.update(piece)
         else:
             digest.update(content.encode(errors="surrogateescape"))  # names of files need not be Unicode
     return digest.hexdigest()
@@ -105,13 +140,14 @@ def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
 
 
 class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Images and labels in memory, kept as bytes and handed out in [-1, 1], the range of Tanh.
+    """Images and labels, kept as bytes, in memory or stored elsewhere, and handed out in [-1, 1], the range of Tanh.
 
     It works with ``torch.utils.data.DataLoader``, but indexing with a whole batch of indices, as :func:`batches`
     does, is many times faster for small images.
 
     Args:
-        images: Bytes (uint8) of shape (n, channels, height, width), 0 to 255.
+        images: Bytes (uint8) of shape (n, channels, height, width), 0 to 255: a tensor, or images that are read
+            when they are asked for, as :func:`load_dataset` finds them.
         labels: Class of each image, int64 of shape (n,); all zero by default.
         class_names: Names of the classes; their numbers by default.
         groups: Number of what each image was cut from, int64 of shape (n,): :meth:`split` keeps those of one
@@ -130,7 +166,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | StoredImages,
         labels: Tensor | None = None,
         *,
         class_names: Sequence[str] | None = None,
@@ -141,7 +177,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
                 "images must be uint8 of shape (n, channels, height, width) with n > 0, "
                 f"got {images.dtype} of shape {tuple(images.shape)}"
             )
-        check_layout(images)
+        check_layout(cast(Tensor, images))  # indexed alike, of all that it asks for
         if labels is None:
             labels = torch.zeros(len(images), dtype=torch.int64)
         if labels.dtype != torch.int64 or labels.shape != (len(images),):
@@ -153,7 +189,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
             class_names = [str(label) for label in range(int(labels.max()) + 1)]
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise ValueError(f"labels must lie in 0..{len(class_names) - 1}, got {labels.min()}..{labels.max()}")
-        self.images = images
+        self.images: Any = images
         self.labels = labels
         self.class_names = list(class_names)
         self.groups = groups
@@ -175,10 +211,32 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         Returns:
             float32 images in [-1, 1] and int64 labels; without the first dimension for a single index.
         """
-        return self.images[index].float().div_(127.5).sub_(1), self.labels[index]
+        return to_floats(self.images[index]), self.labels[index]
+
+    def batches(
+        self, batch_size: int, *, seed: int = 0, start: int = 0, part: int = 0, parts: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over shuffled batches; see :func:`batches`. Images that are stored elsewhere are read ahead."""
+        order = draw_order(len(self), batch_size, seed=seed, start=start, part=part, parts=parts)
+        if isinstance(self.images, StoredImages):
+            return self.images.batches(order, self.labels)
+        return (self[index.to(self.device)] for _, index in order)
+
+    def pieces(self, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Get images and labels piece by piece; see :func:`pieces`."""
+        if isinstance(self.images, StoredImages):
+            return self.images.batches(enumerate(indices), self.labels)
+        return (self[index.to(self.device)] for index in indices)
+
+    @property
+    def storage(self) -> str:
+        """Where the images are, in words."""
+        if isinstance(self.images, StoredImages):
+            return self.images.storage
+        return f"in memory, {self.images.nbytes / 1e9:.3g} GB"
 
     def to(self, device: torch.device | str) -> "ImageDataset":
-        """Get the same data on another device."""
+        """Get the same data on another device; images that are stored elsewhere go there batch by batch."""
         return ImageDataset(
             self.images.to(device), self.labels.to(device), class_names=self.class_names, groups=self.groups
         )
@@ -208,7 +266,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         labels = torch.zeros_like(numbers).scatter_(0, members, self.labels.cpu())
         what = "images" if self.groups is None else "pictures that images are cut from"
         held_out = draw_share(labels, share, seed=seed, what=what)[members]
-        return self._part(~held_out), self._part(held_out)
+        return self.take(~held_out), self.take(held_out)
 
     def with_classes(self, class_names: Sequence[str]) -> "ImageDataset":
         """Get the same images with the numbers that their classes have in a list of names.
@@ -221,14 +279,43 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         numbers = torch.tensor([list(class_names).index(name) for name in self.class_names], device=self.device)
         return ImageDataset(self.images, numbers[self.labels], class_names=class_names, groups=self.groups)
 
-    def _part(self, chosen: Tensor) -> "ImageDataset":
+    def take(self, chosen: Tensor) -> "ImageDataset":
+        """Get some of the images; those that are stored elsewhere stay there.
+
+        Args:
+            chosen: True for those to take, bool of shape (n,), or their indices.
+        """
         groups = None if self.groups is None else self.groups[chosen]
         chosen = chosen.to(self.device)
-        return ImageDataset(self.images[chosen], self.labels[chosen], class_names=self.class_names, groups=groups)
+        stored = isinstance(self.images, StoredImages)
+        images = self.images.take(chosen) if stored else self.images[chosen]
+        return ImageDataset(images, self.labels[chosen], class_names=self.class_names, groups=groups)
+
+
+def pieces(dataset: BatchedDataset, indices: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Get images and labels piece by piece, read ahead where they are not in memory.
+
+    Args:
+        dataset: The images, or sequences of images.
+        indices: Of each piece, on the CPU.
+
+    Yields:
+        What the data set returns for them.
+    """
+    own: Any = getattr(dataset, "pieces", None)
+    if own is not None:
+        return own(indices)
+    return (dataset[index.to(dataset.device)] for index in indices)
 
 
 def batches(
-    dataset: BatchedDataset, batch_size: int, *, seed: int = 0, start: int = 0
+    dataset: BatchedDataset | BatchStream,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over shuffled batches, epoch after epoch, without end.
 
@@ -237,10 +324,12 @@ def batches(
     statistics of batch norm would be taken over fewer images.
 
     Args:
-        dataset: The images, or sequences of images.
+        dataset: The images, or sequences of images; or what :func:`as_batched` made of something else.
         batch_size: Images, or sequences, in a batch.
         seed: Decides the order.
         start: Number of batches to skip.
+        part: What this process gets of each batch: image number ``part``, and every ``parts``-th one behind it.
+        parts: Number of processes that share a batch.
 
     Yields:
         What the data set returns for ``batch_size`` indices: images in [-1, 1] of shape (batch_size, channels,
@@ -255,20 +344,9 @@ def batches(
         >>> images.shape
         torch.Size([64, 1, 16, 16])
     """
-    if not 1 <= batch_size <= len(dataset):
-        raise ValueError(f"batch_size must lie in 1..{len(dataset)}, the number of images, got {batch_size}")
-    return _batches(dataset, batch_size, torch.Generator().manual_seed(seed), start)
-
-
-def _batches(
-    dataset: BatchedDataset, batch_size: int, generator: torch.Generator, start: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    per_epoch = len(dataset) // batch_size
-    for _ in range(start // per_epoch):
-        torch.randperm(len(dataset), generator=generator)
-    first = start % per_epoch
-    while True:
-        order = torch.randperm(len(dataset), generator=generator).to(dataset.device)
-        for batch in range(first, per_epoch):
-            yield dataset[order[batch * batch_size : (batch + 1) * batch_size]]
-        first = 0
+    own: Any = getattr(dataset, "batches", None)
+    if own is not None:
+        return own(batch_size, seed=seed, start=start, part=part, parts=parts)
+    indexed: Any = dataset
+    order = draw_order(len(indexed), batch_size, seed=seed, start=start, part=part, parts=parts)
+    return (indexed[index.to(dataset.device)] for _, index in order)

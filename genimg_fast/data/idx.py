@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from genimg_fast.data.dataset import ImageDataset
-from genimg_fast.data.files import list_folder
 
 _IMAGES = re.compile(r"((?:.*-)?(?:train|t10k|test))-images[-.]idx3-ubyte(?:\.gz)?")
 
@@ -49,7 +48,8 @@ def find_idx(path: Path) -> Path | None:
     if not path.is_dir():
         return path if path.is_file() and _IMAGES.fullmatch(path.name) else None
     # In reverse: of an unpacked file and its archive, the former stays.
-    splits = {match[1]: file for file in reversed(list_folder(path)[1]) if (match := _IMAGES.fullmatch(file.name))}
+    files = sorted((f for f in path.iterdir() if not f.name.startswith(".") and f.is_file()), reverse=True)
+    splits = {match[1]: file for file in files if (match := _IMAGES.fullmatch(file.name))}
     found = [file for split, file in splits.items() if split.endswith("train")] or list(splits.values())
     if len(found) > 1:
         raise ValueError(
@@ -83,8 +83,9 @@ def read_idx(file: Path) -> ImageDataset:
     if kind:
         images = images.transpose(1, 2).contiguous()
         labels = labels - int(kind[1] == "letters")
-    if images.shape[1] != images.shape[2]:
-        raise ValueError(f"images must be square, those of {file} have {images.shape[2]}x{images.shape[1]} pixels")
+    height, width = images.shape[1:]
+    if height != width or width == 0:
+        raise ValueError(f"images must be square and have pixels, those of {file} have {width}x{height}")
     try:
         return ImageDataset(images.unsqueeze(1), labels, class_names=classes)
     except ValueError as error:

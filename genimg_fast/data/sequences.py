@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from genimg_fast._close_names import did_you_mean
 from genimg_fast.data.dataset import draw_share
+from genimg_fast.data.decode import images_among, open_image, read_image, to_pixels
 from genimg_fast.data.files import list_folder
 from genimg_fast.data.optional import optional_import
-from genimg_fast.data.sources import images_among, load_dataset, open_image, read_image, to_pixels
+from genimg_fast.data.sources import load_dataset
 
 SequenceIndex = int | slice | Tensor
 

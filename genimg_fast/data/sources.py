@@ -1,25 +1,43 @@
-"""Where images come from: scikit-learn's digits, data sets that torchvision downloads, folders.
+"""Where images come from: scikit-learn's digits, data sets that torchvision downloads, folders, shards.
 
 To add a named data set, write a function ``(root, download) -> ImageDataset`` and enter it in ``_SOURCES``.
 """
 
+import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from genimg_fast._close_names import did_you_mean
-from genimg_fast.data.dataset import ImageDataset
+from genimg_fast.data.cache import find_cache, has_room, make_cache
+from genimg_fast.data.dataset import ImageDataset, content_hash
+from genimg_fast.data.decode import (
+    Decoder,
+    UnreadableError,
+    images_among,
+    measure,
+    open_image,
+    path_in,
+    paths_of,
+    read_image,
+    read_whole,
+)
 from genimg_fast.data.files import files_below, list_folder
 from genimg_fast.data.idx import find_idx, read_idx
 from genimg_fast.data.optional import optional_import
+from genimg_fast.data.shards import TarImages, index_shards
+from genimg_fast.data.stored import StoredImages
+from genimg_fast.data.stream import map_in_order
+
+# Files to decode from which on processes of their own are worth starting.
+_WORTH_WORKERS = 500
 
 
 def load_dataset(
@@ -32,11 +50,19 @@ def load_dataset(
     crops: int = 0,
     seed: int = 0,
     skip_broken: bool = False,
+    memory: float | None = None,
+    cache: str | Path | None = "cache",
+    workers: int | None = None,
 ) -> ImageDataset:
-    """Load images into memory, at the size and with the number of channels that a model takes.
+    """Load images, at the size and with the number of channels that a model takes.
 
     Images are resized by antialiased bicubic interpolation; those of a folder are first cropped to a square. With
     ``crops``, squares of ``image_size`` are cut at random from the images of a folder as they are.
+
+    Files whose images do not fit in ``memory`` are decoded once, into a file in ``cache``; an interrupted process goes
+    on the next time, and processes that come at the same time wait for the first. Where the disk has no room for that,
+    they are decoded whenever they are needed. ``storage`` of the data set says which it is. The images and their order
+    are the same either way.
 
     Args:
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
@@ -44,7 +70,9 @@ def load_dataset(
             that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
             is read as one class per subfolder, in alphabetical order; hidden files and folders are left out, links
             are followed. Or a folder of IDX files, as MNIST, Fashion-MNIST and EMNIST are published, packed by
-            gzip or not: the training split, unless the path is that of a split's file of images.
+            gzip or not: the training split, unless the path is that of a split's file of images. Or a tar file, or a
+            folder of such: shards in the form of WebDataset, in which the files of an image have a name in common,
+            such as ``0001.jpg`` and its class ``0001.cls``, a number, or ``0001.json`` with a ``label``.
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB); grey images are repeated, colour ones weighted. By default, the data's own:
             1 if all files of a folder are grey.
@@ -53,16 +81,22 @@ def load_dataset(
         crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
             whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read. Where images are
+            decoded whenever they are needed, the next one takes its place.
+        memory: GB that the images of files may take in memory, as bytes; by default a quarter of the machine's,
+            shared by the processes on it.
+        cache: Folder for files of decoded images, if they take more; None to decode whenever they are needed.
+        workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
         The data set, on the CPU.
 
     Raises:
         ValueError: If nothing has this name, a folder holds no images, or IDX files of several data sets, a file
-            cannot be read, an image is too small for a crop, or crops are wanted of a data set of small images.
+            cannot be read, an image is too small for a crop, crops are wanted of a data set of small images, or a
+            cache is damaged.
         FileNotFoundError: If the data set is not in ``root`` and may not be downloaded.
-        OSError: If a folder cannot be read.
+        OSError: If a folder cannot be read, or the cache cannot be written.
         ImportError: If a package that the source needs is missing.
 
     Example:
@@ -77,6 +111,7 @@ def load_dataset(
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     if crops < 0:
         raise ValueError(f"crops must be at least 0, got {crops}")
+    keep = _Keep.of(memory, cache, workers)
     name = str(name_or_path)
     path = Path(name_or_path)
     idx = None if name in _SOURCES else find_idx(path)
@@ -87,12 +122,11 @@ def load_dataset(
         images = _resize(_convert(data.images, channels), image_size)
         return ImageDataset(images, data.labels, class_names=data.class_names)
     if name == "photos":
-        photos = optional_import("sklearn.datasets").load_sample_images()
-        pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos.images]
-        named = [(Path(f).stem, picture) for f, picture in zip(photos.filenames, pictures, strict=True)]
-        return _cut(named, image_size, channels, crops or 2000, seed)
+        return _photos(image_size, channels, crops or 2000, seed)
+    if path.suffix == ".tar" and path.is_file():
+        return _shards([path], path.stem, image_size, channels, crops, skip_broken, keep)
     if path.is_dir():
-        return _folder(path, image_size, channels, crops, seed, skip_broken)
+        return _folder(path, image_size, channels, crops, seed, skip_broken, keep)
     known = [*_SOURCES, "photos"]
     hint = did_you_mean(name, known)
     raise ValueError(f"{name!r} is neither a folder nor one of {', '.join(known)}{hint}")
@@ -109,12 +143,15 @@ def side_of_pairs(path: str | Path) -> int:
     return max(sides)
 
 
-class UnreadableError(ValueError):
-    """A file cannot be read; ``skip_broken`` leaves it out."""
-
-
 def load_pairs(
-    path: str | Path, *, image_size: int, channels: int | None = None, skip_broken: bool = False
+    path: str | Path,
+    *,
+    image_size: int,
+    channels: int | None = None,
+    skip_broken: bool = False,
+    memory: float | None = None,
+    cache: str | Path | None = "cache",
+    workers: int | None = None,
 ) -> ImageDataset:
     """Load pairs of images, A and B, that belong together, side by side as one image each.
 
@@ -125,6 +162,11 @@ def load_pairs(
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
+            Where pairs are decoded whenever they are needed, the next one takes its place.
+        memory: GB that the pairs may take in memory, as bytes; by default a quarter of the machine's, shared by the
+            processes on it.
+        cache: Folder for files of decoded pairs, if they take more; None to decode whenever they are needed.
+        workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
         The pairs, images of shape (channels, image_size, 2 * image_size), on the CPU.
@@ -145,32 +187,60 @@ def load_pairs(
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}")
-    pairs: list[Tensor] = []
+    keep = _Keep.of(memory, cache, workers)
     if (path / "A").is_dir() and (path / "B").is_dir():
         a, b = ({f.name: f for f in images_among(list_folder(path / half)[1])} for half in "AB")
         if lonely := sorted(a.keys() ^ b.keys()):
             raise ValueError(f"{lonely[0]} is in one of {path / 'A'} and {path / 'B'} only")
-        for name in sorted(a):
-            halves = _readable([a[name], b[name]], skip_broken, lambda f: read_image(f, image_size, channels or 3))
-            if len(halves) == 2:
-                pairs.append(torch.cat([image for _, image in halves], 2))
+        files = [half[name] for name in sorted(a) for half in (a, b)]
+        items = paths_of(files).reshape(-1, 2)
+        load = partial(_read_two, image_size=image_size, channels=channels or 3)
     else:
-
-        def read(file: Path) -> Tensor:
-            picture = _read_whole(file, channels or 3)
-            height, width = picture.shape[1:]
-            if width != 2 * height:  # any photograph could be cut in two, into a pair that is none
-                raise ValueError(
-                    f"{file} is {width} pixels wide and {height} high, but a pair, A and B side by side, is twice "
-                    "as wide as high"
-                )
-            return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in picture.chunk(2, 2)], 2)
-
         files = images_among(list_folder(path)[1])
-        pairs = [pair for _, pair in _readable(files, skip_broken, read)]
-    if not pairs:
+        items = paths_of(files)
+        load = partial(_read_halves, image_size=image_size, channels=channels or 3)
+    if not files:
         raise ValueError(f"no pairs of images in {path}")
-    return ImageDataset(torch.stack(pairs))
+    key, fingerprint = _identify(path, files, f"pairs {image_size} {channels} {skip_broken}")
+    decoder = Decoder(
+        items, load, (channels or 3, image_size, 2 * image_size), fingerprint=fingerprint, skip_broken=skip_broken
+    )
+    images, _ = keep.decoded(decoder, path.resolve().name, key)
+    if len(images) == 0:
+        raise ValueError(f"no pairs of images in {path}")
+    return ImageDataset(images)
+
+
+def _read_two(item: Any, image_size: int, channels: int) -> Tensor:
+    """Read a pair of two files."""
+    return torch.cat([read_image(path_in(half), image_size, channels) for half in item], 2)
+
+
+def _read_halves(item: Any, image_size: int, channels: int) -> Tensor:
+    """Read a pair of one file."""
+    file = path_in(item)
+    picture = read_whole(file, channels)
+    height, width = picture.shape[1:]
+    if width != 2 * height:  # any photograph could be cut in two, into a pair that is none
+        raise ValueError(
+            f"{file} is {width} pixels wide and {height} high, but a pair, A and B side by side, is twice "
+            "as wide as high"
+        )
+    return torch.cat([_resize(half.unsqueeze(0), image_size)[0] for half in picture.chunk(2, 2)], 2)
+
+
+def _photos(image_size: int, channels: int | None, crops: int, seed: int) -> ImageDataset:
+    photos = optional_import("sklearn.datasets").load_sample_images()
+    pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos.images]
+    names = [Path(file).stem for file in photos.filenames]
+    sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+    corners = _draw_corners(sizes, names, image_size, crops, seed).tolist()
+    which = torch.arange(crops) % len(pictures)
+    cut = [
+        pictures[k][:, top : top + image_size, left : left + image_size]
+        for k, (top, left) in zip(which.tolist(), corners, strict=True)
+    ]
+    return ImageDataset(_convert(torch.stack(cut), channels), which, class_names=names, groups=which)
 
 
 def _digits(root: Path, download: bool) -> ImageDataset:
@@ -216,159 +286,229 @@ _SOURCES: dict[str, Callable[[Path, bool], ImageDataset]] = {
 
 
 def _folder(
-    folder: Path, image_size: int, channels: int | None, crops: int, seed: int, skip_broken: bool
+    folder: Path,
+    image_size: int,
+    channels: int | None,
+    crops: int,
+    seed: int,
+    skip_broken: bool,
+    keep: "_Keep",
 ) -> ImageDataset:
-    subfolders, files = list_folder(folder)
+    subfolders, loose = list_folder(folder)
+    shards = [file for file in loose if file.suffix == ".tar"]
     by_class = [(sub.name, images_among(files_below(sub, above=folder))) for sub in subfolders]
     by_class = [(name, files) for name, files in by_class if files]
-    loose = images_among(files)
-    if by_class and loose:
-        raise ValueError(
-            f"{folder} holds images, such as {loose[0].name}, beside subfolders of images, such as "
-            f"{by_class[0][0]}: have one or the other"
+    loose = images_among(loose)
+    beside = loose or shards
+    if (by_class and beside) or (loose and shards):
+        others = (
+            f"subfolders of images, such as {by_class[0][0]}" if by_class else f"shards, such as {shards[0].name}"
         )
+        what = "images" if loose else "shards"
+        raise ValueError(
+            f"{folder} holds {what}, such as {beside[0].name}, beside {others}: have one or the other"
+        )
+    if shards:
+        return _shards(shards, folder.resolve().name, image_size, channels, crops, skip_broken, keep)
     if not by_class:
         by_class = [(folder.name, loose)]
     if not by_class[0][1]:
         raise ValueError(f"no images in folder {folder}")
 
+    names = [name for name, files in by_class for _ in files]
+    files = [file for _, files in by_class for file in files]
+    key, fingerprint = _identify(folder, files, f"{image_size} {channels} {crops} {crops and seed} {skip_broken}")
+    corners = groups = None
     if crops > 0:
-        whole = [
-            (name, image)
-            for name, files in by_class
-            for _, image in _readable(files, skip_broken, lambda file: _read_whole(file, channels))
-        ]
-        alike = _alike([image for _, image in whole])
-        named = [(name, image) for (name, _), image in zip(whole, alike, strict=True)]
-        return _cut(named, image_size, channels, crops, seed)
-    images, labels = [], []
-    for label, (_, files) in enumerate(by_class):
-        read = _readable(files, skip_broken, lambda file: read_image(file, image_size, channels))
-        images += [image for _, image in read]
-        labels += [label] * len(read)
-    if not images:
-        raise ValueError(f"no image in folder {folder} can be read")
-    names = [name for name, _ in by_class]
-    return ImageDataset(torch.stack(_alike(images)), torch.tensor(labels), class_names=names)
-
-
-def _readable(
-    files: Sequence[Path], skip_broken: bool, read: Callable[[Path], Tensor]
-) -> list[tuple[Path, Tensor]]:
-    """Read files; those that cannot be read are an error, or a warning each."""
-    images = []
-    for file in files:
-        try:
-            images.append((file, read(file)))
-        except ValueError as error:
-            if not skip_broken:
-                raise UnreadableError(str(error)) from error
-            warnings.warn(f"skipped: {error}", stacklevel=4)
-    return images
-
-
-def _cut(
-    pictures: Sequence[tuple[str, Tensor]], image_size: int, channels: int | None, crops: int, seed: int
-) -> ImageDataset:
-    """Cut squares at random from pictures, (class name, bytes); equally many from each."""
-    generator = torch.Generator().manual_seed(seed)
-    if not pictures:
-        raise ValueError("there is no picture to cut from")
-    names = list(dict.fromkeys(name for name, _ in pictures))
-    # In one piece from the start: if that is too large, it shows before the work.
-    images = torch.empty(crops, len(pictures[0][1]), image_size, image_size, dtype=torch.uint8)
-    labels = []
-    for k in range(crops):
-        name, picture = pictures[k % len(pictures)]
-        room = [side - image_size for side in picture.shape[1:]]
-        if min(room) < 0:
-            size = "x".join(map(str, picture.shape[1:]))
-            raise ValueError(f"a picture of {name} has {size} pixels, too few for crops of {image_size}")
-        top, left = (int(torch.randint(r + 1, (), generator=generator)) for r in room)
-        images[k] = picture[:, top : top + image_size, left : left + image_size]
-        labels.append(names.index(name))
-    return ImageDataset(
-        _convert(images, channels), torch.tensor(labels), class_names=names,
-        groups=torch.arange(crops) % len(pictures),
-    )  # fmt: skip
-
-
-def _alike(images: list[Tensor]) -> list[Tensor]:
-    """Repeat grey images as often as those in colour have channels, if there are any."""
-    channels = max((len(image) for image in images), default=1)
-    return [image.expand(channels, -1, -1) for image in images]
-
-
-def image_suffixes() -> set[str]:
-    """Get the endings of the image files that Pillow reads, in lower case."""
-    pillow = optional_import("PIL.Image")
-    suffixes = pillow.registered_extensions()
-    # An MPO file is opened as the JPEG file that it begins like; of an MPEG video nothing but the size is read.
-    readable = (set(pillow.OPEN) | {"MPO"}) - {"MPEG"}
-    return {suffix for suffix, name in suffixes.items() if name in readable}
-
-
-def images_among(files: list[Path]) -> list[Path]:
-    """Take the files that Pillow reads."""
-    suffixes = image_suffixes()
-    return [file for file in files if file.suffix.lower() in suffixes]
-
-
-@contextmanager
-def open_image(file: Path) -> Iterator[Any]:
-    """Open an image file with Pillow; whatever fails until it is closed becomes a ValueError that names it."""
-    pillow = optional_import("PIL.Image")
-    try:
-        with pillow.open(file) as image:
-            yield image
-    except Exception as error:  # Pillow documents few; damaged files raise a dozen of them, by their format
-        why = str(error).replace(repr(str(file)), "").rstrip(": ")  # the path is in front already
-        raise ValueError(f"cannot read image {file}: {why or type(error).__name__}") from error
-
-
-def _read_whole(file: Path, channels: int | None) -> Tensor:
-    """Read an image file as bytes, (channels, height, width), as it is."""
-    with open_image(file) as opened:
-        return _pixels(_eight_bits(opened, channels))
-
-
-def read_image(file: Path, image_size: int, channels: int | None) -> Tensor:
-    """Read an image file as bytes; see :func:`to_pixels`."""
-    with open_image(file) as opened:
-        return to_pixels(opened, image_size, channels)
-
-
-def to_pixels(image: Any, image_size: int, channels: int | None) -> Tensor:
-    """Crop an image of Pillow's to a square and resize it: bytes of shape (channels, image_size, image_size)."""
-    Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
-    image = _eight_bits(image, channels)
-    return _pixels(ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC))
-
-
-def _pixels(image: Any) -> Tensor:
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
-
-
-def _eight_bits(image: Any, channels: int | None) -> Any:
-    """Turn an image of Pillow's upright, and into grey or RGB of 8 bits; by default, whichever it is.
-
-    Raises:
-        ValueError: If its pixels are numbers of 32 bits.
-    """
-    Image, ImageOps = optional_import("PIL.Image"), optional_import("PIL.ImageOps")
-    # Some versions of Pillow hold the 16 bits of these two formats in 32.
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    if image.mode in ("I", "F") and not sixteen:  # Pillow would clip them to 0..255
-        raise ValueError(
-            "its pixels are numbers of 32 bits, which do not say what white is: convert it to 8 or 16 bits"
-        )
-    image = ImageOps.exif_transpose(image)
-    if sixteen:  # Pillow would clip these, too
-        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+        files, names, sizes = _measured(files, names, skip_broken, keep.workers)
+        corners = _draw_corners(sizes, names, image_size, crops, seed)
+        groups = torch.arange(crops) % len(files)
+    classes = list(dict.fromkeys(names))
+    labels = torch.tensor([classes.index(name) for name in names])
     if channels is None:
-        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
-    return image.convert("L" if channels == 1 else "RGB")
+        channels = 1 if all(_is_grey(file) for file in files) else 3
+    read = partial(_read_file, image_size=None if crops else image_size, channels=channels)
+    decoder = Decoder(
+        paths_of(files[:crops] if crops else files), read, (channels, image_size, image_size),
+        fingerprint=fingerprint, corners=corners, skip_broken=skip_broken,
+    )  # fmt: skip
+    images, kept = keep.decoded(decoder, folder.resolve().name, key)
+    if len(images) == 0:
+        raise ValueError(f"no image in folder {folder} can be read")
+    labels = labels[kept] if groups is None else labels[groups]
+    return ImageDataset(images, labels, class_names=classes, groups=groups)
+
+
+def _shards(
+    files: list[Path],
+    name: str,
+    image_size: int,
+    channels: int | None,
+    crops: int,
+    skip_broken: bool,
+    keep: "_Keep",
+) -> ImageDataset:
+    if crops > 0:
+        raise ValueError("crops are cut from photos or a folder of images, not from shards: leave crops at 0")
+    items, labels = index_shards(files)
+    read = TarImages(tuple(map(str, files)), image_size, channels or 3)
+    if channels is None and all(read.is_grey(item) for item in items):
+        channels = read.channels = 1
+    key, fingerprint = _identify(files[0].parent, files, f"shards {image_size} {channels} {skip_broken}")
+    decoder = Decoder(
+        items, read, (channels or 3, image_size, image_size), fingerprint=fingerprint, skip_broken=skip_broken
+    )
+    images, kept = keep.decoded(decoder, name, key)
+    if len(images) == 0:
+        raise ValueError(f"no image in {files[0].parent} can be read")
+    return ImageDataset(images, labels[kept], class_names=[str(label) for label in range(int(labels.max()) + 1)])
+
+
+class _Keep(NamedTuple):
+    """Where decoded images are to be kept."""
+
+    memory: float  # bytes
+    cache: Path | None
+    workers: int
+
+    @classmethod
+    def of(cls, memory: float | None, cache: str | Path | None, workers: int | None) -> "_Keep":
+        """Check the options of the loading functions, and fill in what they leave open."""
+        if memory is not None and not memory >= 0:
+            raise ValueError(f"memory must be at least 0 GB, got {memory:g}")
+        if workers is not None and workers < 0:
+            raise ValueError(f"workers must be at least 0, got {workers}")
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
+        if workers is None:
+            workers = max(1, min(8, len(os.sched_getaffinity(0)) // sharing))
+        size = _machine_memory() / 4 / sharing if memory is None else memory * 1e9
+        return cls(size, None if cache is None else Path(cache), workers)
+
+    def decoded(self, decoder: Decoder, name: str, key: str) -> tuple[Tensor | StoredImages, Tensor]:
+        """Decode images into memory or a cache, or leave that for later.
+
+        Args:
+            decoder: Reads the images.
+            name: What the data is called.
+            key: Tells images and settings apart from any others.
+
+        Returns:
+            The images, and, for each item of the decoder's, True if they are among them.
+        """
+        if decoder.nbytes <= self.memory:
+            return self._in_memory(decoder, name)
+        kept = torch.ones(len(decoder.items), dtype=torch.bool)
+        if self.cache is not None:
+            cache = find_cache(self.cache, name, key)
+            if cache is None and has_room(self.cache, name, key, decoder.nbytes):
+                cache = make_cache(self.cache, name, key, decoder, workers=self.workers)
+            if cache is not None:
+                kept[cache.skipped] = False
+                rows = None if decoder.corners is None else decoder.rows_of_cache()
+                return StoredImages(cache, rows), kept
+            warnings.warn(
+                f"no room for {decoder.nbytes / 1e9:.3g} GB of decoded images in {self.cache}: they are decoded "
+                "whenever they are needed",
+                stacklevel=4,
+            )
+        return StoredImages(decoder, workers=self.workers), kept
+
+    def _in_memory(self, decoder: Decoder, name: str) -> tuple[Tensor, Tensor]:
+        # In one piece from the start: if that is too large, it shows before the work.
+        images = torch.empty(len(decoder), *decoder.shape, dtype=torch.uint8)
+        items = range(len(decoder.items))
+        kept, done = torch.ones(len(items), dtype=torch.bool), 0
+        workers = self.workers if len(items) >= _WORTH_WORKERS else 0
+        for item, read in zip(
+            items, map_in_order(decoder.read_item, items, workers=workers, title=f"decoding {name}"), strict=True
+        ):
+            if isinstance(read, Exception):
+                if not decoder.skip_broken or decoder.corners is not None:
+                    raise read
+                warnings.warn(f"skipped: {read}", stacklevel=4)
+                kept[item] = False
+            elif decoder.corners is None:
+                images[done] = torch.from_numpy(read[0])
+                done += 1
+            else:
+                images[item :: len(items)] = torch.from_numpy(read)
+                done += len(read)
+        return images[:done], kept
+
+
+def _machine_memory() -> float:
+    """Get the bytes of memory that this machine has, or lets its container have."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        total = min(total, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
+def _identify(root: Path, files: list[Path], settings: str) -> tuple[str, str]:
+    """Compute two hashes of settings and files' names and sizes; the first has the times of their last change, too."""
+    lines = [settings]
+    times = []
+    for file in files:
+        status = os.stat(file) if file.exists() else None
+        lines.append(f"{os.path.relpath(file, root)} {status.st_size if status else -1}")
+        times.append(str(status.st_mtime_ns if status else -1))
+    fingerprint = content_hash("\0".join(lines))
+    return content_hash(fingerprint, *times), fingerprint
+
+
+def _read_file(item: Any, image_size: int | None, channels: int) -> Tensor:
+    file = path_in(item)
+    return read_whole(file, channels) if image_size is None else read_image(file, image_size, channels)
+
+
+def _is_grey(file: Path) -> bool:
+    try:
+        return measure(file).grey
+    except ValueError:  # decoding it will tell
+        return True
+
+
+def _measured(
+    files: list[Path], names: list[str], skip_broken: bool, workers: int
+) -> tuple[list[Path], list[str], list[tuple[int, int]]]:
+    """Get heights and widths of pictures; those that cannot be read are an error, or left out with a warning each."""
+    found = map_in_order(
+        partial(_measure_item, files, skip_broken), range(len(files)), title="looking at the pictures",
+        workers=workers if len(files) >= _WORTH_WORKERS else 0,
+    )  # fmt: skip
+    measured = []
+    for file, name, size in zip(files, names, found, strict=True):
+        if not isinstance(size, Exception):
+            measured.append((file, name, size))
+        elif skip_broken:
+            warnings.warn(f"skipped: {size}", stacklevel=4)
+        else:
+            raise UnreadableError(str(size)) from size
+    if not measured:
+        raise ValueError("there is no picture to cut from")
+    return [m[0] for m in measured], [m[1] for m in measured], [m[2] for m in measured]
+
+
+def _measure_item(files: list[Path], whole: bool, item: int) -> tuple[int, int]:
+    return measure(files[item], whole=whole)[:2]
+
+
+def _draw_corners(
+    sizes: Sequence[tuple[int, int]], names: Sequence[str], image_size: int, crops: int, seed: int
+) -> Tensor:
+    """Draw the upper left corners of squares in pictures, equally many in each, one picture after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = []
+    for k in range(crops):
+        height, width = sizes[k % len(sizes)]
+        if min(height, width) < image_size:
+            name = names[k % len(sizes)]
+            size = f"{height}x{width}"
+            raise ValueError(f"a picture of {name} has {size} pixels, too few for crops of {image_size}")
+        corners.append(
+            [int(torch.randint(side - image_size + 1, (), generator=generator)) for side in (height, width)]
+        )
+    return torch.tensor(corners)
 
 
 def _to_bytes(images: Tensor) -> Tensor:

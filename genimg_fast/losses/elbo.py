@@ -8,18 +8,15 @@ of the same pixels compare.
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from genimg_fast import ops
-from genimg_fast._evaluating import evaluating
+from genimg_fast._evaluating import HasModes, evaluating
 from genimg_fast._images import check_values
-
-if TYPE_CHECKING:
-    from genimg_fast.models.vae import BaseVAE
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -220,9 +217,19 @@ def active_units(mu: Tensor, threshold: float = 0.01) -> Tensor:
     return (mu.float().var(0) > threshold).sum()
 
 
+class _LatentVariableModel(HasModes, Protocol):
+    """What the bound needs of a model; :class:`genimg_fast.models.BaseVAE` says what each method does."""
+
+    def encode(self, images: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor: ...
+
+    def log_likelihood(self, images: Tensor, decoded: Tensor) -> Tensor: ...
+
+
 @torch.no_grad()
 def importance_weighted_bound(
-    model: "BaseVAE",
+    model: _LatentVariableModel,
     images: Tensor,
     labels: Tensor | None = None,
     *,
@@ -237,7 +244,8 @@ def importance_weighted_bound(
     evaluation mode meanwhile.
 
     Args:
-        model: A VAE of this package.
+        model: A VAE of this package, or another model with ``encode``, ``decode`` and ``log_likelihood`` like a
+            :class:`genimg_fast.models.BaseVAE`'s.
         images: Images in [-1, 1], of shape (batch, c_dim, image_size, image_size).
         labels: Their classes, int64 of shape (batch,), for a class-conditional model.
         k: Samples for each image.
@@ -270,7 +278,7 @@ def importance_weighted_bound(
 
 
 def _log_weights(
-    model: "BaseVAE",
+    model: _LatentVariableModel,
     images: Tensor,
     labels: Tensor | None,
     mu: Tensor,

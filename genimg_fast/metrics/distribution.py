@@ -87,16 +87,6 @@ class GaussianStatistics:
         merged._merged = True
         return merged
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Get everything as tensors, to keep in a file."""
-        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self._scatter}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state_dict` returned."""
-        self.count = int(state["count"])
-        self.mean.copy_(state["mean"])
-        self._scatter.copy_(state["scatter"])
-
 
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """Compute the Fréchet distance between the Gaussians of two sets of features.

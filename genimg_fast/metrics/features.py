@@ -1,275 +1,83 @@
-"""Networks that turn images into features, and the statistics of the features of a set of images."""
+"""Features of sets of images, kept in files for the next time."""
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
 
-from genimg_fast import nn
 from genimg_fast._images import check_layout, check_values
-from genimg_fast.data import ImageDataset, batches, load_dataset
+from genimg_fast.data import ImageDataset
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
-from genimg_fast.metrics.distribution import GaussianStatistics
+from genimg_fast.metrics.networks import FeatureNetwork
+
+_BATCH = 256
 
 
-class FeatureNetwork(nn.Module):
-    """Images in [-1, 1] to features and class logits: what the metrics of this package need.
-
-    A subclass sets the attributes and writes :meth:`forward`.
+class Features(NamedTuple):
+    """What a network makes of images.
 
     Attributes:
-        dim: Length of a feature vector.
-        num_classes: Number of class logits; the Inception score is at most this. 0 for a network without logits.
-        identity: Says which network it is, with its weights: figures of different ones do not compare.
+        features: One vector for each image, (n, dim).
+        logits: Class logits, (n, num_classes).
 
     Example:
         >>> import torch, genimg_fast as gf
-        >>> class MeanColour(gf.metrics.FeatureNetwork):
-        ...     dim, num_classes, identity = 3, 3, "mean colour"
-        ...
-        ...     def forward(self, images):
-        ...         means = images.mean((2, 3))
-        ...         return means, means
-        >>> gf.metrics.feature_statistics([torch.zeros(10, 3, 8, 8)], MeanColour()).mean.shape
-        torch.Size([3])
+        >>> gf.metrics.Features(torch.zeros(10, 64), torch.zeros(10, 0)).features.shape
+        torch.Size([10, 64])
     """
 
-    dim: int
-    num_classes: int
-    identity: str
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, (batch, dim), and logits, (batch, num_classes), of images of any size."""
-        raise NotImplementedError
-
-
-class DigitsNetwork(FeatureNetwork):
-    """A small classifier of handwritten digits, trained on scikit-learn's: features without a download.
-
-    It reads digits like those, which fill the image; of MNIST's, which have a margin, 4 of 10. Of what it does not
-    read (:meth:`share_read`) it has no meaningful features.
-
-    It is trained when it is made, in some seconds, always alike: on four fifths of the digits, moved by up to two
-    pixels.
-
-    Args:
-        steps: Steps of training.
-
-    Raises:
-        ImportError: If scikit-learn is missing.
-
-    Example:
-        >>> import torch, genimg_fast as gf
-        >>> network = gf.metrics.DigitsNetwork(steps=1)
-        >>> features, logits = network(torch.zeros(4, 1, 32, 32))
-        >>> features.shape, logits.shape
-        (torch.Size([4, 64]), torch.Size([4, 10]))
-    """
-
-    dim, num_classes = 64, 10
-
-    def __init__(self, steps: int = 400) -> None:
-        super().__init__()
-        self.identity = f"digits classifier, {steps} steps"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.main = nn.Sequential(
-                nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-                nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-                nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
-                nn.Flatten(), nn.Linear(64 * 16, self.dim), nn.ReLU(),
-            )  # fmt: skip
-            self.head = nn.Linear(self.dim, self.num_classes)
-            self._train(steps)
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, (batch, 64), and logits, (batch, 10), of images of any size and channels."""
-        check_layout(images)
-        check_values(images)
-        features = self.main(interpolate(images.mean(1, keepdim=True), (16, 16), mode="bilinear", antialias=True))
-        return features, self.head(features)
-
-    @torch.no_grad()
-    def share_read(self, dataset: ImageDataset, *, most: int = 1000) -> float:
-        """Compute the share of labelled images of digits, 0 to 9, whose class it finds.
-
-        Args:
-            dataset: The images.
-            most: Number of images to look at; from all over the data set.
-        """
-        indices = torch.linspace(0, len(dataset) - 1, min(most, len(dataset))).long()
-        images, labels = dataset[indices]
-        device = next(self.parameters()).device
-        found = torch.cat([self(part.to(device))[1].argmax(1) for part in images.split(256)])
-        return (found.to(labels.device) == labels).double().mean().item()
-
-    def _train(self, steps: int) -> None:
-        data = load_dataset("digits", image_size=16)
-        used = torch.randperm(len(data))[len(data) // 5 :]
-        stream = batches(ImageDataset(data.images[used], data.labels[used]), 128)
-        optimizer = torch.optim.Adam(self.parameters(), 2e-3)
-        for _ in range(steps):
-            images, labels = next(stream)
-            down, right = torch.randint(-2, 3, (2,)).tolist()
-            loss = cross_entropy(self(images.roll((down, right), (2, 3)))[1], labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-
-class RandomNetwork(FeatureNetwork):
-    """An untrained convolutional network, always the same: features of any images, without a download.
-
-    Random features tell apart sets of images that a classifier of other images is blind to: Naeem et al. 2020,
-    https://arxiv.org/abs/2002.09797. They know nothing of what images show. There are no classes.
-
-    Example:
-        >>> import torch, genimg_fast as gf
-        >>> features, logits = gf.metrics.RandomNetwork()(torch.zeros(4, 3, 32, 32))
-        >>> features.shape, logits.shape
-        (torch.Size([4, 64]), torch.Size([4, 0]))
-    """
-
-    dim, num_classes = 64, 0
-    identity = "untrained network"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Flatten(), nn.Linear(64 * 64, self.dim),
-        )  # fmt: skip
-        generator = torch.Generator().manual_seed(0)
-        for layer in self.main:
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                # Of variance 2 / inputs: what comes out varies as much as what goes in (He et al. 2015).
-                deviation = (2 / layer.weight[0].numel()) ** 0.5
-                layer.weight = nn.Parameter(torch.randn(layer.weight.shape, generator=generator) * deviation)
-                layer.bias = nn.Parameter(torch.zeros(len(layer.weight)))
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, (batch, 64), and no logits, (batch, 0), of images of any size, grey or colour."""
-        images = images.expand(-1, 3, -1, -1)
-        features = self.main(interpolate(images, (32, 32), mode="bilinear", antialias=True))
-        return features, features[:, :0]
-
-
-class InceptionNetwork(FeatureNetwork):
-    """Inception v3 of torchvision: 2,048 features, 1,000 classes of ImageNet.
-
-    Szegedy et al. 2016, https://arxiv.org/abs/1512.00567. Published FIDs use weights converted from TensorFlow, so
-    these figures do not compare with them.
-
-    Args:
-        weights: File with the ``state_dict`` of ``torchvision.models.inception_v3``.
-        download: Whether to take torchvision's ImageNet weights instead, which it downloads if they are not there.
-
-    Raises:
-        FileNotFoundError: If the file is not there, or none is given and nothing may be downloaded.
-        ValueError: If it holds something else.
-        ImportError: If torchvision is missing.
-
-    Example:
-        >>> import tempfile, torch, torchvision, genimg_fast as gf
-        >>> untrained = torchvision.models.inception_v3(weights=None, init_weights=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save(untrained.state_dict(), f"{folder}/inception_v3.pth")
-        ...     network = gf.metrics.InceptionNetwork(f"{folder}/inception_v3.pth")
-        >>> features, logits = network(torch.zeros(1, 3, 64, 64))
-        >>> features.shape, logits.shape
-        (torch.Size([1, 2048]), torch.Size([1, 1000]))
-    """
-
-    dim, num_classes = 2048, 1000
-
-    def __init__(self, weights: str | Path | None = None, *, download: bool = False) -> None:
-        super().__init__()
-        if weights is None and not download:
-            raise FileNotFoundError(
-                "Inception v3 needs a file of weights, or leave to download them: --weights or --download (in "
-                "Python, weights or download=True)"
-            )
-        models = optional_import("torchvision.models")
-        if weights is None:
-            self.network = models.inception_v3(weights=models.Inception_V3_Weights.IMAGENET1K_V1)
-        else:
-            self.network = models.inception_v3(weights=None, init_weights=False, transform_input=True)
-            try:
-                self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-            except OSError:
-                raise
-            except Exception as error:  # torch.load documents none; a damaged file raises half a dozen of them
-                raise ValueError(f"{weights} does not hold the weights of inception_v3: {error}") from error
-        self.identity = f"inception_v3 of torchvision, {weights or 'IMAGENET1K_V1'}"
-        self._features: list[Tensor] = []
-        self.network.avgpool.register_forward_hook(lambda module, args, output: self._features.append(output))
-        self.eval().requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute features, (batch, 2048), and logits, (batch, 1000), of images of any size, grey or colour."""
-        check_layout(images)
-        check_values(images)
-        images = images.expand(-1, 3, -1, -1)
-        # transform_input takes what was normalised with torchvision's means and deviations.
-        mean, std = images.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
-        resized = interpolate(images, (299, 299), mode="bilinear", antialias=True)
-        logits = self.network(((resized + 1) / 2 - mean) / std)
-        return self._features.pop().flatten(1), logits
+    features: Tensor
+    logits: Tensor
 
 
 @torch.no_grad()
-def feature_statistics(images: Iterable[Tensor], network: FeatureNetwork) -> GaussianStatistics:
-    """Compute the statistics of the features of images that come in batches.
+def extract_features(images: Iterable[Tensor], network: FeatureNetwork) -> Features:
+    """Compute the features of images that come in batches.
 
     Args:
         images: Batches in [-1, 1], on the network's device if it has parameters.
         network: What makes the features.
 
     Returns:
-        Mean and covariance.
+        Features and logits of all images, on that device.
 
     Raises:
         ValueError: If images are integers, have their channels last or, on the CPU, are far outside [-1, 1].
 
     Example:
         >>> import torch, genimg_fast as gf
-        >>> network = gf.metrics.DigitsNetwork(steps=1)
-        >>> gf.metrics.feature_statistics(torch.zeros(10, 1, 32, 32).split(4), network).count
-        10
+        >>> found = gf.metrics.extract_features(torch.zeros(10, 1, 32, 32).split(4), gf.metrics.RandomNetwork())
+        >>> found.features.shape
+        torch.Size([10, 64])
     """
-    statistics = None
+    features, logits = [torch.zeros(0, network.dim)], [torch.zeros(0, network.num_classes)]
     for batch in images:
         check_layout(batch)
         check_values(batch)
-        features = network(batch)[0]
-        if statistics is None:
-            statistics = GaussianStatistics(network.dim, features.device)
-        statistics.update(features)
-    return GaussianStatistics(network.dim) if statistics is None else statistics
+        for kept, new in zip((features, logits), network(batch), strict=True):
+            kept.append(new)
+    return Features(*(torch.cat(kept[1:] or kept) for kept in (features, logits)))
 
 
-def real_statistics(
-    dataset: ImageDataset, network: FeatureNetwork, *, cache: str | Path | None = None
-) -> GaussianStatistics:
-    """Compute the statistics of a data set, or take them from the last time.
+def real_features(
+    dataset: ImageDataset, network: FeatureNetwork, *, cache: str | Path | None = None, progress: bool = False
+) -> Features:
+    """Compute the features of a data set, or take them from the last time.
 
     Args:
         dataset: The images.
         network: What makes the features.
         cache: Folder of files named by a hash of the images and of the network's weights; None to compute always.
             A damaged file is replaced.
+        progress: Whether to show a progress bar, if stderr is a terminal.
 
     Returns:
-        Mean and covariance.
+        Features and logits, on the network's device.
 
     Raises:
         OSError: If a file cannot be read or written.
@@ -277,30 +85,55 @@ def real_statistics(
     Example:
         >>> import torch, genimg_fast as gf
         >>> data = gf.data.ImageDataset(torch.randint(0, 256, (10, 1, 16, 16), dtype=torch.uint8))
-        >>> gf.metrics.real_statistics(data, gf.metrics.DigitsNetwork(steps=1), cache="statistics").count
-        10
+        >>> gf.metrics.real_features(data, gf.metrics.RandomNetwork(), cache="features").features.shape
+        torch.Size([10, 64])
     """
-    device = next((value.device for value in network.state_dict().values()), dataset.images.device)
+    weights = list(network.state_dict().values())
+    device = next((value.device for value in weights), dataset.device)
 
-    def compute() -> GaussianStatistics:
-        pieces = torch.arange(len(dataset)).split(256)
-        return feature_statistics((dataset[piece][0].to(device) for piece in pieces), network)
+    def compute() -> dict[str, Tensor]:
+        pieces = bar(torch.arange(len(dataset)).split(_BATCH), "features of real images", "batch", progress)
+        return extract_features((images.to(device) for images, _ in dataset.pieces(pieces)), network)._asdict()
 
     if cache is None:
-        return compute()
-    digest = content_hash(network.identity, dataset.images, *network.state_dict().values())
-    file = Path(cache) / f"{digest[:32]}.pt"
+        return Features(**compute())
+    digest = content_hash(network.identity, dataset.images, *weights)
+    found = cached(Path(cache) / f"features-{digest[:32]}.pt", {"features", "logits"}, compute)
+    return Features(**{name: value.to(device) for name, value in found.items()})
+
+
+def bar(steps: Sequence[Any], what: str, unit: str, progress: bool) -> Iterable[Any]:
+    """Show a progress bar, where it is wanted and stderr is a terminal, while steps are taken."""
+    if not progress:
+        return steps
+    return optional_import("tqdm").tqdm(steps, desc=what, unit=unit, leave=False, disable=None)
+
+
+def cached(file: Path, names: set[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Take tensors from a file if it is there and whole; else compute them and write it.
+
+    Args:
+        file: The file, named by what its content depends on.
+        names: Of the tensors.
+        compute: Makes them.
+
+    Returns:
+        The tensors by name; those of a file are on the CPU.
+
+    Raises:
+        OSError: If the file cannot be read or written.
+    """
     if file.is_file():
         content = io.BytesIO(file.read_bytes())
-        statistics = GaussianStatistics(network.dim, device)
         try:
-            statistics.load_state_dict(torch.load(content, map_location="cpu", weights_only=True))
-            return statistics
+            found = torch.load(content, map_location="cpu", weights_only=True)
+            if found.keys() == names and all(isinstance(value, Tensor) for value in found.values()):
+                return found
         except Exception:  # torch.load documents none; a damaged file raises half a dozen of them
             pass
-    statistics = compute()
+    found = compute()
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # other processes may write the same statistics
-    torch.save(statistics.state_dict(), temporary)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")  # other processes may write the same file
+    torch.save(found, temporary)
     temporary.replace(file)
-    return statistics
+    return found

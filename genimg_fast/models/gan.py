@@ -3,12 +3,16 @@
 Images come and go in [-1, 1]; discriminators return logits.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_images, check_labels, check_sizes, labels_to_sample
+from genimg_fast.models.pretrained import BaseModel
 
 
 class BaseGenerator(nn.Module):
@@ -66,7 +70,7 @@ class BaseGenerator(nn.Module):
                 f"expected noise of shape (batch, {self.z_dim}) or (batch, {self.z_dim}, 1, 1), "
                 f"got {tuple(z.shape)}"
             )
-        check_labels(labels, len(z), self.num_classes)
+        check_labels(labels, z.shape[0], self.num_classes)
         return self._images(z.flatten(1), labels)
 
     @torch.no_grad()
@@ -151,14 +155,14 @@ class BaseDiscriminator(nn.Module):
             ValueError: If ``images`` has another shape, or labels are missing or not taken.
         """
         check_images(images, self.c_dim, self.image_size)
-        check_labels(labels, len(images), self.num_classes)
+        check_labels(labels, images.shape[0], self.num_classes)
         return self._logits(images, labels).flatten()
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
         raise NotImplementedError
 
 
-class BaseGAN(nn.Module):
+class BaseGAN(BaseModel):
     """``.generator`` and ``.discriminator``.
 
     Args:
@@ -192,3 +196,73 @@ class BaseGAN(nn.Module):
     ) -> Tensor:
         """Generate images: the generator's :meth:`~BaseGenerator.sample`."""
         return self.generator.sample(n, labels=labels, generator=generator)
+
+
+class PlainGAN(BaseGAN):
+    """A GAN of any two modules, which need no base class, for :class:`genimg_fast.training.GANTrainer`.
+
+    The modules are not copied: whoever holds them has the trained ones. The generator runs once, on zeros in
+    evaluation mode, to show the size of its images.
+
+    Args:
+        generator: Called with noise from N(0, 1) of shape ``(batch, *noise_shape)``, and with labels, int64 of
+            shape (batch,), if there are classes; returns square images in [-1, 1], (batch, channels, size, size).
+        discriminator: Called with such images, and labels likewise; returns a logit each, (batch,), (batch, 1) or
+            (batch, 1, 1, 1), without a sigmoid.
+        noise_shape: Shape of the noise for one image, such as (100,) or (100, 1, 1).
+        num_classes: Number of classes; 0 for a GAN without.
+
+    Raises:
+        ValueError: If the generator makes no square images, or the discriminator ends in a sigmoid.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> generator = torch.nn.Sequential(torch.nn.ConvTranspose2d(16, 1, 8), torch.nn.Tanh())
+        >>> discriminator = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 1))
+        >>> gan = gf.models.PlainGAN(generator, discriminator, noise_shape=(16, 1, 1))
+        >>> trainer = gf.training.GANTrainer(gan)
+        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2)
+        >>> gan.sample(4).shape
+        torch.Size([4, 1, 8, 8])
+    """
+
+    def __init__(
+        self, generator: nn.Module, discriminator: nn.Module, *, noise_shape: Sequence[int], num_classes: int = 0
+    ) -> None:
+        wrapped = _PlainGenerator(generator, tuple(noise_shape), num_classes)
+        sizes = {"c_dim": wrapped.c_dim, "image_size": wrapped.image_size, "num_classes": num_classes}
+        super().__init__(wrapped, _PlainDiscriminator(discriminator, **sizes))
+
+
+class _PlainGenerator(BaseGenerator):
+    def __init__(self, network: nn.Module, noise_shape: tuple[int, ...], num_classes: int) -> None:
+        weight = next(network.parameters())
+        noise = torch.zeros(1, *noise_shape, device=weight.device, dtype=weight.dtype)
+        labels = [torch.zeros(1, dtype=torch.int64, device=weight.device)] if num_classes > 0 else []
+        with torch.no_grad(), evaluating(network):
+            shape = network(noise, *labels).shape
+        if len(shape) != 4 or shape[0] != 1 or shape[2] != shape[3]:
+            raise ValueError(
+                f"generator must make square images, (batch, channels, size, size), of noise of shape "
+                f"{tuple(noise.shape)}, got {tuple(shape)}"
+            )
+        z_dim = math.prod(noise_shape)
+        super().__init__(z_dim=z_dim, c_dim=shape[1], image_size=shape[2], num_classes=num_classes)
+        self.network = network
+        self.noise_shape = noise_shape
+
+    def _images(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        images: Tensor = self.network(z.unflatten(1, self.noise_shape), *([] if labels is None else [labels]))
+        return images
+
+
+class _PlainDiscriminator(BaseDiscriminator):
+    def __init__(self, network: nn.Module, *, c_dim: int, image_size: int, num_classes: int) -> None:
+        super().__init__(c_dim=c_dim, image_size=image_size, num_classes=num_classes)
+        if isinstance(list(network.modules())[-1], nn.Sigmoid):
+            raise ValueError("discriminator ends in a Sigmoid, and the losses take logits: leave the Sigmoid out")
+        self.network = network
+
+    def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        logits: Tensor = self.network(images, *([] if labels is None else [labels]))
+        return logits

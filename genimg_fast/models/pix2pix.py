@@ -1,6 +1,7 @@
 """Image-to-image translation: Isola et al. 2017, https://arxiv.org/abs/1611.07004."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast._images import check_layout, check_values
 from genimg_fast.models.common import check_images, check_sizes
 from genimg_fast.models.dcgan import init_weights
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import ConvImageSize, Decay, PositiveInt
 
 
 class UNetGenerator(nn.Module):
@@ -205,7 +208,7 @@ class PatchDiscriminator(nn.Module):
 
 
 @register_model("pix2pix")
-class Pix2Pix(nn.Module):
+class Pix2Pix(BaseModel):
     """Translates images of one kind into another: ``.generator`` and a ``.discriminator`` of patches.
 
     To be trained with the adversarial loss and 100 times the mean absolute error
@@ -235,12 +238,12 @@ class Pix2Pix(nn.Module):
         self,
         in_channels: int = 3,
         out_channels: int = 3,
-        channels: int = 64,
-        image_size: int = 256,
+        channels: PositiveInt = 64,
+        image_size: ConvImageSize = 256,
         *,
-        network: str = "unet",
-        n_layers: int | None = None,
-        dropout: float = 0.5,
+        network: Literal["unet", "resnet"] = "unet",
+        n_layers: PositiveInt | None = None,
+        dropout: Decay = 0.5,
     ) -> None:
         super().__init__()
         depth = _halvings(image_size)

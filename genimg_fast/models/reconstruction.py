@@ -17,11 +17,13 @@ from torch.nn.functional import interpolate
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_images, check_sizes, conv_decoder, conv_encoder
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
 
 @register_model("autoencoder")
-class Autoencoder(nn.Module):
+class Autoencoder(BaseModel):
     """A convolutional autoencoder, with the networks of the convolutional VAE.
 
     Hinton, Salakhutdinov 2006, "Reducing the dimensionality of data with neural networks".
@@ -42,7 +44,9 @@ class Autoencoder(nn.Module):
         torch.Size([8, 1, 32, 32])
     """
 
-    def __init__(self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
+    def __init__(
+        self, z_dim: PositiveInt = 100, c_dim: int = 3, channels: PositiveInt = 64, n_blocks: int = 3
+    ) -> None:
         super().__init__()
         check_sizes(z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
         self.z_dim, self.c_dim, self.image_size = z_dim, c_dim, 4 * 2**n_blocks
@@ -80,7 +84,7 @@ class Autoencoder(nn.Module):
 
 
 @register_model("glo")
-class GLO(nn.Module):
+class GLO(BaseModel):
     """A generator whose inputs are learned: a code for each training image, within the unit ball.
 
     Bojanowski et al. 2018, https://arxiv.org/abs/1707.05776. After each step of the optimiser,
@@ -105,7 +109,12 @@ class GLO(nn.Module):
     """
 
     def __init__(
-        self, num_images: int, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3
+        self,
+        num_images: int,
+        z_dim: PositiveInt = 100,
+        c_dim: int = 3,
+        channels: PositiveInt = 64,
+        n_blocks: int = 3,
     ) -> None:
         super().__init__()
         check_sizes(num_images=num_images, z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
@@ -155,11 +164,16 @@ class GLO(nn.Module):
         # Random combinations of the codes have their covariance, without factorising it.
         z = codes.mean(0) + weights @ centred / max(len(codes) - 1, 1) ** 0.5
         with evaluating(self):
-            return self.decode(z / z.norm(dim=1, keepdim=True).clamp(min=1))
+            return self.decode(into_unit_ball(z))
+
+
+def into_unit_ball(z: Tensor) -> Tensor:
+    """Shorten vectors, (batch, z_dim), that are longer than 1 to that length."""
+    return z / z.norm(dim=1, keepdim=True).clamp(min=1)
 
 
 @register_model("deep-image-prior")
-class DeepImagePrior(nn.Module):
+class DeepImagePrior(BaseModel):
     """An hourglass that turns one fixed noise image into one image; fitted, it learns the image before its noise.
 
     Ulyanov et al. 2018, https://arxiv.org/abs/1711.10925. Fit ``model()`` to a damaged image, with the error over

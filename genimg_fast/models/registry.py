@@ -1,5 +1,6 @@
 """Models by name, for the command line, for checkpoints and for tests that cover every model."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -40,6 +41,11 @@ def register_model(name: str) -> Callable[[_Builder], _Builder]:
         return builder
 
     return register
+
+
+def is_model(name: str, builder: Callable[..., nn.Module]) -> bool:
+    """Tell whether this very class, or function, is registered under a name."""
+    return _builders.get(name) is builder
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -84,3 +90,41 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         hint = did_you_mean(name, list_models()) or f"; known models: {', '.join(list_models())}"
         raise ValueError(f"unknown model {name!r}{hint}")
     return _builders[name](**kwargs)
+
+
+def model_name(cls: type[nn.Module]) -> str:
+    """Find the name under which a class of models is registered.
+
+    Args:
+        cls: The class.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: If it is not registered.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> from genimg_fast.models.registry import model_name
+        >>> model_name(gf.models.DCGAN)
+        'dcgan'
+    """
+    for name, builder in _builders.items():
+        if builder is cls:
+            return name
+    raise ValueError(f"{cls.__name__} has no name: decorate the class with @register_model")
+
+
+def describe_model(name: str) -> str:
+    """Get the first line of what a registered model's docstring says.
+
+    Args:
+        name: One of :func:`list_models`.
+
+    Example:
+        >>> from genimg_fast.models.registry import describe_model
+        >>> describe_model("glo")[:10]
+        'Generative'
+    """
+    return (inspect.getdoc(_builders[name]) or "").partition("\n")[0]

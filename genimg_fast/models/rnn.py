@@ -7,6 +7,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast import nn
 from genimg_fast.models.common import check_choice, check_sizes
+from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 
 OUTPUT_ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -38,7 +39,7 @@ class RNNOutput(NamedTuple):
 
 
 @register_model("rnn")
-class RNN(nn.Module):
+class RNN(BaseModel):
     """A recurrent network: h_t = f(W x_t + U h_(t-1) + b), y_t = g(V h_t + c).
 
     Several layers run one over the states of the other; with two directions, h_t is made of the states of both.

@@ -37,7 +37,7 @@ def forward_batch_norm(
     if is_leaf(module, input):
         return leaf(module, input, residual)
     module._check_input_dim(input)
-    running_mean, running_var = module.running_mean, module.running_var
+    running_mean, running_var = running_statistics(module)
     weight: Tensor | None = module.weight
     bias: Tensor | None = module.bias
     training = module.training or (running_mean is None and running_var is None)
@@ -83,6 +83,14 @@ def forward_batch_norm(
     return output
 
 
+def running_statistics(module: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor | None]:
+    """Return a layer's running mean and variance, past what looking them up does in ``BatchNormAct``."""
+    buffers = module._buffers
+    if "running_mean" in buffers and "running_var" in buffers:
+        return buffers["running_mean"], buffers["running_var"]
+    return module.running_mean, module.running_var  # parametrised, or made something else by the user
+
+
 _SMALLEST = (1, 1e-5, 0.1, True, True, "meta")
 
 
@@ -116,23 +124,33 @@ class BatchNorm3d(nn.BatchNorm3d, StandIn):
         return forward_batch_norm(self, input)
 
 
-class _RefusesSyncConversion:
-    """Stops ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` before it drops an activation.
+class _RefusesReplacement:
+    """Stops those of torch's tools that would put another layer in place of one and drop its activation.
 
-    That function replaces every batch norm layer, ours included, by one without activation. Looking up
-    ``qconfig`` is the only thing it does to a layer that can stop it; for everyone else the attribute is missing,
-    or whatever was assigned to the instance.
+    They take every batch norm layer, ours included. Looking up an attribute is the only thing that they do to a
+    layer that can stop them; for everyone else it is where it was.
     """
 
+    def __init__(self, *tools: str) -> None:
+        """Refuse the attribute to code of these modules, those below included."""
+        self.tools = tools
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
     def __get__(self, layer: _BatchNormAct | None, owner: type) -> Any:
-        converting = sys._getframe(1).f_code.co_name == "convert_sync_batchnorm"
-        if converting and layer is not None and layer.activation != "identity":
-            raise RuntimeError(
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop the activation of "
-                f"{owner.__name__}; use a BatchNorm layer followed by the activation in "
-                "genimg_fast.nn.Sequential instead: it is fused just the same and converts"
-            )
-        raise AttributeError("qconfig")
+        if layer is None:
+            raise AttributeError(self.name)
+        if not torch.compiler.is_compiling() and layer.__dict__.get("activation", "identity") != "identity":
+            caller = sys._getframe(1)
+            module = caller.f_globals.get("__name__", "")
+            if f"{module}.".startswith(self.tools):
+                raise RuntimeError(
+                    f"{module}.{caller.f_code.co_name} would drop the activation of {owner.__name__}; use a "
+                    "BatchNorm layer followed by the activation in genimg_fast.nn.Sequential instead: it is fused "
+                    "just the same and can be replaced"
+                )
+        return layer.__getattr__(self.name)
 
 
 class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
@@ -167,7 +185,8 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"{super().extra_repr()}, activation={self.activation}{slope}"
 
-    qconfig = _RefusesSyncConversion()
+    qconfig = _RefusesReplacement("torch.nn.modules.batchnorm.")  # convert_sync_batchnorm
+    running_var = _RefusesReplacement("torch.nn.utils.fusion.", "torch.utils.mkldnn.", "torch.ao.")
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError(

@@ -377,6 +377,10 @@ class ConvLSTM2d(nn.Module):
         Returns:
             States of the last layer, (T, B, H, height, width) or (B, T, H, height, width); states and cell states
             of all layers after the last step, (num_layers, B, H, height, width) each.
+
+        Raises:
+            TypeError: If ``hx`` is no pair of tensors, or ``input`` no tensor.
+            ValueError: If a shape does not fit.
         """
         if is_leaf(self, input):
             return leaf(self, input, hx)

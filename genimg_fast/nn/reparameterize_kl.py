@@ -221,6 +221,9 @@ class DiagonalGaussian:
 
         Returns:
             The sample and its divergence.
+
+        Raises:
+            TypeError: If ``other`` is something else. Other arguments raise what the operator does.
         """
         if other is not None and not isinstance(other, DiagonalGaussian):
             raise TypeError(f"other must be a DiagonalGaussian, got {type(other).__name__}")
@@ -245,6 +248,9 @@ class DiagonalGaussian:
 
         Returns:
             (B,), in nats, summed over all dimensions but the first; float32, or float64 for float64.
+
+        Raises:
+            ValueError: If ``x`` has another shape.
         """
         check_type(x, "x")
         if x.shape != self._mu.shape:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from genimg_fast.nn.batch_norm_act import _BatchNormAct, forward_batch_norm
+from genimg_fast.nn.batch_norm_act import _BatchNormAct, forward_batch_norm, running_statistics
 from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
 
@@ -117,13 +117,14 @@ class SyncBatchNormAct(_BatchNormAct):
     def _update_running_statistics(self, count: float, mean: Tensor, var: Tensor) -> None:
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        if self.running_mean is None or self.running_var is None:
+        mean_so_far, var_so_far = running_statistics(self)
+        if mean_so_far is None or var_so_far is None:
             return
         share: Any = self.momentum
         if share is None:
             share = self.num_batches_tracked.to(mean.dtype).reciprocal()
         unbiased = var * (count / (count - 1))
-        update_running_statistics((self.running_mean, self.running_var), (mean, unbiased), share)
+        update_running_statistics((mean_so_far, var_so_far), (mean, unbiased), share)
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:

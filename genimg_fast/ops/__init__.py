@@ -2,7 +2,7 @@
 
 A family is a package. In every one the same is in the same place: `operands` (what is passed), `reference` (the
 definition), `gradients` (the same of backward), `checks`, `dispatch` (the table of what the kernels take),
-`operator` (the compiled operators: calls, autograd, fake kernels) and `__init__` (the public functions). A family of
+`operator` (the compiled operators: calls, autograd, fake kernels), `__init__` (the public functions). A family of
 one file has these as headings, in this order.
 """
 

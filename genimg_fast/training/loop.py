@@ -8,25 +8,32 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from genimg_fast.data import BatchedDataset, batches
+from genimg_fast.data import as_batched, batches
+from genimg_fast.data.adapt import look_at
+from genimg_fast.data.dataset import pieces
 from genimg_fast.data.optional import optional_import
+from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
+from genimg_fast.options import NonNegativeInt, PositiveInt, Seed
+from genimg_fast.training.callbacks import Callback, calling
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
     gather_objects,
     highest_of_processes,
     mean_over_processes,
+    raised_in_all,
     rank,
     wait_for_all,
     world_size,
 )
-from genimg_fast.training.run import CheckpointError, RunFolder, load_checkpoint
+from genimg_fast.training.run import RunFolder
 
 
 class Trainer(Protocol):
@@ -101,19 +108,19 @@ class Terminated(SystemExit):
 
 def fit(
     trainer: Trainer,
-    dataset: BatchedDataset,
+    dataset: Any,
     *,
-    steps: int,
-    batch_size: int = 64,
-    seed: int = 0,
-    validation: BatchedDataset | None = None,
+    steps: PositiveInt,
+    batch_size: PositiveInt = 64,
+    seed: Seed = 0,
+    validation: Any = None,
     run: RunFolder | None = None,
-    log_every: int = 20,
-    val_every: int = 100,
-    sample_every: int = 500,
-    checkpoint_every: int = 500,
+    log_every: PositiveInt = 20,
+    val_every: NonNegativeInt = 100,
+    sample_every: NonNegativeInt = 500,
+    checkpoint_every: NonNegativeInt = 500,
     progress: bool = False,
-    on_step: Callable[[int, dict[str, Tensor]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool = False,
 ) -> list[dict[str, float]]:
     """Train until ``steps`` steps are done, counting those that the trainer has behind it already.
@@ -128,29 +135,35 @@ def fit(
 
     Args:
         trainer: What to train.
-        dataset: Real images, or sequences of them, of the size and channels that the model takes.
-        steps: Number of the last step.
-        batch_size: Images, or sequences, in a batch, of every process.
-        seed: Decides the order of the images.
-        validation: Held-out images, or sequences, that are not trained on. The trainer's ``evaluate`` computes
-            their losses: ``val_loss`` and so on in the rows of statistics and the plot. They are shown in pictures
-            in place of training images. The training is the same, bit for bit, with and without them.
+        dataset: Real images, or sequences of them, of the size and channels that the model takes: a data set of
+            this package, any other data set, a ``DataLoader``, something iterable, tensors. See
+            :func:`genimg_fast.data.as_batched`, which also has options for them.
+        steps: Steps to train, counting those before; a resumed run may have more if nothing in it depends on their
+            number.
+        batch_size: Images, or sequences, in a batch of each process. A ``DataLoader`` has its own.
+        seed: Seed of all random numbers. Here, it decides the order of the images.
+        validation: Held-out images, or sequences, that are not trained on, with indices. The trainer's
+            ``evaluate`` computes their losses: ``val_loss`` and so on in the rows of statistics and the plot. They
+            are shown in pictures in place of training images. The training is the same, bit for bit, with and
+            without them.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
-        val_every: Steps between two evaluations on all of the validation set; 0 for the last step only.
-        sample_every: Steps between two sets of pictures; 0 for the last step only.
-        checkpoint_every: Steps between two checkpoints; 0 for the last step only.
+        val_every: Steps between two evaluations on all held-out data; 0: at the end.
+        sample_every: Steps between two sets of pictures; 0: at the end.
+        checkpoint_every: Steps between two checkpoints; 0: at the end.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
-        on_step: Called after every step with its number, from 1, and what it returned.
+        callbacks: What is told of steps, rows of statistics, pictures and checkpoints; see :class:`Callback`.
         resume: Whether to go on from the run folder's checkpoint.
 
     Returns:
-        The rows of statistics: number of a step, means since the row before, images, or frames, per second, and
-        the most memory until then, in megabytes: of this process, or of its tensors on a GPU.
+        The rows of statistics: number of a step, means since the row before, images, or frames, per second, the
+        share of that time that the training waited for data (``data_wait``, 0 to 1), and the most memory until
+        then, in megabytes: of this process, or of its tensors on a GPU.
 
     Raises:
-        ValueError: If a number is out of range, or the checkpoint does not fit.
+        TypeError: If the data is of no kind that is known.
+        ValueError: If a number is out of range, the checkpoint does not fit, or something in the data is no image.
         FileNotFoundError: If there is no checkpoint to resume from.
         NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
             and the last good checkpoint, which stays.
@@ -176,11 +189,13 @@ def fit(
         raise ValueError(f"validation needs a method evaluate, and {type(trainer).__name__} has none")
     if resume and run is None:
         raise ValueError("resume needs a run folder")
-    dataset = dataset.to(trainer.device)
+    dataset = as_batched(dataset).to(trainer.device)
     processes, writing = world_size(), rank() == 0
     real_images, real_labels = _look(dataset)
     if validation is not None:
-        validation = validation.to(trainer.device)
+        validation = as_batched(validation).to(trainer.device)
+        if not hasattr(validation, "__len__"):
+            raise ValueError("validation needs images with indices, and a stream has none")
         real_images, real_labels = _look(validation, doubt=False)  # a few images may well be bright
     if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
         fewer = slice(None, None, max(1, len(real_images) // 16))
@@ -189,7 +204,7 @@ def fit(
     pending: list[dict[str, Tensor]] = []  # what the steps since the last row returned
     shown = "training" if validation is None else "held-out"
     shown += " sequences" if real_images.ndim == 5 else " images"
-    batch_images = processes * batch_size * (real_images.shape[1] if real_images.ndim == 5 else 1)
+    frames = real_images.shape[1] if real_images.ndim == 5 else 1
     saved = signum = 0  # step of the checkpoint; signal that has come
 
     def where() -> str:
@@ -199,28 +214,33 @@ def fit(
             return f"checkpoint saved to {run.checkpoint}"
         return f"the last checkpoint, of step {saved}, is {run.checkpoint}"
 
-    with _locked(run), _deferred_signals(trainer, where) as signals:
+    with _locked(run), _deferred_signals(trainer, where) as signals, ExitStack() as stack:
         # Behind the look at the data, which may draw random numbers.
         history = _resume(trainer, run) if resume and run is not None else []
         done = trainer.steps_done >= steps
         if resume:
             saved = trainer.steps_done
+        tell = stack.enter_context(calling(callbacks, run, trainer.steps_done))
         if run is not None and writing:
             if not resume:
                 with _warning_only("real images"):
-                    run.save_images("real", Picture(images=real_images, caption=shown))
+                    tell("on_pictures", 0, [run.save_images("real", Picture(images=real_images, caption=shown))])
             elif done or _due(saved, sample_every):  # the process may have been killed behind the checkpoint
-                _draw(trainer, run, history, real_images, real_labels, shown)
-        stream = batches(dataset, batch_size * processes, seed=seed, start=trainer.steps_done)
+                tell("on_pictures", saved, _draw(trainer, run, history, real_images, real_labels, shown))
+        stream: Any = batches(  # a generator, which ends its threads and processes when it is closed
+            dataset, batch_size * processes, seed=seed, start=trainer.steps_done, part=rank(), parts=processes
+        )
         trainer.model.train()
-        with _progress(progress and writing, trainer.steps_done, steps) as show:
-            clock = time.perf_counter()
+        with closing(stream), _progress(progress and writing, trainer.steps_done, steps) as show:
+            clock, taken, waited = time.perf_counter(), 0, 0.0
             while not done:
+                asked = time.monotonic()
                 images, labels = next(stream)
-                pending.append(trainer.step(images[rank() :: processes], labels[rank() :: processes]))
+                waited += time.monotonic() - asked
+                taken += processes * len(images) * frames
+                pending.append(trainer.step(images, labels))
                 step = trainer.steps_done
-                if on_step is not None:
-                    on_step(step, pending[-1])
+                tell("on_step", step, pending[-1])
 
                 signum = highest_of_processes(signals[0] if signals else 0, trainer.device)
                 done = step >= steps or signum > 0
@@ -231,7 +251,9 @@ def fit(
                     continue
 
                 row = _summarise(pending, step, run)
-                row["images_per_s"] = len(pending) * batch_images / (time.perf_counter() - clock)
+                elapsed = time.perf_counter() - clock
+                row["images_per_s"] = taken / elapsed
+                row["data_wait"] = min(1.0, waited / elapsed)
                 row["memory_mb"] = _peak_memory(trainer.device) / 1e6
                 if validation is not None and val_due:
                     row |= _validate(trainer, validation, batch_size, seed)
@@ -250,14 +272,19 @@ def fit(
                 if run is not None and writing:
                     with _warning_only(f"statistics of step {step}"):
                         run.log(row)
+                tell("on_row", row)
                 if run is not None and checkpoint_due:
                     rng = gather_objects(_rng_state(trainer.device))
+                    with raised_in_all():
+                        if writing:
+                            run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
                     if writing:
-                        run.save_checkpoint({**trainer.state_dict(), "rng": rng, "config": run.config})
+                        tell("on_checkpoint", step, run.checkpoint)
                     saved = step
                 if run is not None and writing and sample_due:
-                    _draw(trainer, run, history, real_images, real_labels, shown)
-                clock = time.perf_counter()  # the time for the files is not that of the steps
+                    tell("on_pictures", step, _draw(trainer, run, history, real_images, real_labels, shown))
+                # The time for the files is not that of the steps.
+                clock, taken, waited = time.perf_counter(), 0, 0.0
         if trainer.steps_done < steps:
             wait_for_all()  # for the one that writes: when one has left, torchrun ends the others
             message = f"stopped after step {trainer.steps_done}; {where()}"
@@ -265,16 +292,15 @@ def fit(
     return history
 
 
-def _look(dataset: BatchedDataset, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
+def _look(dataset: Any, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
     """Take up to 64 images from all over a data set; check their range, with ``doubt`` for another one, too."""
-    n = len(dataset)
-    images, labels = dataset[torch.arange(n) if n < 64 else torch.linspace(0, n - 1, 64).long()]
+    images, labels = look_at(dataset)
     if images.ndim >= 4:
         _check_range(images, doubt=doubt)
     return images, labels
 
 
-def _validate(trainer: Any, dataset: BatchedDataset, batch_size: int, seed: int) -> dict[str, float]:
+def _validate(trainer: Any, dataset: Any, batch_size: int, seed: int) -> dict[str, float]:
     """Average what a trainer's ``evaluate`` returns over a data set: the same random numbers every time.
 
     All processes do it, since batch norm may share its statistics between them; what the first one finds counts.
@@ -284,9 +310,10 @@ def _validate(trainer: Any, dataset: BatchedDataset, batch_size: int, seed: int)
         generator = torch.Generator().manual_seed(seed)
         sums: dict[str, Tensor] = {}
         # Parts of about the same size: where a batch has statistics, they are not of a handful.
-        for part in torch.arange(len(dataset)).tensor_split(math.ceil(len(dataset) / batch_size)):
-            for name, value in trainer.evaluate(*dataset[part], generator=generator).items():
-                sums[name] = sums.get(name, 0) + value.double() * (len(part) / len(dataset))
+        parts = torch.arange(len(dataset)).tensor_split(math.ceil(len(dataset) / batch_size))
+        for images, labels in pieces(dataset, parts):
+            for name, value in trainer.evaluate(images, labels, generator=generator).items():
+                sums[name] = sums.get(name, 0) + value.double() * (len(images) / len(dataset))
         found = {f"val_{name}": float(value) for name, value in sums.items()}
         if bad := [name for name, value in found.items() if not math.isfinite(value)]:
             found = {name: value for name, value in found.items() if name not in bad}
@@ -312,15 +339,9 @@ def _check_range(images: Tensor, *, doubt: bool) -> None:
 def _locked(run: RunFolder | None) -> Iterator[None]:
     """Keep other trainings out of the run folder: the first process does, and tells the others if it cannot."""
     with ExitStack() as stack:
-        error: OSError | None = None
-        if run is not None and rank() == 0:
-            try:
+        with raised_in_all():
+            if run is not None and rank() == 0:
                 stack.enter_context(run.locked())
-            except OSError as failure:
-                error = failure
-        error = gather_objects(error)[0]
-        if error is not None:
-            raise error
         yield
 
 
@@ -331,8 +352,8 @@ def _draw(
     images: Tensor,
     labels: Tensor,
     shown: str,
-) -> None:
-    """Write pictures and the plot. What they draw of random numbers plays no part in the training.
+) -> list[Path]:
+    """Write pictures, and the plot. What they draw of random numbers plays no part in the training.
 
     Args:
         trainer: Makes the pictures.
@@ -341,16 +362,21 @@ def _draw(
         images: Real images, for pictures that show some.
         labels: Their classes.
         shown: What these are.
+
+    Returns:
+        The files of the pictures.
     """
+    written = []
     with torch.random.fork_rng([trainer.device] if trainer.device.type == "cuda" else []):
         with _warning_only(f"pictures of step {trainer.steps_done}"):
             for name, pictures in trainer.pictures(images, labels).items():
                 with _warning_only(f"{name} of step {trainer.steps_done}"):
                     if isinstance(pictures, Picture) and isinstance(pictures.images, Mapping):
                         pictures = replace(pictures, caption=shown)
-                    run.save_images(f"{name}-{trainer.steps_done:06d}", pictures)
+                    written.append(run.save_images(f"{name}-{trainer.steps_done:06d}", pictures))
         with _warning_only("plot"):
             run.plot(history, trainer.curves)
+    return written
 
 
 @contextmanager
@@ -397,7 +423,8 @@ def _peak_memory(device: torch.device) -> int:
 def _describe(row: dict[str, float], curves: Sequence[Sequence[str]]) -> str:
     names = [name for panel in curves for each in panel for name in (each, f"val_{each}")]
     values = [f"{name}={f'{row[name]:#.4g}'.rstrip('.')}" for name in names if name in row]
-    return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"])
+    waiting = f", {row['data_wait']:.0%} of the time waiting for data" if row["data_wait"] >= 0.1 else ""
+    return ", ".join([*values, f"{row['images_per_s']:.0f} images/s"]) + waiting
 
 
 def _rng_state(device: torch.device) -> dict[str, Tensor]:

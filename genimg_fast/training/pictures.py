@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,6 +18,8 @@ from genimg_fast.data.optional import optional_import
 Panels = Tensor | Mapping[str, Tensor]
 
 ANIMATIONS = (".gif", ".webp")
+# Endings of videos, with their codecs, which PyAV brings along.
+VIDEOS = {".mp4": "libx264", ".webm": "libvpx-vp9"}
 _READABLE = 64  # pixels of a tile's shorter side, at least
 # Pixels between tiles, between groups of them, and around what is generated; height of letters.
 _GAP, _GROUP_GAP, _BORDER, _LETTERS = 4, 16, 3, 12
@@ -37,6 +40,8 @@ class Picture:
         generated: The images that get a border; see :func:`save_grid`.
         column_classes: Numbers of the classes that the columns show, if they do.
         row_classes: Those of the rows.
+        column_labels: Texts above the columns, by default the classes' names.
+        bounce: Whether an animation plays forth and back instead of from the beginning again.
         caption: A few words to stand below.
 
     Example:
@@ -50,12 +55,14 @@ class Picture:
     generated: Tensor | None = None
     column_classes: Sequence[int] | None = None
     row_classes: Sequence[int] | None = None
+    column_labels: Sequence[str] | None = None
+    bounce: bool = False
     caption: str = ""
 
     @property
     def moves(self) -> bool:
         """Whether these are sequences."""
-        return next(iter(_panels(self.images).values())).ndim == 5
+        return next(iter(panels_of(self.images).values())).ndim == 5
 
     def save(
         self,
@@ -65,7 +72,7 @@ class Picture:
         plain: bool = False,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        """Write images as a grid; sequences as an animation if the path ends like one, else as film strips.
+        """Write images as a grid; sequences as an animation or a video if the path ends like one, else as strips.
 
         Args:
             path: The file; its ending decides the format.
@@ -84,11 +91,11 @@ class Picture:
 
         options: dict[str, Any] = {
             "columns": self.columns, "scale": scale, "generated": self.generated, "plain": plain,
-            "row_labels": named(self.row_classes), "column_labels": named(self.column_classes),
-            "caption": self.caption,
+            "row_labels": named(self.row_classes), "caption": self.caption,
+            "column_labels": self.column_labels or named(self.column_classes),
         }  # fmt: skip
-        if self.moves and Path(path).suffix.lower() in ANIMATIONS:
-            save_animation(self.images, path, bounce=False, **options)
+        if self.moves and Path(path).suffix.lower() in (*ANIMATIONS, *VIDEOS):
+            save_animation(self.images, path, bounce=self.bounce, **options)
         else:
             save_grid(self.images, path, **options)
 
@@ -100,33 +107,51 @@ def class_samples(
 
     Args:
         model: A model with a method ``sample``.
-        n: Number of images; by default 64, or 8 of each class, of 16 classes if there are more.
+        n: Number of images; see :func:`class_layout`.
         label: The only class to generate, of a class-conditional model; by default all.
         generator: Source of the random numbers.
 
     Returns:
         The images.
     """
+    n, labels, layout = class_layout(model, n, label=label)
+    given = {} if labels is None else {"labels": labels}
+    return Picture(images=model.sample(n, **given, generator=generator), **layout)
+
+
+def class_layout(
+    model: Any, n: int | None = None, *, label: int | None = None
+) -> tuple[int, Tensor | None, dict[str, Any]]:
+    """Choose which images to generate, and how to show them.
+
+    Args:
+        model: A model with a method ``sample``.
+        n: Number of images; by default 64, or 8 of each class, of 16 classes if there are more.
+        label: The only class to generate, of a class-conditional model; by default all.
+
+    Returns:
+        The number of images, their classes, int64 of shape (n,), if they have any, and options of
+        :class:`Picture`.
+    """
     classes: int = getattr(model, "num_classes", 0)
     if classes == 0:
-        return Picture(images=model.sample(n or 64, generator=generator))
-    if label is not None:
-        images = model.sample(n or 64, labels=label, generator=generator)
-        columns = _columns(len(images), 1, *images.shape[-2:])
-        return Picture(images=images, columns=columns, column_classes=[label] * columns)
+        return n or 64, None, {}
     device = next(model.parameters()).device
+    if label is not None:
+        n = n or 64
+        columns = _columns(n, 1, 1, 1)
+        labels = torch.full((n,), label, device=device)
+        return n, labels, {"columns": columns, "column_classes": [label] * columns}
     if classes <= _CLASSES_ACROSS:
         n = n or _SAMPLES_OF_A_CLASS * classes
         labels = torch.arange(n, device=device) % classes
-        images = model.sample(n, labels=labels, generator=generator)
-        return Picture(images=images, columns=classes, column_classes=range(classes))
+        return n, labels, {"columns": classes, "column_classes": range(classes)}
     n = n or _SAMPLES_OF_A_CLASS * _CLASSES_ACROSS
     columns = max(_SAMPLES_OF_A_CLASS, math.ceil(n / classes))
     rows = math.ceil(n / columns)
     shown = torch.arange(rows) * classes // rows
     labels = shown.repeat_interleave(columns)[:n].to(device)
-    images = model.sample(n, labels=labels, generator=generator)
-    return Picture(images=images, columns=columns, row_classes=shown.tolist())
+    return n, labels, {"columns": columns, "row_classes": shown.tolist()}
 
 
 def save_grid(
@@ -204,12 +229,12 @@ def save_animation(
     caption: str = "",
     plain: bool = False,
 ) -> None:
-    """Write images that change together as an animated grid, played without end.
+    """Write images that change together as an animated grid, played without end, or as a video.
 
     Args:
         frames: Images in [-1, 1], of shape (n, frames, channels, height, width); each of the n has its place. Or
             several of one shape by name, to be shown side by side.
-        path: The file; its ending, ``.gif`` or ``.webp``, decides the format.
+        path: The file; its ending, ``.gif`` or ``.webp``, or of a video ``.mp4`` or ``.webm``, decides the format.
         milliseconds: How long a frame is shown.
         columns: Images, or groups, in a row; see :func:`save_grid`.
         bounce: Whether to play forth and back instead of from the beginning again.
@@ -224,7 +249,7 @@ def save_animation(
     Raises:
         ValueError: If the shapes do not fit, or there are no images.
         OSError: If the file cannot be written.
-        ImportError: If Pillow or, for texts, matplotlib is missing.
+        ImportError: If Pillow or, for texts, matplotlib or, for videos, PyAV is missing.
 
     Example:
         >>> import tempfile, torch, genimg_fast as gf
@@ -240,13 +265,33 @@ def save_animation(
         row_labels=row_labels, column_labels=column_labels or _names(frames),
         legend=not plain and bool(marked.any()), caption=caption, plain=plain,
     )  # fmt: skip
-    shown = [
-        _for_file(page.draw(tiles[:, :, t].flatten(0, 1), marked[:, :, t].flatten()), path)
-        for t in range(tiles.shape[2])
-    ]
+    steps = list(range(tiles.shape[2]))
     if bounce:
-        shown += shown[-2:0:-1]
+        steps += steps[-2:0:-1]
+    pages = (page.draw(tiles[:, :, t].flatten(0, 1), marked[:, :, t].flatten()) for t in steps)
+    if Path(path).suffix.lower() in VIDEOS:
+        _save_video(pages, Path(path), Fraction(1000, milliseconds))
+        return
+    shown = [_for_file(page, path) for page in pages]
     shown[0].save(path, save_all=True, append_images=shown[1:], duration=milliseconds, loop=0)
+
+
+def _save_video(pages: Iterable[Any], path: Path, frames_per_second: Fraction) -> None:
+    av = optional_import("av", "video")
+    suffix = path.suffix.lower()
+    # Not av.open(path): a colon in a file's name would make it an address.
+    with open(path, "wb") as file, av.open(file, "w", format=suffix[1:]) as video:
+        stream = None
+        for page in pages:
+            if stream is None:
+                stream = video.add_stream(VIDEOS[suffix], rate=frames_per_second, options={"crf": "18"})
+                stream.pix_fmt = "yuv420p"  # which players know; its colours have half the resolution
+                stream.width, stream.height = (side + side % 2 for side in page.size)
+            even = optional_import("PIL.Image").new("RGB", (stream.width, stream.height), (_PAGE,) * 3)
+            even.paste(page.convert("RGB"))
+            video.mux(stream.encode(av.VideoFrame.from_image(even)))
+        if stream is not None:
+            video.mux(stream.encode(None))
 
 
 def printable(text: str) -> str:
@@ -314,7 +359,23 @@ def _short(text: str, most: int = 30) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def _panels(images: Panels) -> dict[str, Tensor]:
+def to_bytes(images: Tensor) -> Tensor:
+    """Turn images in [-1, 1] into bytes in 0..255, on the CPU."""
+    return images.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().byte().cpu()
+
+
+def join(pictures: Iterable[Picture]) -> Picture:
+    """Make one picture of those of batches, which are alike but for their images."""
+    parts = list(pictures)
+    panels = [panels_of(part.images) for part in parts]
+    joined = {name: torch.cat([panel[name] for panel in panels]) for name in panels[0]}
+    images = joined.get("", joined)
+    marks = [part.generated for part in parts if part.generated is not None and part.generated.ndim == 2]
+    return replace(parts[0], images=images, generated=torch.cat(marks) if marks else parts[0].generated)
+
+
+def panels_of(images: Panels) -> dict[str, Tensor]:
+    """Get images by name, "" if they have none."""
     return dict(images) if isinstance(images, Mapping) else {"": images}
 
 
@@ -324,7 +385,7 @@ def _names(images: Panels) -> list[str] | None:
 
 def _tiles(images: Panels, generated: Tensor | None) -> tuple[Tensor, Tensor]:
     """Get images as bytes, of shape (n, panels, ..., channels, height, width), and which of them are generated."""
-    panels = list(_panels(images).values())
+    panels = list(panels_of(images).values())
     shapes = [tuple(panel.shape) for panel in panels]
     sizes = {(*shape[:-3], *shape[-2:]) for shape in shapes}
     if len(sizes) != 1 or any(
@@ -336,8 +397,7 @@ def _tiles(images: Panels, generated: Tensor | None) -> tuple[Tensor, Tensor]:
         )
     channels = max(shape[-3] for shape in shapes)
     alike = [
-        panel.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().byte().cpu()
-        .expand(*shape[:-3], channels, *shape[-2:])
+        to_bytes(panel).expand(*shape[:-3], channels, *shape[-2:])
         for panel, shape in zip(panels, shapes, strict=True)
     ]  # fmt: skip
     tiles = torch.stack(alike, 1)

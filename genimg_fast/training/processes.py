@@ -71,6 +71,19 @@ def highest_of_processes(value: int, device: torch.device) -> int:
     return int(highest)
 
 
+@contextmanager
+def raised_in_all() -> Iterator[None]:
+    """Let every process raise an error of the system, such as a full disk, that the first one meets in here."""
+    error: OSError | None = None
+    try:
+        yield
+    except OSError as failure:
+        error = failure
+    error = gather_objects(error)[0]
+    if error is not None:
+        raise error
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Get what every process passes, in the order of their numbers."""
     if world_size() == 1:

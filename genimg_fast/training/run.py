@@ -6,85 +6,24 @@ import json
 import os
 import re
 import socket
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
-from genimg_fast._close_names import did_you_mean
+from genimg_fast._files import LONGEST_NAME, TEMPORARY, file_name, naming, replacing
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import BaseGAN, create_model
+from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from genimg_fast.training.pictures import Picture, printable
 
-# What the settings that commands look at have to be.
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "model": lambda v: isinstance(v, str),
-    "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
-    "data": lambda v: isinstance(v, str),
-    "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-    "frames": lambda v: type(v) is int and v >= 1,
-    "context": lambda v: v is None or (type(v) is int and v >= 1),
-    "speed": lambda v: isinstance(v, list) and len(v) == 2 and all(type(s) in (int, float) for s in v),
-    "crops": lambda v: type(v) is int and v >= 0,
-    "seed": lambda v: type(v) is int and 0 <= v < 2**63,
-    "skip_broken": lambda v: isinstance(v, bool),
-    "direction": lambda v: v in ("a2b", "b2a"),
-    "val_split": lambda v: type(v) is float and 0 < v < 1,
-    "val_data": lambda v: isinstance(v, str),
-    "val_sha256": lambda v: v is None or isinstance(v, str),
-}
 # Settings that a run may be resumed with in another form.
-_MAY_CHANGE = {"steps", "device", "versions"}
-# How the names of files that are being written begin.
-_TEMPORARY = ".tmp-"
-_LONGEST_NAME = 255  # bytes, of Linux's file systems
-# More than anybody can train; beyond, it would take ages to find the place in the data.
-MOST_STEPS = 2**31 - 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, or belongs to something else."""
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under another name first: nobody ever reads half of it, and two writers do not meet.
-
-    Args:
-        path: The file.
-
-    Yields:
-        The name to write to, in the same folder and with the same ending. It becomes ``path`` at the end, or is
-        removed if there was an error.
-
-    Raises:
-        OSError: If the file cannot be written; the message names ``path``.
-    """
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
-    try:
-        with naming(path):
-            yield temporary
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system, such as a full disk, name the file that the user knows."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or Path(os.fsdecode(error.filename or path)).parent != path.parent:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+_MAY_CHANGE = {"steps", "device", "versions", "code"}
+_ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
 class RunFolder:
@@ -96,7 +35,8 @@ class RunFolder:
     Args:
         path: An existing folder.
         config: Settings of the run, which go into ``config.json`` and into checkpoints: numbers, strings, lists,
-            dicts. For :func:`load_model`, ``model`` is a registered name and ``model_args`` its arguments.
+            dicts. For :func:`genimg_fast.models.load`, ``model`` is a registered name and ``model_args`` its
+            arguments.
 
     Attributes:
         scale: Pixels of pictures for a pixel; see :func:`genimg_fast.training.save_grid`.
@@ -115,17 +55,9 @@ class RunFolder:
         self.config = config
         self.checkpoint = path / "checkpoint.pt"
         self._unwritten: list[dict[str, float]] = []
-        self._make_writer: Any = None
-        self._writer: Any = None
-        self._purge_step: int | None = None
 
-    def use_tensorboard(self) -> None:
-        """Write the statistics for TensorBoard, too, into the same folder.
-
-        Raises:
-            ImportError: If TensorBoard is missing.
-        """
-        self._make_writer = optional_import("torch.utils.tensorboard", "tensorboard").SummaryWriter
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @classmethod
     def create(cls, out: str | Path, name: str, config: dict[str, Any]) -> "RunFolder":
@@ -155,7 +87,7 @@ class RunFolder:
         out.mkdir(parents=True, exist_ok=True)
         numbers = [int(match[0]) for entry in out.iterdir() if (match := re.match(r"\d+(?=-)", entry.name))]
         for number in count(max(numbers, default=-1) + 1):
-            path = out / f"{number:05d}-{_file_name(name)}"
+            path = out / f"{number:05d}-{file_name(name, _ROOM)}"
             try:
                 path.mkdir()
                 break
@@ -167,7 +99,12 @@ class RunFolder:
 
     @classmethod
     def reopen(
-        cls, path: str | Path, config: dict[str, Any], *, names: Mapping[str, str] | None = None
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        *,
+        names: Mapping[str, str] | None = None,
+        unwritten: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Open the folder of a run in order to go on with it.
 
@@ -177,6 +114,8 @@ class RunFolder:
                 device and the versions; a schedule of the learning rate depends on the number of steps.
             names: What the caller of the program knows settings by, for the message: flags, such as ``--lr`` for
                 ``lr``.
+            unwritten: What a run means that does not have a setting: the value that it has as long as nobody knows
+                of the setting.
 
         Returns:
             The run.
@@ -189,10 +128,12 @@ class RunFolder:
         if path.name == "checkpoint.pt" and path.is_file():
             path = path.parent
         try:
-            before = _flat(json.loads(json.dumps(load_checkpoint(path)["config"])))
+            before = flat_settings(json.loads(json.dumps(load_checkpoint(path)["config"])))
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
-        now = _flat(json.loads(json.dumps(config)))
+        now = flat_settings(json.loads(json.dumps(config)))
+        meant = flat_settings(json.loads(json.dumps(unwritten or {})))
+        before |= {key: meant[key] for key in now if key in meant and key not in before}
         changed = {
             key
             for key in {**before, **now}
@@ -200,6 +141,9 @@ class RunFolder:
         }
         if "recipe.schedule" in changed:  # one without steps has none to compare
             changed.discard("recipe.decay_steps")
+        if "recipe.decay_steps" in changed:  # is told as the number of steps: not again what follows it
+            follows = {key for key in changed if all(c.get(key) == c.get("steps") for c in (before, now))}
+            changed -= follows - {"recipe.decay_steps"}
         if changed:
             told = [
                 _difference(key, before.get(key), now, names or {}) for key in {**before, **now} if key in changed
@@ -218,7 +162,7 @@ class RunFolder:
         newest: tuple[int, Path] | None = None
         for folder in Path(out).iterdir() if Path(out).is_dir() else []:
             number, _, rest = folder.name.partition("-")
-            named = re.fullmatch("[0-9]+", number) is not None and rest == _file_name(name)
+            named = re.fullmatch("[0-9]+", number) is not None and rest == file_name(name, _ROOM)
             if named and (folder / "checkpoint.pt").is_file():
                 newest = max(newest or (0, folder), (int(number), folder))
         return None if newest is None else newest[1]
@@ -236,7 +180,7 @@ class RunFolder:
         try:
             if exclusive:
                 for entry in self.path.iterdir():  # what a process that was killed was writing
-                    if entry.name.startswith(_TEMPORARY):
+                    if entry.name.startswith(TEMPORARY):
                         entry.unlink(missing_ok=True)
             yield
         finally:
@@ -244,9 +188,15 @@ class RunFolder:
             os.close(descriptor)
 
     def log(self, row: dict[str, float]) -> None:
-        """Append a row to ``stats.jsonl``, and to TensorBoard's file if there is one.
+        """Append a row to ``stats.jsonl``.
 
         Rows that could not be written are written with the next one.
+
+        Args:
+            row: Numbers by name.
+
+        Raises:
+            OSError: If ``stats.jsonl`` cannot be written, a full disk included.
         """
         json.dumps(row)
         self._unwritten.append(row)
@@ -261,52 +211,30 @@ class RunFolder:
                 with suppress(OSError):
                     file.truncate(size)  # no half a line
                 raise
-        written, self._unwritten = self._unwritten, []
-        if self._make_writer is not None:
-            try:
-                self._log_for_tensorboard(written)
-            except Exception as error:  # such as a folder whose name is not UTF-8, or a full disk
-                self._make_writer = None
-                warnings.warn(f"nothing more for TensorBoard: {type(error).__name__}: {error}", stacklevel=2)
-
-    def _log_for_tensorboard(self, rows: list[dict[str, float]]) -> None:
-        if self._writer is None:
-            self._writer = self._make_writer(str(self.path), purge_step=self._purge_step)
-        for row in rows:
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, int(row["step"]))
-        self._writer.flush()
+        self._unwritten = []
 
     def rows_until(self, step: int) -> list[dict[str, float]]:
         """Get the rows of ``stats.jsonl`` up to a step; drop those behind it, which will be written again.
 
-        TensorBoard drops what lies behind the step, too. Lines that hold no row are left out, with a warning.
+        Lines that hold no row are left out, with a warning.
         """
         stats = self.path / "stats.jsonl"
-        rows, damaged = [], 0
-        for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
-            row = _row(line)
-            if row is None:
-                damaged += line.endswith(b"\n")  # else it was being written when the process was killed
-            elif row["step"] <= step:
-                rows.append(row)
-        if damaged > 0:
-            warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=2)
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
         with replacing(stats) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self._purge_step = step + 1
         return rows
 
-    def save_images(self, name: str, images: Tensor | Picture) -> None:
+    def save_images(self, name: str, images: Tensor | Picture) -> Path:
         """Write images in [-1, 1] as ``name.png``, a grid, or sequences of them as ``name.gif``, an animated one.
 
         Images have the shape (n, channels, height, width), sequences (n, frames, channels, height, width). Classes
-        have the names that the settings hold as ``classes``.
+        have the names that the settings hold as ``classes``. Return the file.
         """
         picture = images if isinstance(images, Picture) else Picture(images=images)
-        with replacing(self.path / f"{name}.{'gif' if picture.moves else 'png'}") as temporary:
+        file = self.path / f"{name}.{'gif' if picture.moves else 'png'}"
+        with replacing(file) as temporary:
             picture.save(temporary, scale=self.scale, class_names=self.config.get("classes"))
+        return file
 
     def plot(self, rows: list[dict[str, float]], panels: Sequence[Sequence[str]]) -> None:
         """Draw what the rows hold over their steps, as ``losses.png``.
@@ -334,7 +262,14 @@ class RunFolder:
             figure.savefig(temporary, dpi=120)
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new."""
+        """Write ``checkpoint.pt`` so that, killed at any moment, a whole one is there: the old or the new.
+
+        Args:
+            state: What :func:`load_checkpoint` shall return.
+
+        Raises:
+            OSError: If it cannot be written; the old one is still there.
+        """
         try:
             with replacing(self.checkpoint) as temporary, open(temporary, "wb") as file:
                 torch.save(state, file)
@@ -377,6 +312,21 @@ def _lock(file: Path) -> tuple[int, bool]:
         os.close(descriptor)
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run folder's ``stats.jsonl``; lines that hold no row are left out, with a warning."""
+    stats = path / "stats.jsonl"
+    rows, damaged = [], 0
+    for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")  # else it was being written when the process was killed
+    if damaged > 0:
+        warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=3)
+    return rows
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     """Read a line of ``stats.jsonl``; None if it holds no row."""
     try:
@@ -391,14 +341,6 @@ def _points(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _file_name(name: str) -> str:
-    """Turn any text into what may follow a run's number in the name of a folder."""
-    name = "".join("_" if c == "/" or ord(c) < 32 or ord(c) == 127 else c for c in name)
-    while len(os.fsencode(name)) > _LONGEST_NAME - len("00000-"):
-        name = name[:-1]
-    return name
-
-
 def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, str]) -> str:
     """Say how a setting differs, by the name that the user knows."""
     schedule = now.get("recipe.schedule", "constant")
@@ -408,156 +350,9 @@ def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, 
     return f"{names.get(last, key)} was {before!r} and is {now.get(key)!r}{why}"
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn settings within settings into one level, with names like ``recipe.ema``."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Find the file of a checkpoint.
-
-    Args:
-        path: The file, or a run folder. The ending of either may be left out, or be one too many: the run on
-            ``film.mp4`` is found as ``runs/00000-frame-predictor-film``, too.
-
-    Returns:
-        The file.
-
-    Raises:
-        FileNotFoundError: If there is none, or more than one; the message lists similar names.
-    """
-    path = Path(path)
-    if (file := _checkpoint_at(path)).is_file():
-        return file
-    beside = [entry for entry in path.parent.iterdir() if entry != path] if path.parent.is_dir() else []
-    runs = [e for e in beside if _checkpoint_at(e).suffix == ".pt" and _checkpoint_at(e).is_file()]
-    found = [run for run in runs if path.name == run.stem or path.stem == run.name]
-    if path.exists() or len(found) != 1:
-        hint = did_you_mean(path.name, [run.name for run in runs])
-        raise FileNotFoundError(f"no checkpoint at {file}{hint}")
-    return _checkpoint_at(found[0])
-
-
-def _checkpoint_at(path: Path) -> Path:
-    return path / "checkpoint.pt" if path.is_dir() else path
-
-
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint, without running code that may be in the file.
-
-    Args:
-        path: A checkpoint, or a run folder, with or without the ending of its name.
-
-    Returns:
-        What ``Trainer.state_dict`` returned, and ``rng`` (states of the random number generators) and ``config``;
-        all tensors on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is not a checkpoint of this package, or is damaged.
-
-    Example:
-        >>> import genimg_fast as gf
-        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
-        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
-        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
-        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
-        >>> gf.training.load_checkpoint(run.path)["step"]
-        2
-    """
-    file = find_checkpoint(path)
-    with open(file, "rb") as stream:
-        try:
-            state = torch.load(stream, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load documents none; a damaged file raises half a dozen different ones
-            raise CheckpointError(f"{file} is damaged or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
-        raise CheckpointError(f"{file} is not a checkpoint of genimg_fast")
-    for name, kind in (("model", dict), ("config", dict), ("step", int)):
-        if not isinstance(state[name], kind) or isinstance(state[name], bool):
-            raise CheckpointError(
-                f"{file} is not a checkpoint of genimg_fast, or damaged: its {name} is of type "
-                f"{type(state[name]).__name__}, not {kind.__name__}"
-            )
-    if not 0 <= state["step"] <= MOST_STEPS:
-        raise CheckpointError(f"{file} is damaged: its step is {state['step']}")
-    return state
-
-
-def load_run(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Load the trained model of a run and the settings it was trained with.
-
-    It has averaged weights, if there are any; a GAN's discriminator has those that the generator trained against.
-
-    Args:
-        path: A checkpoint, or a run folder.
-
-    Returns:
-        The model with the checkpoint's weights, on the CPU, and what ``config.json`` holds.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If the file is damaged, its model is unknown here, or it holds the weights of another one.
-
-    Example:
-        >>> import genimg_fast as gf
-        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
-        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
-        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
-        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
-        >>> model, config = gf.training.load_run(run.path)
-        >>> config["model"]
-        'dcgan'
-    """
-    state = load_checkpoint(path)
-    config = state["config"]
-    if not {"model", "model_args"} <= config.keys():
-        raise CheckpointError(
-            f"the config of {path} does not say which model it is: 'model' and 'model_args' are missing"
-        )
-    for key, fits in _FITS.items():
-        if key in config and not fits(config[key]):
-            raise CheckpointError(f"the config of {path} is damaged: {key} is {config[key]!r}")
-    name, arguments = config["model"], config["model_args"]
-    try:
-        model: Any = create_model(name, **arguments)
-        model.load_state_dict(state["model"])
-        if state.get("ema") is not None:
-            averaged = AveragedModel(model, use_buffers=True)
-            averaged.load_state_dict(state["ema"])
-            if isinstance(model, BaseGAN):
-                averaged.module.discriminator = model.discriminator
-            model = averaged.module
-    except ValueError:  # an unknown model, or a size that it does not take
-        raise
-    except Exception as error:  # a file may hold anything, and so anything may be raised
-        raise CheckpointError(f"the checkpoint of {path} does not fit its model, {name}: {error}") from error
-    return model, config
-
-
-def load_model(path: str | Path) -> nn.Module:
-    """Load the trained model of a run: the first that :func:`load_run` returns.
-
-    Args:
-        path: A checkpoint, or a run folder.
-
-    Returns:
-        The model with the checkpoint's weights, on the CPU.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If the file is damaged, or its model is unknown here.
-
-    Example:
-        >>> import genimg_fast as gf
-        >>> sizes = {"c_dim": 1, "channels": 4, "n_blocks": 1}
-        >>> run = gf.training.RunFolder.create("runs", "dcgan-digits", {"model": "dcgan", "model_args": sizes})
-        >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(**sizes))
-        >>> history = gf.training.fit(trainer, gf.data.load_dataset("digits", image_size=8), steps=2, run=run)
-        >>> gf.training.load_model(run.path).sample(16).shape
-        torch.Size([16, 1, 8, 8])
-    """
-    return load_run(path)[0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
+from genimg_fast.options import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.trainer import BaseTrainer, Recipe, generator_on
 
@@ -102,11 +103,11 @@ class FramePredictorTrainer(_SequenceTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.FramePredictor`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         context: Frames at the beginning of a sequence that are always given; half of them by default.
         teacher_forcing: Last probability that the true frame goes in behind them.
-        forcing_steps: Number of the step at which that probability, falling linearly from 1, is reached.
+        forcing_steps: Steps over which that probability falls linearly from 1.
         recipe: How to train; ``Recipe()`` by default.
         seed: Not used: nothing is drawn for pictures.
 
@@ -119,7 +120,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         >>> model = gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FramePredictorTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step', 'teacher_forcing']
     """
 
     curves = (("loss",), ("mse",))
@@ -128,11 +129,11 @@ class FramePredictorTrainer(_SequenceTrainer):
         self,
         model: Any,  # a FramePredictor; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        context: int | None = None,
-        teacher_forcing: float = 1.0,
-        forcing_steps: int = 0,
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        context: PositiveInt | None = None,
+        teacher_forcing: Probability = 1.0,
+        forcing_steps: NonNegativeInt = 0,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -146,6 +147,11 @@ class FramePredictorTrainer(_SequenceTrainer):
         self.context = context
         self.teacher_forcing = teacher_forcing
         self.forcing_steps = forcing_steps
+
+    def check_data(self, images: Tensor) -> None:
+        """Raise a ValueError if sequences, (batch, steps, ...), have no frame behind the context."""
+        if (self.context or 1) >= images.shape[1]:
+            raise ValueError(f"context must be below {images.shape[1]}, the number of frames, got {self.context}")
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step.
@@ -233,8 +239,8 @@ class FrameFillerTrainer(_SequenceTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.FrameFiller`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Of the frames that are missing in pictures.
 
@@ -247,7 +253,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         >>> model = gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=8)
         >>> history = gf.training.fit(gf.training.FrameFillerTrainer(model), data, steps=2, batch_size=4)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'mse', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'mse', 'step']
     """
 
     curves = (("loss",), ("mse",))
@@ -256,8 +262,8 @@ class FrameFillerTrainer(_SequenceTrainer):
         self,
         model: Any,  # a FrameFiller; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -342,8 +348,8 @@ class RowRNNTrainer(_SequenceTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.RowRNN`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the random numbers of :meth:`samples` and of completions.
 
@@ -356,7 +362,7 @@ class RowRNNTrainer(_SequenceTrainer):
         >>> trainer = gf.training.RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=32))
         >>> history = gf.training.fit(trainer, data, steps=2, batch_size=32)
         >>> sorted(history[-1])
-        ['images_per_s', 'loss', 'memory_mb', 'step']
+        ['data_wait', 'images_per_s', 'loss', 'memory_mb', 'step']
     """
 
     curves = (("loss",),)
@@ -365,8 +371,8 @@ class RowRNNTrainer(_SequenceTrainer):
         self,
         model: Any,  # a RowRNN; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import genimg_fast as gf
-from genimg_fast.data.sources import image_suffixes
+from genimg_fast.data.decode import image_suffixes
 
 
 def test_digits() -> None:

@@ -89,8 +89,11 @@ def test_what_is_no_regular_file_is_left_out(tmp_path: Path, monkeypatch: pytest
 def test_links_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "a.png")
     (tmp_path / "cat" / "2024").symlink_to("unmounted")
-    with pytest.warns(UserWarning, match="skipped: .*2024: No such file"):
+    (tmp_path / "2025").symlink_to("unmounted")
+    with pytest.warns(UserWarning, match=r"skipped: .*202[45]: No such file") as told:
         assert len(greys(tmp_path)) == 1
+    assert len(told) == 2  # once for each
+    (tmp_path / "2025").unlink()
     (tmp_path / "cat" / "2024").unlink()
     (tmp_path / "cat" / "b.png").symlink_to("gone.png")
     (tmp_path / "cat" / "c.png").symlink_to("c.png")

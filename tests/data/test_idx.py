@@ -73,6 +73,9 @@ def test_images_and_labels_have_to_fit(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + bytes(2))
     with pytest.raises(ValueError, match=r"labels-idx1-ubyte do not fit: labels must be int64 of shape \(3,\)"):
         gf.data.load_dataset(tmp_path, image_size=28)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(struct.pack(">4I", 0x803, 2, 0, 0))
+    with pytest.raises(ValueError, match=r"those of .*train-images-idx3-ubyte have 0x0"):
+        gf.data.load_dataset(tmp_path, image_size=28)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(ValueError, match=r"there are no labels beside .*: neither train-labels-idx1-ubyte nor"):
         gf.data.load_dataset(tmp_path, image_size=28)

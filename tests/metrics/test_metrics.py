@@ -6,17 +6,18 @@ from torch import Tensor
 
 import genimg_fast as gf
 from genimg_fast.metrics import (
-    DigitsNetwork,
     FeatureNetwork,
+    FidelityNetwork,
+    GaussianStatistics,
     InceptionNetwork,
     PerceptualSimilarity,
     RandomNetwork,
-    feature_statistics,
+    extract_features,
     frechet_distance,
     judge_discriminator,
     plot_roc,
     psnr,
-    real_statistics,
+    real_features,
     ssim,
 )
 
@@ -40,29 +41,30 @@ def dataset(seed: int = 0) -> gf.data.ImageDataset:
     return gf.data.ImageDataset(torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8, generator=generator))
 
 
-def test_real_statistics_are_kept_for_the_same_images_and_network(tmp_path: Path) -> None:
+def test_features_are_kept_for_the_same_images_and_network(tmp_path: Path) -> None:
     network = Pixels()
-    first = real_statistics(dataset(), network, cache=tmp_path)
+    first = real_features(dataset(), network, cache=tmp_path)
     assert network.calls == 1
-    again = real_statistics(dataset(), network, cache=tmp_path)
+    again = real_features(dataset(), network, cache=tmp_path)
     assert network.calls == 1
-    assert frechet_distance(first, again) < 1e-12
-    real_statistics(dataset(1), network, cache=tmp_path)  # other images
+    assert torch.equal(first.features, again.features)
+    assert torch.equal(first.logits, again.logits)
+    real_features(dataset(1), network, cache=tmp_path)  # other images
     with torch.no_grad():
         network.weight.mul_(2)
-    real_statistics(dataset(), network, cache=tmp_path)  # another network
+    real_features(dataset(), network, cache=tmp_path)  # another network
     assert network.calls == 3
     assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("size", [0, 10, 700, -1])
-def test_damaged_statistics_are_computed_again(size: int, tmp_path: Path) -> None:
+def test_damaged_features_are_computed_again(size: int, tmp_path: Path) -> None:
     network = Pixels()
-    first = real_statistics(dataset(), network, cache=tmp_path)
+    first = real_features(dataset(), network, cache=tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:size])
     for _ in range(2):
-        assert torch.equal(real_statistics(dataset(), network, cache=tmp_path).covariance, first.covariance)
+        assert torch.equal(real_features(dataset(), network, cache=tmp_path).features, first.features)
     assert network.calls == 2  # the file was replaced
     assert list(tmp_path.iterdir()) == [file]
 
@@ -75,22 +77,8 @@ def test_a_network_without_parameters(tmp_path: Path) -> None:
             return images[:, 0, 0], images[:, 0, 0, :2]
 
     for _ in range(2):
-        assert real_statistics(dataset(), Corner(), cache=tmp_path).count == 20
-    assert feature_statistics([], Corner()).count == 0
-
-
-def test_digits_network_reads_digits_and_is_always_the_same() -> None:
-    torch.manual_seed(5)
-    network = DigitsNetwork(steps=60)
-    state = torch.get_rng_state()
-    torch.manual_seed(5)
-    assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are left alone
-    data = gf.data.load_dataset("digits", image_size=32)
-    images, labels = data[torch.arange(0, len(data), 5)]
-    features, logits = network(images)
-    assert features.shape == (len(images), 64)
-    assert (logits.argmax(1) == labels).double().mean() > 0.8
-    assert not any(p.requires_grad for p in network.parameters())
+        assert real_features(dataset(), Corner(), cache=tmp_path).features.shape == (20, 4)
+    assert extract_features([], Corner()).features.shape == (0, 4)
 
 
 def test_inception_network(tmp_path: Path) -> None:
@@ -109,6 +97,44 @@ def test_inception_network(tmp_path: Path) -> None:
         FileNotFoundError, match="needs a file of weights, or leave to download them: --weights or --download"
     ):
         InceptionNetwork()
+
+
+def save_untrained_fidelity_weights(file: Path, monkeypatch: pytest.MonkeyPatch) -> type:
+    """Write a file like torch-fidelity's, of random weights; return the class of the network."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    extractor = module.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: {})
+        patch.setattr(extractor, "load_state_dict", lambda self, state: None)
+        torch.save(extractor("inception-v3-compat", ["2048"]).state_dict(), file)
+    return extractor
+
+
+def test_fidelity_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "weights.pth"
+    extractor = save_untrained_fidelity_weights(weights, monkeypatch)
+    theirs = extractor("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=weights)
+    pixels = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    network = FidelityNetwork(weights)
+    found = network(pixels / 127.5 - 1)
+    torch.testing.assert_close(found, theirs(pixels.expand(-1, 3, -1, -1)), rtol=0, atol=0)
+    assert not network.published
+    assert "other weights than published" in network.identity
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+
+    class Harmful:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "it ran",))
+
+    torch.save({"weights": Harmful()}, tmp_path / "weights.pth")
+    with pytest.raises(
+        ValueError, match=r"weights\.pth does not hold the weights of torch-fidelity's inception-v3"
+    ):
+        FidelityNetwork(tmp_path / "weights.pth")
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_psnr_and_ssim_equal_torchmetrics() -> None:
@@ -173,19 +199,17 @@ def test_random_network_is_always_the_same_and_tells_sets_apart() -> None:
     torch.manual_seed(2)
     torch.testing.assert_close(network.state_dict(), RandomNetwork().state_dict(), rtol=0, atol=0)
     data = gf.data.load_dataset("digits", image_size=16)
-    halves = [feature_statistics([data[start::2][0]], network) for start in (0, 1)]
+
+    def statistics(images: Tensor) -> GaussianStatistics:
+        found = GaussianStatistics(network.dim)
+        found.update(network(images)[0])
+        return found
+
+    halves = [statistics(data[start::2][0]) for start in (0, 1)]
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(900, 1, 16, 16, generator=generator) * 2 - 1
     shuffled = data[:900][0].flatten(1)[:, torch.randperm(256, generator=generator)].view(-1, 1, 16, 16)
     floor = frechet_distance(*halves)
     for others in (noise, shuffled):
-        assert frechet_distance(halves[0], feature_statistics([others], network)) > 10 * floor
+        assert frechet_distance(halves[0], statistics(others)) > 10 * floor
     assert network(torch.zeros(3, 3, 40, 40))[1].shape == (3, 0)
-
-
-def test_what_the_digits_network_reads() -> None:
-    network = DigitsNetwork(steps=60)
-    data = gf.data.load_dataset("digits", image_size=32)
-    assert network.share_read(data, most=300) > 0.8
-    wrong = gf.data.ImageDataset(data.images, (data.labels + 1) % 10)
-    assert network.share_read(wrong, most=300) < 0.2

@@ -146,3 +146,70 @@ def test_deep_image_prior_fits_an_image():
 def test_bad_arguments(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def random_images(size):
+    images = torch.randint(0, 256, (100, 1, size, size), dtype=torch.uint8)
+    return gf.data.ImageDataset(images, torch.arange(100) % 10)
+
+
+class TutorialGenerator(torch.nn.Module):
+    """Plain modules, with noise and labels in a form of their own."""
+
+    def __init__(self, num_classes=0):
+        super().__init__()
+        self.classes = torch.nn.Embedding(num_classes, 8) if num_classes else None
+        self.main = torch.nn.Sequential(
+            torch.nn.ConvTranspose2d(8, 4, 4), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.ConvTranspose2d(4, 1, 4, 2, 1), torch.nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, noise, *labels):
+        return self.main(noise + self.classes(*labels)[:, :, None, None] if labels else noise)
+
+
+class TutorialDiscriminator(torch.nn.Module):
+    def __init__(self, num_classes=0):
+        super().__init__()
+        self.main = torch.nn.Conv2d(1, max(1, num_classes), 8)
+
+    def forward(self, images, *labels):
+        logits = self.main(images)
+        return logits.flatten(1).gather(1, labels[0][:, None]) if labels else logits
+
+
+@pytest.mark.parametrize("num_classes", [0, 10])
+def test_plain_modules_train(num_classes):
+    generator, discriminator = TutorialGenerator(num_classes), TutorialDiscriminator(num_classes)
+    trained = [generator.main[0].weight, generator.main[3].weight, discriminator.main.weight]
+    before = [weight.clone() for weight in trained]
+    model = gf.models.PlainGAN(generator, discriminator, noise_shape=(8, 1, 1), num_classes=num_classes)
+    assert (model.c_dim, model.image_size, model.generator.z_dim) == (1, 8, 8)
+    trainer = gf.training.GANTrainer(model, loss="hinge", r1=0.1, gp=0.1)
+    data = random_images(8)
+    gf.training.fit(trainer, data, steps=2, batch_size=16, validation=data.split(0.1)[1])
+    assert not any(map(torch.equal, before, trained))
+    assert trainer.samples(4).shape == (4, 1, 8, 8)
+    assert trainer.pictures(*data[:4])["samples"].images.shape[1:] == (1, 8, 8)
+
+
+def test_plain_modules_train_as_ours_do():
+    data = random_images(16)
+    histories = []
+    for plain in (False, True):
+        torch.manual_seed(0)
+        model = gf.models.DCGAN(8, 1, 4, 2)
+        if plain:
+            model = gf.models.PlainGAN(model.generator, model.discriminator, noise_shape=(8, 1, 1))
+        rows = gf.training.fit(gf.training.GANTrainer(model), data, steps=4, batch_size=16, log_every=1)
+        histories.append([(row["loss_d"], row["loss_g"]) for row in rows])
+    assert histories[0] == histories[1]
+
+
+def test_plain_modules_that_do_not_fit_are_refused():
+    generator, discriminator = TutorialGenerator(), TutorialDiscriminator()
+    with pytest.raises(ValueError, match=r"square images, .* of shape \(1, 8, 2, 1\), got \(1, 1, 10, 8\)"):
+        gf.models.PlainGAN(generator, discriminator, noise_shape=(8, 2, 1))
+    ending = torch.nn.Sequential(discriminator, torch.nn.Sigmoid())
+    with pytest.raises(ValueError, match="ends in a Sigmoid, and the losses take logits"):
+        gf.models.PlainGAN(generator, ending, noise_shape=(8, 1, 1))

@@ -1,29 +1,9 @@
 import pytest
 import torch
+from small_models import SMALL_MODELS
 
 import genimg_fast as gf
 from genimg_fast.models import registry
-
-# How to run each registered model so that its output depends on all of its parameters. A new model needs a line.
-CONVOLUTIONAL = {"z_dim": 8, "c_dim": 2, "channels": 4, "n_blocks": 2}
-SMALL_MODELS = {
-    "dcgan": CONVOLUTIONAL,
-    "vae": {**CONVOLUTIONAL, "likelihood": "gaussian"},
-    "cvae": {"num_classes": 3, **CONVOLUTIONAL, "likelihood": "gaussian"},
-    "mlp-vae": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12,), "likelihood": "gaussian"},
-    "wgan": CONVOLUTIONAL,
-    "cdcgan": {"num_classes": 3, **CONVOLUTIONAL},
-    "resgan": CONVOLUTIONAL,
-    "mlp-gan": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12, 10)},
-    "pix2pix": {"in_channels": 1, "out_channels": 2, "channels": 4, "image_size": 16},
-    "autoencoder": CONVOLUTIONAL,
-    "glo": {"num_images": 4, **CONVOLUTIONAL},
-    "deep-image-prior": {"c_dim": 2, "channels": 6, "n_blocks": 2, "image_size": 16},
-    "rnn": {"hidden_size": 8},
-    "frame-predictor": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
-    "frame-filler": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
-    "row-rnn": {"c_dim": 2, "image_size": 16, "hidden_size": 8},
-}
 
 
 def negative_elbo(model: gf.models.BaseVAE, device: str, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -51,6 +31,7 @@ def frames(device: str) -> torch.Tensor:
     return torch.rand(2, 5, 2, 16, 16, device=device) * 2 - 1
 
 
+# How to run each registered model so that its output depends on all of its parameters. A new model needs a line.
 RUN = {
     "dcgan": logits,
     "wgan": logits,

@@ -5,7 +5,10 @@ import pickle
 import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from torch.ao.quantization import MinMaxObserver, fuse_modules, get_default_qconfig
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.testing._internal.common_modules import module_db
+from torch.utils.mkldnn import to_mkldnn
 
 import genimg_fast as gf
 from genimg_fast import nn
@@ -164,6 +167,44 @@ def test_errors():
         nn.BatchNormAct2d(8, activation="swish")
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         nn.BatchNormAct1d(8)(torch.randn(1, 8))
+
+
+def quantized(convolution, layer):
+    layer.qconfig, layer.activation_post_process = get_default_qconfig(), MinMaxObserver()
+    return torch.ao.nn.quantized.BatchNorm2d.from_float(layer)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "tool",
+    [
+        fuse_conv_bn_eval,
+        lambda convolution, layer: fuse_linear_bn_eval(torch.nn.Linear(3, 8).eval(), layer),
+        lambda convolution, layer: to_mkldnn(layer),
+        lambda convolution, layer: fuse_modules(torch.nn.Sequential(convolution, layer), [["0", "1"]]),
+        quantized,
+    ],
+    ids=["fuse_conv_bn_eval", "fuse_linear_bn_eval", "to_mkldnn", "fuse_modules", "from_float"],
+)
+def test_tools_that_replace_batch_norm_do_not_silently_drop_the_activation(tool):
+    convolution = torch.nn.Conv2d(3, 8, 3).eval()
+    layer = nn.BatchNormAct2d(8).eval()
+    with pytest.raises((RuntimeError, AssertionError), match=r"would drop the activation of|did not find fuser"):
+        tool(convolution, layer)
+    layer.running_var += 1
+    assert torch.equal(layer.running_var, torch.full((8,), 2.0))
+    read = torch.compile(lambda x: layer(x) + layer.running_var.sum(), backend="eager", fullgraph=True)
+    x = torch.randn(2, 8, 3, 3)
+    torch.testing.assert_close(read(x), layer(x) + 16)
+    layer.running_mean = layer.running_var = None
+    assert layer.running_var is None
+
+
+def test_a_layer_without_activation_folds():
+    convolution, layer = torch.nn.Conv2d(3, 8, 3).eval(), nn.BatchNormAct2d(8, activation="identity").eval()
+    layer.running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(fuse_conv_bn_eval(convolution, layer)(x), layer(convolution(x)))
 
 
 def test_sync_conversion_does_not_silently_drop_the_activation():

@@ -16,6 +16,8 @@
 namespace py = pybind11;
 using namespace genimg_fast::cuda;
 using simt::check;
+using simt::kDTypes;
+using simt::pointer;
 
 namespace {
 
@@ -25,10 +27,6 @@ struct Problem {
   Method method;
 };
 
-const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},
-                                              {"float64", DType::float64},
-                                              {"bfloat16", DType::bfloat16},
-                                              {"float16", DType::float16}};
 const std::map<std::string, Method> kMethods = {
     {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"group", Method::group}};
 
@@ -45,36 +43,24 @@ Problem problem(const std::string& dtype, std::array<int64_t, 3> shape, const st
       {kDTypes.at(dtype), shape[0], shape[1], shape[2]}, {multiprocessors, shared_bytes, true}, kMethods.at(method)};
 }
 
-int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
-// The array's memory, which must hold exactly `bytes`; null for None.
-void* pointer(const py::dict& arrays, const char* name, int64_t bytes) {
-  if (!arrays.contains(name) || arrays[name].is_none()) return nullptr;
-  const py::array array = py::reinterpret_borrow<py::array>(arrays[name]);
-  if (!py::isinstance<py::array>(arrays[name]) || !(array.flags() & py::array::c_style) || array.nbytes() != bytes) {
-    throw py::value_error(std::string(name) + ": expected a C-contiguous array of " + std::to_string(bytes) + " bytes");
-  }
-  return const_cast<void*>(array.data());
-}
-
 struct Pointers {
   const py::dict& arrays;
-  int64_t channels, element_bytes, data_bytes, channel_bytes;
+  int64_t channels, value_bytes, data_bytes, channel_bytes;
 
   Pointers(const Problem& p, const py::dict& arrays)
       : arrays(arrays),
         channels(p.shape.channels),
-        element_bytes(size_of(p.shape.dtype)),
-        data_bytes(p.shape.outer * p.shape.channels * p.shape.inner * size_of(p.shape.dtype)),
+        value_bytes(element_bytes(p.shape.dtype)),
+        data_bytes(p.shape.outer * p.shape.channels * p.shape.inner * value_bytes),
         channel_bytes(p.shape.channels * (p.shape.dtype == DType::float64 ? 8 : 4)) {}
   void* data(const char* name) const { return pointer(arrays, name, data_bytes); }
   void* channel(const char* name) const { return pointer(arrays, name, channel_bytes); }
   // Of the data's own dtype if the array has elements of that size.
   BatchNormActValues values(const char* name) const {
     const bool own = arrays.contains(name) && !arrays[name].is_none() &&
-                     py::reinterpret_borrow<py::array>(arrays[name]).itemsize() == element_bytes &&
-                     element_bytes * channels != channel_bytes;
-    return {pointer(arrays, name, own ? element_bytes * channels : channel_bytes), own};
+                     py::reinterpret_borrow<py::array>(arrays[name]).itemsize() == value_bytes &&
+                     value_bytes * channels != channel_bytes;
+    return {pointer(arrays, name, own ? value_bytes * channels : channel_bytes), own};
   }
 };
 

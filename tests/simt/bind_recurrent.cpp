@@ -15,28 +15,14 @@ using namespace genimg_fast;
 using namespace genimg_fast::cuda;
 using namespace py::literals;
 using simt::check;
+using simt::kDTypes;
+using simt::pointer;
 
 namespace {
 
-const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},
-                                              {"float64", DType::float64},
-                                              {"bfloat16", DType::bfloat16},
-                                              {"float16", DType::float16}};
 const std::map<std::string, RecurrentMethod> kMethods = {{"automatic", RecurrentMethod::automatic},
                                                          {"persistent", RecurrentMethod::persistent},
                                                          {"steps", RecurrentMethod::steps}};
-
-int64_t size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-
-// The array's memory; null if there is none of this name.
-void* pointer(const py::dict& arrays, const char* name, int64_t bytes) {
-  if (!arrays.contains(name)) return nullptr;
-  const py::array array = py::reinterpret_borrow<py::array>(arrays[name]);
-  if (!py::isinstance<py::array>(arrays[name]) || !(array.flags() & py::array::c_style) || array.nbytes() != bytes) {
-    throw py::value_error(std::string(name) + ": expected a C-contiguous array of " + std::to_string(bytes) + " bytes");
-  }
-  return const_cast<void*>(array.data());
-}
 
 // (multiprocessors, shared bytes of a block, compute capability)
 DeviceFacts facts_of(std::array<int, 3> device) { return {device[0], device[1], true, device[2]}; }
@@ -60,7 +46,7 @@ struct Problem {
   int64_t saved() const { return reserve_count(sequence.cell); }
   // Of `values` hidden vectors for each of `rows` rows.
   void* get(const char* name, int64_t rows, int64_t values = 1) const {
-    return pointer(arrays, name, rows * values * sequence.hidden * size_of(sequence.dtype));
+    return pointer(arrays, name, rows * values * sequence.hidden * element_bytes(sequence.dtype));
   }
   void* get_wide(const char* name) const {
     return pointer(arrays, name, sequence.batch * sequence.hidden * (sequence.dtype == DType::float64 ? 8 : 4));
@@ -127,30 +113,6 @@ py::dict plan(const std::string& dtype, int cell, int64_t batch, int64_t hidden,
   return described(make(s, facts_of(device), kMethods.at(method)));
 }
 
-// Arrays: (outer, gates, inner), or (outer, inner) for states.
-void update(const std::string& dtype, int cell, bool backward, int64_t outer, int64_t inner, const py::dict& arrays) {
-  CellUpdate call{};
-  call.dtype = kDTypes.at(dtype);
-  call.cell = static_cast<Cell>(cell);
-  call.outer = outer;
-  call.inner = inner;
-  const auto get = [&](const char* name, int64_t gates) {
-    return pointer(arrays, name, outer * gates * inner * size_of(call.dtype));
-  };
-  const int64_t gates = gate_count(call.cell);
-  call.gates = get("gates", gates);
-  call.gates_h = get("gates_h", gates);
-  call.state = get("state", 1);
-  call.h = get("h", 1);
-  call.c = get("c", 1);
-  call.grad_h = get("grad_h", 1);
-  call.grad_c = get("grad_c", 1);
-  call.grad_gates = get("grad_gates", gates);
-  call.grad_gates_h = get("grad_gates_h", gates);
-  call.grad_state = get("grad_state", 1);
-  check(backward ? cell_update_backward(call, nullptr) : cell_update_forward(call, nullptr));
-}
-
 size_t shared_bytes(const std::string& dtype, int cell, int64_t hidden, int rows, bool backward) {
   return recurrent_shared_bytes(kDTypes.at(dtype), static_cast<Cell>(cell), hidden, rows, backward);
 }
@@ -161,6 +123,5 @@ void bind_recurrent(py::module_& m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("plan", &plan);
-  m.def("update", &update);
   m.def("shared_bytes", &shared_bytes);
 }

@@ -18,13 +18,10 @@ using namespace genimg_fast;
 using namespace genimg_fast::cuda;
 using namespace py::literals;
 using simt::check;
+using simt::kDTypes;
 
 namespace {
 
-const std::map<std::string, DType> kDTypes = {{"float32", DType::float32},
-                                              {"float64", DType::float64},
-                                              {"bfloat16", DType::bfloat16},
-                                              {"float16", DType::float16}};
 const std::array<const char*, kOperands> kNames = {nullptr,    "mu",           "logvar", "noise",
                                                    "prior_mu", "prior_logvar", "grad_z", "grad_kl"};
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from memory import DTYPES, aligned, array
 from torch import Tensor
 
 Shape = tuple[int, int, int]  # outer, channels, inner; inner == 1 is channels-last
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 METHODS = ["split", "block", "group"]
 ACTIVATIONS = {"identity": (0, 1.0), "relu": (1, 0.0), "leaky_relu": (2, 0.2), "leaky_relu, odd slope": (2, -1.5)}
 SHAPES: list[Shape] = [
@@ -33,13 +33,6 @@ SHAPES: list[Shape] = [
 ]
 H200 = {"multiprocessors": 132, "shared_bytes": 227 << 10}
 MOMENTUM, EPS = 0.3, 1e-5
-
-
-def array(t: Tensor | None) -> np.ndarray | None:
-    """The tensor's memory as an array; numpy has no bfloat16."""
-    if t is None:
-        return None
-    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy()
 
 
 @dataclass
@@ -62,7 +55,7 @@ class Problem:
 
         def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1, shift: float = 0) -> Tensor:
             values = torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift
-            return self.place(values.to(dtype))
+            return aligned(values.to(dtype), self.misaligned)
 
         channels = (self.shape[1],)
         self.input = random(self.shape, self.dtype, 2, 3)
@@ -75,15 +68,8 @@ class Problem:
         self.running_var = random(channels, parameters).abs() + 1
         self.statistics = statistics
 
-    def place(self, values: Tensor) -> Tensor:
-        """Copies to memory that is aligned to 16 bytes, or to one element only."""
-        padding = 16 // values.element_size()
-        memory = torch.full((values.numel() + 2 * padding,), torch.nan, dtype=values.dtype)
-        start = -memory.data_ptr() // values.element_size() % padding + self.misaligned
-        return memory[start : start + values.numel()].view(values.shape).copy_(values)
-
     def empty(self) -> Tensor:
-        return self.place(torch.full(self.shape, torch.nan, dtype=self.dtype))
+        return aligned(torch.full(self.shape, torch.nan, dtype=self.dtype), self.misaligned)
 
     def per_channel(self) -> Tensor:
         return torch.full(self.shape[1:2], torch.nan, dtype=self.statistics)
@@ -94,7 +80,7 @@ class Problem:
 
     def arrays(self, **more: Tensor | None) -> dict[str, np.ndarray | None]:
         tensors = {"input": self.input, "residual": self.residual_input, "weight": self.weight, "bias": self.bias}
-        return {name: array(t) for name, t in {**tensors, **more}.items()}
+        return {name: None if t is None else array(t) for name, t in {**tensors, **more}.items()}
 
     def train(self, emulator: ModuleType, method: str = "automatic") -> tuple[dict[str, Tensor], str]:
         out = {
@@ -295,7 +281,7 @@ def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType) -> None:
         kind, slope = ACTIVATIONS[activation]
         x = values[:, None, None].expand(8, 4, 1).clone().requires_grad_()
         y = x * 1.0 if kind == 0 else x.relu() if kind == 1 else torch.nn.functional.leaky_relu(x, slope)
-        problem.input = problem.place(x.detach())
+        problem.input = aligned(x.detach())
         if method == "eval":
             torch.testing.assert_close(problem.eval(emulator), y.detach(), equal_nan=True)
         else:

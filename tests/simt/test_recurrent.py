@@ -6,7 +6,7 @@ import importlib
 import itertools
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -16,54 +16,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from cells import CELLS, GATES, GRU, LSTM, NAMES, RESERVE, RNN_RELU, RNN_TANH, gru_update, lstm_update
+from memory import DTYPES, Outputs, arrays, name_of
 from torch import Tensor
 
 import genimg_fast as gf
 
-RNN_TANH, RNN_RELU, GRU, LSTM = CELLS = range(4)
-NAMES = ("rnn_tanh", "rnn_relu", "gru", "lstm")
-GATES, RESERVE = (1, 1, 3, 4), (0, 0, 4, 5)
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HIDDEN = [1, 7, 16, 40, 64]
 METHODS = ["persistent", "steps"]
 H200 = (132, 227 << 10, 90)  # multiprocessors, shared memory of a block, compute capability
 SMALL = (8, 227 << 10, 90)
 RAGGED = (5, 5, 4, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1)  # the second block has only short sequences
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def array(t: Tensor) -> np.ndarray:
-    """The tensor's memory as an array; numpy has no bfloat16."""
-    assert t.is_contiguous()
-    return (t.view(torch.int16) if t.element_size() == 2 else t).numpy()
-
-
-def arrays(tensors: dict[str, Tensor | None]) -> dict[str, np.ndarray]:
-    return {name: array(t) for name, t in tensors.items() if t is not None}
-
-
-@dataclass
-class Outputs:
-    """Memory that kernels write: each tensor amid NaNs, which they must leave alone."""
-
-    dtype: torch.dtype
-    shift: int = 0  # elements after an address aligned to 16 bytes
-    tensors: dict[str, Tensor | None] = field(default_factory=dict)
-    guards: list[Tensor] = field(default_factory=list)
-
-    def add(self, name: str, *shape: int, when: bool = True, dtype: torch.dtype | None = None) -> None:
-        dtype = dtype or self.dtype
-        size = int(np.prod(shape, dtype=int))
-        memory = torch.full((size + 96,), torch.nan, dtype=dtype)
-        start = 32 - memory.data_ptr() // memory.element_size() % (16 // memory.element_size()) + self.shift
-        self.guards += [memory[:start], memory[start + size :]]
-        self.tensors[name] = memory[start : start + size].view(shape) if when else None
-
-    def check(self) -> None:
-        assert all(guard.isnan().all() for guard in self.guards), "written beyond an output"
 
 
 def begins(batch_sizes: Tensor | None, steps: int, batch: int) -> np.ndarray:
@@ -170,18 +133,6 @@ def recurrent_steps_backward(
         plans.append(plan)
     nothing = output.new_empty(0)
     return t["grad_gates"], t["grad_hidden_n"] if gru else nothing, t["grad_h0"], t["grad_c0"] if lstm else nothing
-
-
-def lstm_update(gates: Tensor, c: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    i, f, g, o = gates.chunk(4, dim)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def gru_update(gates_x: Tensor, gates_h: Tensor, h: Tensor, dim: int = -1) -> Tensor:
-    (xr, xz, xn), (hr, hz, hn) = gates_x.chunk(3, dim), gates_h.chunk(3, dim)
-    n = (xn + (xr + hr).sigmoid() * hn).tanh()
-    return n + (xz + hz).sigmoid() * (h - n)
 
 
 @dataclass
@@ -456,87 +407,6 @@ def test_steps_instead(
         assert emulator.recurrent.plan(dtype, LSTM, 64, hidden, backward, method, gpu)["method"] == "steps"
 
 
-# cell updates.
-
-
-@dataclass
-class Update:
-    """Tensors of a cell update: (outer, gates, inner), or (outer, inner) for states."""
-
-    cell: int
-    dtype: torch.dtype
-    outer: int
-    inner: int
-    without: tuple[str, ...] = ()
-    shift: int = 0
-
-    def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        names = (
-            ["gates", "gates_h", "state", "grad_h"] if self.cell == GRU else ["gates", "state", "grad_h", "grad_c"]
-        )
-        out = self.outputs(*names)
-        for t in out.tensors.values():
-            t.copy_(torch.randn(t.shape, generator=generator, dtype=torch.float64))
-        self.inputs = {name: t for name, t in out.tensors.items() if name not in self.without}
-
-    def outputs(self, *names: str) -> Outputs:
-        out = Outputs(self.dtype, self.shift)
-        for name in names:
-            gates = (GATES[self.cell],) if "gates" in name else ()
-            out.add(name, self.outer, *gates, self.inner)
-        return out
-
-    def run(self, emulator: ModuleType) -> dict[str, Tensor]:
-        results = {}
-        more = {GRU: ("grad_gates_h",), LSTM: ()}[self.cell]
-        for backward, names in (
-            (False, ("h", "c") if self.cell == LSTM else ("h",)),
-            (True, ("grad_gates", *more, "grad_state")),
-        ):
-            out = self.outputs(*names)
-            emulator.recurrent.update(
-                name_of(self.dtype), self.cell, backward, self.outer, self.inner, arrays(self.inputs | out.tensors)
-            )
-            out.check()
-            results |= out.tensors
-        return results
-
-    def torch(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        leaves = {n: t.to(dtype, copy=True).requires_grad_() for n, t in self.inputs.items() if "grad" not in n}
-        if self.cell == GRU:
-            gates = (leaves[name].flatten(1) for name in ("gates", "gates_h"))
-            results = {"h": gru_update(*gates, leaves["state"])}
-        else:
-            results = dict(zip("hc", lstm_update(leaves["gates"].flatten(1), leaves["state"]), strict=True))
-        pairs = [(results[n[5:]], g.to(dtype)) for n, g in self.inputs.items() if n.startswith("grad")]
-        torch.autograd.backward([sum((out * g).sum() for out, g in pairs)])
-        results |= {f"grad_{name}": t.grad for name, t in leaves.items()}
-        return {name: t.detach() for name, t in results.items()}
-
-    def check(self, emulator: ModuleType) -> None:
-        torchs, exact = self.torch(self.dtype), self.torch(torch.float64)
-        results = self.run(emulator)
-        assert results.keys() == exact.keys()
-        for name, value in results.items():
-            times = GRADIENT if name.startswith("grad") else FORWARD
-            assert_as_accurate_as_torch(value, torchs[name], exact[name], times=times, name=name)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cell", [GRU, LSTM], ids=["gru", "lstm"])
-def test_cell_updates(emulator: ModuleType, cell: int, dtype: torch.dtype) -> None:
-    for outer, inner in [(1, 1), (5, 7), (3, 64), (2, 8 * 45), (300, 3)]:
-        Update(cell, dtype, outer, inner).check(emulator)
-    Update(cell, dtype, 3, 64, shift=1).check(emulator)
-
-
-@pytest.mark.parametrize("without", ["grad_h", "grad_c"])
-def test_lstm_update_with_one_gradient(emulator: ModuleType, without: str) -> None:
-    for dtype in DTYPES:
-        Update(LSTM, dtype, 3, 16, (without,)).check(emulator)
-
-
 # sanitizers.
 
 
@@ -629,12 +499,6 @@ for (dtype, type), (cell, gates, saved), hidden, reverse in itertools.product(
         assert kernels.forward(*arguments, arrays, *how)["method"] == method
         arrays["product"] = zeros(batch, hidden)
         assert kernels.backward(*arguments, arrays, *how)["method"] == method
-    if cell > 1:
-        for outer, inner in ((3, 5), (2, 16)):
-            sizes = {name: (outer, inner) for name in ("state", "h", "c", "grad_h", "grad_c", "grad_state")}
-            sizes |= {name: (outer, gates, inner) for name in ("gates", "gates_h", "grad_gates", "grad_gates_h")}
-            for backward in (False, True):
-                kernels.update(dtype, cell, backward, outer, inner, {k: zeros(*v) for k, v in sizes.items()})
 print("done")
 """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.training import (
@@ -133,7 +134,7 @@ def test_learning_rate_falls_to_zero(name: str) -> None:
     rates: list[float] = []
     fit(
         trainer, make_data(name), steps=5, batch_size=4,
-        on_step=lambda step, values: rates.append(trainer.optimizers["all"].param_groups[0]["lr"]),
+        callbacks=[OnStep(lambda *_: rates.append(trainer.optimizers["all"].param_groups[0]["lr"]))],
     )  # fmt: skip
     factors = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]
     assert rates == pytest.approx([1e-2 * factor for factor in factors])

@@ -4,13 +4,13 @@ import os
 import re
 import signal
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.training import (
@@ -21,7 +21,6 @@ from genimg_fast.training import (
     Terminated,
     fit,
     load_checkpoint,
-    load_model,
 )
 
 MODEL_ARGS = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
@@ -43,9 +42,7 @@ def real_images(device: str = "cpu") -> Tensor:
     return torch.rand(8, 1, 16, 16, device=device) * 2 - 1
 
 
-def interrupt_at(
-    step: int, signum: int = signal.SIGINT, times: int = 1
-) -> Callable[[int, dict[str, Tensor]], None]:
+def interrupt_at(step: int, signum: int = signal.SIGINT, times: int = 1) -> OnStep:
     """Press Ctrl-C, or send another signal, during a step."""
 
     def on_step(done: int, _: dict[str, Tensor]) -> None:
@@ -53,7 +50,7 @@ def interrupt_at(
             for _ in range(times):
                 os.kill(os.getpid(), signum)
 
-    return on_step
+    return OnStep(on_step)
 
 
 def test_one_step_equals_the_textbook(device: str) -> None:
@@ -176,7 +173,7 @@ def test_run_folder_has_everything(digits: gf.data.ImageDataset, tmp_path: Path,
     assert state["rng"][0]["cpu"].dtype == torch.uint8
     assert len(state["optimizers"]["g"]["state"]) == len(list(trainer.model.generator.parameters()))
     assert len(state["optimizers"]["d"]["state"]) == len(list(trainer.model.discriminator.parameters()))
-    loaded = load_model(run.path)
+    loaded = gf.models.load(run.path)
     for ours, trained in (
         (loaded.generator, trainer.sampler.generator),
         (loaded.discriminator, trainer.model.discriminator),  # the one that the generator learned from
@@ -237,7 +234,7 @@ def test_ctrl_c_saves_and_stops(digits: gf.data.ImageDataset, tmp_path: Path) ->
     run = RunFolder.create(tmp_path, "stopped", CONFIG)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match=r"stopped after step 2; checkpoint saved to .*checkpoint\.pt"):
-        fit(make_trainer(), digits, steps=100, batch_size=8, run=run, on_step=interrupt_at(2))
+        fit(make_trainer(), digits, steps=100, batch_size=8, run=run, callbacks=[interrupt_at(2)])
     assert load_checkpoint(run.path)["step"] == 2
     assert {f.name for f in run.path.iterdir()} == FILES | {"samples-000002.png"}
     assert signal.getsignal(signal.SIGINT) is before
@@ -251,7 +248,7 @@ def test_sigterm_and_sighup_save_and_stop(
     before = signal.getsignal(signum)
     with pytest.raises(Terminated, match=r"stopped after step 2; checkpoint saved to .*checkpoint\.pt") as stopped:
         # Schedulers repeat themselves.
-        fit(make_trainer(), digits, steps=100, batch_size=8, run=run, on_step=interrupt_at(2, signum, times=2))
+        fit(make_trainer(), digits, steps=100, batch_size=8, run=run, callbacks=[interrupt_at(2, signum, times=2)])
     assert stopped.value.code == 128 + signum
     assert load_checkpoint(run.path)["step"] == 2
     assert signal.getsignal(signum) is before
@@ -263,7 +260,9 @@ def test_signals_that_the_program_handles_or_ignores_stay_its_own(digits: gf.dat
     ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         for signum in (signal.SIGTERM, signal.SIGHUP):
-            assert len(fit(make_trainer(), digits, steps=2, batch_size=8, on_step=interrupt_at(1, signum))) == 1
+            assert (
+                len(fit(make_trainer(), digits, steps=2, batch_size=8, callbacks=[interrupt_at(1, signum)])) == 1
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGHUP, ignored)
@@ -276,14 +275,14 @@ def test_a_second_ctrl_c_stops_at_once(digits: gf.data.ImageDataset, tmp_path: P
     with pytest.raises(
         KeyboardInterrupt, match=r"at once, after step 3; the last checkpoint, of step 2, is .*\.pt"
     ):
-        fit(make_trainer(), digits, steps=100, on_step=interrupt_at(3, times=2), **options)
+        fit(make_trainer(), digits, steps=100, callbacks=[interrupt_at(3, times=2)], **options)
     assert load_checkpoint(run.path)["step"] == 2
     assert not [f for f in run.path.iterdir() if f.name.startswith(".")]
 
 
 def test_ctrl_c_without_a_run_folder(digits: gf.data.ImageDataset) -> None:
     with pytest.raises(KeyboardInterrupt, match="stopped after step 1; nothing was saved"):
-        fit(make_trainer(), digits, steps=100, batch_size=8, on_step=interrupt_at(1))
+        fit(make_trainer(), digits, steps=100, batch_size=8, callbacks=[interrupt_at(1)])
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
@@ -298,7 +297,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
                 trainer.model.generator.main[0].weight[0, 0, 0, 0] = float("nan")
 
     with pytest.raises(NonFiniteLossError, match=r"loss_\w is nan at step 6; the last good checkpoint is .*\.pt"):
-        fit(trainer, digits, steps=20, batch_size=8, run=run, checkpoint_every=4, on_step=spoil)
+        fit(trainer, digits, steps=20, batch_size=8, run=run, checkpoint_every=4, callbacks=[OnStep(spoil)])
     state = load_checkpoint(run.path)
     assert state["step"] == 4
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -316,7 +315,7 @@ def test_nan_weights_never_replace_a_good_checkpoint(digits: gf.data.ImageDatase
     with pytest.raises(
         NonFiniteLossError, match="a weight is not finite after step 4; the last good checkpoint is"
     ):
-        fit(trainer, digits, steps=20, batch_size=8, run=run, checkpoint_every=2, on_step=spoil)
+        fit(trainer, digits, steps=20, batch_size=8, run=run, checkpoint_every=2, callbacks=[OnStep(spoil)])
     assert load_checkpoint(run.path)["step"] == 2
 
 
@@ -450,7 +449,7 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         config = {"model": name, "model_args": arguments}
         torch.save({"model": model.state_dict(), "config": config, "step": 1}, tmp_path / "checkpoint.pt")
         with pytest.raises(ValueError, match=f"does not fit its model, {name}: "):
-            load_model(tmp_path)
+            gf.models.load(tmp_path)
 
 
 @pytest.mark.parametrize("argument", [{"log_every": 0}, {"sample_every": -1}, {"checkpoint_every": -1}])

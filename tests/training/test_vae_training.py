@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from trainers import OnStep
 
 import genimg_fast as gf
 from genimg_fast.training import RunFolder, VAETrainer, fit, load_checkpoint, load_run
@@ -97,7 +98,7 @@ def test_learning_rate_falls_to_zero(digits: gf.data.ImageDataset) -> None:
     def on_step(step: int, values: dict[str, Tensor]) -> None:
         rates.append([group["lr"] for group in trainer.optimizers["all"].param_groups])
 
-    fit(trainer, digits, steps=5, batch_size=8, on_step=on_step)
+    fit(trainer, digits, steps=5, batch_size=8, callbacks=[OnStep(on_step)])
     factors = [1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0]
     assert rates == [pytest.approx([1e-3 * factor, 1e-2 * factor]) for factor in factors]
 
@@ -116,7 +117,7 @@ def test_run_folder_has_everything(name: str, digits: gf.data.ImageDataset, tmp_
     rows = [json.loads(line) for line in (run.path / "stats.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4]
     assert rows[0].keys() == {
-        "step", "loss", "reconstruction", "kl", "active_units", "images_per_s", "memory_mb",
+        "step", "loss", "reconstruction", "kl", "active_units", "images_per_s", "data_wait", "memory_mb",
     }  # fmt: skip
     with Image.open(run.path / "reconstructions-000004.png") as grid:
         assert grid.width == 16 * (64 + 4) + 4 + 7 * 12  # 8 pairs across

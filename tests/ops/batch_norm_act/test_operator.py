@@ -63,9 +63,6 @@ def test_opcheck(layout, dtype, own, device):
         torch.library.opcheck(OPERATORS.batch_norm_act_train_functional.default, functional)
         evaluate = (x, r, w, b, mean, var, 1e-5, 1, 0.0)
         torch.library.opcheck(OPERATORS.batch_norm_act_eval.default, evaluate)
-        torch.library.opcheck(OPERATORS.batch_norm_act_eval_with_copies.default, evaluate)
-        backward = (torch.randn_like(x), *evaluate[:6], mean + 1, var, 1e-5, 1, 0.0, True, True)
-        torch.library.opcheck(OPERATORS.batch_norm_act_eval_backward.default, backward)
         for needed in itertools.product([True, False], repeat=2):
             backward = (
                 torch.randn_like(x),
@@ -81,3 +78,12 @@ def test_opcheck(layout, dtype, own, device):
                 *needed,
             )
             torch.library.opcheck(OPERATORS.batch_norm_act_backward.default, backward)
+
+
+def test_opcheck_of_the_operators_of_compiled_graphs():
+    x, weight, bias, residual = make((4, 6, 5, 7), residual=True)
+    evaluate = (x.requires_grad_(), residual, weight, bias, torch.zeros(6), torch.ones(6), 1e-5, 1, 0.0)
+    torch.library.opcheck(OPERATORS.batch_norm_act_eval_with_copies.default, evaluate)
+    backward = (x.detach(), *(t.detach() for t in evaluate[:6]), torch.ones(6), torch.ones(6), *evaluate[6:])
+    torch.library.opcheck(OPERATORS.batch_norm_act_eval_backward.default, (*backward, True, True))
+    torch.library.opcheck(OPERATORS.copy.default, (weight.requires_grad_(),))

@@ -1,0 +1,174 @@
+#pragma once
+// From what the threads of batch_norm_act's kernels found to one result per channel: by threads, blocks and tiles,
+// always in the same order.
+#include "batch_norm_act_layout.cuh"
+
+namespace genimg_fast::cuda {
+
+__device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
+__device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }
+// Of counts: within 2 ulp, without the slow path that an exact quotient needs.
+__device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
+__device__ __forceinline__ double quotient(double x, double y) { return x / y; }
+
+// Pairwise, in place; V is a power of two.
+template <class Acc, int V>
+__device__ __forceinline__ Acc sum_of(Acc (&values)[V]) {
+#pragma unroll
+  for (int half = V / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int j = 0; j < half; ++j) values[j] += values[j + half];
+  }
+  return values[0];
+}
+
+// Moments: n values with mean a and sum of squared deviations b.  Sums: two sums, n is not used.
+template <class Acc>
+struct Partial {
+  Acc n, a, b;
+};
+
+struct Moments {
+  // Chan's merge.  An empty side adds nothing, whatever the other holds: no product of infinity and zero.
+  template <class Acc>
+  static __device__ __forceinline__ Partial<Acc> combine(const Partial<Acc>& l, const Partial<Acc>& r) {
+    const Acc n = l.n + r.n;
+    const Acc share = n > 0 ? quotient(r.n, n) : Acc(0);
+    const Acc delta = r.a - l.a;
+    return {n, multiply_add(delta, share, l.a), l.b + r.b + delta * (delta * (l.n * share))};
+  }
+};
+
+struct Sums {
+  template <class Acc>
+  static __device__ __forceinline__ Partial<Acc> combine(const Partial<Acc>& l, const Partial<Acc>& r) {
+    return {Acc(0), l.a + r.a, l.b + r.b};
+  }
+};
+
+// Partial results of the A channels of one thread.
+template <class Acc, int A>
+struct Partials {
+  Acc n, a[A], b[A];
+};
+
+template <class Combine, class Acc>
+__device__ __forceinline__ Partial<Acc> combine_with_lane(const Partial<Acc>& mine, int lane_mask) {
+  return Combine::combine(mine, Partial<Acc>{__shfl_xor_sync(0xffffffffu, mine.n, lane_mask),
+                                             __shfl_xor_sync(0xffffffffu, mine.a, lane_mask),
+                                             __shfl_xor_sync(0xffffffffu, mine.b, lane_mask)});
+}
+
+// The team of channel k is threads [k * team, (k + 1) * team); its members' partial results become total[k].
+template <class Combine, class Acc>
+__device__ __forceinline__ void combine_team(const Tiling& tiling, Partial<Acc> sum, Partial<Acc>* total) {
+  for (int lane_mask = tiling.team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
+  const int k = threadIdx.x / tiling.team;
+  if (k < tiling.group && threadIdx.x % tiling.team == 0) total[k] = sum;
+  __syncthreads();
+}
+
+// Combines what the block's threads found, channel by channel and in a fixed order, into total[0, group), for all
+// threads to read.
+template <class Combine, int A, class Acc>
+__device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc, A> mine, Partial<Acc>* total) {
+  SHARED(Partial<Acc>, partials, [kMaxPartials]);
+  const int thread = threadIdx.x, lane = thread % 32;
+  int contributions;
+  if (A > 1 || tiling.linear) {
+    // The lanes of a warp whose numbers agree modulo `columns` have the same channels: fold them by shuffles first.
+    const int columns = A > 1 ? tiling.width : 1;
+    for (int lane_mask = 16; lane_mask >= columns; lane_mask /= 2) {
+      const Acc n = mine.n;
+#pragma unroll
+      for (int j = 0; j < A; ++j) {
+        const Partial<Acc> sum = combine_with_lane<Combine>(Partial<Acc>{n, mine.a[j], mine.b[j]}, lane_mask);
+        mine.n = sum.n;
+        mine.a[j] = sum.a;
+        mine.b[j] = sum.b;
+      }
+    }
+    if (lane < columns) {
+#pragma unroll
+      for (int j = 0; j < A; ++j) {
+        partials[((thread / 32) * columns + lane) * A + j] = {mine.n, mine.a[j], mine.b[j]};
+      }
+    }
+    contributions = tiling.threads / 32;
+  } else {
+    partials[thread] = {mine.n, mine.a[0], mine.b[0]};
+    contributions = tiling.rows * tiling.span;
+  }
+  __syncthreads();
+  const int k = thread / tiling.team;
+  Partial<Acc> sum{0, 0, 0};
+  if (k < tiling.group) {
+    for (int j = thread % tiling.team; j < contributions; j += tiling.team) {
+      const int from = A > 1 || tiling.linear ? j * tiling.group + k
+                                              : (j / tiling.span) * tiling.width + k * tiling.span + j % tiling.span;
+      sum = Combine::combine(sum, partials[from]);
+    }
+  }
+  combine_team<Combine>(tiling, sum, total);
+}
+
+template <class Acc>
+struct PairOf {
+  using type = float2;
+};
+template <>
+struct PairOf<double> {
+  using type = double2;
+};
+
+// Where the blocks of a tile meet: slice s of channel c leaves its (a, b) in staged[c * slices + s] and counts itself
+// in arrived[tile], which is zero at launch.
+template <class Acc>
+struct Meeting {
+  typename PairOf<Acc>::type* staged;
+  unsigned* arrived;
+};
+
+template <class Acc>
+__device__ __forceinline__ void stage(const Tiling& tiling, const Meeting<Acc>& meeting, int64_t tile, int slice,
+                                      const Partial<Acc>* total) {
+  const int k = threadIdx.x;
+  const int64_t channel = tile * tiling.group + k;
+  if (k < tiling.group && channel < tiling.channels) {
+    typename PairOf<Acc>::type pair;
+    pair.x = total[k].a;
+    pair.y = total[k].b;
+    meeting.staged[channel * tiling.slices + slice] = pair;
+  }
+}
+
+// Waits until all blocks of the tile have staged their part; they must be resident together.
+__device__ __forceinline__ void wait_for_tile(const Tiling& tiling, unsigned* arrived) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    gpu::red_release_add(arrived, 1u);
+    while (gpu::ld_acquire(arrived) < static_cast<unsigned>(tiling.slices)) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// Combines the staged parts of the tile's channels, in the same order whichever block does it.
+template <class Combine, int V, class Acc>
+__device__ __forceinline__ void combine_staged(const Tiling& tiling, const Meeting<Acc>& meeting, int64_t tile,
+                                               Partial<Acc>* total) {
+  const int k = threadIdx.x / tiling.team;
+  const int64_t channel = tile * tiling.group + k;
+  Partial<Acc> sum{0, 0, 0};
+  if (k < tiling.group && channel < tiling.channels) {
+    for (int s = threadIdx.x % tiling.team; s < tiling.slices; s += tiling.team) {
+      const typename PairOf<Acc>::type pair = gpu::ld_cg(meeting.staged + channel * tiling.slices + s);
+      sum = Combine::combine(sum, Partial<Acc>{static_cast<Acc>(tiling.count<V>(s)), pair.x, pair.y});
+    }
+  }
+  combine_team<Combine>(tiling, sum, total);
+}
+
+}  // namespace genimg_fast::cuda

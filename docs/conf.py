@@ -1,0 +1,99 @@
+"""Configuration of Sphinx: `make docs`. Everything is made from what is here; nothing comes from the network."""
+
+import argparse
+import importlib
+import inspect
+import os
+import re
+from collections.abc import Iterator
+from unittest import mock
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+import genimg_fast as gf
+from genimg_fast.cli import main
+
+os.environ["COLUMNS"] = "100"  # the width of the commands' help
+
+project = "genimg_fast"
+copyright = "the authors of genimg_fast"
+version = release = gf.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = f"genimg_fast {release}"
+exclude_patterns = ["_build"]
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+python_use_unqualified_type_names = True
+
+
+class PublicNames(SphinxDirective):
+    """``.. public-names:: genimg_fast.ops`` documents all names that a package of ours exports and defines."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        package = importlib.import_module(self.arguments[0])
+        lines = []
+        for name in sorted(package.__all__, key=str.lower):
+            thing = getattr(package, name)
+            if not callable(thing) or not thing.__module__.startswith("genimg_fast"):
+                continue
+            lines.append(f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {package.__name__}.{name}")
+            if inspect.isclass(thing):
+                lines.append("   :members:")
+            lines.append("")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class Commands(SphinxDirective):
+    """``.. commands::`` prints the help of every command, from its parser."""
+
+    def run(self) -> list[nodes.Node]:
+        sections = []
+        for parser in leaves(program()):
+            section = nodes.section(ids=[nodes.make_id(parser.prog)], names=[parser.prog])
+            section += nodes.title(text=parser.prog)
+            section += nodes.literal_block(text=parser.format_help(), language="text")
+            sections.append(section)
+        return sections
+
+
+def program() -> argparse.ArgumentParser:
+    """Get the parser of the command line."""
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True) as parse_args:
+        parse_args.side_effect = SystemExit
+        try:
+            main([])
+        except SystemExit:
+            return parse_args.call_args.args[0]
+    raise RuntimeError("the command line has not parsed its arguments")
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Go through the commands without subcommands."""
+    subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not subparsers:
+        yield parser
+    for action in subparsers:
+        for command in dict.fromkeys(action.choices.values()):
+            yield from leaves(command)
+
+
+def escape_stars(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """Let the star of a shape, as in (N, C, *), be no emphasis."""
+    lines[:] = [re.sub(r"(?<= )\*(?=[,)])", r"\\*", line) for line in lines]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_directive("public-names", PublicNames)
+    app.add_directive("commands", Commands)
+    app.connect("autodoc-process-docstring", escape_stars)

@@ -1,0 +1,140 @@
+"""What the signature and the docstring of a function, or of a class, say about its options."""
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+
+from genimg_fast.options import Reader
+
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """A parameter of a function, as the user of a command sees it.
+
+    Args:
+        name: Of the parameter.
+        type: Its annotation, without ``None``.
+        optional: Whether it may be None.
+        default: Its default, ``REQUIRED`` if there is none.
+        help: What the docstring says, in a line.
+        positional: Whether it has no flag.
+    """
+
+    name: str
+    type: Any
+    optional: bool
+    default: Any
+    help: str
+    positional: bool = False
+
+    @property
+    def flag(self) -> str:
+        """``--z-dim`` for ``z_dim``, ``--class`` for ``class_``; ``RUN`` for a positional argument."""
+        word = self.name.rstrip("_")
+        return word.upper() if self.positional else f"--{word.replace('_', '-')}"
+
+    def takes(self) -> tuple[Reader, Collection[Any] | None, int | str | None]:
+        """Tell how to read a value, which values there are, and how many it takes (``"+"``: one or more).
+
+        Raises:
+            TypeError: If a text cannot be a value of its type.
+        """
+        origin, inner = get_origin(self.type), get_args(self.type)
+        if origin is tuple and Ellipsis not in inner:
+            return *_reads(inner[0]), len(inner)
+        if origin in (list, tuple, Sequence):
+            return *_reads(inner[0]), "+"
+        return *_reads(self.type), None
+
+    def finished(self, value: Any) -> Any:
+        """Turn the list that several values are read into into what its type is."""
+        return tuple(value) if isinstance(value, list) and get_origin(self.type) is tuple else value
+
+
+def _reads(kind: Any) -> tuple[Reader, Collection[Any] | None]:
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        readers = [reader for reader in kind.__metadata__ if isinstance(reader, Reader)]
+        return (readers[0], None) if readers else _reads(inner[0])
+    if origin is Literal:
+        by_text = {str(choice): choice for choice in inner}
+        return Reader(lambda text: by_text.get(text, text), ""), inner
+    if kind in (int, float):
+        what = "an integer" if kind is int else "a number"
+
+        def read(text: str) -> Any:
+            try:
+                return kind(text)
+            except ValueError:
+                raise ValueError(f"must be {what}, got {text!r}") from None
+
+        return Reader(read, "N" if kind is int else "X"), None
+    if kind is str:
+        return Reader(str, "TEXT"), None
+    if kind is Path or set(inner) == {str, Path}:
+        return Reader(Path, "PATH"), None
+    raise TypeError(f"a text cannot be a value of type {kind}")
+
+
+def options_of(function: Callable[..., Any], *, kinds: Mapping[str, Any] | None = None) -> dict[str, Option]:
+    """Get the options of a function, or of a class, by name: its parameters that a text can set.
+
+    Args:
+        function: What has the options.
+        kinds: Types of some parameters instead of their annotations.
+
+    Example:
+        >>> from genimg_fast._signatures import options_of
+        >>> def triple(number: int, *, quiet: bool = False) -> int:
+        ...     '''Triple a number.
+        ...
+        ...     Args:
+        ...         number: What to triple. It may be negative.
+        ...         quiet: Whether to print nothing.
+        ...     '''
+        >>> [(option.flag, option.help) for option in options_of(triple).values()]
+        [('NUMBER', 'what to triple'), ('--quiet', 'print nothing')]
+    """
+    made: Any = function
+    hints = get_type_hints(made.__init__ if isinstance(function, type) else function, include_extras=True)
+    hints |= kinds or {}
+    texts = {text.arg_name: text.description or "" for text in document(function).params}
+    options = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = hints.get(name, type(parameter.default))
+        inner = get_args(kind)
+        optional = get_origin(kind) in (Union, types.UnionType) and types.NoneType in inner
+        if optional:
+            kind = Union[tuple(k for k in inner if k is not types.NoneType)]  # noqa: UP007 - there is no other way
+        positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not isinstance(function, type)
+        option = Option(name, kind, optional, parameter.default, in_a_line(texts.get(name, "")), positional)
+        with suppress(TypeError):
+            if kind is not bool:
+                option.takes()
+            options[name] = option
+    return options
+
+
+@cache
+def document(function: Callable[..., Any]) -> docstring_parser.Docstring:
+    """Parse the docstring of a function or a class."""
+    return docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
+
+
+def in_a_line(text: str) -> str:
+    """Make the help of a flag from what a docstring says about a parameter: its first sentence, as plain text."""
+    text = re.sub(r":\w+:`(?:~[\w.]*\.|genimg_fast\.)?([^`]+)`", r"\1", " ".join(text.split()))
+    text = re.sub(r'``"?(.*?)"?``', r"\1", text)
+    text = re.split(r"\.(?=$| [A-Z\"])", text)[0]
+    text = re.sub(r"^Whether (to )?", "", text)
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text

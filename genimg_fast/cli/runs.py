@@ -1,0 +1,219 @@
+"""What the commands that use a trained model have in common: the run, real images for it, and what is written."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from genimg_fast.cli.arguments import blaming, find_device
+from genimg_fast.data import ImageDataset, load_dataset, load_sequences
+from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.sequences import TooFewFramesError
+from genimg_fast.models import BaseFrameModel
+from genimg_fast.options import OptionError, Reader, integers
+from genimg_fast.training import Picture, load_run, save_output
+from genimg_fast.training.outputs import batch_sizes, check_output
+
+# What --data and --out of these commands take, and --scale.
+Images = Annotated[str, Reader(str, "NAME|FOLDER")]
+Output = Annotated[str, Reader(str, "PATH")]
+Scale = Annotated[int, integers(1, 64)]
+
+
+class Real(NamedTuple):
+    """Real images, or sequences, and what they are to the run."""
+
+    dataset: Any  # an ImageDataset, or sequences
+    relation: str  # "held-out", "training", or "" where nobody can tell
+    source: str
+
+    def describe(self, n: int, what: str = "images") -> str:
+        """Say what ``n`` of them are."""
+        return f"{n} {self.kind(what)} of {self.source}"
+
+    def kind(self, what: str = "images") -> str:
+        """Say what they are."""
+        return f"{self.relation} {what}".strip()
+
+    def caption(self, what: str = "images") -> str:
+        """Say what they are, if that says more than that they are images."""
+        return self.kind(what) if self.relation else ""
+
+
+class _Settings(dict[str, Any]):
+    """The settings of a run, which may have been started from Python and say less than a command asks."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise OptionError("run", f"its config does not say {key!r}")
+
+
+def load_with_settings(run: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """Load the model of ``RUN`` and its settings; one that is missing there is an error in one line."""
+    with blaming("run"):
+        model, config = load_run(run)
+    return model.to(find_device(device)), _Settings(config)  # the attributes of a Module are not typed
+
+
+def load_real(
+    model: Any,
+    config: dict[str, Any],
+    *,
+    data: str | None,
+    data_root: Path,
+    download: bool,
+    training: bool = False,
+) -> Real:
+    """Load the images of ``--data``, or those of the run: those held out, if there are any, or trained on.
+
+    Args:
+        model: The model of the run.
+        config: Its settings.
+        data: What ``--data`` names.
+        data_root: Where downloaded data sets are.
+        download: Whether to allow torchvision to download what is missing.
+        training: Whether to take what was trained on in any case.
+    """
+    cut = {} if data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
+
+    def load(source: str) -> ImageDataset:
+        return load_dataset(
+            source,
+            image_size=model.image_size,
+            channels=model.c_dim,
+            root=data_root,
+            download=download,
+            skip_broken=not data and config.get("skip_broken", False),
+            **cut,
+        )
+
+    real = load_data(config, data, load, lambda found: content_hash(found.images, found.labels), training=training)
+    classes = config.get("classes", [])
+    if getattr(model, "num_classes", 0) > 0 and set(real.dataset.class_names) <= set(classes):
+        real = real._replace(dataset=real.dataset.with_classes(classes))
+    if 0 < getattr(model, "num_classes", 0) < len(real.dataset.class_names):
+        number = len(real.dataset.class_names)
+        raise OptionError("data", f"has {number} classes, and the model knows {model.num_classes}")
+    return real
+
+
+def load_data(
+    config: dict[str, Any],
+    data: str | None,
+    load: Callable[[str], Any],
+    content: Callable[[Any], str],
+    *,
+    training: bool = False,
+) -> Real:
+    """Load what ``--data`` names, or the data of the run: what it held out, if anything, or trained on.
+
+    Args:
+        config: Settings of the run.
+        data: What ``--data`` names.
+        load: Reads a source.
+        content: Computes the hash of what was read that the settings hold.
+        training: Whether to take what was trained on in any case.
+    """
+    if data:
+        with blaming("data"):
+            return Real(load(data), "", data)
+    other, share = None if training else config.get("val_data"), config.get("val_split")
+    source = other or config["data"]
+    with blaming("data"):
+        dataset = load(source)
+        same = config.get("sha256" if other is None else "val_sha256") == content(dataset)
+        if share is None:
+            relation = "training" if other is None else "held-out"
+            return Real(dataset, relation if same else "", source)
+        if not same:  # the split would be another one
+            raise OptionError(
+                "run",
+                f"{source} holds other images than at the training, so nobody can tell which were held out: name "
+                "some with --data",
+            )
+        parts = dataset.split(share, seed=config["seed"])
+    return Real(parts[0], "training", source) if training else Real(parts[1], "held-out", source)
+
+
+def load_clips(
+    model: BaseFrameModel, config: dict[str, Any], data: str | None, frames: int, *, seed: int, flag: str
+) -> Real:
+    """Load the sequences of ``--data``, or those of the run; of moving digits, those that training has not seen.
+
+    Args:
+        model: The model of the run.
+        config: Its settings.
+        data: What ``--data`` names.
+        frames: Number of frames in a sequence.
+        seed: Seed of moving digits.
+        flag: The option to blame if there are no clips of so many frames.
+    """
+
+    def load(source: str, frames: int) -> Any:
+        return load_sequences(
+            source, frames=frames, image_size=model.image_size, channels=model.c_dim,
+            speed=tuple(config["speed"]), train=False, seed=seed,
+        )  # fmt: skip
+
+    source = data or config.get("val_data") or config["data"]
+    with blaming("data"), blaming(flag, (TooFewFramesError,)):
+        if data or source == "moving-digits":
+            return Real(load(source, frames), "held-out" if source == "moving-digits" else "", source)
+        # A split of clips depends on the number of frames that it was made for.
+        real = load_data(
+            config, data, lambda source: load(source, config["frames"]),
+            lambda folders: content_hash(*folders.clips.values()),
+        )  # fmt: skip
+        return real._replace(dataset=real.dataset.windows(frames))
+
+
+def choose(real: Real, n: int | None, *, most: int, seed: int, what: str = "images") -> Tensor:
+    """Choose ``--n`` images, or sequences, at random, ``most`` by default; say what they are.
+
+    Returns:
+        Their indices.
+    """
+    number = len(real.dataset)
+    n = min(most, number) if n is None else n
+    if n > number:
+        raise OptionError("n", f"must be at most {number}, the number of {what}")
+    print(real.describe(n, what))
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed))[:n]
+
+
+def batches(
+    real: Real, indices: Tensor, image_size: int, device: torch.device, *, frames: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Load images, or sequences, and their labels, as many at a time as there is room for."""
+    for part in indices.split(batch_sizes(len(indices), image_size, frames=frames)):
+        images, labels = real.dataset[part]
+        yield images.to(device), labels.to(device)
+
+
+def check_out(out: str, *, moves: bool = False) -> None:
+    """Complain before the work about what cannot be written."""
+    with blaming("out", (OSError, ValueError)):
+        check_output(out, moves=moves)
+
+
+def write(pictures: Iterable[Picture], out: str, **options: Any) -> int:
+    """Write what was made, and say where it is; the options are those of :func:`save_output`."""
+
+    def made() -> Iterator[Picture]:
+        # What goes wrong in here has nothing to do with --out.
+        try:
+            yield from pictures
+        except (OSError, ValueError) as error:
+            failed.append(error)
+            raise
+
+    failed: list[Exception] = []
+    try:
+        save_output(made(), out, **options)
+    except (OSError, ValueError) as error:
+        if error in failed:
+            raise
+        raise OptionError("out", str(error)) from error
+    print(out)
+    return 0

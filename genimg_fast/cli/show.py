@@ -1,0 +1,194 @@
+"""``genimg-fast reconstruct``, ``translate`` and ``latent``: what a trained model makes of images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+
+from genimg_fast._evaluating import evaluating
+from genimg_fast._files import replacing
+from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.cli.runs import (
+    Images,
+    Output,
+    Real,
+    Scale,
+    batches,
+    check_out,
+    choose,
+    load_data,
+    load_real,
+    load_with_settings,
+    write,
+)
+from genimg_fast.data import ImageDataset, load_pairs
+from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.optional import optional_import
+from genimg_fast.models import Autoencoder, BaseVAE, Pix2Pix
+from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed
+from genimg_fast.training import Picture, plot_latents
+
+
+def reconstruct(
+    run: Path,
+    *,
+    out: Output = "reconstructions.png",
+    n: PositiveInt | None = None,
+    data: Images | None = None,
+    data_root: Folder = Path("data"),
+    download: bool = False,
+    scale: Scale | None = None,
+    plain: bool = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> int:
+    """Show images, each beside its reconstruction.
+
+    They go into a picture of all; or, as they come, however many there are, into a new or empty folder, or an
+    .npz file.
+
+    Args:
+        run: Run folder, or checkpoint.
+        out: Picture to write, or FOLDER/, or .npz.
+        n: Number of images; default: 36, if there are so many.
+        data: Real images; default: what the run held out, else what it trained on.
+        data_root: Where downloaded data sets are.
+        download: Whether to allow torchvision to download what is missing.
+        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
+        plain: Whether to leave out names, borders and the margin.
+        seed: Seed of all random numbers.
+        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+
+    Example:
+        genimg-fast reconstruct runs/00000-vae-digits --n 36
+        genimg-fast reconstruct runs/00000-vae-digits --data photos/ --n 5000 --out reconstructed/
+    """
+    check_out(out)
+    model, config = load_with_settings(run, device)
+    _check_kind(model, config, (BaseVAE, Autoencoder), "VAE or an autoencoder")
+    real = load_real(model, config, data=data, data_root=data_root, download=download)
+    indices = choose(real, n, most=36, seed=seed)
+
+    def made() -> Iterator[Picture]:
+        for images, labels in batches(real, indices, model.image_size, find_device(device)):
+            conditions = (labels,) if getattr(model, "num_classes", 0) > 0 else ()
+            reconstructions = model.reconstruct(images, *conditions)
+            yield Picture(images={"input": images, "output": reconstructions}, caption=real.caption())
+
+    classes = real.dataset.class_names
+    labels = real.dataset.labels[indices] if len(classes) > 1 else None
+    return write(made(), out, n=len(indices), labels=labels, class_names=classes, scale=scale, plain=plain)
+
+
+def translate(
+    run: Path,
+    *,
+    out: Output = "translations.png",
+    n: PositiveInt | None = None,
+    dropout: bool = False,
+    batch_statistics: bool = False,
+    data: Annotated[str, Reader(str, "FOLDER")] | None = None,
+    scale: Scale | None = None,
+    plain: bool = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> int:
+    """Translate images; show input, output and target.
+
+    They go into a picture of all; or, as they come, however many there are, into a new or empty folder, or an
+    .npz file.
+
+    Args:
+        run: Run folder, or checkpoint.
+        out: Picture to write, or FOLDER/, or .npz.
+        n: Number of pairs; default: 16, if there are so many.
+        dropout: Whether to keep dropout on, for variation.
+        batch_statistics: Whether to normalise with the statistics of these images, as the paper does; of more than
+            fit into a batch, with those of each batch.
+        data: Folder of pairs; default: what the run held out, else what it trained on.
+        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
+        plain: Whether to leave out names, borders and the margin.
+        seed: Seed of all random numbers.
+        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+
+    Example:
+        genimg-fast translate runs/00000-pix2pix-maps --n 16
+        genimg-fast translate runs/00000-pix2pix-maps --data validation/ --n 1000 --out translated/
+    """
+    check_out(out)
+    model, config = load_with_settings(run, device)
+    if not isinstance(model, Pix2Pix):
+        raise OptionError("run", f"{config['model']} translates no images; this is for pix2pix")
+
+    def load(source: str) -> ImageDataset:
+        return load_pairs(
+            source, image_size=model.image_size, channels=model.in_channels,
+            skip_broken=config.get("skip_broken", False),
+        )  # fmt: skip
+
+    real = load_data(config, data, load, lambda pairs: content_hash(pairs.images))
+    real = real._replace(source=f"folder {real.source}")
+    indices = choose(real, n, most=16, seed=seed, what="pairs")
+
+    def made() -> Iterator[Picture]:
+        for images, _ in batches(real, indices, model.image_size, find_device(device)):
+            source, target = images.chunk(2, dim=3)
+            if config.get("direction") == "b2a":
+                source, target = target, source
+            output = model.translate(source, dropout=dropout, batch_statistics=batch_statistics)
+            panels = {"input": source, "output": output, "target": target}
+            yield Picture(images=panels, caption=real.caption("pairs"))
+
+    return write(made(), out, n=len(indices), scale=scale, plain=plain)
+
+
+def latent(
+    run: Path,
+    *,
+    out: File = Path("latent.png"),
+    n: PositiveInt | None = None,
+    data: Images | None = None,
+    data_root: Folder = Path("data"),
+    download: bool = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> int:
+    """Plot where a VAE's encoder puts images, coloured by class.
+
+    Args:
+        run: Run folder, or checkpoint.
+        out: Image file to write.
+        n: Number of images; default: 2000, if there are so many.
+        data: Real images; default: what the run held out, else what it trained on.
+        data_root: Where downloaded data sets are.
+        download: Whether to allow torchvision to download what is missing.
+        seed: Seed of all random numbers.
+        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+
+    Example:
+        genimg-fast latent runs/00000-vae-digits --out latent.png
+    """
+    optional_import("matplotlib")
+    if out.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
+        raise OptionError("out", f"{str(out)!r} does not end like an image file, such as .png")
+    model, config = load_with_settings(run, device)
+    _check_kind(model, config, (BaseVAE,), "VAE")
+    if model.z_dim < 2:
+        raise OptionError("run", "its latents have a single dimension, and a plot needs two")
+    real: Real = load_real(model, config, data=data, data_root=data_root, download=download)
+    indices = choose(real, n, most=2000, seed=seed)
+    found = []
+    with torch.no_grad(), evaluating(model):
+        for images, labels in batches(real, indices, model.image_size, find_device(device)):
+            found.append(model.encode(images, labels if model.num_classes > 0 else None)[0])
+    title, classes = real.describe(len(indices)), real.dataset.class_names
+    with blaming("out"), replacing(out) as temporary:
+        plot_latents(torch.cat(found), real.dataset.labels[indices], classes, temporary, title=title)
+    print(out)
+    return 0
+
+
+def _check_kind(model: Any, config: dict[str, Any], kinds: tuple[type, ...], words: str) -> None:
+    if not isinstance(model, kinds):
+        raise OptionError("run", f"must be a run of a {words}, got one of {config['model']}")

@@ -1,0 +1,138 @@
+"""Batches that are read ahead, by a thread or by processes, and shared by processes."""
+
+import multiprocessing
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+import genimg_fast as gf
+from genimg_fast.data.stream import draw_order, fetch_batches, map_in_order
+
+
+def numbered(n: int = 10) -> gf.data.ImageDataset:
+    return gf.data.ImageDataset(torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).repeat(1, 1, 4, 4))
+
+
+def numbers(images: Tensor) -> list[int]:
+    return ((images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_parts_make_up_the_batches() -> None:
+    whole = gf.data.batches(numbered(), 5, seed=3)
+    parts = [gf.data.batches(numbered(), 5, seed=3, part=part, parts=2) for part in range(2)]
+    for batch in islice(whole, 4):
+        first, second = (numbers(next(part)[0]) for part in parts)
+        assert (len(first), len(second)) == (3, 2)
+        assert numbers(batch[0]) == [first[0], second[0], first[1], second[1], first[2]]
+
+
+def test_augmentation_is_the_same_for_any_number_of_processes() -> None:
+    data = gf.data.Augmented(numbered(40), flip=True, shift=1)
+    torch.manual_seed(1)
+    whole, _ = next(gf.data.batches(data, 20))
+    for part in range(2):
+        torch.manual_seed(1)
+        images, _ = next(gf.data.batches(data, 20, part=part, parts=2))
+        assert torch.equal(images, whole[part::2])
+
+
+def test_a_transform_of_torchvision_changes_each_image_by_itself() -> None:
+    colour = gf.data.ImageDataset(torch.full((16, 3, 4, 4), 100, dtype=torch.uint8))
+    data = gf.data.Augmented(colour, transform=v2.ColorJitter(brightness=0.5))
+    images, _ = next(gf.data.batches(data, 16))
+    assert images.shape == (16, 3, 4, 4)
+    assert len(images.mean((1, 2, 3)).unique()) > 8
+    assert images.min() >= -1
+    again, _ = data[torch.arange(16)]
+    assert not torch.equal(again, images)
+
+
+def fetch(number: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    if number == 3:
+        raise ValueError("batch 3 is broken")
+    return index.view(-1, 1).to(torch.uint8), index
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("thread", [False, True])
+def test_an_error_comes_in_its_turn_and_leaves_nothing_running(workers: int, thread: bool) -> None:
+    before = threading.active_count()
+    batches = fetch_batches(fetch, draw_order(10, 4), device=CPU, workers=workers, thread=thread)
+    assert [labels.tolist() for _, labels in islice(batches, 3)] == [
+        index.tolist() for _, index in islice(draw_order(10, 4), 3)
+    ]
+    with pytest.raises(ValueError, match=r"^batch 3 is broken$") as raised:
+        next(batches)
+    assert raised.tb is not None  # which holds on to everything
+    assert threading.active_count() <= before
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_closing_ends_threads_and_processes(workers: int) -> None:
+    before = threading.active_count()
+    batches = fetch_batches(fetch, draw_order(10, 4), device=CPU, workers=workers, thread=True)
+    next(batches)
+    assert threading.active_count() + len(multiprocessing.active_children()) > before
+    batches.close()
+    assert threading.active_count() + len(multiprocessing.active_children()) == before
+
+
+def test_batches_that_come_to_an_end() -> None:
+    order = [(number, torch.tensor([number])) for number in range(3)]
+    for workers in (0, 2):
+        batches = fetch_batches(fetch, iter(order), device=CPU, workers=workers, thread=True)
+        assert [int(labels) for _, labels in batches] == [0, 1, 2]
+
+
+def half(number: int) -> int:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number // 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_in_order_with_errors_among_them(workers: int) -> None:
+    results = list(map_in_order(half, range(40), workers=workers, title="halves"))
+    assert results[::2] == list(range(20))
+    assert [str(error) for error in results[1::2]] == [f"{number} is odd" for number in range(1, 40, 2)]
+
+
+LEFT_OPEN = """
+    import torch
+    from genimg_fast.data.stream import draw_order, fetch_batches
+    def fetch(number, index):
+        return index.view(-1, 1).to(torch.uint8), index
+    batches = fetch_batches(fetch, draw_order(10, 4), device=torch.device("cpu"), workers=1)
+    print(next(batches)[0].shape)
+"""
+
+
+def test_a_program_ends_with_batches_left() -> None:
+    """The workers hear no signal: they must be told."""
+    subprocess.run([sys.executable, "-c", textwrap.dedent(LEFT_OPEN)], check=True, timeout=60, capture_output=True)
+
+
+def endless() -> Iterator[Tensor]:
+    number = 0
+    while True:
+        yield torch.full((1, 2, 2), float(number % 2))
+        number += 1
+
+
+def test_look_and_batches_agree_on_where_a_stream_begins() -> None:
+    data = gf.data.as_batched(endless())
+    assert data.look()[0].shape == (64, 1, 2, 2)
+    images, _ = next(gf.data.batches(data, 100))
+    assert images[:, 0, 0, 0].tolist() == [0.0, 1.0] * 50

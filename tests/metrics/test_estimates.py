@@ -1,0 +1,161 @@
+import math
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from genimg_fast.metrics import (
+    GaussianStatistics,
+    compare_features,
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    neighbours,
+    precision_recall,
+)
+from genimg_fast.metrics.estimates import FIGURES, draw_sets
+from genimg_fast.metrics.kernel import weighted_distances
+
+
+def two_sets(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return torch.randn(70, 5, dtype=dtype) * 0.8 + 0.5, torch.randn(90, 5, dtype=dtype)
+
+
+def test_kernel_distance_equals_torch_fidelitys() -> None:
+    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    generated, real = two_sets()
+    expected = kid.kid_features_to_metric(
+        generated, real, kid_subsets=4, kid_subset_size=50, rng_seed=3, verbose=False
+    )
+    found = kernel_distance(generated, real, subsets=4, subset_size=50, seed=3)
+    assert found == pytest.approx(tuple(expected.values()), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_precision_and_recall_equal_torch_fidelitys(dtype: torch.dtype) -> None:
+    prc = pytest.importorskip("torch_fidelity.metric_prc")
+    generated, real = two_sets(dtype)
+    expected = prc.prc_features_to_metric(generated, real, verbose=False)
+    found = precision_recall(generated, real)
+    assert found == pytest.approx((expected["precision"], expected["recall"]), abs=1e-6)
+    assert 0.2 < found.recall < found.precision < 1
+
+
+def test_density_and_coverage_equal_their_definition() -> None:
+    """Equations 3 and 4 of Naeem et al. 2020, point by point."""
+    generated, real = two_sets()
+    k, x, y = 5, real.numpy(), generated.numpy()
+    within = [numpy.linalg.norm(x - x[i], axis=1) for i in range(len(x))]
+    radius = [numpy.sort(numpy.delete(within[i], i))[k - 1] for i in range(len(x))]
+    inside = numpy.array(
+        [[numpy.linalg.norm(y[j] - x[i]) <= radius[i] for i in range(len(x))] for j in range(len(y))]
+    )
+    found = density_coverage(generated, real, k=k)
+    assert found == pytest.approx((inside.sum() / (k * len(y)), inside.any(0).mean()))
+
+
+@pytest.mark.parametrize("size", [1, 3000, 1 << 20])
+def test_neighbours_do_not_depend_on_the_parts(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = two_sets()
+    expected = precision_recall(generated, real), density_coverage(generated, real)
+    monkeypatch.setattr(neighbours, "_BYTES", size)
+    assert (precision_recall(generated, real), density_coverage(generated, real)) == expected
+
+
+def test_copies_of_the_real_ones_are_among_them() -> None:
+    _, real = two_sets(torch.float32)
+    far = real + 1000  # where float32 has few digits left for distances
+    assert precision_recall(far.clone(), far) == (1, 1)
+    assert density_coverage(far.clone(), far).coverage == 1
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_weighted_kernel_distances(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genimg_fast.metrics.kernel._ROWS", rows)
+    generated, real = two_sets()
+    ones = torch.ones(1, 70).double(), torch.ones(1, 90).double()
+    whole = kernel_distance(generated[:70], real[:70], subsets=1, subset_size=70).mean
+    assert weighted_distances(generated, real[:70], ones[0], ones[0]).item() == pytest.approx(whole)
+    half = (torch.arange(70) % 2).double()[None]  # weight 0 is the same as not there
+    expected = weighted_distances(generated[1::2], real, torch.ones(1, 35).double(), ones[1])
+    torch.testing.assert_close(weighted_distances(generated, real, half, ones[1]), expected)
+    torch.testing.assert_close(weighted_distances(generated, real, 3 * half, ones[1]), expected)
+
+
+def test_figures_are_those_of_their_functions_and_seeded() -> None:
+    generated, real = two_sets()
+    found = compare_features(generated, real, resamples=20)
+    assert tuple(found) == FIGURES
+    statistics = [GaussianStatistics(5) for _ in range(2)]
+    for each, features in zip(statistics, (generated, real), strict=True):
+        each.update(features)
+    assert found["frechet_distance"].value == pytest.approx(frechet_distance(*statistics))
+    assert found["kernel_distance"].value == kernel_distance(generated, real).mean
+    shares = (found["precision"].value, found["recall"].value)
+    assert shares == precision_recall(generated, real)
+    assert (found["density"].value, found["coverage"].value) == density_coverage(generated, real)
+    for figure in found.values():
+        assert figure.low < figure.value < figure.high
+    assert compare_features(generated, real, resamples=20) == found
+    assert compare_features(generated, real, resamples=20, seed=1) != found
+    only = compare_features(generated, real, figures=["recall"], resamples=20)
+    assert only == {"recall": found["recall"]}
+
+
+def test_intervals_of_a_share_are_those_of_the_binomial_distribution() -> None:
+    generated, real = torch.randn(400, 1), torch.randn(400, 1)
+    generated[:200] += 1000  # half of them are far away
+    precision = compare_features(generated, real, figures=["precision"], resamples=1000)["precision"]
+    assert precision.value == pytest.approx(0.5, abs=0.02)
+    error = 1.96 * math.sqrt(0.25 / 400)
+    assert (precision.low, precision.high) == pytest.approx((0.5 - error, 0.5 + error), abs=0.025)
+
+
+def test_intervals_cover_the_figure_of_so_many_images() -> None:
+    """The mean Fréchet distance of sets of this size, which is far above 0 though all are of one distribution."""
+
+    def draw() -> tuple[Tensor, Tensor]:
+        return torch.randn(60, 8), torch.randn(60, 8) + 0.3
+
+    pairs = [draw() for _ in range(40)]
+    found = [
+        compare_features(*pair, figures=["frechet_distance"], resamples=40)["frechet_distance"] for pair in pairs
+    ]
+    mean = sum(figure.value for figure in found) / len(found)
+    assert mean > 8 * 0.09 + 0.5  # its bias
+    assert sum(figure.low <= mean <= figure.high for figure in found) >= 33  # of 40, 38 on average
+    assert sum(figure.bias for figure in found) / len(found) == pytest.approx(mean - 8 * 0.09, rel=0.4)
+
+
+def test_score_and_its_interval() -> None:
+    logits = 2 * torch.randn(300, 6)
+    found = inception_score(logits, splits=3, resamples=50)
+    assert found.low < found.value < found.high
+    p = logits.double().softmax(1)
+    counts = draw_sets(300, 50, torch.Generator().manual_seed(0))
+    scores = []
+    for weights in counts.long():
+        chosen = [torch.arange(300).repeat_interleave(weights * (torch.arange(300) % 3 == k)) for k in range(3)]
+        each = [(p[c] * (p[c].log() - p[c].mean(0).log())).sum(1).mean().exp() for c in chosen]
+        scores.append(torch.stack(each).mean().item())
+    assert found.bias == pytest.approx(sum(scores) / 50 - found.value)
+
+
+def test_bad_sets() -> None:
+    ok = torch.zeros(6, 2)
+    with pytest.raises(ValueError, match=r"generated must be floating-point features of shape \(n, dim\)"):
+        precision_recall(torch.zeros(6), ok)
+    with pytest.raises(ValueError, match=r"real must be floating-point .* got torch\.int64 of shape"):
+        kernel_distance(ok, ok.long())
+    with pytest.raises(ValueError, match="different lengths, 2 and 3"):
+        density_coverage(ok, torch.zeros(6, 3))
+    with pytest.raises(ValueError, match="real features are not finite"):
+        kernel_distance(ok, ok / 0)
+    with pytest.raises(ValueError, match=r"k must lie in 1\.\.5, below the number of points, got 6"):
+        precision_recall(ok, ok, k=6)
+    with pytest.raises(ValueError, match="subsets of at least 2 features, got 100 of 1"):
+        kernel_distance(ok[:1], ok)
+    with pytest.raises(ValueError, match=r"figures must be some of .* got 'fid'"):
+        compare_features(ok, ok, figures=["fid"])

@@ -1,0 +1,21 @@
+"""Arguments that make a small model of every registered name. A new model needs a line."""
+
+CONVOLUTIONAL = {"z_dim": 8, "c_dim": 2, "channels": 4, "n_blocks": 2}
+SMALL_MODELS = {
+    "dcgan": CONVOLUTIONAL,
+    "vae": {**CONVOLUTIONAL, "likelihood": "gaussian"},
+    "cvae": {"num_classes": 3, **CONVOLUTIONAL, "likelihood": "gaussian"},
+    "mlp-vae": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12,), "likelihood": "gaussian"},
+    "wgan": CONVOLUTIONAL,
+    "cdcgan": {"num_classes": 3, **CONVOLUTIONAL},
+    "resgan": CONVOLUTIONAL,
+    "mlp-gan": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12, 10)},
+    "pix2pix": {"in_channels": 1, "out_channels": 2, "channels": 4, "image_size": 16},
+    "autoencoder": CONVOLUTIONAL,
+    "glo": {"num_images": 4, **CONVOLUTIONAL},
+    "deep-image-prior": {"c_dim": 2, "channels": 6, "n_blocks": 2, "image_size": 16},
+    "rnn": {"hidden_size": 8},
+    "frame-predictor": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "frame-filler": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
+    "row-rnn": {"c_dim": 2, "image_size": 16, "hidden_size": 8},
+}
