@@ -133,7 +133,7 @@ def document(function: Callable[..., Any]) -> docstring_parser.Docstring:
 
 def in_a_line(text: str) -> str:
     """Make the help of a flag from what a docstring says about a parameter: its first sentence, as plain text."""
-    text = re.sub(r":\w+:`[~.]?(?:[\w.]*\.)?([^`]+)`", r"\1", " ".join(text.split()))
+    text = re.sub(r":\w+:`(?:~[\w.]*\.|genimg_fast\.)?([^`]+)`", r"\1", " ".join(text.split()))
     text = re.sub(r'``"?(.*?)"?``', r"\1", text)
     text = re.split(r"\.(?=$| [A-Z\"])", text)[0]
     text = re.sub(r"^Whether (to )?", "", text)

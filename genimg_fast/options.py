@@ -5,7 +5,7 @@ An option is written once, in the signature and docstring of what takes it. ``z_
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +32,28 @@ class OptionError(ValueError):
         super().__init__(f"{option} {message}")
         self.option = option
         self.message = message
+
+
+def about_option(error: ValueError, names: Mapping[str, str]) -> OptionError | None:
+    """Find the option that an error is about: its message begins with the parameter's name and "must".
+
+    Args:
+        error: The error.
+        names: Names of options, by those of parameters.
+
+    Returns:
+        The error of that option, None if it is about none of them.
+
+    Example:
+        >>> from genimg_fast.options import about_option
+        >>> about_option(ValueError("hidden[1] must be at least 1, got 0"), {"hidden": "hidden"})
+        OptionError('hidden must be at least 1, got 0')
+    """
+    if isinstance(error, OptionError):
+        return error
+    name, _, message = str(error).partition(" ")
+    name = name.partition("[")[0]  # one of several values may be to blame
+    return OptionError(names[name], message) if name in names and message.startswith("must ") else None
 
 
 @dataclass(frozen=True)
@@ -115,6 +137,7 @@ def _conv_image_size(text: str) -> int:
 PositiveInt = Annotated[int, integers(1)]
 NonNegativeInt = Annotated[int, integers(0)]
 Seed = Annotated[int, integers(0, 2**63 - 1)]
+NumLayers = Annotated[int, integers(1, 1000)]
 PositiveFloat = Annotated[float, numbers("above 0", lambda value: value > 0)]
 NonNegativeFloat = Annotated[float, numbers("of at least 0", lambda value: value >= 0)]
 Probability = Annotated[float, numbers("from 0 to 1", lambda value: 0 <= value <= 1)]

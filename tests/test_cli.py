@@ -586,7 +586,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", [*TINY[1:], "--data", "digits"])
+    tiny = {"data": "digits", "image_size": 8, "z_dim": 4, "batch_size": 8, "channels": 2}
+    monkeypatch.setattr("genimg_fast.cli.demo.DEMO", tiny)
     out = tmp_path / "my runs"
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     text = capsys.readouterr().out

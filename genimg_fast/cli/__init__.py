@@ -10,14 +10,15 @@ from contextlib import contextmanager
 
 import genimg_fast as gf
 from genimg_fast._program import ignore_interrupts, imports_done
-from genimg_fast.cli import demo, edit, evaluate, train
-from genimg_fast.cli.arguments import Parser, add_command, is_out_of_memory, one_line, what_to_reduce
+from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
+from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.exporting import export
 from genimg_fast.cli.sampling import interpolate, sample
 from genimg_fast.cli.shells import Shell, completion_script
 from genimg_fast.cli.show import latent, reconstruct, translate
 from genimg_fast.training import NonFiniteLossError, Terminated
+from genimg_fast.training.trainable import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def make_parser() -> Parser:
     """Make the parser of the command line, with all commands."""
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
     parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+    parser.add_argument("--code", type=_run_code, metavar="FILE.py", help="run this file, for its models")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add(commands)
     for function in (sample, reconstruct, translate, interpolate, latent):
@@ -75,10 +77,20 @@ def make_parser() -> Parser:
     edit.add(commands)
     add_function(commands, export)
     add_function(commands, evaluate.evaluate, name="eval")
-    demo.add(commands)
-    add_command(commands, "info", _info, "Show versions, and which path is live for each operator and device.")
+    add_function(commands, compare.compare)
+    listing.add(commands)
+    add_function(commands, demo.demo)
+    add_function(commands, _info, name="info")
     add_function(commands, completion)
     return parser
+
+
+def _run_code(path: str) -> str:
+    try:
+        run_file(path)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 @contextmanager
@@ -98,7 +110,8 @@ def _plain_output(program: str) -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _info(args: argparse.Namespace) -> int:
+def _info() -> int:
+    """Show versions, and which path is live for each operator and device."""
     print(gf.info())
     return 0
 

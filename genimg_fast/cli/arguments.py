@@ -42,9 +42,14 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line that names what may have been meant, and the help of the very command."""
 
+    # Called with the arguments before they are parsed, and returns them: for what depends on them, or takes time.
+    prepare: Callable[[list[str]], list[str]] | None = None
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Parse arguments; complain about unknown ones here, where their command is known."""
         args = sys.argv[1:] if args is None else list(args)
+        if self.prepare is not None:
+            args = self.prepare(args)
         self._refuse_unknown_flags(args)
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -79,16 +84,15 @@ class Parser(argparse.ArgumentParser):
 
     @contextmanager
     def explaining(self) -> Iterator[None]:
-        """Report an error about an option, which begins with the option's name, like one of parsing it."""
+        """Report an error that :func:`genimg_fast.options.about_option` knows like one of parsing it."""
+        flags = self.flags()
         try:
             yield
         except ValueError as error:
-            name, _, message = str(error).partition(" ")
-            # Of a list, one may be to blame: "hidden[0] must be at least 1, got 0".
-            flag = self.flags().get(name.partition("[")[0])
-            if flag is None or not (isinstance(error, options.OptionError) or message.startswith("must ")):
+            found = options.about_option(error, dict(zip(flags, flags, strict=True)))
+            if found is None:
                 raise
-            self.error(f"argument {flag}: {message}")
+            self.error(f"argument {flags.get(found.option, found.option)}: {found.message}")
 
     @contextmanager
     def blaming(
@@ -129,14 +133,9 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def what_to_reduce(error: Exception, args: argparse.Namespace) -> str:
     """Say, for an error that means that memory is short, which of a command's arguments to reduce."""
-    given = {name: getattr(args, name, None) for name in _SIZES}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = [name for name in _SIZES if hasattr(args, name)]
     # What the user has chosen is the first to look at.
-    chosen = {
-        name: value
-        for name, value in given.items()
-        if value not in (args.parser.get_default(name), getattr(args, f"usual_{name}", None))
-    }
+    chosen = [name for name in given if getattr(args, name) not in (None, args.parser.get_default(name))]
     flags = [f"--{name.replace('_', '-')}" for name in chosen or given]
     size = re.search(r"allocate (\d+ bytes|[\d.]+ [KMGT]iB)", str(error))
     wanted = f" for {size[1]}" if size else ""

@@ -1,6 +1,5 @@
 """``genimg-fast demo``."""
 
-import argparse
 import copy
 import shlex
 import statistics
@@ -9,41 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import genimg_fast as gf
-from genimg_fast.cli import train
-from genimg_fast.cli.arguments import add_command, add_seed_and_device, at_least
+from genimg_fast.cli.arguments import Device
+from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
-from genimg_fast.training import GANTrainer, Trainer
+from genimg_fast.options import Folder, PositiveInt, Seed
+from genimg_fast.training import GANTrainer, Trainer, find_trainable
 
-# The defaults give recognisable digits in about a minute on two cores.
-DEMO = ["dcgan", "--data", "digits"]
-
-
-def add(commands: Any) -> None:
-    """Add the command."""
-    demo = add_command(commands, "demo", _demo, "Train a small DCGAN on real handwritten digits; time a step.")
-    demo.add_argument("--out", type=Path, metavar="FOLDER", default=Path("runs"), help="folder of all runs")
-    demo.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="steps to train; default: enough for recognisable digits"
-    )
-    add_seed_and_device(demo)
+# With the defaults, that gives recognisable digits in about a minute on two cores.
+DEMO: dict[str, Any] = {"data": "digits"}
 
 
-def _demo(args: argparse.Namespace) -> int:
-    flags = [*DEMO, "--out", str(args.out), "--seed", str(args.seed), "--device", str(args.device)]
-    if args.steps is not None:
-        flags += ["--steps", str(args.steps)]
-    train_args = train.train_arguments(*flags)
-    print(f"genimg-fast train {shlex.join(flags)}")
-    run, trainer, dataset = train.run_training(train_args)
+def demo(
+    *, out: Folder = Path("runs"), steps: PositiveInt | None = None, seed: Seed = 0, device: Device = "auto"
+) -> int:
+    """Train a small DCGAN on real handwritten digits; time a step.
 
-    plain, fused = _time_steps(trainer, dataset, train_args.batch_size)
+    Args:
+        out: Folder of all runs.
+        steps: Steps to train; default: enough for recognisable digits.
+        seed: Seed of all random numbers.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: a GPU if there is one.
+    """
+    values = {**DEMO, "out": out, "seed": seed, "device": device}
+    values |= {} if steps is None else {"steps": steps}
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    print(f"genimg-fast train dcgan {shlex.join(flags)}")
+    run, trainer, dataset = run_training(find_trainable("dcgan"), values)
+
+    batch_size = run.config["batch_size"]
+    plain, fused = _time_steps(trainer, dataset, batch_size)
     kernels = "fused kernels" if gf.info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
     print(
-        f"step of {train_args.batch_size} images: {fused:.1f} ms with {kernels}, "
+        f"step of {batch_size} images: {fused:.1f} ms with {kernels}, "
         f"{plain:.1f} ms with plain torch.nn ({plain / fused:.2f}x)"
     )
     print(f"real digits:      {run.path / 'real.png'}")
-    print(f"generated digits: {run.path / f'samples-{train_args.steps:06d}.png'}")
+    print(f"generated digits: {run.path / f'samples-{trainer.steps_done:06d}.png'}")
     return 0
 
 

@@ -1,8 +1,8 @@
 """``genimg-fast eval``."""
 
-import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from genimg_fast._close_names import did_you_mean
 from genimg_fast._evaluating import evaluating
 from genimg_fast._files import replacing
-from genimg_fast.cli.arguments import Device, Parser, blaming, find_device
+from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.cli.picture_sets import common_side, load_pictures
-from genimg_fast.cli.runs import Real, load_real, load_with_settings
+from genimg_fast.cli.runs import Images, Real, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
 from genimg_fast.metrics import (
     ClassifierNetwork,
@@ -62,7 +62,20 @@ def _features(text: str) -> str:
 
 _FeaturesName = Annotated[str, Reader(_features, "NAME")]
 _Pictures = Annotated[Path, Reader(Path, "FOLDER|FILE")]
-_Images = Annotated[str, Reader(str, "NAME|FOLDER")]
+
+
+class _Options(NamedTuple):
+    """Arguments that several steps need."""
+
+    data: str | None
+    data_root: Path
+    download: bool
+    n: int | None
+    features: str | None
+    weights: Path | None
+    cache: Path | None
+    seed: int
+    device: torch.device
 
 
 class _Judged(NamedTuple):
@@ -78,8 +91,8 @@ def evaluate(
     run: Path | None = None,
     *,
     samples: _Pictures | None = None,
-    real: _Images | None = None,
-    data: _Images | None = None,
+    real: Images | None = None,
+    data: Images | None = None,
     data_root: Folder = Path("data"),
     download: bool = False,
     n: Annotated[int, integers(2)] | None = None,
@@ -133,12 +146,9 @@ def evaluate(
                 name, "a RUN"
             )
             raise OptionError(name, f"is for {what}")
-    args = argparse.Namespace(
-        RUN=run, data=data, data_root=data_root, download=download, n=n, features=features, weights=weights,
-        cache=cache, seed=seed, device=find_device(device), parser=Parser(prog="genimg-fast eval"),
-    )  # fmt: skip
+    args = _Options(data, data_root, download, n, features, weights, cache, seed, find_device(device))
     if run is not None:
-        report, roc = _judge_run(args)
+        report, roc = _judge_run(args, run)
     elif samples is not None and real is not None:
         report, roc = _judge_pictures(args, samples, real, image_size), None
     else:
@@ -154,13 +164,13 @@ def evaluate(
     return 0
 
 
-def _judge_run(args: argparse.Namespace) -> tuple[dict[str, Any], tuple[Any, str] | None]:
+def _judge_run(args: _Options, run: Path) -> tuple[dict[str, Any], tuple[Any, str] | None]:
     """Judge what a model generates; return the report, and the ROC curve with its title, if there is one."""
-    model, config = load_with_settings(args.RUN)
+    model, config = load_with_settings(run)
     if not hasattr(model, "sample") or not hasattr(model, "c_dim"):
-        args.parser.error(f"argument RUN: {config['model']} does not generate images by itself")
+        raise OptionError("run", f"{config['model']} does not generate images by itself")
     reference, others, training = _real_images(args, model, config)
-    beside = args.cache or find_run(args.RUN)
+    beside = args.cache or find_run(run)
     classifier = _classifier(args, training, beside)
     network = _network(args, classifier, training.source)
     model.to(args.device)
@@ -199,7 +209,7 @@ def _judge_run(args: argparse.Namespace) -> tuple[dict[str, Any], tuple[Any, str
     return report.values, (found, f"{judged.describe(len(judged.dataset))}, {n} generated")
 
 
-def _judge_pictures(args: argparse.Namespace, samples: Path, real: str, image_size: int | None) -> dict[str, Any]:
+def _judge_pictures(args: _Options, samples: Path, real: str, image_size: int | None) -> dict[str, Any]:
     """Judge pictures of any origin."""
     sides = {}
     for name, source in (("samples", samples), ("real", real)):
@@ -322,33 +332,29 @@ def _warn_of_few(few: int, network: FeatureNetwork, more: str = "") -> None:
               f"far too high{more}")  # fmt: skip
 
 
-def _real_images(args: argparse.Namespace, model: Any, config: dict[str, Any]) -> tuple[Real, Real, Real]:
+def _real_images(args: _Options, model: Any, config: dict[str, Any]) -> tuple[Real, Real, Real]:
     """Get real images that stand for the data, others, to show how near real ones come, and those to learn from.
 
     Distances of sets of different sizes do not compare. So these are the images that the run held out, and as many
     of the others; or, if it held none out, two halves.
     """
-    source = {"data": args.data, "data_root": args.data_root, "download": args.download}
-    real = load_real(model, config, **source)
+    load = partial(load_real, model, config, data=args.data, data_root=args.data_root, download=args.download)
+    real = load()
     generator = torch.Generator().manual_seed(args.seed)
     if real.relation == "held-out":
-        training = load_real(model, config, **source, training=True)
+        training = load(training=True)
         order = torch.randperm(len(training.dataset), generator=generator)
-        pieces = [real, training._replace(dataset=_part(training.dataset, order[: len(real.dataset)]))]
+        pieces = [real, training._replace(dataset=training.dataset.take(order[: len(real.dataset)]))]
     else:
         training = real
         order = torch.randperm(len(real.dataset), generator=generator)
-        pieces = [real._replace(dataset=_part(real.dataset, half)) for half in order.tensor_split(2)]
+        pieces = [real._replace(dataset=real.dataset.take(half)) for half in order.tensor_split(2)]
     if min(len(piece.dataset) for piece in pieces) < 2:
-        args.parser.error(f"argument --data: needs at least 4 images, got {len(real.dataset)} {real.kind()}")
+        raise OptionError("data", f"needs at least 4 images, got {len(real.dataset)} {real.kind()}")
     return pieces[0], pieces[1], training
 
 
-def _part(dataset: ImageDataset, chosen: Tensor) -> ImageDataset:
-    return ImageDataset(dataset.images[chosen], dataset.labels[chosen], class_names=dataset.class_names)
-
-
-def _classifier(args: argparse.Namespace, real: Real, cache: Path | None) -> ClassifierNetwork | None:
+def _classifier(args: _Options, real: Real, cache: Path | None) -> ClassifierNetwork | None:
     """Train a classifier on real images, if they have classes; say how it does."""
     if len(real.dataset.class_names) < 2:
         if args.features == "classifier":
@@ -365,7 +371,7 @@ def _classifier(args: argparse.Namespace, real: Real, cache: Path | None) -> Cla
     return None if useless else network
 
 
-def _network(args: argparse.Namespace, classifier: ClassifierNetwork | None, source: str) -> FeatureNetwork:
+def _network(args: _Options, classifier: ClassifierNetwork | None, source: str) -> FeatureNetwork:
     """Get the network that judges."""
     if args.features == "inception":
         with blaming("weights"):
@@ -382,7 +388,7 @@ def _network(args: argparse.Namespace, classifier: ClassifierNetwork | None, sou
 
 @torch.no_grad()
 def _generate(
-    args: argparse.Namespace, model: Any, network: FeatureNetwork, classifier: ClassifierNetwork | None, n: int
+    args: _Options, model: Any, network: FeatureNetwork, classifier: ClassifierNetwork | None, n: int
 ) -> _Judged:
     """Generate ``n`` images, and look at them while they are there."""
     generator = torch.Generator().manual_seed(args.seed)
@@ -419,11 +425,11 @@ def _labels(model: Any, n: int, seed: int) -> Tensor | None:
 
 
 @torch.no_grad()
-def _real_logits(args: argparse.Namespace, model: BaseGAN, real: ImageDataset) -> Tensor:
+def _real_logits(args: _Options, model: BaseGAN, real: ImageDataset) -> Tensor:
     """The discriminator's logits, in evaluation mode."""
     logits = []
     with evaluating(model):
-        for piece in torch.arange(len(real)).split(_BATCH):
-            images, labels = (each.to(args.device) for each in real[piece])
-            logits.append(model.discriminator(images, labels if model.num_classes > 0 else None))
+        for images, labels in real.pieces(torch.arange(len(real)).split(_BATCH)):
+            known = labels.to(args.device) if model.num_classes > 0 else None
+            logits.append(model.discriminator(images.to(args.device), known))
     return torch.cat(logits)

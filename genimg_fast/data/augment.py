@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from genimg_fast.data.adapt import as_batched, look_at
 from genimg_fast.data.dataset import batches
+from genimg_fast.options import NonNegativeInt
 
 
 class Augmented:
@@ -39,7 +40,7 @@ class Augmented:
         dataset: Any,
         *,
         flip: bool = False,
-        shift: int = 0,
+        shift: NonNegativeInt = 0,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.dataset: Any = as_batched(dataset)

@@ -1,7 +1,7 @@
 """Adversarial losses on logits, by name, and penalties on the discriminator's gradient."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ class _Formulas(NamedTuple):
 
 # With s = sigmoid: -log s(x) = softplus(-x) and -log(1 - s(x)) = softplus(x), also where s(x) rounds to 0 or 1.
 # The cross entropy with label 1 - a is then (1 - a) softplus(-x) + a softplus(x) = softplus(-x) + a x.
-GAN_LOSSES: dict[str, _Formulas] = {
+GANLossName = Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"]
+GAN_LOSSES: dict[GANLossName, _Formulas] = {
     # Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661: both losses are given there.
     "non_saturating": _Formulas(
         lambda real, a: (softplus(-real) + a * real).mean(),
@@ -76,13 +77,13 @@ class GANLoss:
         0.6931471824645996
     """
 
-    def __init__(self, name: str = "non_saturating", *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, name: GANLossName = "non_saturating", *, label_smoothing: float = 0.0) -> None:
         if name not in GAN_LOSSES:
             raise ValueError(f"unknown GAN loss {name!r}; known losses: {', '.join(GAN_LOSSES)}")
         if not 0 <= label_smoothing < 0.5:
             raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
         if label_smoothing > 0 and not GAN_LOSSES[name].has_labels:
-            raise ValueError(f"the {name} loss has no labels to smooth, got label_smoothing {label_smoothing}")
+            raise ValueError(f"label_smoothing must be 0: the {name} loss has no labels, got {label_smoothing}")
         self.name = name
         self.label_smoothing = label_smoothing
         self._formulas = GAN_LOSSES[name]

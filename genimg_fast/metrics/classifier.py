@@ -114,8 +114,7 @@ class ClassifierNetwork(FeatureNetwork):
         """Compute the share of labelled images whose class it finds."""
         device = self.head.weight.device
         right = 0
-        for part in torch.arange(len(dataset)).split(256):
-            images, labels = dataset[part]
+        for images, labels in dataset.pieces(torch.arange(len(dataset)).split(256)):
             right += int((self(images.to(device))[1].argmax(1) == labels.to(device)).sum())
         return right / len(dataset)
 

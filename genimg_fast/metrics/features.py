@@ -93,7 +93,7 @@ def real_features(
 
     def compute() -> dict[str, Tensor]:
         pieces = bar(torch.arange(len(dataset)).split(_BATCH), "features of real images", "batch", progress)
-        return extract_features((dataset[piece][0].to(device) for piece in pieces), network)._asdict()
+        return extract_features((images.to(device) for images, _ in dataset.pieces(pieces)), network)._asdict()
 
     if cache is None:
         return Features(**compute())

@@ -4,6 +4,8 @@ The layers sit in one ``nn.Sequential`` named ``main``: batch norm and activatio
 the ``state_dict`` keys are those of PyTorch's own DCGAN example, whose 64x64 checkpoints load into ``n_blocks=4``.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn.utils.parametrizations import spectral_norm
@@ -12,9 +14,12 @@ from genimg_fast import nn
 from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
 # What keeps a discriminator's activations in bounds.
-NORMS = ("batch", "spectral", "none")
+Norm = Literal["batch", "spectral", "none"]
+NORMS = get_args(Norm)
+Condition = Literal["concat", "projection"]
 
 
 def init_weights(module: nn.Module) -> None:
@@ -183,7 +188,13 @@ class DCGAN(BaseGAN):
     """
 
     def __init__(
-        self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3, *, norm: str = "batch"
+        self,
+        z_dim: PositiveInt = 100,
+        c_dim: int = 3,
+        channels: PositiveInt = 64,
+        n_blocks: int = 3,
+        *,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__(
             DCGANGenerator(z_dim, c_dim, channels, n_blocks),
@@ -217,7 +228,13 @@ class WGAN(DCGAN):
     """
 
     def __init__(
-        self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3, *, norm: str = "none"
+        self,
+        z_dim: PositiveInt = 100,
+        c_dim: int = 3,
+        channels: PositiveInt = 64,
+        n_blocks: int = 3,
+        *,
+        norm: Literal["none", "spectral"] = "none",
     ) -> None:
         if norm not in ("none", "spectral"):
             raise ValueError(f"norm of a critic must be 'none' or 'spectral', got {norm!r}")
@@ -235,7 +252,7 @@ class ConditionalDCGAN(BaseGAN):
         channels: Feature channels of both networks at half the image's resolution.
         n_blocks: Images have ``4 * 2**n_blocks`` pixels a side.
         norm: Of the discriminator: ``"batch"``, ``"spectral"`` or ``"none"``.
-        condition: How the discriminator sees the class: ``"concat"`` or ``"projection"``, see
+        condition: How the discriminator sees the class: ``"concat"`` or ``"projection"``. See
             :class:`DCGANDiscriminator`. On little data, such as scikit-learn's digits, ``"projection"`` tends to
             one image per class.
 
@@ -252,13 +269,13 @@ class ConditionalDCGAN(BaseGAN):
     def __init__(
         self,
         num_classes: int,
-        z_dim: int = 100,
+        z_dim: PositiveInt = 100,
         c_dim: int = 3,
-        channels: int = 64,
+        channels: PositiveInt = 64,
         n_blocks: int = 3,
         *,
-        norm: str = "batch",
-        condition: str = "concat",
+        norm: Norm = "batch",
+        condition: Condition = "concat",
     ) -> None:
         check_sizes(num_classes=num_classes)
         super().__init__(

@@ -15,7 +15,7 @@ core         encoder and decoder                       state
 ============ ========================================= =========================================================
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ from genimg_fast._images import check_values
 from genimg_fast.models.common import check_choice, check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.pretrained import BaseModel
 
-CORES = ("convlstm", "gru", "lstm")
+Core = Literal["convlstm", "gru", "lstm"]
+CORES = get_args(Core)
 
 
 class BaseFrameModel(BaseModel):
@@ -74,8 +75,10 @@ class BaseFrameModel(BaseModel):
         check_choice("core", core, CORES)
         self.c_dim = c_dim
         self.image_size = 4 * 2**n_blocks
-        if not 0 <= reach < self.image_size:
-            raise ValueError(f"reach must lie in 0..{self.image_size - 1}, got {reach}")
+        if reach < 0:
+            raise ValueError(f"reach must be at least 0, got {reach}")
+        if reach >= self.image_size:
+            raise ValueError(f"reach must be below {self.image_size}, the image size, got {reach}")
         self.reach = reach
         self.candidates = (2 * reach + 1) ** 2 + 1  # what a pixel can be made of: those around, and a new one
         directions = 2 if bidirectional else 1

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_sizes
-from genimg_fast.models.frame_model import BaseFrameModel
+from genimg_fast.models.frame_model import BaseFrameModel, Core
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import NonNegativeInt, NumLayers, PositiveInt
 
 
 class FramePrediction(NamedTuple):
@@ -41,7 +42,8 @@ class FramePredictor(BaseFrameModel):
         c_dim: Colour channels of the frames.
         channels: Feature channels at half the resolution; they double with every halving.
         n_blocks: Frames have ``4 * 2**n_blocks`` pixels a side.
-        core: ``"convlstm"``, ``"gru"`` or ``"lstm"``; see :mod:`genimg_fast.models.frame_model`.
+        core: Recurrent network between frames: ``"convlstm"``, ``"gru"`` or ``"lstm"``. See
+            :mod:`genimg_fast.models.frame_model`.
         hidden_size: Channels of a ConvLSTM's state, or length of another core's state and of its input.
         num_layers: Layers of the core.
         reach: Pixels, to every side, that something can move in a frame; 0 makes all pixels anew.
@@ -62,13 +64,13 @@ class FramePredictor(BaseFrameModel):
     def __init__(
         self,
         c_dim: int = 1,
-        channels: int = 32,
+        channels: PositiveInt = 32,
         n_blocks: int = 3,
         *,
-        core: str = "convlstm",
-        hidden_size: int = 64,
-        num_layers: int = 2,
-        reach: int = 2,
+        core: Core = "convlstm",
+        hidden_size: PositiveInt = 64,
+        num_layers: NumLayers = 2,
+        reach: NonNegativeInt = 2,
     ) -> None:
         super().__init__(
             in_channels=c_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks, core=core,

@@ -9,6 +9,7 @@ from genimg_fast import nn
 from genimg_fast.models.common import check_sizes
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
 
 def _layers(sizes: Sequence[int]) -> list[nn.Module]:
@@ -94,7 +95,11 @@ class MLPGAN(BaseGAN):
     """
 
     def __init__(
-        self, z_dim: int = 100, c_dim: int = 1, image_size: int = 28, hidden: Sequence[int] = (256, 512)
+        self,
+        z_dim: PositiveInt = 100,
+        c_dim: int = 1,
+        image_size: PositiveInt = 28,
+        hidden: Sequence[PositiveInt] = (256, 512),
     ) -> None:
         super().__init__(
             MLPGenerator(z_dim, c_dim, image_size, hidden),

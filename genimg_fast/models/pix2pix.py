@@ -1,6 +1,7 @@
 """Image-to-image translation: Isola et al. 2017, https://arxiv.org/abs/1611.07004."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from genimg_fast.models.common import check_images, check_sizes
 from genimg_fast.models.dcgan import init_weights
 from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import ConvImageSize, Decay, PositiveInt
 
 
 class UNetGenerator(nn.Module):
@@ -236,12 +238,12 @@ class Pix2Pix(BaseModel):
         self,
         in_channels: int = 3,
         out_channels: int = 3,
-        channels: int = 64,
-        image_size: int = 256,
+        channels: PositiveInt = 64,
+        image_size: ConvImageSize = 256,
         *,
-        network: str = "unet",
-        n_layers: int | None = None,
-        dropout: float = 0.5,
+        network: Literal["unet", "resnet"] = "unet",
+        n_layers: PositiveInt | None = None,
+        dropout: Decay = 0.5,
     ) -> None:
         super().__init__()
         depth = _halvings(image_size)

@@ -19,7 +19,7 @@ from genimg_fast import nn
 from genimg_fast._files import replacing
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
-from genimg_fast.models.registry import create_model, model_name
+from genimg_fast.models.registry import create_model, list_models, model_name
 
 Source = str | os.PathLike[str]
 _Model = TypeVar("_Model", bound="BaseModel")
@@ -29,6 +29,7 @@ _LONGEST_REASON = 300  # a model may have hundreds of parameters, each with a li
 # What the settings that commands look at have to be.
 _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
+    "code": lambda v: isinstance(v, str),
     "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
     "data": lambda v: isinstance(v, str),
     "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
@@ -327,6 +328,10 @@ def _build(
         if key in config and not fits(config[key]):
             raise CheckpointError(f"the config of {where} is damaged: {key} is {config[key]!r}")
     name = config["model"]
+    if "code" in config and name not in list_models():
+        # Not run from here: whoever made a checkpoint could name any file.
+        file = config["code"]
+        raise CheckpointError(f"{name} is a model of {file}: import that first, or genimg-fast --code {file}")
     try:
         model: Any = create_model(name, **config["model_args"])
         model.load_state_dict(weights)

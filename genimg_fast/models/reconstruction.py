@@ -19,6 +19,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_images, check_sizes, conv_decoder, conv_encoder
 from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
 
 @register_model("autoencoder")
@@ -43,7 +44,9 @@ class Autoencoder(BaseModel):
         torch.Size([8, 1, 32, 32])
     """
 
-    def __init__(self, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3) -> None:
+    def __init__(
+        self, z_dim: PositiveInt = 100, c_dim: int = 3, channels: PositiveInt = 64, n_blocks: int = 3
+    ) -> None:
         super().__init__()
         check_sizes(z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)
         self.z_dim, self.c_dim, self.image_size = z_dim, c_dim, 4 * 2**n_blocks
@@ -106,7 +109,12 @@ class GLO(BaseModel):
     """
 
     def __init__(
-        self, num_images: int, z_dim: int = 100, c_dim: int = 3, channels: int = 64, n_blocks: int = 3
+        self,
+        num_images: int,
+        z_dim: PositiveInt = 100,
+        c_dim: int = 3,
+        channels: PositiveInt = 64,
+        n_blocks: int = 3,
     ) -> None:
         super().__init__()
         check_sizes(num_images=num_images, z_dim=z_dim, c_dim=c_dim, channels=channels, n_blocks=n_blocks)

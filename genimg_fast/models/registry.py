@@ -1,5 +1,6 @@
 """Models by name, for the command line, for checkpoints and for tests that cover every model."""
 
+import inspect
 import warnings
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -40,6 +41,11 @@ def register_model(name: str) -> Callable[[_Builder], _Builder]:
         return builder
 
     return register
+
+
+def is_model(name: str, builder: Callable[..., nn.Module]) -> bool:
+    """Tell whether this very class, or function, is registered under a name."""
+    return _builders.get(name) is builder
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -108,3 +114,17 @@ def model_name(cls: type[nn.Module]) -> str:
         if builder is cls:
             return name
     raise ValueError(f"{cls.__name__} has no name: decorate the class with @register_model")
+
+
+def describe_model(name: str) -> str:
+    """Get the first line of what a registered model's docstring says.
+
+    Args:
+        name: One of :func:`list_models`.
+
+    Example:
+        >>> from genimg_fast.models.registry import describe_model
+        >>> describe_model("glo")[:10]
+        'Generative'
+    """
+    return (inspect.getdoc(_builders[name]) or "").partition("\n")[0]

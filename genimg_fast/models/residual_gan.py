@@ -1,5 +1,7 @@
 """A GAN of residual blocks: Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, appendix C."""
 
+from typing import Literal
+
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from torch.nn.utils.parametrizations import spectral_norm
@@ -8,6 +10,7 @@ from genimg_fast import nn
 from genimg_fast.models.common import check_sizes
 from genimg_fast.models.gan import BaseDiscriminator, BaseGAN, BaseGenerator
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
 
 class _UpBlock(nn.Module):
@@ -132,7 +135,13 @@ class ResidualGAN(BaseGAN):
     """
 
     def __init__(
-        self, z_dim: int = 128, c_dim: int = 3, channels: int = 128, n_blocks: int = 3, *, norm: str = "none"
+        self,
+        z_dim: PositiveInt = 128,
+        c_dim: int = 3,
+        channels: PositiveInt = 128,
+        n_blocks: int = 3,
+        *,
+        norm: Literal["none", "spectral"] = "none",
     ) -> None:
         super().__init__(
             ResidualGenerator(z_dim, c_dim, channels, n_blocks),

@@ -1,6 +1,6 @@
 """A model of images as sequences of rows."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from genimg_fast.losses.elbo import logistic_log_likelihood
 from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import NumLayers, PositiveInt
 
 
 class RowPrediction(NamedTuple):
@@ -66,12 +67,12 @@ class RowRNN(BaseModel):
     def __init__(
         self,
         c_dim: int = 1,
-        image_size: int = 32,
+        image_size: PositiveInt = 32,
         *,
-        hidden_size: int = 256,
-        num_layers: int = 2,
-        cell: str = "lstm",
-        components: int = 30,
+        hidden_size: PositiveInt = 256,
+        num_layers: NumLayers = 2,
+        cell: Literal["gru", "lstm", "rnn"] = "lstm",
+        components: PositiveInt = 30,
     ) -> None:
         super().__init__()
         check_sizes(

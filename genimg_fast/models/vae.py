@@ -19,7 +19,7 @@ gets small and the latents detailed; a KL term weighted by a ``beta`` above 1 th
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -37,8 +37,10 @@ from genimg_fast.models.common import (
 )
 from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
+from genimg_fast.options import PositiveInt
 
-LIKELIHOODS = ("bernoulli", "gaussian", "mse")
+Likelihood = Literal["bernoulli", "gaussian", "mse"]
+LIKELIHOODS = get_args(Likelihood)
 
 
 class VAEOutput(NamedTuple):
@@ -351,12 +353,12 @@ class VAE(BaseVAE):
 
     def __init__(
         self,
-        z_dim: int = 100,
+        z_dim: PositiveInt = 100,
         c_dim: int = 3,
-        channels: int = 64,
+        channels: PositiveInt = 64,
         n_blocks: int = 3,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: Likelihood = "bernoulli",
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=4 * 2**n_blocks, likelihood=likelihood)
@@ -395,12 +397,12 @@ class ConditionalVAE(BaseVAE):
     def __init__(
         self,
         num_classes: int,
-        z_dim: int = 100,
+        z_dim: PositiveInt = 100,
         c_dim: int = 3,
-        channels: int = 64,
+        channels: PositiveInt = 64,
         n_blocks: int = 3,
         *,
-        likelihood: str = "bernoulli",
+        likelihood: Likelihood = "bernoulli",
     ) -> None:
         check_sizes(num_classes=num_classes, channels=channels, n_blocks=n_blocks)
         image_size = 4 * 2**n_blocks
@@ -433,7 +435,7 @@ class MLPVAE(BaseVAE):
         z_dim: Length of a latent vector.
         c_dim: Colour channels of the images.
         image_size: Height and width of the images, which are flattened.
-        hidden: Widths of the encoder's hidden layers, from the image on; the decoder has them in reverse.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         likelihood: p(x|z): ``"bernoulli"``, ``"gaussian"`` with a learned variance, or ``"mse"``.
 
     Raises:
@@ -452,12 +454,12 @@ class MLPVAE(BaseVAE):
 
     def __init__(
         self,
-        z_dim: int = 20,
+        z_dim: PositiveInt = 20,
         c_dim: int = 1,
-        image_size: int = 28,
-        hidden: Sequence[int] = (400,),
+        image_size: PositiveInt = 28,
+        hidden: Sequence[PositiveInt] = (400,),
         *,
-        likelihood: str = "bernoulli",
+        likelihood: Likelihood = "bernoulli",
     ) -> None:
         super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=image_size, likelihood=likelihood)
         check_sizes(**{f"hidden[{index}]": width for index, width in enumerate(hidden)})

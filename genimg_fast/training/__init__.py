@@ -2,6 +2,7 @@
 
 from genimg_fast.models.checkpoint import load_checkpoint
 from genimg_fast.models.pretrained import load_run
+from genimg_fast.training import catalog  # noqa: F401 - it registers what can be trained
 from genimg_fast.training.callbacks import Callback, MLflowLogger, TensorBoardLogger, WandbLogger
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
@@ -15,6 +16,7 @@ from genimg_fast.training.sequence import (
     draw_known_frames,
     teacher_forcing_probability,
 )
+from genimg_fast.training.trainable import Trainable, find_trainable, list_trainables, trainable
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
@@ -36,11 +38,14 @@ __all__ = [
     "RunFolder",
     "TensorBoardLogger",
     "Terminated",
+    "Trainable",
     "Trainer",
     "VAETrainer",
     "WandbLogger",
     "draw_known_frames",
+    "find_trainable",
     "fit",
+    "list_trainables",
     "load_checkpoint",
     "load_run",
     "plot_latents",
@@ -48,4 +53,5 @@ __all__ = [
     "save_grid",
     "save_output",
     "teacher_forcing_probability",
+    "trainable",
 ]

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from genimg_fast.losses import GANLoss, gradient_penalty, r1_penalty
+from genimg_fast.losses.gan import GANLossName
 from genimg_fast.models.common import check_sizes
+from genimg_fast.options import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
@@ -24,16 +26,16 @@ class GANTrainer(BaseTrainer):
     Args:
         model: A GAN of this package, such as :class:`genimg_fast.models.DCGAN`, or of any two modules,
             :class:`genimg_fast.models.PlainGAN`, on the device to train on.
-        loss: One of ``genimg_fast.losses.GAN_LOSSES``.
+        loss: Adversarial loss. One of ``genimg_fast.losses.GAN_LOSSES``.
         label_smoothing: How far the label of real images lies below 1.
-        lr: Adam's learning rate for the generator, and for the discriminator unless ``lr_d`` is given.
-        lr_d: Adam's learning rate for the discriminator.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        lr_d: Learning rate of the discriminator; by default, ``lr``.
+        betas: Decay rates of Adam.
         n_critic: Steps of the discriminator, each with a batch of its own, for one of the generator.
-        gp: Weight of the gradient penalty, 10 in its paper; see :func:`genimg_fast.losses.gradient_penalty`.
-        r1: Weight of the penalty on the gradient at real images; see :func:`genimg_fast.losses.r1_penalty`.
-        clip_weights: Largest magnitude of the discriminator's weights, 0.01 in the paper on Wasserstein GANs; 0
-            for any.
+        gp: Weight of the gradient penalty. It is 10 in its paper; see :func:`genimg_fast.losses.gradient_penalty`.
+        r1: Weight of the penalty on the gradient at real images. See :func:`genimg_fast.losses.r1_penalty`.
+        clip_weights: Largest magnitude of the discriminator's weights; 0: any. It is 0.01 in the paper on
+            Wasserstein GANs.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the fixed noise of :meth:`samples`.
 
@@ -55,15 +57,15 @@ class GANTrainer(BaseTrainer):
         self,
         model: Any,  # a BaseGAN; the attributes of a torch.nn.Module are not typed
         *,
-        loss: str = "non_saturating",
-        label_smoothing: float = 0.0,
-        lr: float = 2e-4,
-        lr_d: float | None = None,
-        betas: tuple[float, float] = (0.5, 0.999),
-        n_critic: int = 1,
-        gp: float = 0.0,
-        r1: float = 0.0,
-        clip_weights: float = 0.0,
+        loss: GANLossName = "non_saturating",
+        label_smoothing: Probability = 0.0,
+        lr: PositiveFloat = 2e-4,
+        lr_d: PositiveFloat | None = None,
+        betas: tuple[Decay, Decay] = (0.5, 0.999),
+        n_critic: PositiveInt = 1,
+        gp: NonNegativeFloat = 0.0,
+        r1: NonNegativeFloat = 0.0,
+        clip_weights: NonNegativeFloat = 0.0,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -75,8 +77,8 @@ class GANTrainer(BaseTrainer):
         norms = [m for m in model.discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         if (gp > 0 or r1 > 0) and norms:
             raise ValueError(
-                "gp and r1 judge each image alone, and batch norm in the discriminator mixes them; "
-                "use a discriminator with norm 'none' or 'spectral'"
+                f"{'gp' if gp > 0 else 'r1'} must be 0: it judges each image alone, and batch norm in the "
+                "discriminator mixes them; use a discriminator with norm 'none' or 'spectral'"
             )
         self.loss = GANLoss(loss, label_smoothing=label_smoothing)
         self.n_critic, self.gp, self.r1, self.clip_weights = n_critic, gp, r1, clip_weights

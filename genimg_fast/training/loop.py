@@ -21,6 +21,7 @@ from genimg_fast.data.adapt import look_at
 from genimg_fast.data.dataset import pieces
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
+from genimg_fast.options import NonNegativeInt, PositiveInt, Seed
 from genimg_fast.training.callbacks import Callback, calling
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.processes import (
@@ -109,15 +110,15 @@ def fit(
     trainer: Trainer,
     dataset: Any,
     *,
-    steps: int,
-    batch_size: int = 64,
-    seed: int = 0,
+    steps: PositiveInt,
+    batch_size: PositiveInt = 64,
+    seed: Seed = 0,
     validation: Any = None,
     run: RunFolder | None = None,
-    log_every: int = 20,
-    val_every: int = 100,
-    sample_every: int = 500,
-    checkpoint_every: int = 500,
+    log_every: PositiveInt = 20,
+    val_every: NonNegativeInt = 100,
+    sample_every: NonNegativeInt = 500,
+    checkpoint_every: NonNegativeInt = 500,
     progress: bool = False,
     callbacks: Sequence[Callback] = (),
     resume: bool = False,
@@ -134,21 +135,23 @@ def fit(
 
     Args:
         trainer: What to train.
-        dataset: Real images, or sequences of them, of the size and channels that the model takes: a data set of this
-            package, any other data set, a ``DataLoader``, something iterable, tensors. See
+        dataset: Real images, or sequences of them, of the size and channels that the model takes: a data set of
+            this package, any other data set, a ``DataLoader``, something iterable, tensors. See
             :func:`genimg_fast.data.as_batched`, which also has options for them.
-        steps: Number of the last step.
-        batch_size: Images, or sequences, in a batch, of every process; a ``DataLoader`` has its own.
-        seed: Decides the order of the images.
-        validation: Held-out images, or sequences, that are not trained on, with indices. The trainer's ``evaluate`` computes
-            their losses: ``val_loss`` and so on in the rows of statistics and the plot. They are shown in pictures
-            in place of training images. The training is the same, bit for bit, with and without them.
+        steps: Steps to train, counting those before; a resumed run may have more if nothing in it depends on their
+            number.
+        batch_size: Images, or sequences, in a batch of each process. A ``DataLoader`` has its own.
+        seed: Seed of all random numbers. Here, it decides the order of the images.
+        validation: Held-out images, or sequences, that are not trained on, with indices. The trainer's
+            ``evaluate`` computes their losses: ``val_loss`` and so on in the rows of statistics and the plot. They
+            are shown in pictures in place of training images. The training is the same, bit for bit, with and
+            without them.
         run: Where to write; by default nothing is written.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
-        val_every: Steps between two evaluations on all of the validation set; 0 for the last step only.
-        sample_every: Steps between two sets of pictures; 0 for the last step only.
-        checkpoint_every: Steps between two checkpoints; 0 for the last step only.
+        val_every: Steps between two evaluations on all held-out data; 0: at the end.
+        sample_every: Steps between two sets of pictures; 0: at the end.
+        checkpoint_every: Steps between two checkpoints; 0: at the end.
         progress: Whether to show a progress bar; where stderr is no terminal, a line for each row of statistics.
         callbacks: What is told of steps, rows of statistics, pictures and checkpoints; see :class:`Callback`.
         resume: Whether to go on from the run folder's checkpoint.

@@ -22,7 +22,7 @@ from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load
 from genimg_fast.training.pictures import Picture, printable
 
 # Settings that a run may be resumed with in another form.
-_MAY_CHANGE = {"steps", "device", "versions"}
+_MAY_CHANGE = {"steps", "device", "versions", "code"}
 _ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
@@ -99,7 +99,12 @@ class RunFolder:
 
     @classmethod
     def reopen(
-        cls, path: str | Path, config: dict[str, Any], *, names: Mapping[str, str] | None = None
+        cls,
+        path: str | Path,
+        config: dict[str, Any],
+        *,
+        names: Mapping[str, str] | None = None,
+        unwritten: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Open the folder of a run in order to go on with it.
 
@@ -109,6 +114,8 @@ class RunFolder:
                 device and the versions; a schedule of the learning rate depends on the number of steps.
             names: What the caller of the program knows settings by, for the message: flags, such as ``--lr`` for
                 ``lr``.
+            unwritten: What a run means that does not have a setting: the value that it has as long as nobody knows
+                of the setting.
 
         Returns:
             The run.
@@ -125,6 +132,8 @@ class RunFolder:
         except (TypeError, RecursionError) as error:
             raise CheckpointError(f"the config in the checkpoint of {path} is damaged: {error}") from error
         now = flat_settings(json.loads(json.dumps(config)))
+        meant = flat_settings(json.loads(json.dumps(unwritten or {})))
+        before |= {key: meant[key] for key in now if key in meant and key not in before}
         changed = {
             key
             for key in {**before, **now}
@@ -210,15 +219,7 @@ class RunFolder:
         Lines that hold no row are left out, with a warning.
         """
         stats = self.path / "stats.jsonl"
-        rows, damaged = [], 0
-        for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
-            row = _row(line)
-            if row is None:
-                damaged += line.endswith(b"\n")  # else it was being written when the process was killed
-            elif row["step"] <= step:
-                rows.append(row)
-        if damaged > 0:
-            warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=2)
+        rows = [row for row in read_rows(self.path) if row["step"] <= step]
         with replacing(stats) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return rows
@@ -309,6 +310,21 @@ def _lock(file: Path) -> tuple[int, bool]:
                 os.pwrite(descriptor, f"PID {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return descriptor, True
         os.close(descriptor)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run folder's ``stats.jsonl``; lines that hold no row are left out, with a warning."""
+    stats = path / "stats.jsonl"
+    rows, damaged = [], 0
+    for line in stats.read_bytes().splitlines(keepends=True) if stats.is_file() else []:
+        row = _row(line)
+        if row is not None:
+            rows.append(row)
+        else:
+            damaged += line.endswith(b"\n")  # else it was being written when the process was killed
+    if damaged > 0:
+        warnings.warn(f"{stats}: {damaged} damaged lines left out", stacklevel=3)
+    return rows
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

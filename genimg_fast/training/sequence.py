@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
+from genimg_fast.options import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability
 from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.trainer import Recipe, generator_on
@@ -92,11 +93,11 @@ class FramePredictorTrainer(OneLossTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.FramePredictor`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         context: Frames at the beginning of a sequence that are always given; half of them by default.
         teacher_forcing: Last probability that the true frame goes in behind them.
-        forcing_steps: Number of the step at which that probability, falling linearly from 1, is reached.
+        forcing_steps: Steps over which that probability falls linearly from 1.
         recipe: How to train; ``Recipe()`` by default.
         seed: Not used: nothing is drawn for pictures.
 
@@ -118,11 +119,11 @@ class FramePredictorTrainer(OneLossTrainer):
         self,
         model: Any,  # a FramePredictor; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        context: int | None = None,
-        teacher_forcing: float = 1.0,
-        forcing_steps: int = 0,
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        context: PositiveInt | None = None,
+        teacher_forcing: Probability = 1.0,
+        forcing_steps: NonNegativeInt = 0,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -136,6 +137,11 @@ class FramePredictorTrainer(OneLossTrainer):
         self.context = context
         self.teacher_forcing = teacher_forcing
         self.forcing_steps = forcing_steps
+
+    def check_data(self, images: Tensor) -> None:
+        """Raise a ValueError if sequences, (batch, steps, ...), have no frame behind the context."""
+        if (self.context or 1) >= images.shape[1]:
+            raise ValueError(f"context must be below {images.shape[1]}, the number of frames, got {self.context}")
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step.
@@ -217,8 +223,8 @@ class FrameFillerTrainer(OneLossTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.FrameFiller`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Of the frames that are missing in pictures.
 
@@ -240,8 +246,8 @@ class FrameFillerTrainer(OneLossTrainer):
         self,
         model: Any,  # a FrameFiller; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -320,8 +326,8 @@ class RowRNNTrainer(OneLossTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.RowRNN`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the random numbers of :meth:`samples` and of completions.
 
@@ -343,8 +349,8 @@ class RowRNNTrainer(OneLossTrainer):
         self,
         model: Any,  # a RowRNN; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 3e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 3e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_choice, check_sizes
+from genimg_fast.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
 from genimg_fast.training.graphs import StepGraphs
 from genimg_fast.training.processes import world_size
 
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+Schedule = Literal["constant", "linear", "cosine"]
+_DTYPES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Its name since torch 2.15, and before.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
@@ -27,7 +30,6 @@ _SYNC_BUFFERS = (
 )
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _Part = TypeVar("_Part")
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +37,20 @@ class Recipe:
     """How to train, whatever is trained.
 
     Args:
-        precision: ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast to it; fp16 with scaled losses.
-        channels_last: Whether images and weights of convolutions are in that memory format.
-        compile: Whether networks go through :func:`torch.compile`, each on its own; not those with spectral norm.
-        cuda_graph: Whether steps are recorded and replayed as CUDA graphs, which saves the time of launching
-            hundreds of kernels each: for small networks and fast GPUs, in one process.
-        grad_clip: Largest norm of a network's whole gradient; 0 for any.
-        accumulate: Number of parts that a batch is cut into, whose gradients add up to one step: for batches that
-            do not fit into memory at once. It has to divide the batch; batch norm sees the parts.
-        schedule: Course of the learning rate down to 0 at ``decay_steps``: ``"linear"`` or ``"cosine"``; or
-            ``"constant"``.
+        precision: Of autocast: ``"fp32"`` for none, ``"bf16"``, or ``"fp16"``, with scaled losses.
+        channels_last: Memory format of images and weights of convolutions.
+        compile: Whether to run networks through :func:`torch.compile`. Each on its own; not those with
+            spectral norm.
+        cuda_graph: Whether to replay steps as CUDA graphs; needs a GPU. It saves the time of launching hundreds of
+            kernels each: for small networks and fast GPUs, in one process.
+        grad_clip: Largest norm of a network's whole gradient; 0: any.
+        accumulate: Parts that a batch is cut into to save memory. Their gradients add up to one step. It has to
+            divide the batch; batch norm sees the parts.
+        schedule: Course of the learning rate, down to 0 at the last step: ``"linear"`` or ``"cosine"``; or
+            ``"constant"``. The last step is that of ``decay_steps``.
         decay_steps: Number of the step at which it is 0.
-        ema: Decay of the average of weights and buffers that is used for pictures and samples; 0 for none. It
-            starts lower, so that the average forgets the first steps: (1 + step) / (10 + step).
+        ema: Decay of the average of weights and buffers that pictures and samples come from; 0: none. It starts
+            lower, so that the average forgets the first steps: (1 + step) / (10 + step).
 
     Raises:
         ValueError: If a value is out of range or unknown.
@@ -58,19 +61,19 @@ class Recipe:
         >>> trainer = gf.training.GANTrainer(gf.models.DCGAN(channels=8), recipe=recipe)
     """
 
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
-    grad_clip: float = 0.0
-    accumulate: int = 1
-    schedule: str = "constant"
-    decay_steps: int = 0
-    ema: float = 0.999
+    grad_clip: NonNegativeFloat = 0.0
+    accumulate: PositiveInt = 1
+    schedule: Schedule = "constant"
+    decay_steps: NonNegativeInt = 0
+    ema: Decay = 0.999
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, _DTYPES)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("schedule", self.schedule, get_args(Schedule))
         check_sizes(accumulate=self.accumulate)
         if not self.grad_clip >= 0:
             raise ValueError(f"grad_clip must be at least 0, got {self.grad_clip}")

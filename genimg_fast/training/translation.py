@@ -1,13 +1,15 @@
 """One training step of the models that turn images into images: Pix2Pix, autoencoder, GLO."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast.losses import GANLoss
+from genimg_fast.losses.gan import GANLossName
 from genimg_fast.models.common import check_choice
+from genimg_fast.options import Decay, NonNegativeFloat, PositiveFloat
 from genimg_fast.training.gan import frozen
 from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture, class_samples
@@ -21,11 +23,11 @@ class Pix2PixTrainer(BaseTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.Pix2Pix`, on the device to train on.
-        direction: ``"a2b"`` or ``"b2a"``: which half goes in.
+        direction: Which half goes in: ``"a2b"`` or ``"b2a"``.
         l1: Weight of the mean absolute error.
-        loss: One of ``genimg_fast.losses.GAN_LOSSES``.
-        lr: Adam's learning rate for both networks.
-        betas: Adam's decay rates.
+        loss: Adversarial loss. One of ``genimg_fast.losses.GAN_LOSSES``.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Not used: nothing is drawn for pictures.
 
@@ -46,11 +48,11 @@ class Pix2PixTrainer(BaseTrainer):
         self,
         model: Any,
         *,
-        direction: str = "a2b",
-        l1: float = 100.0,
-        loss: str = "non_saturating",
-        lr: float = 2e-4,
-        betas: tuple[float, float] = (0.5, 0.999),
+        direction: Literal["a2b", "b2a"] = "a2b",
+        l1: NonNegativeFloat = 100.0,
+        loss: GANLossName = "non_saturating",
+        lr: PositiveFloat = 2e-4,
+        betas: tuple[Decay, Decay] = (0.5, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -177,8 +179,8 @@ class AutoencoderTrainer(_ReconstructionTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.Autoencoder`, on the device to train on.
-        lr: Adam's learning rate.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Not used: nothing is drawn for pictures.
 
@@ -193,8 +195,8 @@ class AutoencoderTrainer(_ReconstructionTrainer):
         self,
         model: Any,
         *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
@@ -242,8 +244,8 @@ class GLOTrainer(_ReconstructionTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.GLO`, on the device to train on.
-        lr: Adam's learning rate; ten times as much for the codes, each of which is seen once an epoch.
-        betas: Adam's decay rates.
+        lr: Learning rate of Adam. The codes, each of which is seen once an epoch, have ten times as much.
+        betas: Decay rates of Adam.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the fixed codes of ``samples``.
 
@@ -258,8 +260,8 @@ class GLOTrainer(_ReconstructionTrainer):
         self,
         model: Any,
         *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: PositiveFloat = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.losses import NegativeELBO, active_units, negative_elbo, warmup_beta
+from genimg_fast.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import Recipe, generator_on
@@ -19,13 +20,13 @@ class VAETrainer(OneLossTrainer):
 
     Args:
         model: A VAE of this package, such as :class:`genimg_fast.models.VAE`, on the device to train on.
-        lr: Adam's learning rate. The variance of a Gaussian likelihood, one number that has far to go, has ten
+        lr: Learning rate of Adam. The variance of a Gaussian likelihood, one number that has far to go, has ten
             times as much.
-        betas: Adam's decay rates.
+        betas: Decay rates of Adam.
         beta: Weight of the KL term.
-        warmup: Number of the step at which that weight, rising linearly from 0, is reached; 0 for no warm-up.
-        free_bits: Nats of KL divergence per image and latent dimension that cost no more than less would (Kingma
-            et al. 2016, https://arxiv.org/abs/1606.04934).
+        warmup: Steps over which that weight rises linearly from 0; 0: none.
+        free_bits: Nats of KL divergence per image and latent dimension that cost no more than less would. Kingma
+            et al. 2016, https://arxiv.org/abs/1606.04934.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of the fixed latents of :meth:`samples`.
 
@@ -47,11 +48,11 @@ class VAETrainer(OneLossTrainer):
         self,
         model: Any,  # a BaseVAE; the attributes of a torch.nn.Module are not typed
         *,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta: float = 1.0,
-        warmup: int = 0,
-        free_bits: float = 0.0,
+        lr: PositiveFloat = 1e-3,
+        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        beta: NonNegativeFloat = 1.0,
+        warmup: NonNegativeInt = 0,
+        free_bits: NonNegativeFloat = 0.0,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:

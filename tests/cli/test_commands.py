@@ -135,7 +135,7 @@ def test_help_is_what_the_docstring_says(capsys: pytest.CaptureFixture[str]) -> 
         "Draw what a model makes. It is a picture, 100% of the time.",
         "RUN run folder, or checkpoint",
         "--missing N [N ...] frames to make anew, counted from 1",
-        "--n N number of images --class TEXT class to draw, as BaseGAN knows it",
+        "--n N number of images --class TEXT class to draw, as models.BaseGAN knows it",
         "--betas X X decay rates of Adam (default: [0.5, 0.9])",
         "--mode {linear,spherical} linear: straight on (default: linear)",
         "--rows ROWS that are given; 100% of them",

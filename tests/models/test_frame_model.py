@@ -131,7 +131,7 @@ def test_a_predictor_learns_motion() -> None:
     [
         (lambda: FramePredictor(core="transformer"), "core must be one of convlstm, gru, lstm, got 'transformer'"),
         (lambda: FramePredictor(hidden_size=0), "hidden_size must be at least 1, got 0"),
-        (lambda: FramePredictor(reach=-1), r"reach must lie in 0\.\.31, got -1"),
+        (lambda: FramePredictor(reach=-1), "reach must be at least 0, got -1"),
         (
             lambda: FramePredictor(**SIZES)(clip(3)),
             r"expected frames of shape \(batch, steps, 1, 16, 16\) with at",

@@ -1,0 +1,136 @@
+"""Files of options: YAML that ``--print-config`` writes and ``--config`` reads."""
+
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genimg_fast._close_names import did_you_mean
+from genimg_fast._signatures import Option
+
+_NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+
+
+class OptionFile:
+    """A file of options: a mapping from names, such as ``z_dim``, to values.
+
+    Args:
+        path: The file; ``-`` is the standard input.
+
+    Raises:
+        ValueError: If it cannot be read, or is no such mapping; the message names file and line.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise ValueError(f"{path}:{line}: {error.problem}") from error
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        except (yaml.YAMLError, RecursionError, UnicodeError) as error:
+            raise ValueError(f"{path} is no YAML: {error}") from error
+        if not isinstance(root, yaml.MappingNode | None):
+            raise ValueError(f"{path}:{root.start_mark.line + 1}: must be a mapping, such as 'lr: 0.001'")
+        self._values: dict[str, tuple[int, yaml.Node]] = {}
+        for key, value in root.value if root else []:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"{path}:{line}: must be the name of an option")
+            if key.value in self._values:
+                raise ValueError(f"{path}:{line}: {key.value}: is in line {self._values[key.value][0]} already")
+            self._values[key.value] = line, value
+
+    def model(self) -> tuple[int, str] | None:
+        """Get what it is for, if it says so, and in which line."""
+        line, node = self._values.get("model", (0, None))
+        return (line, node.value) if isinstance(node, yaml.ScalarNode) else None
+
+    def values(self, options: Mapping[str, Option]) -> dict[str, Any]:
+        """Get the values, by name; of those of options.
+
+        Raises:
+            ValueError: If a key is no option's name, or a value is none of the option; the message names file,
+                line and key.
+        """
+        values = {}
+        for key, (line, node) in self._values.items():
+            if key == "model":
+                continue
+            if key not in options:
+                hint = did_you_mean(key, options)
+                raise ValueError(f"{self.path}:{line}: {key}: there is no such option{hint}")
+            try:
+                values[key] = _value(options[key], node)
+            except ValueError as error:
+                raise ValueError(f"{self.path}:{line}: {key}: {error}") from error
+        return values
+
+
+def _value(option: Option, node: yaml.Node) -> Any:
+    if node.tag == _NULL:
+        if option.optional:
+            return None
+        raise ValueError("must have a value, got null")
+    if option.type is bool:
+        if node.tag != _BOOL:
+            raise ValueError(f"must be true or false, got {_shown(node)}")
+        return yaml.SafeLoader.bool_values[node.value.lower()]
+    reader, choices, number = option.takes()
+    if number is None:
+        values = [node]
+    elif not isinstance(node, yaml.SequenceNode):
+        raise ValueError(f"must be a list, such as [1, 2], got {_shown(node)}")
+    else:
+        values = node.value
+        if not values or (number != "+" and len(values) != number):
+            raise ValueError(f"must have {'one value or more' if number == '+' else number}, got {len(values)}")
+    read = []
+    for each in values:
+        if not isinstance(each, yaml.ScalarNode) or each.tag == _NULL:
+            raise ValueError(f"must be a single value, got {_shown(each)}")
+        # The text, not what YAML makes of it, to which 5e-4 is no number.
+        read.append(reader.read(each.value))
+        if choices is not None and read[-1] not in choices:
+            known = [str(choice) for choice in choices]
+            raise ValueError(
+                f"invalid choice: {each.value!r}{did_you_mean(each.value, known) or f' (choose from {known})'}"
+            )
+    return read[0] if number is None else read
+
+
+def _shown(node: yaml.Node) -> str:
+    if isinstance(node, yaml.ScalarNode):
+        return "null" if node.tag == _NULL else repr(node.value)
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def write_options(model: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Write options as a file that :class:`OptionFile` reads.
+
+    Args:
+        model: What they are for.
+        groups: Their values by name, by title of a group.
+    """
+    parts = [yaml.safe_dump({"model": model})]
+    for title, values in groups.items():
+        lines = [f"{name}: {_dumped(value)}\n" for name, value in values.items()]
+        parts.append("".join(["\n", f"# {title}\n", *lines]))
+    return "".join(parts)
+
+
+def _dumped(value: Any) -> str:
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=math.inf)
+    return text.removesuffix("...\n").strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
