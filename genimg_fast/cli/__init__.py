@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import genimg_fast as gf
+from genimg_fast._info import info
 from genimg_fast._program import ignore_interrupts, imports_done
+from genimg_fast._version import __version__
 from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
 from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line, with all commands."""
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
-    parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+    parser.add_argument("--version", action="version", version=f"genimg-fast {__version__}")
     parser.add_argument("--code", type=_run_code, metavar="FILE.py", help="run this file, for its models")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add(commands)
@@ -112,7 +113,7 @@ def _plain_output(program: str) -> Iterator[None]:
 
 def _info() -> int:
     """Show versions, and which path is live for each operator and device."""
-    print(gf.info())
+    print(info())
     return 0
 
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-import genimg_fast as gf
+from genimg_fast._native import get_backend, set_backend
 from genimg_fast._signatures import Option, options_of
+from genimg_fast._version import __version__
 from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, find_device, say
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
@@ -215,7 +216,7 @@ def _run_training(
     _refuse(thing, {**options, **asdict(session)})
     with blaming("backend"):
         if session.backend is not None:
-            gf.set_backend(session.backend)
+            set_backend(session.backend)
     loaded = _load(thing, options)
     options |= loaded.decided
     for note in loaded.notes if rank() == 0 else ():
@@ -250,8 +251,8 @@ def _run_training(
         "steps": options["steps"],
         "seed": options["seed"],
         "device": str(device),
-        "backend": gf.get_backend(),
-        "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
+        "backend": get_backend(),
+        "versions": {"genimg_fast": __version__, "torch": str(torch.__version__)},
     }
     if thing.data.augments and (options["flip"] or options["shift"] > 0):
         with blaming("shift"):
