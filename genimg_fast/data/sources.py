@@ -85,7 +85,7 @@ def load_dataset(
             decoded whenever they are needed, the next one takes its place.
         memory: GB that the images of files may take in memory, as bytes; by default a quarter of the machine's,
             shared by the processes on it.
-        cache: Folder for files of decoded images, if they take more; None to decode whenever they are needed.
+        cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
@@ -165,7 +165,7 @@ def load_pairs(
             Where pairs are decoded whenever they are needed, the next one takes its place.
         memory: GB that the pairs may take in memory, as bytes; by default a quarter of the machine's, shared by the
             processes on it.
-        cache: Folder for files of decoded pairs, if they take more; None to decode whenever they are needed.
+        cache: Folder for decoded pairs that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
