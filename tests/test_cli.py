@@ -591,7 +591,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     out = tmp_path / "my runs"
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert f"--data digits --out '{out}' --seed 0" in text
+    assert f" --channels 2 --out '{out}' --seed 0" in text
     assert f"generated digits: {out / '00000-dcgan-digits' / 'samples-000002.png'}" in text
     assert "step of 8 images:" in text
     assert "with plain torch.nn" in text
