@@ -232,7 +232,7 @@ def _morph(images: Tensor, ends: list[Tensor], out: str, steps: int) -> Picture:
     labels = [f"{100 * step / (steps - 1):.0f}%" for step in range(steps)]
     if ends:
         images, labels = torch.cat([shown[0], images, shown[1]], 1), ["from", *labels, "to"]
-    return Picture(images=images.flatten(0, 1), columns=images.shape[1], column_labels=labels)
+    return Picture(images=images, column_labels=labels)
 
 
 def _pairs(
