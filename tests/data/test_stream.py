@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -64,10 +65,22 @@ def fetch(number: int, index: Tensor) -> tuple[Tensor, Tensor]:
 CPU = torch.device("cpu")
 
 
+def running() -> int:
+    return threading.active_count() + len(multiprocessing.active_children())
+
+
+def ends_up_with(before: int) -> bool:
+    """Wait for the threads of queues, which end a moment after the queues are closed."""
+    deadline = time.monotonic() + 10
+    while running() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return running() <= before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("thread", [False, True])
 def test_an_error_comes_in_its_turn_and_leaves_nothing_running(workers: int, thread: bool) -> None:
-    before = threading.active_count()
+    before = running()
     batches = fetch_batches(fetch, draw_order(10, 4), device=CPU, workers=workers, thread=thread)
     assert [labels.tolist() for _, labels in islice(batches, 3)] == [
         index.tolist() for _, index in islice(draw_order(10, 4), 3)
@@ -75,18 +88,19 @@ def test_an_error_comes_in_its_turn_and_leaves_nothing_running(workers: int, thr
     with pytest.raises(ValueError, match=r"^batch 3 is broken$") as raised:
         next(batches)
     assert raised.tb is not None  # which holds on to everything
-    assert threading.active_count() <= before
     assert multiprocessing.active_children() == []
+    assert ends_up_with(before)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_closing_ends_threads_and_processes(workers: int) -> None:
-    before = threading.active_count()
+    before = running()
     batches = fetch_batches(fetch, draw_order(10, 4), device=CPU, workers=workers, thread=True)
     next(batches)
-    assert threading.active_count() + len(multiprocessing.active_children()) > before
+    assert running() > before
     batches.close()
-    assert threading.active_count() + len(multiprocessing.active_children()) == before
+    assert multiprocessing.active_children() == []
+    assert ends_up_with(before)
 
 
 def test_batches_that_come_to_an_end() -> None:
