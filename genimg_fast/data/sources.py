@@ -235,13 +235,13 @@ def _photos(image_size: int, channels: int | None, crops: int, seed: int) -> Ima
     pictures = [torch.from_numpy(photo.copy()).permute(2, 0, 1) for photo in photos.images]
     names = [Path(file).stem for file in photos.filenames]
     sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+    # In one piece from the start: if that is too large, it shows before the work.
+    images = torch.empty(crops, 3, image_size, image_size, dtype=torch.uint8)
     corners = _draw_corners(sizes, names, image_size, crops, seed).tolist()
     which = torch.arange(crops) % len(pictures)
-    cut = [
-        pictures[k][:, top : top + image_size, left : left + image_size]
-        for k, (top, left) in zip(which.tolist(), corners, strict=True)
-    ]
-    return ImageDataset(_convert(torch.stack(cut), channels), which, class_names=names, groups=which)
+    for image, k, (top, left) in zip(images, which.tolist(), corners, strict=True):
+        image.copy_(pictures[k][:, top : top + image_size, left : left + image_size])
+    return ImageDataset(_convert(images, channels), which, class_names=names, groups=which)
 
 
 def _digits(root: Path, download: bool) -> ImageDataset:
@@ -499,17 +499,16 @@ def _draw_corners(
 ) -> Tensor:
     """Draw the upper left corners of squares in pictures, equally many in each, one picture after the other."""
     generator = torch.Generator().manual_seed(seed)
-    corners = []
+    corners = torch.empty(crops, 2, dtype=torch.int64)  # if that is too large, it shows before the work
     for k in range(crops):
         height, width = sizes[k % len(sizes)]
         if min(height, width) < image_size:
             name = names[k % len(sizes)]
             size = f"{height}x{width}"
             raise ValueError(f"a picture of {name} has {size} pixels, too few for crops of {image_size}")
-        corners.append(
-            [int(torch.randint(side - image_size + 1, (), generator=generator)) for side in (height, width)]
-        )
-    return torch.tensor(corners)
+        for axis, side in enumerate((height, width)):
+            corners[k, axis] = torch.randint(side - image_size + 1, (), generator=generator)
+    return corners
 
 
 def _to_bytes(images: Tensor) -> Tensor:
