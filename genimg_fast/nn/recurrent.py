@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._checks import WIDE_DTYPE, check_flag, check_size, check_type
+from genimg_fast.ops._dispatch import new
 from genimg_fast.ops.cell_update import KERNELS as CELL_KERNELS, gru_cell_update, lstm_cell_update
 from genimg_fast.ops.recurrent.dispatch import KERNELS, LayerCall
 from genimg_fast.ops.recurrent.operands import (
@@ -102,8 +103,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         states = tuple(s.index_select(1, sorted_indices) for s in states)
     output: Any
     c0 = states[1] if cell == LSTM_CELL else None
-    operands = Operands(data, states[0], c0, batch_sizes, weights)
-    output, h_n, c_n = _run_layers(module, operands, Options(cell, module.bidirectional))
+    operands = new(Operands, (data, states[0], c0, batch_sizes, weights))
+    output, h_n, c_n = _run_layers(module, operands, new(Options, (cell, module.bidirectional, False)))
     finals = [h_n] if c0 is None else [h_n, c_n]
 
     if result_dtype != computed_in:

@@ -20,6 +20,7 @@ from genimg_fast.ops._checks import DTYPES
 
 # Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
+_PLAIN_OR_NONE = {*PLAIN_TENSORS, type(None)}
 
 # Reasons for PyTorch that backend "native" accepts: it sees the operations it has to see, raises the error that
 # users know, or has nothing to compute.
@@ -104,7 +105,7 @@ class Kernels:
         if _native._backend == "reference":
             return REFERENCE
         for tensor in tensors:
-            if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+            if type(tensor) not in _PLAIN_OR_NONE:
                 return TRANSFORMED
         data = tensors[0]
         device = "cpu" if data.is_cpu else "cuda" if data.is_cuda else data.device.type  # the last one takes long
@@ -114,7 +115,7 @@ class Kernels:
             return reason
         return TRANSFORMED if is_transformed(data) else None
 
-    def is_slower(self, device_type: str, *call: Any) -> bool:
+    def is_slower(self, device_type: str, call: Any) -> bool:
         """Whether PyTorch's own kernels are to run a call that these take.
 
         Args:
@@ -125,7 +126,8 @@ class Kernels:
         # a dimension that the user declared dynamic.
         if _native._backend != "auto" or torch.compiler.is_compiling():
             return False
-        return device_type in self.slower and self.slower[device_type].holds(*call)
+        row = self.slower.get(device_type)
+        return row is not None and row.holds(call)
 
     def describe(self) -> dict[str, tuple[str, str]]:
         """Return, for `info()`, per device type the path of the backend in force and why."""

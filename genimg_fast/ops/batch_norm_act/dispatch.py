@@ -24,6 +24,7 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     This is everything that the operators check, and more: they take a few inputs that PyTorch refuses.
     """
     input, residual, weight, bias, running_mean, running_var = operands
+    training, _, eps, _, _ = options
     shape, dtype, numel, on_cpu = input.shape, input.dtype, input.numel(), input.is_cpu
     if len(shape) < 2:
         return INVALID
@@ -32,9 +33,9 @@ def _unlike(operands: Operands, options: Options) -> str | None:
         return refusal(DTYPES, dtype)
     if numel == 0:
         return EMPTY
-    if (options.training and numel == shape[1]) or not options.eps > 0:
+    if (training and numel == shape[1]) or not eps > 0:
         return INVALID
-    if (running_mean is None) != (running_var is None) or (running_mean is None and not options.training):
+    if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
         return INVALID
     per_channel, common = (shape[1],), None
     for tensor in (weight, bias, running_mean, running_var):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._checks import WIDE_DTYPE
-from genimg_fast.ops._dispatch import PLAIN_TENSORS
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, new
 from genimg_fast.ops.batch_norm_act.checks import check_backward, check_operands
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
 from genimg_fast.ops.batch_norm_act.gradients import gradients_reference
@@ -85,9 +85,9 @@ class _BatchNormAct(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         operands, training, numbers = arguments[:6], arguments[6], arguments[8:]
         if training:
-            output, mean, spread = _train(*operands, *arguments[7:])
+            output, mean, spread = _train(*(operands + arguments[7:]))
         else:
-            output = _eval(*operands, *numbers)
+            output = _eval(*(operands + numbers))
             mean, spread = operands[4:]
         _keep(ctx, operands[:4], mean, spread, training, numbers)
         return output
@@ -147,7 +147,9 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     tensors = grad_output, input, residual, weight, bias, mean, spread
     options = activation, negative_slope, need_input, need_residual and not linear
     if training:
-        grad_input, grad_residual, grad_weight, grad_bias = _call_backward(Backward(*tensors, True, *options))
+        grad_input, grad_residual, grad_weight, grad_bias = _call_backward(
+            new(Backward, (*tensors, True, *options))
+        )
     else:
         # One operator to those who trace: torch.compile would move what it is made of to the forward pass.
         backward: Any = _backward_of_eval
