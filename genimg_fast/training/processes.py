@@ -73,11 +73,7 @@ def highest_of_processes(value: int, device: torch.device) -> int:
 
 @contextmanager
 def raised_in_all() -> Iterator[None]:
-<<<<<<< HEAD
     """Let every process raise an error of the system, such as a full disk, that the first one meets in here."""
-=======
-    """Let every process raise an error of the system, such as a full disk, that the first one meets inside."""
->>>>>>> ca94059 (Fit a line; leave times out of README that were taken beside other work)
     error: OSError | None = None
     try:
         yield
