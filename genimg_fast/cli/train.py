@@ -72,6 +72,7 @@ _LOGGERS: dict[str, Callable[[], Callback]] = {
     "wandb": WandbLogger,
     "mlflow": MLflowLogger,
 }
+_OF_THE_LOOP = tuple(options_of(fit))
 _GROUPS = {
     "data": ("val_split", "val_data"),
     "training": ("device",),
@@ -275,7 +276,7 @@ def _run_training(
             progress=True,
             callbacks=callbacks,
             resume=resume,
-            **{name: options[name] for name in options_of(fit) if name in options},
+            **{name: options[name] for name in _OF_THE_LOOP if name in options},
         )
     if rank() == 0:
         pictures = [run.path / f"{thing.picture}-{trainer.steps_done:06d}.{ending}" for ending in ("png", "gif")]
