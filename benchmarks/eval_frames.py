@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 import genimg_fast as gf
-from genimg_fast.cli.train import make_trainer, train_arguments
-from genimg_fast.training import fit
+from genimg_fast.training import find_trainable, fit
 from genimg_fast.training.sequence import predictions
 
 CONTEXT, ROLLOUT = 10, 5
@@ -44,12 +43,12 @@ def main() -> int:
         f"digits to train on, {len(held_out)} of others held out (seed {args.seed}); "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gf.info().backend} backend"
     )
-    flags = ["--context", str(CONTEXT), "--seed", str(args.seed), "--device", "cpu"]
-    for flag, value in (("--steps", args.steps), ("--batch-size", args.batch_size)):
-        flags += [] if value is None else [flag, str(value)]
-    train_args = train_arguments("frame-predictor", "--channels-last", *flags)  # a sixth faster on the CPU
-    trainer = make_trainer(train_args, training)
-    steps, batch_size = train_args.steps, train_args.batch_size
+    predictor = find_trainable("frame-predictor")
+    asked = {} if args.steps is None else {"steps": args.steps}
+    # channels_last is a sixth faster on the CPU.
+    options = predictor.resolve(context=CONTEXT, seed=args.seed, channels_last=True, **asked)
+    trainer = predictor.make_trainer(training, options)
+    steps, batch_size = options["steps"], args.batch_size or predictor.batch_size
     started = time.perf_counter()
     fit(trainer, training, steps=steps, batch_size=batch_size, seed=args.seed, progress=True)
     seconds = time.perf_counter() - started

@@ -29,9 +29,8 @@ from torch.nn.functional import max_pool2d
 
 import genimg_fast as gf
 from genimg_fast import nn
-from genimg_fast.cli.train import make_trainer, train_arguments
 from genimg_fast.metrics import judge_classes
-from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, fit, save_grid
+from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, find_trainable, fit, save_grid
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -157,12 +156,12 @@ def split_digits(seed: int) -> tuple[gf.data.ImageDataset, gf.data.ImageDataset]
 
 
 def conditional(args: argparse.Namespace) -> dict[str, bool]:
-    steps = [] if args.steps is None else ["--steps", str(args.steps)]
-    train_args = train_arguments("cdcgan", "--seed", str(args.seed), "--device", "cpu", *steps)
+    cdcgan = find_trainable("cdcgan")
+    options = cdcgan.resolve(seed=args.seed, **({} if args.steps is None else {"steps": args.steps}))
     training, held_out = split_digits(args.seed)
     classifier = SVC(C=10).fit(training[:][0].flatten(1).numpy(), training.labels.numpy())
-    trainer = make_trainer(train_args, training)
-    fit(trainer, training, steps=train_args.steps, batch_size=train_args.batch_size, seed=args.seed)
+    trainer = cdcgan.make_trainer(training, options)
+    fit(trainer, training, steps=options["steps"], batch_size=cdcgan.batch_size, seed=args.seed)
     labels = torch.arange(1000) % 10
     samples = trainer.sampler.sample(1000, labels=labels, generator=torch.Generator().manual_seed(args.seed))
 
@@ -172,7 +171,7 @@ def conditional(args: argparse.Namespace) -> dict[str, bool]:
     real, real_labels = held_out[:]
     report = judge_classes(labels, judged(samples), samples.flatten(1), real_labels, real.flatten(1))
     by_class = report.agreement_by_class
-    print(f"conditional DCGAN, digits at 32x32: {train_args.steps} steps of 64; averaged weights")
+    print(f"conditional DCGAN, digits at 32x32: {options['steps']} steps of 64; averaged weights")
     print(f"  classifier on real held-out digits: {(judged(real) == real_labels).double().mean():.1%} right")
     print(f"  1,000 samples of a requested class: {report.agreement.value:.1%} right; by class ", end="")
     print("  ".join(f"{k}: {share:.0%}" for k, share in enumerate(by_class)))

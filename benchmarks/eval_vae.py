@@ -33,10 +33,18 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import genimg_fast as gf
-from genimg_fast.cli.train import make_trainer, train_arguments
 from genimg_fast.losses import active_units, importance_weighted_bound
 from genimg_fast.models import MLPVAE, VAE
-from genimg_fast.training import Picture, Recipe, VAETrainer, fit, plot_latents, save_animation, save_grid
+from genimg_fast.training import (
+    Picture,
+    Recipe,
+    VAETrainer,
+    find_trainable,
+    fit,
+    plot_latents,
+    save_animation,
+    save_grid,
+)
 from genimg_fast.training.pictures import class_samples
 
 IMPORTANCE_SAMPLES = 100
@@ -92,7 +100,7 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     print("".join(f"  {label}: {share:.0%}" for label, share in enumerate(right.view(10, 100).mean(1))))
     checks["samples are of the requested class in at least 90%"] = right.mean().item() >= 0.9
 
-    flat = train("mlp-vae", training, args, "--z-dim", "2", "--image-size", "32", "--likelihood", "bernoulli")
+    flat = train("mlp-vae", training, args, z_dim=2, image_size=32, likelihood="bernoulli")
 
     pairs = {"input": images[:36], "output": reconstructions[:36]}
     Picture(images=pairs).save(args.out / "reconstructions.png")
@@ -111,16 +119,17 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     return checks
 
 
-def train(name: str, dataset: gf.data.ImageDataset, args: argparse.Namespace, *flags: str) -> Any:
+def train(name: str, dataset: gf.data.ImageDataset, args: argparse.Namespace, **options: Any) -> Any:
     started = time.perf_counter()
-    steps = [] if args.steps is None else ["--steps", str(args.steps)]
-    train_args = train_arguments(name, "--seed", str(args.seed), "--device", "cpu", *steps, *flags)
-    trainer = make_trainer(train_args, dataset)
-    fit(trainer, dataset, steps=train_args.steps, batch_size=train_args.batch_size, seed=args.seed)
+    vae = find_trainable(name)
+    options |= {} if args.steps is None else {"steps": args.steps}
+    options = vae.resolve(seed=args.seed, **options)
+    trainer = vae.make_trainer(dataset, options)
+    fit(trainer, dataset, steps=options["steps"], batch_size=vae.batch_size, seed=args.seed)
     model = trainer.sampler
     print(
         f"\n{type(model).__name__}, {model.z_dim} latents, {model.likelihood} likelihood, trained with "
-        f"beta {trainer.beta:g}: {train_args.steps} steps of {train_args.batch_size} in "
+        f"beta {trainer.beta:g}: {options['steps']} steps of {vae.batch_size} in "
         f"{time.perf_counter() - started:.0f} s"
     )
     return model

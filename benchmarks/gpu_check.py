@@ -22,8 +22,8 @@ import genimg_fast as gf
 
 ROOT = Path(__file__).parents[1]
 SANITIZED = [
-    "tests/ops/test_batch_norm_act.py::test_options",
-    "tests/ops/test_batch_norm_act.py::test_layouts",
+    "tests/ops/batch_norm_act/test_reference.py::test_options",
+    "tests/ops/batch_norm_act/test_reference.py::test_layouts",
     "tests/ops/reparameterize_kl/test_reference.py::test_options",
     "tests/ops/reparameterize_kl/test_reference.py::test_layouts_that_differ",
     "tests/ops/reparameterize_kl/test_reference.py::test_large",
@@ -89,7 +89,7 @@ def main() -> int:
         failed += ["tests"] * (result.returncode != 0)
         for family, methods in METHODS.items():
             for method in methods:
-                command = [*pytest, f"tests/ops/test_{family}.py", "-k", "cuda and not compile"]
+                command = [*pytest, f"tests/ops/{family}", "-k", "cuda and not compile"]
                 variable = f"GENIMG_FAST_{family.removesuffix('_act').upper()}_METHOD"
                 result = step(f"{family}, method {method}", command, **{variable: method})
                 failed += [f"{family} {method}"] * (result.returncode != 0)

@@ -6,14 +6,13 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
-from unittest import mock
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import genimg_fast as gf
-from genimg_fast.cli import main
+from genimg_fast.cli import make_parser
 
 os.environ["COLUMNS"] = "100"  # the width of the commands' help
 
@@ -59,7 +58,7 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         sections = []
-        for parser in leaves(program()):
+        for parser in leaves(make_parser()):
             section = nodes.section(ids=[nodes.make_id(parser.prog)], names=[parser.prog])
             section += nodes.title(text=parser.prog)
             section += nodes.literal_block(text=parser.format_help(), language="text")
@@ -67,19 +66,28 @@ class Commands(SphinxDirective):
         return sections
 
 
-def program() -> argparse.ArgumentParser:
-    """Get the parser of the command line."""
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", autospec=True) as parse_args:
-        parse_args.side_effect = SystemExit
-        try:
-            main([])
-        except SystemExit:
-            return parse_args.call_args.args[0]
-    raise RuntimeError("the command line has not parsed its arguments")
+class Trainables(SphinxDirective):
+    """``.. trainables::`` lists what ``genimg-fast train`` knows."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [".. list-table::", "   :widths: auto", ""]
+        for name in gf.training.list_trainables():
+            thing = gf.training.find_trainable(name)
+            command = f"`train {name} <commands.html#{nodes.make_id(f'genimg-fast train {name}')}>`__"
+            lines += [
+                f"   * - {command}",
+                f"     - :py:class:`~genimg_fast.models.{thing.model.__name__}`",
+                f"     - {thing.text}",
+            ]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
     """Go through the commands without subcommands."""
+    if (
+        prepare := getattr(parser, "prepare", None)
+    ) is not None:  # some add their subcommands when they are called
+        prepare([])
     subparsers = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     if not subparsers:
         yield parser
@@ -96,4 +104,5 @@ def escape_stars(app: Sphinx, what: str, name: str, thing: object, options: obje
 def setup(app: Sphinx) -> None:
     app.add_directive("public-names", PublicNames)
     app.add_directive("commands", Commands)
+    app.add_directive("trainables", Trainables)
     app.connect("autodoc-process-docstring", escape_stars)

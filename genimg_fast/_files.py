@@ -20,12 +20,17 @@ def replacing(path: Path) -> Iterator[Path]:
         path: The file.
 
     Yields:
-        The name to write to, in the same folder and with the same ending. It becomes ``path`` at the end, or is
-        removed if there was an error.
+        The name to write to, in the same folder and with the same ending. It becomes ``path``, or what that links
+        to, at the end, or is removed if there was an error. A device, or a pipe, is written to as it is.
 
     Raises:
         OSError: If the file cannot be written; the message names ``path``.
     """
+    if path.exists() and not path.is_file():  # a device, or a pipe, which is no file's place
+        with naming(path):
+            yield path
+        return
+    path = path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}")
     try:
         with naming(path):

@@ -10,7 +10,7 @@ import torch
 
 from genimg_fast import _native
 from genimg_fast._version import __version__
-from genimg_fast.ops.batch_norm_act import KERNELS as BATCH_NORM_ACT
+from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_ACT
 from genimg_fast.ops.cell_update import KERNELS as CELL_UPDATE
 from genimg_fast.ops.recurrent.dispatch import KERNELS as RECURRENT
 from genimg_fast.ops.reparameterize_kl.dispatch import KERNELS as REPARAMETERIZE_KL
@@ -85,12 +85,6 @@ def info() -> Info:
         >>> gf.info().operators["batch_norm_act"]["cpu"][0] in ("native", "reference", "torch")
         True
     """
-    backend = _native.get_backend()
-    operators = {}
-    for name, table in _TABLES.items():
-        operators[name] = table.describe()
-        if backend == "reference":
-            operators[name] = dict.fromkeys(operators[name], ("reference", "backend is 'reference'"))
     return Info(
         versions={
             "genimg_fast": __version__,
@@ -100,8 +94,8 @@ def info() -> Info:
         },
         build=_native.build_facts(),
         load_error=_native.load_error,
-        backend=backend,
+        backend=_native.get_backend(),
         simd=_native.simd_level(),
         gpus=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        operators=operators,
+        operators={name: table.describe() for name, table in _TABLES.items()},
     )

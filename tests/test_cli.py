@@ -12,7 +12,6 @@ import textwrap
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -591,7 +590,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     out = tmp_path / "my runs"
     assert main(["demo", "--out", str(out), "--steps", "2"]) == 0
     text = capsys.readouterr().out
-    assert f"--data digits --out '{out}' --seed 0" in text
+    assert f" --channels 2 --out '{out}' --seed 0" in text
     assert f"generated digits: {out / '00000-dcgan-digits' / 'samples-000002.png'}" in text
     assert "step of 8 images:" in text
     assert "with plain torch.nn" in text
@@ -1011,7 +1010,10 @@ def test_signals(
         for signum in signals if step == 2 else []:
             os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("genimg_fast.cli.train.fit", partial(gf.training.fit, callbacks=[OnStep(on_step)]))
+    def fit(*args: Any, callbacks: Sequence[Any], **options: Any) -> Any:
+        return gf.training.fit(*args, callbacks=[*callbacks, OnStep(on_step)], **options)
+
+    monkeypatch.setattr("genimg_fast.cli.train.fit", fit)
     assert main([*TINY, "--steps", "9", "--out", str(tmp_path), "--device", "cpu"]) == status
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"genimg-fast: {message}")
 

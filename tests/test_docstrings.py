@@ -89,7 +89,7 @@ def described_in(docstring):
 
 
 def errors_not_described(function, documented):
-    """What a function raises itself, unless its docstring names it or a class that it is derived from."""
+    """What a function raises itself, unless its docstring names it, or lists a class that it is derived from."""
     known = vars(builtins) | function.__globals__
     named = tuple(known[error.type_name] for error in documented.raises if error.type_name in known)
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -97,7 +97,9 @@ def errors_not_described(function, documented):
     return {
         name
         for name in raised
-        if inspect.isclass(known.get(name)) and not issubclass(known[name], (*named, NotImplementedError))
+        if inspect.isclass(known.get(name))
+        and not issubclass(known[name], (*named, NotImplementedError))
+        and name not in (function.__doc__ or "")
     }
 
 

@@ -30,8 +30,6 @@ LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # What these parts do not need; elsewhere it is imported where it is used.
 HEAVY = {"matplotlib", "sklearn", "tensorboard", "torchvision"}
 LIGHT = {"ops", "nn", "losses", "models"}
-# A command may use the package's top, as its users do.
-ABOVE_TOP = {"cli"}
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
@@ -67,8 +65,7 @@ def violations(package: Path) -> list[str]:
                 continue
             target = next(t for t in (f"{target}.{attribute}", target, name) if t in modules)
             if target == name:
-                if part not in ABOVE_TOP:
-                    found.append(f"{path}:{line}: imports the package's top")
+                found.append(f"{path}:{line}: imports the package's top")
                 continue
             graph[module].add(target)
             other = target.split(".")[1]

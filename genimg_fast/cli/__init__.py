@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import genimg_fast as gf
+from genimg_fast._info import info
 from genimg_fast._program import ignore_interrupts, imports_done
+from genimg_fast._version import __version__
 from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
 from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
@@ -18,7 +19,7 @@ from genimg_fast.cli.sampling import interpolate, sample
 from genimg_fast.cli.shells import Shell, completion_script
 from genimg_fast.cli.show import latent, reconstruct, translate
 from genimg_fast.training import NonFiniteLossError, Terminated
-from genimg_fast.training.trainable import run_file
+from genimg_fast.training.trainables import run_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,12 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return args.execute(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
-    except Terminated as stopped:
+    except (KeyboardInterrupt, Terminated) as stopped:
         ignore_interrupts()
-        message, status = str(stopped), stopped.code
-    except KeyboardInterrupt as interrupt:
-        ignore_interrupts()
-        message, status = str(interrupt) or "interrupted", 130
+        message = str(stopped) or "interrupted"
+        status = stopped.code if isinstance(stopped, Terminated) else 130
+        if int(os.environ.get("RANK", "0")) > 0:  # one of several processes, of which the first says it
+            return status
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Make the parser of the command line, with all commands."""
     parser = Parser(prog="genimg-fast", description="Train image-generation models with fused kernels.")
-    parser.add_argument("--version", action="version", version=f"genimg-fast {gf.__version__}")
+    parser.add_argument("--version", action="version", version=f"genimg-fast {__version__}")
     parser.add_argument("--code", type=_run_code, metavar="FILE.py", help="run this file, for its models")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     train.add(commands)
@@ -112,7 +113,7 @@ def _plain_output(program: str) -> Iterator[None]:
 
 def _info() -> int:
     """Show versions, and which path is live for each operator and device."""
-    print(gf.info())
+    print(info())
     return 0
 
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import genimg_fast as gf
+from genimg_fast._fuse import unfuse
+from genimg_fast._info import info
 from genimg_fast.cli.arguments import Device
 from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
@@ -37,7 +38,7 @@ def demo(
 
     batch_size = run.config["batch_size"]
     plain, fused = _time_steps(trainer, dataset, batch_size)
-    kernels = "fused kernels" if gf.info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
+    kernels = "fused kernels" if info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
     print(
         f"step of {batch_size} images: {fused:.1f} ms with {kernels}, "
         f"{plain:.1f} ms with plain torch.nn ({plain / fused:.2f}x)"
@@ -49,7 +50,7 @@ def demo(
 
 def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int, rounds: int = 40) -> tuple[float, float]:
     """Median milliseconds of a training step with plain torch.nn, and with this package."""
-    trainers = [GANTrainer(gf.unfuse(copy.deepcopy(trainer.model))), GANTrainer(copy.deepcopy(trainer.model))]
+    trainers = [GANTrainer(unfuse(copy.deepcopy(trainer.model))), GANTrainer(copy.deepcopy(trainer.model))]
     milliseconds: list[list[float]] = [[], []]
     stream = batches(dataset.to(trainer.device), batch_size)
     # In turns, so that whatever else the machine does slows both; each timed step follows one of the same kind,

@@ -362,7 +362,7 @@ def _classifier(args: _Options, real: Real, cache: Path | None) -> ClassifierNet
                 "features", f"classifier needs images of two classes or more, and {real.source} has one"
             )
         return None
-    with blaming("features"):
+    with blaming("features", (ValueError,)), blaming("cache", (OSError,)):
         network = ClassifierNetwork(real.dataset, cache=cache, device=args.device, progress=True)
     useless = network.accuracy < _READABLE and args.features != "classifier"
     print(f"{network.identity} of {network.num_classes} classes reads {network.accuracy:.1%} right of "

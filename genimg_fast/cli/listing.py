@@ -6,6 +6,7 @@ from genimg_fast.cli.arguments import say
 from genimg_fast.cli.commands import add_function
 from genimg_fast.models import list_models
 from genimg_fast.models.registry import describe_model
+from genimg_fast.training import list_trainables
 
 DATA = {
     "digits": "1,797 handwritten digits at 8x8, of scikit-learn",
@@ -32,7 +33,11 @@ def add(commands: Any) -> None:
             genimg-fast list
             genimg-fast list models
         """
-        models = {name: describe_model(name) for name in list_models()}
+        trained = list_trainables()
+        models = {
+            name: describe_model(name) + ("" if name in trained else " Not one of train's.")
+            for name in list_models()
+        }
         tools = {action.dest: action.help or "" for action in commands._choices_actions}
         lists = {"models": models, "data": DATA, "commands": tools}
         for title, entries in lists.items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genimg_fast.cli.arguments import blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
-from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.dataset import content_hash, pieces
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import BaseFrameModel
 from genimg_fast.options import OptionError, Reader, integers
@@ -186,8 +186,8 @@ def batches(
     real: Real, indices: Tensor, image_size: int, device: torch.device, *, frames: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Load images, or sequences, and their labels, as many at a time as there is room for."""
-    for part in indices.split(batch_sizes(len(indices), image_size, frames=frames)):
-        images, labels = real.dataset[part]
+    parts = indices.split(batch_sizes(len(indices), image_size, frames=frames))
+    for images, labels in pieces(real.dataset, parts):
         yield images.to(device), labels.to(device)
 
 

@@ -32,6 +32,8 @@ from genimg_fast.training.outputs import batch_sizes, form_of
 from genimg_fast.training.pictures import ANIMATIONS, VIDEOS, class_layout
 from genimg_fast.training.sequence import fillings, predictions
 
+_USUAL_SIDE = 64  # pixels, of images of a model that does not say
+
 
 def sample(
     run: Path,
@@ -90,7 +92,7 @@ def sample(
 
     def made() -> Iterator[Picture]:
         start = 0
-        for size in batch_sizes(number, model.image_size):
+        for size in batch_sizes(number, getattr(model, "image_size", _USUAL_SIDE)):
             given = {} if labels is None else {"labels": labels[start : start + size]}
             yield Picture(images=model.sample(size, **given, generator=generator), **layout)
             start += size
@@ -230,7 +232,7 @@ def _morph(images: Tensor, ends: list[Tensor], out: str, steps: int) -> Picture:
     labels = [f"{100 * step / (steps - 1):.0f}%" for step in range(steps)]
     if ends:
         images, labels = torch.cat([shown[0], images, shown[1]], 1), ["from", *labels, "to"]
-    return Picture(images=images.flatten(0, 1), columns=images.shape[1], column_labels=labels)
+    return Picture(images=images, column_labels=labels)
 
 
 def _pairs(

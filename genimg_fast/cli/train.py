@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-import genimg_fast as gf
+from genimg_fast._native import get_backend, set_backend
 from genimg_fast._signatures import Option, options_of
+from genimg_fast._version import __version__
 from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, find_device, say
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
@@ -71,6 +72,7 @@ _LOGGERS: dict[str, Callable[[], Callback]] = {
     "wandb": WandbLogger,
     "mlflow": MLflowLogger,
 }
+_OF_THE_LOOP = tuple(options_of(fit))
 _GROUPS = {
     "data": ("val_split", "val_data"),
     "training": ("device",),
@@ -87,27 +89,31 @@ def add(commands: Any) -> None:
         genimg-fast train dcgan --lr 1e-4 --print-config > dcgan.yaml
         genimg-fast train dcgan --config dcgan.yaml --seed 1
     """)  # fmt: skip
-    train.prepare = partial(_add_models, train)
-
-
-def _add_models(train: Parser, words: list[str]) -> list[str]:
-    """Add a subcommand for each model, and for one of the user's that the command line names."""
     models = train.add_subparsers(title="models", dest="model", required=True)
+    for name in list_trainables():
+        _add_model(models, name, find_trainable(name))
+    train.prepare = partial(_add_what_is_named, train, models)
+
+
+def _add_what_is_named(train: Parser, models: Any, words: list[str]) -> list[str]:
+    """Add subcommands for models of the user's; put the one that a file of options is for in front of it."""
     file = None
-    if words and words[0].partition("=")[0] == "--config":  # which says what to train
+    if words and words[0].partition("=")[0] == "--config":
         file = _option_file(train, words)
         _, name = (file and file.model()) or (0, None)
-        if name is not None:
-            words = [name, *words]
+        words = words if name is None else [name, *words]
     for name in list_trainables():
-        _add_model(models, name, find_trainable(name), file)
+        if name not in models.choices:
+            _add_model(models, name, find_trainable(name))
     if words and ".py" in words[0]:
         with train.blaming("model"):
-            _add_model(models, words[0], find_trainable(words[0]), file)
+            _add_model(models, words[0], find_trainable(words[0]))
+    if file is not None and words[0] in models.choices:
+        models.choices[words[0]].set_defaults(option_file=file)
     return words
 
 
-def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None) -> None:
+def _add_model(models: Any, name: str, thing: Trainable) -> None:
     new = add_command(models, name, fit_and_report, thing.text, "\n".join(thing.examples))
     groups = session_and_options(thing)
     for title, options in groups.items():
@@ -118,7 +124,7 @@ def _add_model(models: Any, name: str, thing: Trainable, file: OptionFile | None
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
     new.set_defaults(thing=thing)
-    new.prepare = partial(_use_file, new, {name, thing.name}, groups, file)
+    new.prepare = partial(_use_file, new, {name, thing.name}, groups)
 
 
 def session_and_options(thing: Trainable) -> dict[str, dict[str, Option]]:
@@ -141,11 +147,10 @@ def _use_file(
     parser: Parser,
     names: set[str],
     groups: Mapping[str, Mapping[str, Option]],
-    file: OptionFile | None,
     words: list[str],
 ) -> list[str]:
     """Make what a file of options says the defaults."""
-    file = file or _option_file(parser, words)
+    file: OptionFile | None = parser.get_default("option_file") or _option_file(parser, words)
     if file is not None:
         with parser.blaming("--config"):
             values = file.values({name: option for options in groups.values() for name, option in options.items()})
@@ -212,7 +217,7 @@ def _run_training(
     _refuse(thing, {**options, **asdict(session)})
     with blaming("backend"):
         if session.backend is not None:
-            gf.set_backend(session.backend)
+            set_backend(session.backend)
     loaded = _load(thing, options)
     options |= loaded.decided
     for note in loaded.notes if rank() == 0 else ():
@@ -247,8 +252,8 @@ def _run_training(
         "steps": options["steps"],
         "seed": options["seed"],
         "device": str(device),
-        "backend": gf.get_backend(),
-        "versions": {"genimg_fast": gf.__version__, "torch": str(torch.__version__)},
+        "backend": get_backend(),
+        "versions": {"genimg_fast": __version__, "torch": str(torch.__version__)},
     }
     if thing.data.augments and (options["flip"] or options["shift"] > 0):
         with blaming("shift"):
@@ -271,7 +276,7 @@ def _run_training(
             progress=True,
             callbacks=callbacks,
             resume=resume,
-            **{name: options[name] for name in options_of(fit) if name in options},
+            **{name: options[name] for name in _OF_THE_LOOP if name in options},
         )
     if rank() == 0:
         pictures = [run.path / f"{thing.picture}-{trainer.steps_done:06d}.{ending}" for ending in ("png", "gif")]

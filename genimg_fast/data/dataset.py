@@ -57,21 +57,23 @@ class BatchStream(Protocol):
 
     Example:
         >>> import torch, genimg_fast as gf
-        >>> class Noise:
+        >>> class Rain:
         ...     device = torch.device("cpu")
         ...
         ...     def look(self):
-        ...         return torch.rand(64, 1, 8, 8) * 2 - 1, torch.zeros(64).long()
+        ...         return next(self.batches(64, seed=0, start=0, part=0, parts=1))
         ...
         ...     def batches(self, batch_size, *, seed, start, part, parts):
-        ...         n = batch_size // parts
         ...         while True:
-        ...             yield torch.rand(n, 1, 8, 8) * 2 - 1, torch.zeros(n).long()
+        ...             generator = torch.Generator().manual_seed(seed + start)
+        ...             drops = torch.rand(batch_size, 1, 8, 8, generator=generator) * 2 - 1
+        ...             yield drops[part::parts], torch.zeros(len(drops[part::parts]), dtype=torch.int64)
+        ...             start += 1
         ...
         ...     def to(self, device):
         ...         return self
-        >>> next(gf.data.batches(Noise(), 64))[0].shape
-        torch.Size([64, 1, 8, 8])
+        >>> next(gf.data.batches(Rain(), 32, part=1, parts=2))[0].shape
+        torch.Size([16, 1, 8, 8])
     """
 
     device: torch.device

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_BYTES = 64 << 20  # of the distances that are in memory at once, about
+_BYTES = 64 << 20  # of distances, or of a kernel, that are in memory at once, about
 
 
 class PrecisionRecall(NamedTuple):
@@ -64,8 +64,8 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Precisio
     Example:
         >>> import torch, genimg_fast as gf
         >>> real = torch.tensor([[0.0], [1.0], [2.0], [9.0]])
-        >>> gf.metrics.precision_recall(torch.tensor([[0.5], [0.6], [0.7], [20.0]]), real, k=1)
-        PrecisionRecall(precision=0.75, recall=0.0)
+        >>> gf.metrics.precision_recall(torch.tensor([[0.5], [0.6], [0.7], [0.8]]), real, k=1)  # good, but alike
+        PrecisionRecall(precision=1.0, recall=0.0)
     """
     among_real, among_generated = inside_manifolds(generated, real, k)
     return PrecisionRecall(float(among_real.mean()), float(among_generated.mean()))
@@ -109,7 +109,7 @@ def densities(generated: Tensor, real: Tensor, k: int) -> tuple[Tensor, Tensor]:
     generated, real = _centred(generated, real, k, len(real))
     radii = _radii(real, k)
     dense = _balls_around(generated, real, radii).double() / k
-    nearest = torch.cat([torch.cdist(part, generated).amin(1) for part in _parts(real, generated)])
+    nearest = torch.cat([torch.cdist(part, generated).amin(1) for part in parts(real, generated)])
     return dense, (nearest <= radii).double()
 
 
@@ -136,16 +136,16 @@ def check_features(generated: Tensor, real: Tensor) -> None:
         raise ValueError(f"features have different lengths, {generated.shape[1]} and {real.shape[1]}")
 
 
-def _parts(points: Tensor, others: Tensor) -> tuple[Tensor, ...]:
-    """Cut points so that the distances of a part from all others fit into memory."""
+def parts(points: Tensor, others: Tensor) -> tuple[Tensor, ...]:
+    """Cut points so that what there is of each pair of a part and all others, a distance, fits into memory."""
     return points.split(max(1, _BYTES // (others.element_size() * len(others))))
 
 
 def _radii(points: Tensor, k: int) -> Tensor:
     """Distance of each point from its k-th neighbour; its nearest in the set is itself."""
-    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in _parts(points, points)])
+    return torch.cat([torch.cdist(part, points).kthvalue(k + 1).values for part in parts(points, points)])
 
 
 def _balls_around(points: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """Count the balls that each point lies in."""
-    return torch.cat([(torch.cdist(part, centres) <= radii).sum(1) for part in _parts(points, centres)])
+    return torch.cat([(torch.cdist(part, centres) <= radii).sum(1) for part in parts(points, centres)])

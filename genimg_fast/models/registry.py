@@ -124,7 +124,7 @@ def describe_model(name: str) -> str:
 
     Example:
         >>> from genimg_fast.models.registry import describe_model
-        >>> describe_model("glo")[:10]
-        'Generative'
+        >>> describe_model("glo")[:11]
+        'A generator'
     """
     return (inspect.getdoc(_builders[name]) or "").partition("\n")[0]

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
-from genimg_fast.ops.batch_norm_act import ACTIVATIONS, batch_norm_act, update_running_statistics
+from genimg_fast.ops.batch_norm_act import batch_norm_act
+from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS
+from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
 
 def forward_batch_norm(

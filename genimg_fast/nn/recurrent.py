@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from genimg_fast import _native
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._checks import WIDE_DTYPE, check_flag, check_size, check_type
+from genimg_fast.ops._dispatch import new
 from genimg_fast.ops.cell_update import KERNELS as CELL_KERNELS, gru_cell_update, lstm_cell_update
 from genimg_fast.ops.recurrent.dispatch import KERNELS, LayerCall
 from genimg_fast.ops.recurrent.operands import (
@@ -52,7 +52,7 @@ def _choose_forward() -> Any:
 
 def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     """Return what torch's ``forward`` returns, or None where it has to run itself."""
-    if module.proj_size > 0 or _native._backend == "reference":
+    if module.proj_size > 0:
         return None
     cell, directions = _CELLS[module.mode], 2 if module.bidirectional else 1
     count = module.num_layers * directions
@@ -103,8 +103,8 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
         states = tuple(s.index_select(1, sorted_indices) for s in states)
     output: Any
     c0 = states[1] if cell == LSTM_CELL else None
-    operands = Operands(data, states[0], c0, batch_sizes, weights)
-    output, h_n, c_n = _run_layers(module, operands, Options(cell, module.bidirectional))
+    operands = new(Operands, (data, states[0], c0, batch_sizes, weights))
+    output, h_n, c_n = _run_layers(module, operands, new(Options, (cell, module.bidirectional, False)))
     finals = [h_n] if c0 is None else [h_n, c_n]
 
     if result_dtype != computed_in:
@@ -233,7 +233,7 @@ def _cell_operands(module: nn.RNNCellBase, input: Any, hx: Any) -> tuple[Tensor,
     """Return input and states with a batch dimension, or None where torch's ``forward`` has to run itself."""
     states: Sequence[Any] = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     weights = (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh)
-    if input is None or _native._backend == "reference":
+    if input is None:
         return None
     tensors = (input, *states, *weights)
     if CELL_KERNELS.why_not(tensors) is not None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genimg_fast.nn.batch_norm_act import _BatchNormAct, forward_batch_norm, running_statistics
-from genimg_fast.ops.batch_norm_act import update_running_statistics
+from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
 
 class SyncBatchNormAct(_BatchNormAct):

@@ -1,4 +1,10 @@
-"""Fused operators in functional form; beside each, its reference in plain PyTorch."""
+"""Fused operators in functional form; beside each, its reference in plain PyTorch.
+
+A family is a package. In every one the same is in the same place: `operands` (what is passed), `reference` (the
+definition), `gradients` (the same of backward), `checks`, `dispatch` (the table of what the kernels take),
+`operator` (the compiled operators: calls, autograd, fake kernels), `__init__` (the public functions). A family of
+one file has these as headings, in this order.
+"""
 
 from genimg_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
 from genimg_fast.ops.cell_update import (

@@ -16,24 +16,23 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from genimg_fast import _native
-from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
+from genimg_fast.ops._checks import DTYPES
 
 # Subclasses (DTensor, quantised tensors, tracers ...) bring their own rules, which know PyTorch's operators.
 PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
+_PLAIN_OR_NONE = {*PLAIN_TENSORS, type(None)}
 
-# Reasons that hold with backend "native", too: PyTorch sees the operations it has to see, raises the error that
+# Reasons for PyTorch that backend "native" accepts: it sees the operations it has to see, raises the error that
 # users know, or has nothing to compute.
+REFERENCE = "backend is 'reference'"
 TRANSFORMED = "the call is being transformed or exported"
 INVALID = "the arguments are not valid"
 EMPTY = "the input is empty"
-LEFT_TO_TORCH = frozenset((TRANSFORMED, INVALID, EMPTY))
+LEFT_TO_TORCH = frozenset((REFERENCE, TRANSFORMED, INVALID, EMPTY))
 
 
-class Limit(NamedTuple):
-    """A row of the table: something that the kernels do not take everything of."""
-
-    takes: str  # what they take; completes "its kernels take"
-    unlike: Callable[..., str | None]  # what a call has instead, or None
+# new(Operands, (...)) makes a named tuple in a third of the time that Operands(...) takes.
+new = tuple.__new__
 
 
 class Preference(NamedTuple):
@@ -43,80 +42,80 @@ class Preference(NamedTuple):
     holds: Callable[..., bool]
 
 
+def refusal(limit: str, got: Any) -> str:
+    """Return the reason of a call that is beyond a limit of the table."""
+    return f"its kernels take {limit}, got {got}"
+
+
+def check_backend(name: str, reason: str) -> None:
+    """Raise if the backend insists on kernels that do not take a call.
+
+    Args:
+        name: Of the public function.
+        reason: From :meth:`Kernels.why_not`.
+    """
+    if _native._backend == "native" and reason not in LEFT_TO_TORCH:
+        raise RuntimeError(f"{name}: backend 'native' was asked for, but {reason}")
+
+
 class Kernels:
     """The table of a family's compiled kernels.
 
     Args:
         operator: Its operator, without namespace.
-        limits: What the kernels do not take everything of, beside devices and :data:`DTYPES`.
+        limits: What the kernels take beside :data:`DTYPES`; each completes "its kernels take".
+        unlike: Returns why tensors and options are beyond them, a :func:`refusal` or a reason of
+            :data:`LEFT_TO_TORCH`, or None. One function for all of them: it runs at every call, and a microsecond
+            is a few percent of a small one.
         slower: Where PyTorch is faster, by device type.
-        left_to_torch: Returns the reason of :data:`LEFT_TO_TORCH` that holds for a call, or None.
     """
 
     def __init__(
         self,
         operator: str,
-        limits: Sequence[Limit] = (),
+        limits: Sequence[str] = (),
+        unlike: Callable[..., str | None] | None = None,
         slower: Mapping[str, Preference] | None = None,
-        left_to_torch: Callable[..., str | None] = lambda *call: None,
     ) -> None:
-        self.limits, self.slower, self.left_to_torch = tuple(limits), dict(slower or {}), left_to_torch
+        self.limits, self.unlike, self.slower = tuple(limits), unlike, dict(slower or {})
         self.in_library = _native.load_error is None and hasattr(torch.ops.genimg_fast, operator)
-        self._missing: dict[str, str | None] = {}
-        for device in ("cpu", "cuda"):
-            built = self.in_library and _native.has_kernel(operator, device)
-            self._missing[device] = None if built else f"the library was built without {device.upper()} kernels"
-        if not self.in_library:
-            older = f"{_native.LIBRARY.name} is older than the package's Python files; reinstall genimg_fast"
-            self._missing = dict.fromkeys(self._missing, _native.load_error or older)
+        self._built = {
+            device: self.in_library and _native.has_kernel(operator, device) for device in ("cpu", "cuda")
+        }
 
     def why_unavailable(self, device_type: str) -> str | None:
         """Return why no kernel runs on ``"cpu"``, ``"cuda"`` ..., or None."""
-        if device_type in self._missing:
-            return self._missing[device_type]
-        return _native.load_error or f"there are no compiled kernels for device {device_type!r}"
+        if self._built.get(device_type):
+            return None
+        if _native.load_error is not None:
+            return _native.load_error
+        if not self.in_library:
+            return f"{_native.LIBRARY.name} is older than the package's Python files; reinstall genimg_fast"
+        if device_type not in self._built:
+            return f"there are no compiled kernels for device {device_type!r}"
+        return f"the library was built without {device_type.upper()} kernels"
 
-    def why_not(self, tensors: Sequence[Any], *call: Any) -> str | None:
-        """Return the reason why the kernels do not take a call, or None.
-
-        It runs at every call: a microsecond here is a few percent of a small one.
+    def why_not(self, tensors: Sequence[Any], options: Any = None) -> str | None:
+        """Return the reason why a call is not to run on the kernels, or None.
 
         Args:
             tensors: The data, then all other tensors, or None.
-            call: What the limits look at.
+            options: What the limits look at beside them.
         """
+        if _native._backend == "reference":
+            return REFERENCE
         for tensor in tensors:
-            if tensor is not None and type(tensor) not in PLAIN_TENSORS:
+            if type(tensor) not in _PLAIN_OR_NONE:
                 return TRANSFORMED
         data = tensors[0]
         device = "cpu" if data.is_cpu else "cuda" if data.is_cuda else data.device.type  # the last one takes long
-        if (reason := self.why_unavailable(device)) is not None:
+        if not self._built.get(device):
+            return self.why_unavailable(device)
+        if self.unlike is not None and (reason := self.unlike(tensors, options)) is not None:
             return reason
-        if (reason := self.left_to_torch(*call)) is not None:
-            return reason
-        if data.dtype not in WIDE_DTYPE:
-            return f"its kernels take {DTYPES}, got {data.dtype}"
-        for takes, unlike in self.limits:
-            if (got := unlike(*call)) is not None:
-                return f"its kernels take {takes}, got {got}"
         return TRANSFORMED if is_transformed(data) else None
 
-    def take(self, name: str, tensors: Sequence[Any], *call: Any) -> bool:
-        """Choose between the kernels and PyTorch; raise where the backend allows neither.
-
-        Args:
-            name: Of the public function.
-            tensors: As for :meth:`why_not`.
-            call: Likewise.
-        """
-        if _native._backend == "reference":
-            return False
-        reason = self.why_not(tensors, *call)
-        if reason is not None and _native._backend == "native" and reason not in LEFT_TO_TORCH:
-            raise RuntimeError(f"{name}: backend 'native' was asked for, but {reason}")
-        return reason is None
-
-    def is_slower(self, device_type: str, *call: Any) -> bool:
+    def is_slower(self, device_type: str, call: Any) -> bool:
         """Whether PyTorch's own kernels are to run a call that these take.
 
         Args:
@@ -127,19 +126,22 @@ class Kernels:
         # a dimension that the user declared dynamic.
         if _native._backend != "auto" or torch.compiler.is_compiling():
             return False
-        return device_type in self.slower and self.slower[device_type].holds(*call)
+        row = self.slower.get(device_type)
+        return row is not None and row.holds(call)
 
     def describe(self) -> dict[str, tuple[str, str]]:
-        """Return, for `info()`, per device type the path that backend "auto" takes and why."""
+        """Return, for `info()`, per device type the path of the backend in force and why."""
         described = {}
-        for device in self._missing:
+        for device in self._built:
             reason = self.why_unavailable(device)
-            if reason is not None:
+            if _native._backend == "reference":
+                described[device] = ("reference", REFERENCE)
+            elif reason is not None:
                 described[device] = ("torch", reason)
             elif device == "cuda" and not torch.cuda.is_available():
                 described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
             else:
-                words = [DTYPES, *(limit.takes for limit in self.limits)]
+                words = [DTYPES, *self.limits]
                 if device in self.slower:
                     words.append(f"torch's own for {self.slower[device].words}")
                 described[device] = ("native", f"fused kernels, which take {'; '.join(words)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._checks import WIDE_DTYPE, check_dtype, check_tensor, check_type
-from genimg_fast.ops._dispatch import Kernels, Preference
+from genimg_fast.ops._dispatch import Kernels, Preference, check_backend
 
 # Reference.
 
@@ -259,7 +259,8 @@ def lstm_cell_update(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     _check_state(c, "c")
     gates, c = _promote(gates, c)
     _check_gates(gates, "gates", 4, c)
-    if not KERNELS.take("lstm_cell_update", (gates, c)):
+    if (reason := KERNELS.why_not((gates, c))) is not None:
+        check_backend("lstm_cell_update", reason)
         return lstm_cell_update_reference(gates, c)
     if torch.compiler.is_compiling():
         return _lstm_update(gates, c)
@@ -300,7 +301,8 @@ def gru_cell_update(gates_x: Tensor, gates_h: Tensor, h: Tensor) -> Tensor:
     gates_x, gates_h, h = _promote(gates_x, gates_h, h)
     _check_gates(gates_x, "gates_x", 3, h)
     _check_gates(gates_h, "gates_h", 3, h)
-    if not KERNELS.take("gru_cell_update", (gates_x, gates_h, h)):
+    if (reason := KERNELS.why_not((gates_x, gates_h, h))) is not None:
+        check_backend("gru_cell_update", reason)
         return gru_cell_update_reference(gates_x, gates_h, h)
     if torch.compiler.is_compiling():
         return _gru_update(gates_x, gates_h, h)

@@ -16,7 +16,7 @@ from genimg_fast.training.sequence import (
     draw_known_frames,
     teacher_forcing_probability,
 )
-from genimg_fast.training.trainable import Trainable, find_trainable, list_trainables, trainable
+from genimg_fast.training.trainables import Trainable, find_trainable, list_trainables, trainable
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer

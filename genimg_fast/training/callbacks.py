@@ -83,7 +83,11 @@ class TensorBoardLogger(Callback):
         self._make_writer = optional_import("torch.utils.tensorboard", "tensorboard").SummaryWriter
 
     def on_start(self, run: RunFolder | None, step: int) -> None:
-        """Open the file."""
+        """Open the file.
+
+        Raises:
+            ValueError: If there is neither a folder nor a run.
+        """
         folder = self.folder or (run and run.path)
         if folder is None:
             raise ValueError("folder must be given where there is no run folder")

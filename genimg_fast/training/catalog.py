@@ -25,7 +25,7 @@ from genimg_fast.models import (
 from genimg_fast.training.data_kinds import Follows, pairs, sequences
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.sequence import FrameFillerTrainer, FramePredictorTrainer, RowRNNTrainer
-from genimg_fast.training.trainable import trainable
+from genimg_fast.training.trainables import trainable
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
 

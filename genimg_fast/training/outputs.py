@@ -116,7 +116,7 @@ def save_output(
     form, path = form_of(path), Path(path)
     batches = _shown(pictures, n)
     if form == "picture":
-        picture = join(batches)
+        picture = join(batches, n)
         check_output(path, moves=picture.moves)
         with replacing(path) as temporary:
             picture.save(temporary, scale=scale, plain=plain, class_names=class_names)

@@ -364,14 +364,29 @@ def to_bytes(images: Tensor) -> Tensor:
     return images.detach().float().clamp(-1, 1).add_(1).mul_(127.5).round_().byte().cpu()
 
 
-def join(pictures: Iterable[Picture]) -> Picture:
-    """Make one picture of those of batches, which are alike but for their images."""
-    parts = list(pictures)
-    panels = [panels_of(part.images) for part in parts]
-    joined = {name: torch.cat([panel[name] for panel in panels]) for name in panels[0]}
+def join(pictures: Iterable[Picture], n: int) -> Picture:
+    """Make one picture of those of batches, ``n`` examples in all, which are alike but for their images."""
+    first: Picture | None = None
+    joined: dict[str, Tensor] = {}
+    marks: list[Tensor] = []
+    start = stop = 0
+    for part in pictures:
+        panels = panels_of(part.images)
+        if first is None:
+            first = part
+            # Before the others are made: if there is no room for all, the user need not wait for them.
+            joined = {name: panel.new_empty(n, *panel.shape[1:]) for name, panel in panels.items()}
+        stop = start + len(next(iter(panels.values())))
+        if stop <= n:
+            for name, panel in panels.items():
+                joined[name][start:stop] = panel
+        if part.generated is not None and part.generated.ndim == 2:
+            marks.append(part.generated)
+        start = stop
+    if first is None or stop != n:
+        raise ValueError(f"n must be the number of all images, {stop}, got {n}")
     images = joined.get("", joined)
-    marks = [part.generated for part in parts if part.generated is not None and part.generated.ndim == 2]
-    return replace(parts[0], images=images, generated=torch.cat(marks) if marks else parts[0].generated)
+    return replace(first, images=images, generated=torch.cat(marks) if marks else first.generated)
 
 
 def panels_of(images: Panels) -> dict[str, Tensor]:

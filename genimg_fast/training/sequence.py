@@ -7,8 +7,9 @@ from torch import Tensor
 
 from genimg_fast.losses import bernoulli_log_likelihood
 from genimg_fast.options import Decay, NonNegativeInt, PositiveFloat, PositiveInt, Probability
+from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture
-from genimg_fast.training.trainer import BaseTrainer, Recipe, generator_on
+from genimg_fast.training.trainer import Recipe, generator_on
 
 
 def teacher_forcing_probability(step: int, steps: int, final: float = 0.0) -> float:
@@ -83,18 +84,7 @@ def completions(model: Any, images: Tensor, rows: int, generator: torch.Generato
     return Picture(images={"truth": images, "given": given, "model": completed})
 
 
-class _SequenceTrainer(BaseTrainer):
-    """What the trainers here have in common: one Adam for everything."""
-
-    def __init__(
-        self, model: Any, *, lr: float, betas: tuple[float, float], recipe: Recipe | None, seed: int
-    ) -> None:
-        super().__init__(model, recipe=recipe, seed=seed)
-        self._forward = self.prepared(model)
-        self.add_optimizer("all", model.parameters(), lr=lr, betas=betas)
-
-
-class FramePredictorTrainer(_SequenceTrainer):
+class FramePredictorTrainer(OneLossTrainer):
     """Trains a frame predictor with Adam on the cross-entropy of each next frame.
 
     With ``teacher_forcing`` below 1 the model learns to go on from its own predictions, too: scheduled sampling,
@@ -137,7 +127,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
+        super().__init__(model, model.parameters(), lr=lr, betas=betas, recipe=recipe, seed=seed)
         if context is not None and context < 1:
             raise ValueError(f"context must be at least 1, got {context}")
         if not 0 <= teacher_forcing <= 1:
@@ -149,7 +139,14 @@ class FramePredictorTrainer(_SequenceTrainer):
         self.forcing_steps = forcing_steps
 
     def check_data(self, images: Tensor) -> None:
-        """Raise a ValueError if sequences, (batch, steps, ...), have no frame behind the context."""
+        """Look at sequences before they are trained on.
+
+        Args:
+            images: Some of them, of shape (batch, steps, channels, height, width).
+
+        Raises:
+            ValueError: If they have no frame behind the context.
+        """
         if (self.context or 1) >= images.shape[1]:
             raise ValueError(f"context must be below {images.shape[1]}, the number of frames, got {self.context}")
 
@@ -172,13 +169,7 @@ class FramePredictorTrainer(_SequenceTrainer):
     def _update(self, images: Tensor, teacher_forcing: Tensor | None) -> dict[str, Tensor]:
         context = self._context(images)
         probability = 1.0 if teacher_forcing is None else teacher_forcing
-        logged = []
-        with self.descending("all"):
-            for (part,) in self.parts(images):
-                loss, mse = self._losses(self._forward, part, context, probability)
-                self.backward(loss)
-                logged.append(torch.stack([loss.detach(), mse]))
-        loss, mse = torch.stack(logged).mean(0)
+        loss, mse = self.descend(lambda part: self._losses(self._forward, part, context, probability), images)
         return {"loss": loss, "mse": mse, "teacher_forcing": torch.ones_like(loss) * probability}
 
     def _losses(
@@ -231,7 +222,7 @@ class FramePredictorTrainer(_SequenceTrainer):
         return self.context or max(1, images.shape[1] // 2)
 
 
-class FrameFillerTrainer(_SequenceTrainer):
+class FrameFillerTrainer(OneLossTrainer):
     """Trains a frame filler with Adam on the cross-entropy of frames that it does not see.
 
     Which ones these are comes from PyTorch's global generator (:func:`draw_known_frames`): ``torch.manual_seed``
@@ -267,7 +258,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
+        super().__init__(model, model.parameters(), lr=lr, betas=betas, recipe=recipe, seed=seed)
 
     def step(
         self, images: Tensor, labels: Tensor | None = None, *, known: Tensor | None = None
@@ -290,13 +281,7 @@ class FrameFillerTrainer(_SequenceTrainer):
     def _update(self, images: Tensor, known: Tensor) -> dict[str, Tensor]:
         # The mean is over the missing frames of the batch, wherever its parts have them.
         count = (~known).sum().clamp(min=1) / self.recipe.accumulate
-        logged = []
-        with self.descending("all"):
-            for part, seen in self.parts(images, known):
-                loss, mse = self._losses(self._forward, part, seen, count)
-                self.backward(loss)
-                logged.append(torch.stack([loss.detach(), mse]))
-        loss, mse = torch.stack(logged).mean(0)
+        loss, mse = self.descend(lambda part, seen: self._losses(self._forward, part, seen, count), images, known)
         return {"loss": loss, "mse": mse}
 
     def _losses(self, forward: Any, frames: Tensor, known: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
@@ -343,7 +328,7 @@ class FrameFillerTrainer(_SequenceTrainer):
         return {"fillings": fillings(self.sampler, images, known)}
 
 
-class RowRNNTrainer(_SequenceTrainer):
+class RowRNNTrainer(OneLossTrainer):
     """Trains a model of image rows by maximum likelihood, with Adam.
 
     Args:
@@ -376,7 +361,7 @@ class RowRNNTrainer(_SequenceTrainer):
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, lr=lr, betas=betas, recipe=recipe, seed=seed)
+        super().__init__(model, model.parameters(), lr=lr, betas=betas, recipe=recipe, seed=seed)
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Take one step.
@@ -391,13 +376,8 @@ class RowRNNTrainer(_SequenceTrainer):
         return self.take_step(self._update, images)
 
     def _update(self, images: Tensor) -> dict[str, Tensor]:
-        losses = []
-        with self.descending("all"):
-            for (part,) in self.parts(images):
-                loss = self._loss(self._forward, part)
-                self.backward(loss)
-                losses.append(loss.detach())
-        return {"loss": torch.stack(losses).mean()}
+        (loss,) = self.descend(lambda part: [self._loss(self._forward, part)], images)
+        return {"loss": loss}
 
     def _loss(self, forward: Any, images: Tensor) -> Tensor:
         with self.autocast():

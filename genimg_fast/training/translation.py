@@ -11,6 +11,7 @@ from genimg_fast.losses.gan import GANLossName
 from genimg_fast.models.common import check_choice
 from genimg_fast.options import Decay, NonNegativeFloat, PositiveFloat
 from genimg_fast.training.gan import frozen
+from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture, class_samples
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 
@@ -158,35 +159,19 @@ class Pix2PixTrainer(BaseTrainer):
         return {"translations": Picture(images={"input": source, "output": output, "target": target})}
 
 
-class _ReconstructionTrainer(BaseTrainer):
+class _ReconstructionTrainer(OneLossTrainer):
     """What the two trainers of the mean squared error share."""
 
     curves = (("loss",),)
 
-    def __init__(
-        self,
-        model: Any,
-        parameters: Any,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        recipe: Recipe | None,
-        seed: int,
-    ) -> None:
-        super().__init__(model, recipe=recipe, seed=seed)
-        self._forward = self.prepared(model)
-        self.add_optimizer("all", parameters, lr=lr, betas=betas)
-
     def _update(self, images: Tensor, inputs: Tensor) -> dict[str, Tensor]:
-        losses = []
-        with self.descending("all"):
-            for part, given in self.parts(images, inputs):
-                with self.autocast():
-                    output = self._forward(given)
-                loss = (output.float() - part).square().mean()
-                self.backward(loss)
-                losses.append(loss.detach())
-        return {"loss": torch.stack(losses).mean()}
+        (loss,) = self.descend(self._losses, images, inputs)
+        return {"loss": loss}
+
+    def _losses(self, images: Tensor, inputs: Tensor) -> list[Tensor]:
+        with self.autocast():
+            output = self._forward(inputs)
+        return [(output.float() - images).square().mean()]
 
 
 class AutoencoderTrainer(_ReconstructionTrainer):

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from genimg_fast.losses import NegativeELBO, active_units, negative_elbo, warmup_beta
 from genimg_fast.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture, class_samples
-from genimg_fast.training.trainer import BaseTrainer, Recipe, generator_on
+from genimg_fast.training.trainer import Recipe, generator_on
 
 
-class VAETrainer(BaseTrainer):
+class VAETrainer(OneLossTrainer):
     """Trains a VAE by minimising its negative evidence lower bound with Adam.
 
     Kingma, Welling 2014, https://arxiv.org/abs/1312.6114. Random numbers come from PyTorch's global generator:
@@ -55,18 +56,17 @@ class VAETrainer(BaseTrainer):
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, recipe=recipe, seed=seed)
+        variance = [] if model.image_logvar is None else [model.image_logvar]
+        others = [parameter for parameter in model.parameters() if all(parameter is not v for v in variance)]
+        groups = [{"params": others, "lr": lr}, {"params": variance, "lr": 10 * lr}]
+        used = [group for group in groups if group["params"]]
+        super().__init__(model, used, lr=lr, betas=betas, recipe=recipe, seed=seed)
         for name, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         self.beta = beta
         self.warmup = warmup
         self.free_bits = free_bits
-        variance = [] if model.image_logvar is None else [model.image_logvar]
-        others = [parameter for parameter in model.parameters() if all(parameter is not v for v in variance)]
-        groups = [{"params": others, "lr": lr}, {"params": variance, "lr": 10 * lr}]
-        self.add_optimizer("all", [group for group in groups if group["params"]], lr=lr, betas=betas)
-        self._forward = self.prepared(model)
 
     def step(
         self, images: Tensor, labels: Tensor | None = None, *, noise: Tensor | None = None
@@ -88,14 +88,11 @@ class VAETrainer(BaseTrainer):
     def _update(
         self, images: Tensor, labels: Tensor | None, noise: Tensor | None, beta: Tensor
     ) -> dict[str, Tensor]:
-        logged = []
-        with self.descending("all"):
-            for part, classes, given in self.parts(images, labels, noise):
-                terms, mu = self._terms(self._forward, self.model, part, classes, beta, noise=given)
-                self.backward(terms.loss)
-                active = active_units(mu.detach()).to(terms.loss)
-                logged.append(torch.stack([terms.loss, terms.reconstruction, terms.kl, active]).detach())
-        values = torch.stack(logged).mean(0).unbind()
+        def losses(images: Tensor, labels: Tensor | None, noise: Tensor | None) -> list[Tensor]:
+            terms, mu = self._terms(self._forward, self.model, images, labels, beta, noise=noise)
+            return [*terms, active_units(mu.detach()).to(terms.loss)]
+
+        values = self.descend(losses, images, labels, noise)
         return dict(zip(("loss", "reconstruction", "kl", "active_units"), values, strict=True))
 
     def _terms(

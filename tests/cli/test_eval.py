@@ -14,6 +14,11 @@ SMALL = ["--image-size", "8", "--z-dim", "4", "--batch-size", "8", "--channels",
 FIGURES = {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"}
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genimg_fast.metrics.estimates._MOST_OPERATIONS", 0)  # few resamples of Fréchet distances
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs on digits, one that held some out, one on images without classes; digits and noise as files."""
@@ -158,7 +163,6 @@ def test_published_features(
         feature_extractor_weights_path=str(weights), rng_seed=0,
     )  # fmt: skip
     monkeypatch.setattr("genimg_fast.metrics.estimates._FEWEST_RESAMPLES", 1)
-    monkeypatch.setattr("genimg_fast.metrics.estimates._MOST_OPERATIONS", 0)
     monkeypatch.setattr("genimg_fast.cli.evaluate._SPLITS", 1)
     found = report_of(
         tmp_path, "--samples", folders["noise"], "--real", folders["plain"], "--features", f"fidelity:{weights}"

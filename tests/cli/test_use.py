@@ -1,5 +1,6 @@
 """What the commands that use a model write. Their pictures: tests/test_cli.py."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,11 @@ def test_bad_use_is_one_line(
     assert error.count("\n") == 1
     assert message in error
     assert [str(file) for file in Path().rglob("*")] == ["full", "full/mine"]
+
+
+def test_a_picture_for_which_there_is_no_room_is_told_at_once(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", models["dcgan"], "--n", "2000000000"]) == 1
+    assert re.search(r"error: out of memory( for [^;]*)?; reduce --n$", capsys.readouterr().err.strip())
+    assert list(Path().iterdir()) == []

@@ -71,9 +71,9 @@ def test_copies_of_the_real_ones_are_among_them() -> None:
     assert density_coverage(far.clone(), far).coverage == 1
 
 
-@pytest.mark.parametrize("rows", [7, 1000])
-def test_weighted_kernel_distances(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genimg_fast.metrics.kernel._ROWS", rows)
+@pytest.mark.parametrize("size", [1, 5000, 1 << 20])
+def test_weighted_kernel_distances(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "_BYTES", size)
     generated, real = two_sets()
     ones = torch.ones(1, 70).double(), torch.ones(1, 90).double()
     whole = kernel_distance(generated[:70], real[:70], subsets=1, subset_size=70).mean

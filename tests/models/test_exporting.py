@@ -45,7 +45,17 @@ def test_parts(name: str) -> None:
     assert list(parts(make(name))) == PARTS[name]
 
 
-@pytest.mark.parametrize(("name", "part"), [(name, part) for name, found in PARTS.items() for part in found])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        (name, part)
+        for name, found in PARTS.items()
+        for part in found
+        # The networks of these are those of others, and a VAE's decoder is its sampler.
+        if name not in ("dcgan", "wgan", "vae")
+        and (name, part) not in (("cvae", "decoder"), ("mlp-vae", "decoder"))
+    ],
+)
 def test_a_program_of_torch_export(name: str, part: Any, tmp_path: Path) -> None:
     model = make(name)
     assert gf.models.export(model, tmp_path / "part.pt2", to="torch-export", part=part) <= 1e-6

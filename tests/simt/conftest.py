@@ -52,3 +52,15 @@ def run_sanitized() -> Callable[..., subprocess.CompletedProcess[str]]:
         return simt_build.run_sanitized(name, *args, **kwargs)  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture
+def run_clean(run_sanitized: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., None]:
+    """Run code that prints "done" at its end, in which the sanitizer must find nothing."""
+
+    def run(name: str, code: object) -> None:
+        done = run_sanitized(name, code)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.strip() == "done"
+
+    return run

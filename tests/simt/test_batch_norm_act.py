@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -438,9 +437,5 @@ print("done")
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize(("sanitizer", "size"), [("asan", "large"), ("tsan", "small")])
-def test_sanitizer_has_nothing_to_say(
-    run_sanitized: Callable[..., subprocess.CompletedProcess[str]], sanitizer: str, size: str
-) -> None:
-    done = run_sanitized(sanitizer, ["-c", SANITIZED, size])
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip() == "done"
+def test_sanitizer_has_nothing_to_say(run_clean: Callable[..., None], sanitizer: str, size: str) -> None:
+    run_clean(sanitizer, ["-c", SANITIZED, size])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -505,9 +504,5 @@ print("done")
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
-def test_sanitizer_has_nothing_to_say(
-    run_sanitized: Callable[..., subprocess.CompletedProcess[str]], sanitizer: str
-) -> None:
-    done = run_sanitized(sanitizer, SANITIZED)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.strip() == "done"
+def test_sanitizer_has_nothing_to_say(run_clean: Callable[..., None], sanitizer: str) -> None:
+    run_clean(sanitizer, SANITIZED)

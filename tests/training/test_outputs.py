@@ -152,3 +152,12 @@ def test_what_cannot_be_written(path: str, message: str, images: torch.Tensor, t
     assert files(tmp_path) == ["file", "full/mine"]
     with pytest.raises(ValueError, match="n must be the number of all images, 5, got 6"):
         save_output(batches(images), tmp_path / "new", n=6)
+
+
+def test_a_link_stays_one(images: torch.Tensor, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a.png").symlink_to(tmp_path / "elsewhere" / "b.png")
+    for _ in range(2):  # while there is no file, and when there is one
+        save_output(batches(images), tmp_path / "a.png", n=5)
+        assert (tmp_path / "a.png").is_symlink()
+        assert files(tmp_path / "elsewhere") == ["b.png"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._dispatch import check_backend
 from genimg_fast.ops.recurrent.checks import check_nonlinearity, check_states, prepare
 from genimg_fast.ops.recurrent.dispatch import KERNELS
 from genimg_fast.ops.recurrent.operands import CELLS, GRU, LSTM, Layer, Operands, Options
@@ -170,7 +171,9 @@ def lstm(
 
 def _run(layer: Layer) -> tuple[Any, ...]:
     layer = prepare(layer)
-    if not KERNELS.take(CELLS[layer.cell].name, layer[:7]):
+    reason = KERNELS.why_not(layer[:7])
+    if reason is not None:
+        check_backend(CELLS[layer.cell].name, reason)
         return run_reference(layer)
     input, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, batch_sizes, cell, reverse = layer
     assert h0 is not None

@@ -62,6 +62,8 @@ def _layer_backward(call: LayerBackward) -> tuple[Tensor, ...]:
     return grad_input, grad_h0, grad_c0, *grad_parameters
 
 
-if _native.has_kernel("recurrent_steps", "cuda"):
-    torch.library.impl("genimg_fast::recurrent", "CUDA")(forward)
-    torch.library.impl("genimg_fast::recurrent_backward", "CUDA")(backward)
+def register_for_cuda() -> None:
+    """Make these the operators' kernels on CUDA, if the library has those of the steps."""
+    if _native.has_kernel("recurrent_steps", "cuda"):
+        torch.library.impl("genimg_fast::recurrent", "CUDA")(forward)
+        torch.library.impl("genimg_fast::recurrent_backward", "CUDA")(backward)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from genimg_fast.ops._dispatch import Kernels, Preference
-from genimg_fast.ops.recurrent import cuda as _cuda  # noqa: F401  (registers the operators for CUDA)
+from genimg_fast.ops.recurrent.cuda import register_for_cuda
 from genimg_fast.ops.recurrent.operands import CELLS, LSTM
 
 
@@ -46,6 +46,7 @@ def _weights_exceed_a_block(call: LayerCall) -> bool:
     return call.hidden > 128 and torch.backends.cudnn.enabled
 
 
+register_for_cuda()
 KERNELS = Kernels(
     "recurrent",
     slower={  # by more than 5 %

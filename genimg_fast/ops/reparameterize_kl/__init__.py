@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._dispatch import check_backend
 from genimg_fast.ops.reparameterize_kl.checks import prepare
 from genimg_fast.ops.reparameterize_kl.dispatch import KERNELS
 from genimg_fast.ops.reparameterize_kl.noise import normal_from_seed
@@ -76,6 +77,8 @@ def reparameterize_kl(
     operands, options = prepare(
         mu, logvar, noise, seed, generator, prior_mu, prior_logvar, logvar_clamp, free_bits, reduction
     )
-    if KERNELS.take("reparameterize_kl", operands, operands):
+    reason = KERNELS.why_not(operands)
+    if reason is None:
         return run_native(operands, options)
+    check_backend("reparameterize_kl", reason)
     return compute(operands, options)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.ops._checks import WIDE_DTYPE, check_dtype, check_number, check_type
+from genimg_fast.ops._dispatch import new
 from genimg_fast.ops.reparameterize_kl.operands import Backward, Operands, Options
 
 REDUCTIONS = ("sample", "none")
@@ -127,8 +128,8 @@ def prepare(
         key = seed
     else:
         key = seed_tensor(seed, mu.device)
-    operands = Operands(mu, logvar, noise, key, prior_mu, prior_logvar)
-    return operands, Options(logvar_min, logvar_max, free_bits, reduction == "none")
+    operands = new(Operands, (mu, logvar, noise, key, prior_mu, prior_logvar))
+    return operands, new(Options, (logvar_min, logvar_max, free_bits, reduction == "none"))
 
 
 def check_operands(operands: Operands) -> None:

@@ -331,6 +331,9 @@ def find_trainable(name: str) -> Trainable:
         name: One of :func:`list_trainables`; or ``FILE.py:NAME`` for what a file of the user's registers, by that
             name or the class's, or ``FILE.py`` if that is one thing only. The file is run.
 
+    Returns:
+        What it is made of.
+
     Raises:
         ValueError: If there is no such thing; the message lists similar names.
 
