@@ -73,7 +73,7 @@ def highest_of_processes(value: int, device: torch.device) -> int:
 
 @contextmanager
 def raised_in_all() -> Iterator[None]:
-    """Let every process raise an error of the system, such as a full disk, that the first one meets in the block."""
+    """Let every process raise an error of the system, such as a full disk, that the first one meets inside."""
     error: OSError | None = None
     try:
         yield
