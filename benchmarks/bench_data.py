@@ -7,7 +7,8 @@ The images are generated; `--fashion-mnist FOLDER` takes Fashion-MNIST's IDX fil
 contender gives shuffled batches of float32 in [-1, 1] on the CPU, resized and cropped alike, with the same
 number of workers, in a process of its own. Its images are counted from the second batch on; memory is the most
 that it and its workers had together (proportional set size, shared pages counted once) beyond what it had before
-it loaded anything, of all images and of a quarter of them. The first run from a cache makes it.
+it loaded anything, of all images and of a quarter of them. The first run from a cache makes it, and the verdict is
+on the one after that, without workers: one that starts while memory is measured counts twice.
 
 Exit status 1 if reading from a cache has less than twice ImageFolder's images per second, or takes memory that
 grows with the number of images.
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from harness import commit
 
-ALLOWED = 16 << 20  # bytes of growth: allocators' fluctuation, and what is held of each image: its index
+ALLOWED = 32 << 20  # bytes of growth: the fluctuation of allocators, and indices
 CLASSES = 10
 
 
@@ -197,13 +198,13 @@ def compare(args: argparse.Namespace, what: str, folder: Path, size: int, channe
             flush=True,
         )
         if contender == "from a cache":
-            again = run(args, contender, folder, size, channels)
+            small, again = (run(args, contender, each, size, channels) for each in (part, folder))
             print(
                 f"{'  again':<26}{again['images_per_s']:>10.0f}{again['images_per_s'] / first:>8.2f}"
-                f"{again['first_batch_s']:>15.1f}{again['bytes'] / 1e6:>14.0f}",
+                f"{again['first_batch_s']:>15.1f}{again['bytes'] / 1e6:>14.0f}{small['bytes'] / 1e6:>12.0f}",
                 flush=True,
             )
-            passed = again["images_per_s"] >= 2 * first and whole["bytes"] - small["bytes"] <= ALLOWED
+            passed = again["images_per_s"] >= 2 * first and again["bytes"] - small["bytes"] <= ALLOWED
     return passed
 
 
