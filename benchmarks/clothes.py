@@ -24,7 +24,7 @@ class Judge:
     """A classifier that has seen real training images only, and what it makes of real test images."""
 
     def __init__(self, training: ImageDataset, test: ImageDataset, *, steps: int | None = None) -> None:
-        self.network = gf.metrics.ClassifierNetwork(training, steps=steps, progress=True)
+        self.network = gf.metrics.ClassifierNetwork(training, steps=steps or 3000, progress=True)
         images, self.labels = test[:]
         self.features, judged = self.look(images)
         self.right = judged == self.labels

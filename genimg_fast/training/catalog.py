@@ -46,7 +46,7 @@ _CRITIC: dict[str, Any] = {
 # With momentum, or a discriminator as fast as the generator, the samples of a class become one picture, or a few; the
 # last layer's view of their deviation keeps the classes wide that vary least, such as trousers.
 _CLASSES: dict[str, Any] = {
-    "z_dim": 32, "channels": 32, "minibatch_std": True, "lr": 1e-3, "betas": (0.0, 0.999), "steps": 4000,
+    "z_dim": 32, "channels": 32, "minibatch_std": True, "lr": 1e-3, "betas": (0.0, 0.999), "steps": 6000,
     "schedule": "linear", "lr_d": Follows("half of --lr", lambda options: options["lr"] / 2),
 }  # fmt: skip
 # A few thousand images teach so small a variance that every latent becomes a detailed code, and few samples of
