@@ -160,13 +160,13 @@ class DCGANDiscriminator(BaseDiscriminator):
                     spectral_norm(layer)
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        embedded = None if self.embedding is None else self.embedding(labels)
+        if self.embedding is not None:
+            embedded = self.embedding(labels)
         if self.condition == "concat":
             images = torch.cat((images, embedded.view(-1, 1, *images.shape[2:])), dim=1)
         if self.condition != "projection" and not self.minibatch_std:
             return self.main(images)
-        features = self.main[:-1](images)
-        seen = features
+        features = seen = self.main[:-1](images)
         if self.minibatch_std:
             std = deviation_within_classes(features, labels).view(-1, 1, 1, 1)
             seen = torch.cat((features, std.expand(-1, 1, *features.shape[2:])), dim=1)
