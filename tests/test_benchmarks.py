@@ -1,9 +1,12 @@
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +37,38 @@ def test_vae_evaluation_runs_and_can_fail(tmp_path):
         "reconstructions.png", "samples.png", "class-samples.png",
         "interpolation.png", "interpolation.gif", "latent.png",
     }  # fmt: skip
+
+
+@pytest.mark.skipif(not (ROOT / "benchmarks").exists(), reason="tests run without the benchmarks")
+def test_evaluations_take_fashion_mnist_and_can_fail(tmp_path):
+    generator = np.random.default_rng(0)
+    for split, n in (("train", 200), ("t10k", 60)):
+        for kind, numbers in (
+            ("images-idx3", generator.integers(256, size=(n, 28, 28))),
+            ("labels-idx1", np.arange(n) % 10),
+        ):
+            header = struct.pack(f">HBB{numbers.ndim}I", 0, 8, numbers.ndim, *numbers.shape)
+            (tmp_path / f"{split}-{kind}-ubyte").write_bytes(header + numbers.astype(np.uint8).tobytes())
+    for script in ("eval_gan.py", "eval_vae.py"):
+        command = [sys.executable, f"benchmarks/{script}", "--fashion-mnist", tmp_path, "--steps", "3"]
+        result = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True, cwd=ROOT)
+        assert result.returncode == 1, result.stderr  # noise teaches nothing
+        assert "FAIL: at least 85% of the samples are of the requested class" in result.stdout
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "fashion-classes.png", "fashion.png", "fashion-reconstructions.png", "fashion-class-samples.png",
+    }  # fmt: skip
+
+
+def test_failures_do_not_pass_for_variety():
+    from clothes import variation
+
+    real, labels = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 2
+    right = torch.ones(400, dtype=torch.bool)
+    failed = torch.arange(400) >= 380
+    made = torch.where(failed[:, None], 100.0, real / 2)
+    assert variation((made, labels, ~failed), (real, labels, right)) == pytest.approx([0.5, 0.5], abs=0.02)
+    assert variation((made, labels, right), (real, labels, right))[0] > 1
+    assert variation((real[:1], labels[:1], right[:1]), (real, labels, right)) == [0, 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

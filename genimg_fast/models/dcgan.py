@@ -98,6 +98,9 @@ class DCGANDiscriminator(BaseDiscriminator):
             image's size (Mirza, Osindero 2014, https://arxiv.org/abs/1411.1784); ``"projection"``: the logit gets
             the inner product of an embedding and the summed features before the last layer (Miyato, Koyama 2018,
             https://arxiv.org/abs/1802.05637).
+        minibatch_std: Whether the last layer sees how much the images of a class vary in the batch: the standard
+            deviation within each class, averaged over all features, beside them. Karras et al. 2018,
+            https://arxiv.org/abs/1710.10196, section 3, take it over the batch.
 
     Raises:
         ValueError: If a size is below 1, or an option unknown.
@@ -118,9 +121,11 @@ class DCGANDiscriminator(BaseDiscriminator):
         norm: str = "batch",
         num_classes: int = 0,
         condition: str = "concat",
+        minibatch_std: bool = False,
     ) -> None:
         check_sizes(channels=channels, n_blocks=n_blocks)
         super().__init__(c_dim=c_dim, image_size=4 * 2**n_blocks, num_classes=num_classes)
+        self.minibatch_std = minibatch_std
         check_choice("norm", norm, NORMS)
         if condition not in ("concat", "projection"):
             raise ValueError(f"condition must be 'concat' or 'projection', got {condition!r}")
@@ -145,7 +150,7 @@ class DCGANDiscriminator(BaseDiscriminator):
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(width * 2))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        layers += [nn.Conv2d(top, 1, 4, stride=1, padding=0, bias=bias)]
+        layers += [nn.Conv2d(top + minibatch_std, 1, 4, stride=1, padding=0, bias=bias)]
         self.main = nn.Sequential(*layers)
         if norm == "batch":  # else so small weights would let the signal die on its way
             self.apply(init_weights)
@@ -155,13 +160,37 @@ class DCGANDiscriminator(BaseDiscriminator):
                     spectral_norm(layer)
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        if self.embedding is None:
-            return self.main(images)
-        embedded = self.embedding(labels)
+        if self.embedding is not None:
+            embedded = self.embedding(labels)
         if self.condition == "concat":
-            return self.main(torch.cat((images, embedded.view(-1, 1, *images.shape[2:])), dim=1))
-        features = self.main[:-1](images)
-        return self.main[-1](features).flatten() + (embedded * features.sum((2, 3))).sum(1)
+            images = torch.cat((images, embedded.view(-1, 1, *images.shape[2:])), dim=1)
+        if self.condition != "projection" and not self.minibatch_std:
+            return self.main(images)
+        features = seen = self.main[:-1](images)
+        if self.minibatch_std:
+            std = deviation_within_classes(features, labels).view(-1, 1, 1, 1)
+            seen = torch.cat((features, std.expand(-1, 1, *features.shape[2:])), dim=1)
+        logits = self.main[-1](seen).flatten()
+        return logits if self.condition != "projection" else logits + (embedded * features.sum((2, 3))).sum(1)
+
+
+def deviation_within_classes(features: Tensor, labels: Tensor | None) -> Tensor:
+    """Compute the standard deviation of features within the class of each sample, averaged over all features.
+
+    Args:
+        features: Of shape (batch, ...).
+        labels: Classes, int64 of shape (batch,); None for a single one.
+
+    Returns:
+        Of shape (batch,) and the features' type; next to 0 for a class of one sample.
+    """
+    flat = features.flatten(1).float()
+    labels = torch.zeros(len(flat), device=flat.device) if labels is None else labels
+    same = (labels[:, None] == labels).float()
+    with torch.autocast(flat.device.type, enabled=False):  # differences take full precision
+        share = same / same.sum(1, keepdim=True)
+        variance = share @ (flat - share @ flat).square()
+        return (variance + 1e-6).sqrt().mean(1).to(features.dtype)  # a finite gradient at 0
 
 
 @register_model("dcgan")
@@ -255,6 +284,7 @@ class ConditionalDCGAN(BaseGAN):
         condition: How the discriminator sees the class: ``"concat"`` or ``"projection"``. See
             :class:`DCGANDiscriminator`. On little data, such as scikit-learn's digits, ``"projection"`` tends to
             one image per class.
+        minibatch_std: Whether the discriminator sees how much the images of a class vary in the batch.
 
     Raises:
         ValueError: If a size is below 1, or an option unknown.
@@ -276,9 +306,18 @@ class ConditionalDCGAN(BaseGAN):
         *,
         norm: Norm = "batch",
         condition: Condition = "concat",
+        minibatch_std: bool = False,
     ) -> None:
         check_sizes(num_classes=num_classes)
         super().__init__(
             DCGANGenerator(z_dim, c_dim, channels, n_blocks, num_classes=num_classes),
-            DCGANDiscriminator(c_dim, channels, n_blocks, norm=norm, num_classes=num_classes, condition=condition),
+            DCGANDiscriminator(
+                c_dim,
+                channels,
+                n_blocks,
+                norm=norm,
+                num_classes=num_classes,
+                condition=condition,
+                minibatch_std=minibatch_std,
+            ),
         )

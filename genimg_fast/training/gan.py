@@ -29,7 +29,7 @@ class GANTrainer(BaseTrainer):
         loss: Adversarial loss. One of ``genimg_fast.losses.GAN_LOSSES``.
         label_smoothing: How far the label of real images lies below 1.
         lr: Learning rate of Adam.
-        lr_d: Learning rate of the discriminator; by default, ``lr``.
+        lr_d: Learning rate of the discriminator, if it is not ``lr``.
         betas: Decay rates of Adam.
         n_critic: Steps of the discriminator, each with a batch of its own, for one of the generator.
         gp: Weight of the gradient penalty. It is 10 in its paper; see :func:`genimg_fast.losses.gradient_penalty`.

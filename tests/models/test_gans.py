@@ -64,6 +64,28 @@ def test_both_networks_see_the_class(condition):
     assert model.discriminator(images, first).shape == (4,)
 
 
+@pytest.mark.parametrize("condition", ["projection", "concat"])
+def test_the_last_layer_sees_how_much_a_class_varies(condition):
+    torch.manual_seed(0)
+    model = gf.models.ConditionalDCGAN(3, 8, 2, 4, 2, condition=condition, minibatch_std=True)
+    discriminator = model.discriminator.eval()  # so that batch norm does not mix the images
+    images, labels = torch.randn(6, 2, 16, 16), torch.tensor([0, 1, 0, 2, 1, 0])
+    features = []
+    discriminator.main[-1].register_forward_pre_hook(lambda layer, inputs: features.append(inputs[0]))
+    assert discriminator(images, labels).shape == (6,)
+    *own, seen = features[0].unbind(1)
+    own = torch.stack(own, 1)
+    for k in range(3):
+        expected = own[labels == k].std(0, correction=0).mean()
+        # What is added to the variance shows where there is none.
+        assert (seen[labels == k] - expected).abs().max() <= 1.001e-3
+
+    images = images.requires_grad_()
+    (gradient,) = torch.autograd.grad(discriminator(images, labels)[0], images)
+    assert gradient.isfinite().all()
+    assert [bool(g.any()) for g in gradient] == [True, False, True, False, False, True]  # those of its class
+
+
 def test_samples_of_classes():
     torch.manual_seed(0)
     model = gf.models.ConditionalDCGAN(3, 8, 2, 4, 2)
