@@ -111,10 +111,6 @@ def test_info_names_versions_paths_and_reasons():
     text = str(gf.info())
     for part in ("genimg_fast", torch.__version__, "compiler", "CPU SIMD", "GPUs", "batch_norm_act", "cuda"):
         assert part in text
-    result = subprocess.run(
-        [sys.executable, "-m", "genimg_fast", "info"], capture_output=True, text=True, check=True
-    )
-    assert "batch_norm_act" in result.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only without a GPU")
@@ -122,9 +118,3 @@ def test_without_gpu_info_says_so():
     assert "none visible" in str(gf.info())
     if gf.info().build.get("nvcc"):
         assert "sm_90" in gf.info().build["architectures"]
-
-
-def test_import_is_light():
-    heavy = "('torchvision', 'matplotlib', 'sklearn', 'tensorboard', 'genimg_fast.training')"
-    result = python("import sys, genimg_fast", f"print([m for m in {heavy} if m in sys.modules])")
-    assert result.stdout.strip() == "[]"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import genimg_fast as gf
 from genimg_fast.training import (
@@ -29,6 +30,8 @@ class OnStep(Callback):
 
 
 SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
+DCGAN_CONFIG = {"model": "dcgan", "model_args": SIZES, "steps": 4}
+RUN_FILES = {"config.json", "stats.jsonl", "real.png", "losses.png", "checkpoint.pt"}
 TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
     "dcgan": lambda **o: GANTrainer(gf.models.DCGAN(**SIZES), **o),
     "cdcgan": lambda **o: GANTrainer(
@@ -65,3 +68,8 @@ def data_for(name: str, digits: gf.data.ImageDataset) -> Any:
 def make(name: str, **options: Any) -> BaseTrainer:
     torch.manual_seed(0)
     return TRAINERS[name](**options)
+
+
+def batch(n: int = 8) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(n, 1, 16, 16, generator=generator) * 2 - 1, torch.arange(n) % 10

@@ -6,10 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.cli.listing import DATA
-from genimg_fast.data.sources import _SOURCES
 from genimg_fast.training import RunFolder, save_grid
 
 
@@ -97,19 +94,3 @@ def test_bad_use_gives_one_line(runs: list[Path], tmp_path: Path, capsys: pytest
             main(["compare", *map(str, flags)])
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
-
-
-def test_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
-    everything = capsys.readouterr().out
-    for what, name, text in (
-        ("models", "dcgan", "A DCGAN: .generator and .discriminator."),
-        ("data", "moving-digits", "sequences of digits that move about, made as they are needed"),
-        ("commands", "info", "Show versions, and which path is live for each operator and device."),
-    ):
-        assert main(["list", what]) == 0
-        lines = capsys.readouterr().out
-        assert [name, text] in [line.strip().split(maxsplit=1) for line in lines.splitlines()]
-        assert f"{what}:\n{lines}" in everything
-    assert _SOURCES.keys() <= DATA.keys()
-    assert all(f"\n  {model} " in everything for model in gf.models.list_models())

@@ -21,11 +21,6 @@ from genimg_fast.training import (
 )
 
 
-@pytest.fixture(scope="module")
-def digits() -> gf.data.ImageDataset:
-    return gf.data.load_dataset("digits", image_size=16)
-
-
 class Diary(Callback):
     def __init__(self) -> None:
         self.lines: list[Any] = []

@@ -58,11 +58,6 @@ class RecordedSteps(StepGraphs):
         return recorder.replay, outputs
 
 
-@pytest.fixture(scope="module")
-def digits() -> gf.data.ImageDataset:
-    return gf.data.load_dataset("digits", image_size=16)
-
-
 @pytest.fixture
 def recorded(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if device == "cpu":

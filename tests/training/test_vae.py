@@ -16,11 +16,6 @@ MODEL_ARGS = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
 CONFIG = {"model": "vae", "model_args": {**MODEL_ARGS, "likelihood": "gaussian"}, "steps": 4}
 
 
-@pytest.fixture(scope="module")
-def digits() -> gf.data.ImageDataset:
-    return gf.data.load_dataset("digits", image_size=16)
-
-
 def make_trainer(
     device: str = "cpu", name: str = "vae", likelihood: str = "gaussian", **options: Any
 ) -> VAETrainer:

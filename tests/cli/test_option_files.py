@@ -1,0 +1,81 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from genimg_fast.cli import main
+
+SETTINGS = [
+    "--z-dim",
+    "6",
+    "--betas",
+    "0.25",
+    "0.75",
+    "--lr",
+    "1e-5",
+    "--flip",
+    "--val-split",
+    "0.1",
+    "--out",
+    "a: b",
+]
+
+
+@pytest.mark.parametrize("command", [["train"], ["train", "wgan"]])
+def test_printed_options_are_read_again(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["train", "wgan", *SETTINGS, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "\n# model\nz_dim: 6\nchannels: 64\n" in printed
+    assert "\nbetas: [0.25, 0.75]\n" in printed
+    (tmp_path / "wgan.yaml").write_text(printed)
+    assert main([*command, "--config", str(tmp_path / "wgan.yaml"), "--print-config"]) == 0
+    assert capsys.readouterr().out == printed
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(printed.encode())))
+    assert main([*command, "--config", "-", "--print-config", "--z-dim", "7"]) == 0
+    assert capsys.readouterr().out == printed.replace("z_dim: 6", "z_dim: 7")
+
+
+def test_a_training_takes_its_options_from_a_file(tmp_path: Path) -> None:
+    text = (
+        "model: mlp-gan\nimage_size: 8\nz_dim: 4\nhidden: [5, 6]\nbatch_size: 8\nsteps: 1\nlr: 5e-4\ndevice: cpu\n"
+    )
+    (tmp_path / "a.yaml").write_text(f"{text}out: {tmp_path}\n")
+    assert main(["train", "--config", str(tmp_path / "a.yaml"), "--seed", "3", "--device", "cpu"]) == 0
+    config = json.loads((tmp_path / "00000-mlp-gan-digits" / "config.json").read_text())
+    assert (config["model_args"]["hidden"], config["lr"], config["seed"]) == ([5, 6], 5e-4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1\nz_dmi: 3", "a.yaml:2: z_dmi: there is no such option; did you mean z_dim"),
+        ("# size\n\nz_dim: three", "a.yaml:3: z_dim: must be an integer of at least 1, got 'three'"),
+        ("z_dim: [3]", "a.yaml:1: z_dim: must be a single value, got a list"),
+        ("z_dim:", "a.yaml:1: z_dim: must have a value, got null"),
+        ("betas: 0.5", "a.yaml:1: betas: must be a list, such as [1, 2], got '0.5'"),
+        ("betas: [0.5]", "a.yaml:1: betas: must have 2, got 1"),
+        ("betas: [0.5, {a: 1}]", "a.yaml:1: betas: must be a single value, got a mapping"),
+        ("flip: 1", "a.yaml:1: flip: must be true or false, got '1'"),
+        ("loss: hing", "a.yaml:1: loss: invalid choice: 'hing'; did you mean hinge?"),
+        ("lr: 1\nlr: 2", "a.yaml:2: lr: is in line 1 already"),
+        ("model: vae", "a.yaml:1: model: is vae, and the command trains dcgan"),
+        ("- lr", "a.yaml:1: must be a mapping, such as 'lr: 0.001'"),
+        ("lr: 'a", "a.yaml:1: found unexpected end of stream"),
+        ("lr: \x00", "a.yaml is no YAML: "),
+        (2000 * "[", "a.yaml is no YAML: "),
+        (None, "[Errno 2] No such file or directory: 'a.yaml'"),
+    ],
+)
+def test_a_bad_file_of_options_is_one_line(
+    text: str | None, message: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    if text is not None:
+        Path("a.yaml").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "dcgan", "--config", "a.yaml"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"argument --config: {message}" in line
