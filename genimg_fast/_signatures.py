@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -123,6 +123,12 @@ def options_of(function: Callable[..., Any], *, kinds: Mapping[str, Any] | None 
                 option.takes()
             options[name] = option
     return options
+
+
+def groups_of(function: Callable[..., Any]) -> dict[str, type]:
+    """Get the parameters of a function that stand for several options each: dataclasses, with these as fields."""
+    hints = get_type_hints(function)
+    return {name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""What the commands have in common: their parser, types of arguments, and arguments of several commands."""
+"""What the commands have in common: their parser, and types of arguments."""
 
 import argparse
 import itertools
@@ -8,14 +8,12 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 
 from genimg_fast import options
 from genimg_fast._close_names import did_you_mean
-from genimg_fast.data.optional import optional_import
 from genimg_fast.training.pictures import printable
 
 # torch has a type of its own for accelerators alone.
@@ -179,39 +177,6 @@ def add_command(
     return new
 
 
-def add_data_root(parser: argparse._ActionsContainer) -> None:
-    """Add the folder of downloaded data sets, and the leave to download."""
-    parser.add_argument(
-        "--data-root", type=Path, metavar="FOLDER", default=Path("data"), help="where downloaded data sets are"
-    )
-    parser.add_argument("--download", action="store_true", help="allow torchvision to download what is missing")
-
-
-def add_seed_and_device(parser: argparse._ActionsContainer) -> None:
-    """Add the seed of all random numbers and the device to run on."""
-    parser.add_argument(
-        "--seed", type=at_least(0, 2**63 - 1), metavar="N", default=0, help="seed of all random numbers"
-    )
-    parser.add_argument(
-        "--device",
-        type=reads(options.Reader(find_device, "DEVICE")),
-        default="auto",
-        help="cpu, cuda, cuda:1 ...; auto: a GPU if there is one",
-    )
-
-
-def add_scale(parser: argparse._ActionsContainer) -> None:
-    """Add the scale of pictures."""
-    parser.add_argument("--scale", type=at_least(1, 64), metavar="N",
-                        help="enlarge pictures N times; default: until an image has 64 pixels a side")  # fmt: skip
-
-
-def check_image_file(parser: Parser, path: Path) -> None:
-    """Complain about ``--out`` before the work if its ending is not that of an image file."""
-    if path.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
-        parser.error(f"argument --out: {str(path)!r} does not end like an image file, such as .png")
-
-
 def reads(option: Any) -> Callable[[str], Any]:
     """Get the type of an argument from a type of :mod:`genimg_fast.options`, or from a reader."""
     reader = option if isinstance(option, options.Reader) else option.__metadata__[0]
@@ -223,17 +188,6 @@ def reads(option: Any) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return read
-
-
-def at_least(minimum: int, maximum: int = options.LARGEST_INTEGER) -> Callable[[str], int]:
-    """Get a type of arguments: integers from ``minimum`` to ``maximum``."""
-    return reads(options.integers(minimum, maximum))
-
-
-positive, not_negative, probability, decay, conv_image_size = map(
-    reads,
-    (options.PositiveFloat, options.NonNegativeFloat, options.Probability, options.Decay, options.ConvImageSize),
-)
 
 
 def find_device(name: str) -> torch.device:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from genimg_fast._signatures import REQUIRED, Option, document, options_of
+from genimg_fast._signatures import REQUIRED, Option, document, groups_of, options_of
 from genimg_fast.cli.arguments import Parser, add_command, reads
 
 
@@ -38,8 +38,9 @@ def add_function(commands: Any, function: Callable[..., int], *, name: str | Non
     Positional parameters are positional arguments, keyword-only ones are flags: ``bool = False`` a switch,
     ``Literal`` choices, ``X | None = None`` what may be left out, a list one value or more, a tuple that many. The
     types of :mod:`genimg_fast.options` have ranges. A name that Python keeps for itself has an underscore behind:
-    ``class_`` is ``--class``. Of the docstring, the first line is the help, ``Args:`` the help of each flag (its
-    first sentence), ``Example:`` the examples, the rest the description.
+    ``class_`` is ``--class``. What several commands have in common is a dataclass: a parameter of such a type
+    stands for a flag for each field. Of the docstring, the first line is the help, ``Args:`` the help of each flag
+    (its first sentence), ``Example:`` the examples, the rest the description.
 
     What the function finds wrong with an argument, it raises as a ValueError that begins with the parameter's name
     and "must": of "n must be at most 5, got 9" the user reads "argument --n: must be at most 5, got 9". In other
@@ -57,15 +58,18 @@ def add_function(commands: Any, function: Callable[..., int], *, name: str | Non
     Raises:
         TypeError: If a parameter without a default is of a type that no argument can have.
     """
-    options = options_of(function)
-    parameters = inspect.signature(function).parameters.values()
-    if missing := [p.name for p in parameters if p.name not in options and p.default is REQUIRED]:
+    own, groups = options_of(function), groups_of(function)
+    parameters = inspect.signature(function).parameters
+    if missing := [n for n, p in parameters.items() if n not in {**own, **groups} and p.default is REQUIRED]:
         raise TypeError(f"{function.__qualname__}: no argument can be of the type of {', '.join(missing)}")
 
+    def given(args: argparse.Namespace, options: dict[str, Option]) -> dict[str, Any]:
+        return {option.name: option.finished(getattr(args, option.name)) for option in options.values()}
+
     def run(args: argparse.Namespace) -> int:
-        values = {option.name: option.finished(getattr(args, option.name)) for option in options.values()}
+        together = {name: group(**given(args, options_of(group))) for name, group in groups.items()}
         with args.parser.explaining():
-            return function(**values)
+            return function(**given(args, own), **together)
 
     text = document(function)
     examples = "\n".join(example.description or "" for example in text.examples)
@@ -73,6 +77,10 @@ def add_function(commands: Any, function: Callable[..., int], *, name: str | Non
     new = add_command(commands, name, run, text.short_description or "", examples)
     if text.long_description:
         new.description = f"{new.description}\n\n{text.long_description}"
-    for option in options.values():
-        add_option(new, option)
+    for parameter in parameters:
+        if parameter in own:
+            add_option(new, own[parameter])
+        elif parameter in groups:
+            for option in options_of(groups[parameter]).values():
+                add_option(new, option)
     return new

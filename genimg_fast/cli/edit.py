@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.cli.arguments import blaming
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.runs import (
-    Images,
+    ClipSource,
+    ImageSource,
+    Look,
     Output,
-    Scale,
+    Session,
     batches,
     check_out,
     choose,
@@ -26,7 +28,7 @@ from genimg_fast.cli.runs import (
 )
 from genimg_fast.cli.sampling import context
 from genimg_fast.models import BaseFrameModel, FrameFiller, FramePredictor, RowRNN
-from genimg_fast.options import Folder, NonNegativeInt, OptionError, PositiveFloat, PositiveInt, Reader, Seed
+from genimg_fast.options import NonNegativeInt, OptionError, PositiveFloat, PositiveInt, Reader
 from genimg_fast.training import Picture
 from genimg_fast.training.sequence import completions
 
@@ -60,11 +62,9 @@ def continue_(
     n: PositiveInt | None = None,
     frames: PositiveInt | None = None,
     steps: PositiveInt = 10,
-    data: Images | None = None,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ClipSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Continue sequences, with a frame predictor.
 
@@ -74,24 +74,21 @@ def continue_(
         n: Number of sequences; default: 8, if there are so many.
         frames: Frames that are given; default: as many as in the training.
         steps: Frames to add.
-        data: Real sequences: a folder of frames, a video ...; default: what the run held out, else what it trained
-            on.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real sequences come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast edit continue runs/00000-frame-predictor-moving-digits --steps 20
         genimg-fast edit continue runs/00000-frame-predictor-clips --data walk.gif --n 1 --out longer.mp4
     """
-    model, config = _load_frame_model(run, out, device, FramePredictor)
+    model, config = _load_frame_model(run, out, session, FramePredictor)
 
     def made(given: Tensor) -> Picture:
         continued = torch.cat([given, model.rollout(given, steps)], 1)
         return Picture(images=continued, generated=torch.arange(continued.shape[1]) >= given.shape[1])
 
-    return _edit(model, config, out, n, data, frames or context(config), made, seed, scale=scale, plain=plain)
+    return _edit(model, config, out, n, frames or context(config), made, source, look, session)
 
 
 def fill(
@@ -101,11 +98,9 @@ def fill(
     out: Output = "filled.gif",
     n: PositiveInt | None = None,
     frames: PositiveInt | None = None,
-    data: Images | None = None,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ClipSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Make missing or damaged frames anew, with a frame filler.
 
@@ -115,28 +110,25 @@ def fill(
         out: File to write: .gif, .webp, .mp4, .webm; film strips, .png ...; FOLDER/ of frames, or .npz.
         n: Number of sequences; default: 8, if there are so many.
         frames: Frames in a sequence; default: as many as in the training.
-        data: Real sequences: a folder of frames, a video ...; default: what the run held out, else what it trained
-            on.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real sequences come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast edit fill runs/00001-frame-filler-moving-digits --missing 5-8 12
         genimg-fast edit fill runs/00001-frame-filler-clips --data scratched/ --n 1 --frames 40 --missing 17
     """
-    model, config = _load_frame_model(run, out, device, FrameFiller)
+    model, config = _load_frame_model(run, out, session, FrameFiller)
     frames = frames or config["frames"]
     numbers = range(1, frames + 1)
-    known = torch.tensor([not any(k in part for part in missing) for k in numbers], device=find_device(device))
+    known = torch.tensor([not any(k in part for part in missing) for k in numbers], device=session.find_device())
     if max(part[-1] for part in missing) > frames or not known.any():
         raise OptionError("missing", f"must leave some of the {frames} frames, and none behind them")
 
     def made(given: Tensor) -> Picture:
         return Picture(images=model.fill(given, known), generated=~known)
 
-    return _edit(model, config, out, n, data, frames, made, seed, scale=scale, plain=plain)
+    return _edit(model, config, out, n, frames, made, source, look, session)
 
 
 def retime(
@@ -146,11 +138,9 @@ def retime(
     n: PositiveInt | None = None,
     frames: PositiveInt | None = None,
     speed: PositiveFloat = 0.5,
-    data: Images | None = None,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ClipSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Change the speed of sequences, with a frame filler.
 
@@ -160,18 +150,15 @@ def retime(
         n: Number of sequences; default: 8, if there are so many.
         frames: Frames in a sequence, before; default: as many as in the training.
         speed: 0.5: half the speed, with frames in between; 2: every other frame.
-        data: Real sequences: a folder of frames, a video ...; default: what the run held out, else what it trained
-            on.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real sequences come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast edit retime runs/00001-frame-filler-moving-digits --speed 0.5
         genimg-fast edit retime runs/00001-frame-filler-clips --data walk.gif --n 1 --speed 0.25 --out slow.mp4
     """
-    model, config = _load_frame_model(run, out, device, FrameFiller)
+    model, config = _load_frame_model(run, out, session, FrameFiller)
 
     def made(given: Tensor) -> Picture:
         with blaming("speed"):
@@ -180,7 +167,7 @@ def retime(
         between = torch.arange(retimed.shape[1]) * fraction.numerator % fraction.denominator > 0
         return Picture(images=retimed, generated=between)
 
-    return _edit(model, config, out, n, data, frames or config["frames"], made, seed, scale=scale, plain=plain)
+    return _edit(model, config, out, n, frames or config["frames"], made, source, look, session)
 
 
 def complete(
@@ -189,13 +176,9 @@ def complete(
     out: Output = "completed.png",
     n: PositiveInt | None = None,
     rows: NonNegativeInt | None = None,
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ImageSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Show images, each beside a completion of its upper rows.
 
@@ -204,38 +187,36 @@ def complete(
         out: Picture to write, or FOLDER/, or .npz.
         n: Number of images; default: 36, if there are so many.
         rows: Rows that are given; default: half of them.
-        data: Real images; default: what the run held out, else what it trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real images come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast edit complete runs/00000-row-rnn-digits --rows 6
     """
     check_out(out)
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     if not isinstance(model, RowRNN):
         raise OptionError("run", f"{config['model']} cannot complete images; this is for row-rnn")
     given = model.image_size // 2 if rows is None else rows
     if given >= model.image_size:
         raise OptionError("rows", f"must be below {model.image_size}, the height, got {given}")
-    real = load_real(model, config, data=data, data_root=data_root, download=download)
-    indices = choose(real, n, most=36, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    real = load_real(model, config, source)
+    indices = choose(real, n, most=36, seed=session.seed)
+    generator = session.generator()
 
     def made() -> Iterator[Picture]:
-        for images, _ in batches(real, indices, model.image_size, find_device(device)):
+        for images, _ in batches(real, indices, model.image_size, session.find_device()):
             yield replace(completions(model, images, given, generator), caption=real.caption())
 
-    return write(made(), out, n=len(indices), scale=scale, plain=plain)
+    return write(made(), out, n=len(indices), look=look)
 
 
-def _load_frame_model(run: Path, out: str, device: str, kind: type[BaseFrameModel]) -> tuple[Any, dict[str, Any]]:
+def _load_frame_model(
+    run: Path, out: str, session: Session, kind: type[BaseFrameModel]
+) -> tuple[Any, dict[str, Any]]:
     check_out(out, moves=True)
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     if not isinstance(model, kind):
         name = "frame-predictor" if kind is FramePredictor else "frame-filler"
         raise OptionError("run", f"must be a run of {name}, got one of {config['model']}")
@@ -243,13 +224,12 @@ def _load_frame_model(run: Path, out: str, device: str, kind: type[BaseFrameMode
 
 
 def _edit(
-    model: Any, config: dict[str, Any], out: str, n: int | None, data: str | None, frames: int,
-    edit: Callable[[Tensor], Picture], seed: int, **options: Any,
+    model: Any, config: dict[str, Any], out: str, n: int | None, frames: int,
+    edit: Callable[[Tensor], Picture], source: ClipSource, look: Look, session: Session,
 ) -> int:  # fmt: skip
     """Take ``n`` sequences at random, change them, and write them."""
-    real = load_clips(model, config, data, frames, seed=seed, flag="frames")
-    indices = choose(real, n, most=8, seed=seed, what="sequences")
-    device = next(model.parameters()).device
-    sequences = batches(real, indices, model.image_size, device, frames=frames)
+    real = load_clips(model, config, source, frames, seed=session.seed, flag="frames")
+    indices = choose(real, n, most=8, seed=session.seed, what="sequences")
+    sequences = batches(real, indices, model.image_size, session.find_device(), frames=frames)
     pictures = (replace(edit(given), caption=real.caption("sequences")) for given, _ in sequences)
-    return write(pictures, out, n=len(indices), **options)
+    return write(pictures, out, n=len(indices), look=look)

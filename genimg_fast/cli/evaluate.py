@@ -12,9 +12,9 @@ from torch import Tensor
 from genimg_fast._close_names import did_you_mean
 from genimg_fast._evaluating import evaluating
 from genimg_fast._files import replacing
-from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.cli.arguments import blaming
 from genimg_fast.cli.picture_sets import common_side, load_pictures
-from genimg_fast.cli.runs import Images, Real, load_real, load_with_settings
+from genimg_fast.cli.runs import Images, ImageSource, Real, Session, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
 from genimg_fast.metrics import (
     ClassifierNetwork,
@@ -35,7 +35,7 @@ from genimg_fast.metrics.estimates import CONFIDENCE
 from genimg_fast.metrics.features import bar
 from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.models.pretrained import find_run
-from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed, integers
+from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, integers
 
 _BATCH = 100
 _FEATURES = ("classifier", "random", "inception")
@@ -67,9 +67,7 @@ _Pictures = Annotated[Path, Reader(Path, "FOLDER|FILE")]
 class _Options(NamedTuple):
     """Arguments that several steps need."""
 
-    data: str | None
-    data_root: Path
-    download: bool
+    source: ImageSource
     n: int | None
     features: str | None
     weights: Path | None
@@ -92,17 +90,14 @@ def evaluate(
     *,
     samples: _Pictures | None = None,
     real: Images | None = None,
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
+    source: ImageSource,
     n: Annotated[int, integers(2)] | None = None,
     image_size: PositiveInt | None = None,
     features: _FeaturesName | None = None,
     weights: File | None = None,
     cache: Folder | None = None,
     out: Folder | None = None,
-    seed: Seed = 0,
-    device: Device = "auto",
+    session: Session,
 ) -> int:
     """Judge the images that a trained model generates, or any pictures.
 
@@ -115,9 +110,6 @@ def evaluate(
         run: Run folder, or checkpoint.
         samples: Pictures to judge, of any origin: a folder, or an .npz file.
         real: Real ones to judge them by: a folder, an .npz file, or the name of a data set.
-        data: Real images for RUN; default: what the run held out, else what it trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
         n: Images to generate; default: as many as real ones to compare with.
         image_size: Pixels a side to resize pictures to; default: that of the samples.
         features: Network that judges: classifier, a small one trained on the real images; random, an untrained
@@ -126,8 +118,8 @@ def evaluate(
         weights: Of --features inception, torchvision's; default: downloaded, with --download.
         cache: Where to keep the features of real images, and the classifier; default: the classifier in the run.
         out: For eval.json and roc.png; default: the run's, or this folder.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real images come from.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast eval runs/00000-dcgan-digits
@@ -139,14 +131,14 @@ def evaluate(
         raise OptionError("run", "must be given, or else --samples and --real")
     for name, given, wanted in (
         ("weights", weights, features == "inception"), ("real", real, samples is not None),
-        ("data", data, run is not None), ("n", n, run is not None), ("image_size", image_size, run is None),
+        ("data", source.data, run is not None), ("n", n, run is not None), ("image_size", image_size, run is None),
     ):  # fmt: skip
         if given is not None and not wanted:
             what = {"weights": "--features inception", "real": "--samples", "image_size": "--samples"}.get(
                 name, "a RUN"
             )
             raise OptionError(name, f"is for {what}")
-    args = _Options(data, data_root, download, n, features, weights, cache, seed, find_device(device))
+    args = _Options(source, n, features, weights, cache, session.seed, session.find_device())
     if run is not None:
         report, roc = _judge_run(args, run)
     elif samples is not None and real is not None:
@@ -218,7 +210,7 @@ def _judge_pictures(args: _Options, samples: Path, real: str, image_size: int | 
     if sides["samples"] is None:
         raise OptionError("samples", f"{samples} holds no pictures")
     side = image_size or sides["samples"][0]
-    options = {"root": args.data_root, "download": args.download}
+    options = {"root": args.source.data_root, "download": args.source.download}
     with blaming("samples"):
         pictures = load_pictures(samples, side)
     with blaming("real"):
@@ -338,7 +330,7 @@ def _real_images(args: _Options, model: Any, config: dict[str, Any]) -> tuple[Re
     Distances of sets of different sizes do not compare. So these are the images that the run held out, and as many
     of the others; or, if it held none out, two halves.
     """
-    load = partial(load_real, model, config, data=args.data, data_root=args.data_root, download=args.download)
+    load = partial(load_real, model, config, args.source)
     real = load()
     generator = torch.Generator().manual_seed(args.seed)
     if real.relation == "held-out":
@@ -375,7 +367,7 @@ def _network(args: _Options, classifier: ClassifierNetwork | None, source: str) 
     """Get the network that judges."""
     if args.features == "inception":
         with blaming("weights"):
-            return InceptionNetwork(args.weights, download=args.download).to(args.device)
+            return InceptionNetwork(args.weights, download=args.source.download).to(args.device)
     if args.features is not None and args.features.startswith("fidelity:"):
         with blaming("features"):
             return FidelityNetwork(args.features.removeprefix("fidelity:")).to(args.device)

@@ -1,18 +1,19 @@
 """What the commands that use a trained model have in common: the run, real images for it, and what is written."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from genimg_fast.cli.arguments import blaming, find_device
+from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
 from genimg_fast.data.dataset import content_hash, pieces
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import BaseFrameModel
-from genimg_fast.options import OptionError, Reader, integers
+from genimg_fast.options import Folder, OptionError, Reader, Seed, integers
 from genimg_fast.training import Picture, load_run, save_output
 from genimg_fast.training.outputs import batch_sizes, check_output
 
@@ -20,6 +21,67 @@ from genimg_fast.training.outputs import batch_sizes, check_output
 Images = Annotated[str, Reader(str, "NAME|FOLDER")]
 Output = Annotated[str, Reader(str, "PATH")]
 Scale = Annotated[int, integers(1, 64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Where a command takes real images from.
+
+    Args:
+        data: Real images; default: what the run held out, else what it trained on.
+        data_root: Where downloaded data sets are.
+        download: Whether to allow torchvision to download what is missing.
+    """
+
+    data: Images | None = None
+    data_root: Folder = Path("data")
+    download: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """Where a command takes real sequences from.
+
+    Args:
+        data: Real sequences: a folder of frames, a video ...; default: what the run held out, else what it trained
+            on.
+    """
+
+    data: Images | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What pictures look like.
+
+    Args:
+        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
+        plain: Whether to leave out names, borders and the margin.
+    """
+
+    scale: Scale | None = None
+    plain: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What a command draws random numbers from, and runs on.
+
+    Args:
+        seed: Seed of all random numbers.
+        device: ``cpu``, ``cuda``, ``cuda:1`` ...; ``auto``: a GPU if there is one.
+    """
+
+    seed: Seed = 0
+    device: Device = "auto"
+
+    def find_device(self) -> torch.device:
+        """Get the device."""
+        return find_device(self.device)
+
+    def generator(self) -> torch.Generator:
+        """Make a generator of random numbers, always the same."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 class Real(NamedTuple):
@@ -59,10 +121,8 @@ def load_with_settings(run: Path, device: str = "cpu") -> tuple[Any, dict[str, A
 def load_real(
     model: Any,
     config: dict[str, Any],
+    source: ImageSource,
     *,
-    data: str | None,
-    data_root: Path,
-    download: bool,
     training: bool = False,
 ) -> Real:
     """Load the images of ``--data``, or those of the run: those held out, if there are any, or trained on.
@@ -70,25 +130,26 @@ def load_real(
     Args:
         model: The model of the run.
         config: Its settings.
-        data: What ``--data`` names.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
+        source: What the command was given.
         training: Whether to take what was trained on in any case.
     """
-    cut = {} if data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
+    cut = {} if source.data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
 
-    def load(source: str) -> ImageDataset:
+    def load(name: str) -> ImageDataset:
         return load_dataset(
-            source,
+            name,
             image_size=model.image_size,
             channels=model.c_dim,
-            root=data_root,
-            download=download,
-            skip_broken=not data and config.get("skip_broken", False),
+            root=source.data_root,
+            download=source.download,
+            skip_broken=not source.data and config.get("skip_broken", False),
             **cut,
         )
 
-    real = load_data(config, data, load, lambda found: content_hash(found.images, found.labels), training=training)
+    def content(found: ImageDataset) -> str:
+        return content_hash(found.images, found.labels)
+
+    real = load_data(config, source.data, load, content, training=training)
     classes = config.get("classes", [])
     if getattr(model, "num_classes", 0) > 0 and set(real.dataset.class_names) <= set(classes):
         real = real._replace(dataset=real.dataset.with_classes(classes))
@@ -137,32 +198,32 @@ def load_data(
 
 
 def load_clips(
-    model: BaseFrameModel, config: dict[str, Any], data: str | None, frames: int, *, seed: int, flag: str
+    model: BaseFrameModel, config: dict[str, Any], source: ClipSource, frames: int, *, seed: int, flag: str
 ) -> Real:
     """Load the sequences of ``--data``, or those of the run; of moving digits, those that training has not seen.
 
     Args:
         model: The model of the run.
         config: Its settings.
-        data: What ``--data`` names.
+        source: What the command was given.
         frames: Number of frames in a sequence.
         seed: Seed of moving digits.
         flag: The option to blame if there are no clips of so many frames.
     """
 
-    def load(source: str, frames: int) -> Any:
+    def load(name: str, frames: int) -> Any:
         return load_sequences(
-            source, frames=frames, image_size=model.image_size, channels=model.c_dim,
+            name, frames=frames, image_size=model.image_size, channels=model.c_dim,
             speed=tuple(config["speed"]), train=False, seed=seed,
         )  # fmt: skip
 
-    source = data or config.get("val_data") or config["data"]
+    name = source.data or config.get("val_data") or config["data"]
     with blaming("data"), blaming(flag, (TooFewFramesError,)):
-        if data or source == "moving-digits":
-            return Real(load(source, frames), "held-out" if source == "moving-digits" else "", source)
+        if source.data or name == "moving-digits":
+            return Real(load(name, frames), "held-out" if name == "moving-digits" else "", name)
         # A split of clips depends on the number of frames that it was made for.
         real = load_data(
-            config, data, lambda source: load(source, config["frames"]),
+            config, None, lambda name: load(name, config["frames"]),
             lambda folders: content_hash(*folders.clips.values()),
         )  # fmt: skip
         return real._replace(dataset=real.dataset.windows(frames))
@@ -197,8 +258,8 @@ def check_out(out: str, *, moves: bool = False) -> None:
         check_output(out, moves=moves)
 
 
-def write(pictures: Iterable[Picture], out: str, **options: Any) -> int:
-    """Write what was made, and say where it is; the options are those of :func:`save_output`."""
+def write(pictures: Iterable[Picture], out: str, *, look: Look, **options: Any) -> int:
+    """Write what was made, and say where it is; the other options are those of :func:`save_output`."""
 
     def made() -> Iterator[Picture]:
         # What goes wrong in here has nothing to do with --out.
@@ -210,7 +271,7 @@ def write(pictures: Iterable[Picture], out: str, **options: Any) -> int:
 
     failed: list[Exception] = []
     try:
-        save_output(made(), out, **options)
+        save_output(made(), out, scale=look.scale, plain=look.plain, **options)
     except (OSError, ValueError) as error:
         if error in failed:
             raise

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from genimg_fast._evaluating import evaluating
-from genimg_fast.cli.arguments import Device, find_device
 from genimg_fast.cli.runs import (
-    Images,
+    ClipSource,
+    ImageSource,
+    Look,
     Output,
-    Scale,
+    Session,
     batches,
     check_out,
     choose,
@@ -26,7 +27,7 @@ from genimg_fast.cli.runs import (
 from genimg_fast.data import ImageDataset
 from genimg_fast.models import BaseFrameModel, BaseGAN, BaseVAE, FramePredictor, interpolate_latents
 from genimg_fast.models.common import labels_to_sample
-from genimg_fast.options import Folder, OptionError, PositiveInt, Reader, Seed, integers
+from genimg_fast.options import OptionError, PositiveInt, Reader, integers
 from genimg_fast.training import Picture, draw_known_frames
 from genimg_fast.training.outputs import batch_sizes, form_of
 from genimg_fast.training.pictures import ANIMATIONS, VIDEOS, class_layout
@@ -41,13 +42,9 @@ def sample(
     out: Output | None = None,
     n: PositiveInt | None = None,
     class_: Annotated[str, Reader(str, "NAME|N")] | None = None,
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ClipSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Generate images with a trained model.
 
@@ -60,14 +57,9 @@ def sample(
         out: Picture to write, or FOLDER/, .npz, .mp4 ...; default: grid.png, or frames.gif.
         n: Number of images, or of sequences; default: 64, or 8 (of each class).
         class_: Class to generate, of a class-conditional model; default: all in order.
-        data: Real sequences that a model of frames starts from; default: what the run held out, else what it
-            trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real sequences come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast sample runs/00000-dcgan-digits --n 64 --seed 1 --out grid.png
@@ -77,16 +69,16 @@ def sample(
     """
     if out is not None:
         check_out(out, moves=True)
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     if isinstance(model, BaseFrameModel):
         if class_ is not None:
             raise OptionError("class_", f"{config['model']} is not class-conditional")
-        return _sample_frames(model, config, out or "frames.gif", n, data, seed, scale=scale, plain=plain)
+        return _sample_frames(model, config, out or "frames.gif", n, source, look, session)
     out = out or "grid.png"
     check_out(out)
     if not hasattr(model, "sample"):
         raise OptionError("run", f"{config['model']} does not generate images")
-    generator = torch.Generator().manual_seed(seed)
+    generator = session.generator()
     label = None if class_ is None else _class(class_, model, config)
     number, labels, layout = class_layout(model, n, label=label)
 
@@ -98,19 +90,19 @@ def sample(
             start += size
 
     names = config.get("classes")
-    return write(made(), out, n=number, labels=labels, class_names=names, scale=scale, plain=plain)
+    return write(made(), out, n=number, labels=labels, class_names=names, look=look)
 
 
 def _sample_frames(
-    model: BaseFrameModel, config: dict[str, Any], out: str, n: int | None, data: str | None, seed: int,
-    **options: Any,
+    model: BaseFrameModel, config: dict[str, Any], out: str, n: int | None,
+    source: ClipSource, look: Look, session: Session,
 ) -> int:  # fmt: skip
     """Show real sequences beside what the model makes of them."""
     number: int = config["frames"]
-    real = load_clips(model, config, data, number, seed=seed, flag="data")
-    indices = choose(real, n, most=8, seed=seed, what="sequences")
-    all_known = draw_known_frames(len(indices), number, generator=torch.Generator().manual_seed(seed))
-    device = next(model.parameters()).device
+    real = load_clips(model, config, source, number, seed=session.seed, flag="data")
+    indices = choose(real, n, most=8, seed=session.seed, what="sequences")
+    all_known = draw_known_frames(len(indices), number, generator=session.generator())
+    device = session.find_device()
 
     def made() -> Iterator[Picture]:
         known = iter(all_known.split(batch_sizes(len(indices), model.image_size, frames=number)))
@@ -121,7 +113,7 @@ def _sample_frames(
                 picture = fillings(model, frames, next(known))
             yield replace(picture, caption=real.caption("sequences"))
 
-    return write(made(), out, n=len(indices), **options)
+    return write(made(), out, n=len(indices), look=look)
 
 
 def context(config: dict[str, Any]) -> int:
@@ -149,13 +141,9 @@ def interpolate(
     n: PositiveInt = 8,
     steps: Annotated[int, integers(2)] = 12,
     mode: Literal["linear", "spherical"] = "linear",
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ImageSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Morph images into others, through their latents.
 
@@ -168,26 +156,22 @@ def interpolate(
         n: Number of pairs: of images, or, for a GAN, of noise vectors.
         steps: Images from end to end.
         mode: Straight on, or keeping the length of the latent vector.
-        data: Real images; default: what the run held out, else what it trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real images come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast interpolate runs/00000-vae-digits --n 8 --steps 12
         genimg-fast interpolate runs/00000-vae-digits --mode spherical --out morph.mp4
     """
     check_out(out, moves=True)
-    model, config = load_with_settings(run, device)
-    generator = torch.Generator().manual_seed(seed)
-    where = find_device(device)
+    model, config = load_with_settings(run, session.device)
+    generator = session.generator()
+    where = session.find_device()
     sizes = batch_sizes(n, model.image_size, frames=steps)
     labels: Tensor | None = None
     if isinstance(model, BaseVAE):
-        real = load_real(model, config, data=data, data_root=data_root, download=download)
+        real = load_real(model, config, source)
         print(f"pairs of the {real.describe(len(real.dataset))}")
         pairs = _pairs(real.dataset, n, generator, same_class=model.num_classes > 0)
         if model.num_classes > 0:
@@ -216,7 +200,7 @@ def interpolate(
     else:
         raise OptionError("run", f"{config['model']} has no latents; this is for GANs and VAEs")
     pictures = (_morph(images, ends, out, steps) for images, ends in made())
-    return write(pictures, out, n=n, labels=labels, class_names=config.get("classes"), scale=scale, plain=plain)
+    return write(pictures, out, n=n, labels=labels, class_names=config.get("classes"), look=look)
 
 
 def _morph(images: Tensor, ends: list[Tensor], out: str, steps: int) -> Picture:

@@ -8,12 +8,13 @@ import torch
 
 from genimg_fast._evaluating import evaluating
 from genimg_fast._files import replacing
-from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.cli.arguments import blaming
 from genimg_fast.cli.runs import (
-    Images,
+    ImageSource,
+    Look,
     Output,
     Real,
-    Scale,
+    Session,
     batches,
     check_out,
     choose,
@@ -26,7 +27,7 @@ from genimg_fast.data import ImageDataset, load_pairs
 from genimg_fast.data.dataset import content_hash
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import Autoencoder, BaseVAE, Pix2Pix
-from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, Seed
+from genimg_fast.options import File, OptionError, PositiveInt, Reader
 from genimg_fast.training import Picture, plot_latents
 
 
@@ -35,13 +36,9 @@ def reconstruct(
     *,
     out: Output = "reconstructions.png",
     n: PositiveInt | None = None,
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ImageSource,
+    look: Look,
+    session: Session,
 ) -> int:
     """Show images, each beside its reconstruction.
 
@@ -52,33 +49,29 @@ def reconstruct(
         run: Run folder, or checkpoint.
         out: Picture to write, or FOLDER/, or .npz.
         n: Number of images; default: 36, if there are so many.
-        data: Real images; default: what the run held out, else what it trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real images come from.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast reconstruct runs/00000-vae-digits --n 36
         genimg-fast reconstruct runs/00000-vae-digits --data photos/ --n 5000 --out reconstructed/
     """
     check_out(out)
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     _check_kind(model, config, (BaseVAE, Autoencoder), "VAE or an autoencoder")
-    real = load_real(model, config, data=data, data_root=data_root, download=download)
-    indices = choose(real, n, most=36, seed=seed)
+    real = load_real(model, config, source)
+    indices = choose(real, n, most=36, seed=session.seed)
 
     def made() -> Iterator[Picture]:
-        for images, labels in batches(real, indices, model.image_size, find_device(device)):
+        for images, labels in batches(real, indices, model.image_size, session.find_device()):
             conditions = (labels,) if getattr(model, "num_classes", 0) > 0 else ()
             reconstructions = model.reconstruct(images, *conditions)
             yield Picture(images={"input": images, "output": reconstructions}, caption=real.caption())
 
     classes = real.dataset.class_names
     labels = real.dataset.labels[indices] if len(classes) > 1 else None
-    return write(made(), out, n=len(indices), labels=labels, class_names=classes, scale=scale, plain=plain)
+    return write(made(), out, n=len(indices), labels=labels, class_names=classes, look=look)
 
 
 def translate(
@@ -89,10 +82,8 @@ def translate(
     dropout: bool = False,
     batch_statistics: bool = False,
     data: Annotated[str, Reader(str, "FOLDER")] | None = None,
-    scale: Scale | None = None,
-    plain: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    look: Look,
+    session: Session,
 ) -> int:
     """Translate images; show input, output and target.
 
@@ -107,17 +98,15 @@ def translate(
         batch_statistics: Whether to normalise with the statistics of these images, as the paper does; of more than
             fit into a batch, with those of each batch.
         data: Folder of pairs; default: what the run held out, else what it trained on.
-        scale: Enlarge pictures N times; default: until an image has 64 pixels a side.
-        plain: Whether to leave out names, borders and the margin.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        look: What pictures look like.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast translate runs/00000-pix2pix-maps --n 16
         genimg-fast translate runs/00000-pix2pix-maps --data validation/ --n 1000 --out translated/
     """
     check_out(out)
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     if not isinstance(model, Pix2Pix):
         raise OptionError("run", f"{config['model']} translates no images; this is for pix2pix")
 
@@ -129,10 +118,10 @@ def translate(
 
     real = load_data(config, data, load, lambda pairs: content_hash(pairs.images))
     real = real._replace(source=f"folder {real.source}")
-    indices = choose(real, n, most=16, seed=seed, what="pairs")
+    indices = choose(real, n, most=16, seed=session.seed, what="pairs")
 
     def made() -> Iterator[Picture]:
-        for images, _ in batches(real, indices, model.image_size, find_device(device)):
+        for images, _ in batches(real, indices, model.image_size, session.find_device()):
             source, target = images.chunk(2, dim=3)
             if config.get("direction") == "b2a":
                 source, target = target, source
@@ -140,7 +129,7 @@ def translate(
             panels = {"input": source, "output": output, "target": target}
             yield Picture(images=panels, caption=real.caption("pairs"))
 
-    return write(made(), out, n=len(indices), scale=scale, plain=plain)
+    return write(made(), out, n=len(indices), look=look)
 
 
 def latent(
@@ -148,11 +137,8 @@ def latent(
     *,
     out: File = Path("latent.png"),
     n: PositiveInt | None = None,
-    data: Images | None = None,
-    data_root: Folder = Path("data"),
-    download: bool = False,
-    seed: Seed = 0,
-    device: Device = "auto",
+    source: ImageSource,
+    session: Session,
 ) -> int:
     """Plot where a VAE's encoder puts images, coloured by class.
 
@@ -160,11 +146,8 @@ def latent(
         run: Run folder, or checkpoint.
         out: Image file to write.
         n: Number of images; default: 2000, if there are so many.
-        data: Real images; default: what the run held out, else what it trained on.
-        data_root: Where downloaded data sets are.
-        download: Whether to allow torchvision to download what is missing.
-        seed: Seed of all random numbers.
-        device: cpu, cuda, cuda:1 ...; auto: a GPU if there is one.
+        source: Where real images come from.
+        session: Random numbers, and the device.
 
     Example:
         genimg-fast latent runs/00000-vae-digits --out latent.png
@@ -172,15 +155,15 @@ def latent(
     optional_import("matplotlib")
     if out.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
         raise OptionError("out", f"{str(out)!r} does not end like an image file, such as .png")
-    model, config = load_with_settings(run, device)
+    model, config = load_with_settings(run, session.device)
     _check_kind(model, config, (BaseVAE,), "VAE")
     if model.z_dim < 2:
         raise OptionError("run", "its latents have a single dimension, and a plot needs two")
-    real: Real = load_real(model, config, data=data, data_root=data_root, download=download)
-    indices = choose(real, n, most=2000, seed=seed)
+    real: Real = load_real(model, config, source)
+    indices = choose(real, n, most=2000, seed=session.seed)
     found = []
     with torch.no_grad(), evaluating(model):
-        for images, labels in batches(real, indices, model.image_size, find_device(device)):
+        for images, labels in batches(real, indices, model.image_size, session.find_device()):
             found.append(model.encode(images, labels if model.num_classes > 0 else None)[0])
     title, classes = real.describe(len(indices)), real.dataset.class_names
     with blaming("out"), replacing(out) as temporary:
