@@ -14,7 +14,7 @@ from tiny_runs import TINY, TINY_VAES, damaged, png_names
 
 import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.cli.runs import load_real
+from genimg_fast.cli.runs import ImageSource, load_real
 from genimg_fast.training import outputs
 
 
@@ -142,12 +142,11 @@ def test_held_out_images_play_no_part_in_the_training(
     photos = ["--data", str(held_out_runs["out"] / "photos"), "--val-split", "0.25"]
     assert main([*TINY, *photos, "--steps", "1", "--out", str(tmp_path), "--device", "cpu"]) == 0
     model, config = gf.training.load_run(tmp_path / "00000-dcgan-photos")
-    source: dict[str, Any] = {"data": None, "data_root": Path("data"), "download": False}
-    held_out = load_real(model, config, **source)
+    held_out = load_real(model, config, ImageSource())
     assert held_out.relation == "held-out"
     assert (len(seen), len(held_out.dataset)) == (15, 5)
     assert not seen & {image.numpy().tobytes() for image in held_out.dataset.images}
-    training = load_real(model, config, **source, training=True)
+    training = load_real(model, config, ImageSource(), training=True)
     assert {image.numpy().tobytes() for image in training.dataset.images} == seen
 
 
