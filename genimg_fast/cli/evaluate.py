@@ -124,8 +124,8 @@ def evaluate(
     Example:
         genimg-fast eval runs/00000-dcgan-digits
         genimg-fast eval runs/00003-dcgan-photos --features inception --weights inception_v3.pth --n 10000
-        genimg-fast eval --samples samples/ --real photos/
-        genimg-fast eval --samples samples.npz --real photos/ --features fidelity:weights-inception-2015-12-05.pth
+        genimg-fast eval --samples samples/ --real faces/
+        genimg-fast eval --samples samples.npz --real faces/ --features fidelity:weights-inception-2015-12-05.pth
     """
     if (run is None) == (samples is None):
         raise OptionError("run", "must be given, or else --samples and --real")

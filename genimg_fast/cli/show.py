@@ -55,7 +55,7 @@ def reconstruct(
 
     Example:
         genimg-fast reconstruct runs/00000-vae-digits --n 36
-        genimg-fast reconstruct runs/00000-vae-digits --data photos/ --n 5000 --out reconstructed/
+        genimg-fast reconstruct runs/00000-vae-digits --data faces/ --n 5000 --out reconstructed/
     """
     check_out(out)
     model, config = load_with_settings(run, session.device)

@@ -85,7 +85,7 @@ def add(commands: Any) -> None:
     """Add the command, with a subcommand for each model."""
     train = add_command(commands, "train", fit_and_report, "Train a model; write a numbered run folder.", """
         genimg-fast train dcgan --data digits
-        genimg-fast train my_models.py:TinyGAN --data photos/
+        genimg-fast train my_models.py:TinyGAN --data faces/
         genimg-fast train dcgan --lr 1e-4 --print-config > dcgan.yaml
         genimg-fast train dcgan --config dcgan.yaml --seed 1
     """)  # fmt: skip

@@ -33,7 +33,7 @@ from genimg_fast.training.vae import VAETrainer
 def _gan_examples(name: str, wide: str = "") -> tuple[str, ...]:
     return (
         f"genimg-fast train {name} --data digits",
-        f"genimg-fast train {name} --data photos/ --image-size 64{wide} --precision bf16 --channels-last",
+        f"genimg-fast train {name} --data faces/ --image-size 64{wide} --precision bf16 --channels-last",
         f"genimg-fast train {name} --data digits --schedule constant --steps 5000 --resume auto",
     )
 
@@ -107,7 +107,7 @@ for _name, _model, _text in (
         examples=(
             f"genimg-fast train {_name} --data digits",
             f"genimg-fast train {_name} --data digits --likelihood bernoulli --z-dim 20",
-            f"genimg-fast train {_name} --data photos/ --image-size 64 --warmup 500 --free-bits 0.1",
+            f"genimg-fast train {_name} --data faces/ --image-size 64 --warmup 500 --free-bits 0.1",
         ),
         defaults={**_VAE, "channels": 32},
     )(_model)
