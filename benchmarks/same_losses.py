@@ -31,7 +31,7 @@ SMALL = {
 # More of what trainers can do, for some of the models.
 ALSO = {
     "dcgan": "--label-smoothing 0.1 --grad-clip 1 --accumulate 2 --flip --shift 1 --val-split 0.1",
-    "cdcgan": "--condition projection --norm spectral --loss hinge --r1 0.1",
+    "cdcgan": "--condition projection --norm spectral --loss hinge --r1 0.1 --lr 4e-4 --lr-d 4e-4 --betas 0.5 0.999",
     "wgan": "--n-critic 2",
     "mlp-gan": "--precision bf16 --clip-weights 0.1",
     "vae": "--warmup 10 --free-bits 0.1 --channels-last",
@@ -39,6 +39,8 @@ ALSO = {
     "autoencoder": "--schedule linear --ema 0",
     "pix2pix": "--direction b2a --network resnet",
 }
+# What an older commit does not know, and this one does by default.
+OFF = {"cdcgan": "--no-minibatch-std"}
 LOSSES = ("loss", "loss_d", "loss_g", "real_logit", "fake_logit", "reconstruction", "kl", "mse", "l1")
 
 
@@ -72,7 +74,8 @@ def compare(name: str, steps: int, work: Path, base: Path) -> bool:
         flags += [f"--{option.replace('_', '-')}", *value.split()] if option in options else []
     rows = []
     for tree, out in ((base, work / "before"), (ROOT, work / "after")):
-        command = [sys.executable, "-m", "genimg_fast", "train", name, *flags, "--out", str(out)]
+        off = OFF.get(name, "").split() if tree == ROOT else []
+        command = [sys.executable, "-m", "genimg_fast", "train", name, *flags, *off, "--out", str(out)]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
