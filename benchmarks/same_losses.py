@@ -31,7 +31,7 @@ SMALL = {
 # More of what trainers can do, for some of the models.
 ALSO = {
     "dcgan": "--label-smoothing 0.1 --grad-clip 1 --accumulate 2 --flip --shift 1 --val-split 0.1",
-    "cdcgan": "--condition projection --norm spectral --loss hinge --r1 0.1 --lr 4e-4 --lr-d 4e-4 --betas 0.5 0.999",
+    "cdcgan": "--condition projection --norm spectral --loss hinge --r1 0.1 --lr 4e-4 --lr-d 4e-4 --betas 0.5 0.9",
     "wgan": "--n-critic 2",
     "mlp-gan": "--precision bf16 --clip-weights 0.1",
     "vae": "--warmup 10 --free-bits 0.1 --channels-last",
