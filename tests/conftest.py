@@ -18,8 +18,10 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """A shell starts what runs in its background with Ctrl-C ignored, and the processes of tests inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heard() -> Iterator[None]:
+    """A shell's background has Ctrl-C ignored, nohup a hangup, and the processes of tests inherit that."""
+    heard = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in heard.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
