@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from genimg_fast.data.dataset import BatchedDataset, BatchStream, ImageDataset
@@ -41,7 +41,8 @@ def as_batched(
             * a data set with indices, such as torchvision's: shuffled here, and the same batches come for any
               number of workers and after resuming, random transforms included;
             * a ``DataLoader``: it decides the batches, and the batch size. Its random numbers follow from the
-              training's seed and the batch's number, unless it has a generator of its own;
+              training's seed and the batch's number, unless it has a generator of its own. In several processes it
+              needs a ``DistributedSampler``;
             * anything iterable, of single images, in its own order. To resume, it is read again from the
               beginning.
         image_size: Height and width, in pixels, to crop and resize images of Pillow's to; by default they stay.
@@ -178,6 +179,10 @@ class _Loader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader, self.device = loader, torch.device("cpu")
+        self._stream = isinstance(loader.dataset, IterableDataset)
+        batches: Any = loader.batch_sampler
+        self._sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", batches)
+        self._generator = loader.generator or getattr(self._sampler, "generator", None)
         self._begun: tuple[Batch, Iterator[Any]] | None = None
 
     def look(self) -> Batch:
@@ -193,15 +198,17 @@ class _Loader:
 
     def batches(self, batch_size: int, *, seed: int, start: int, part: int, parts: int) -> Iterator[Batch]:
         """Iterate over its batches, epoch after epoch; those of another size than its batch size are left out."""
-        loader, sampler = self.loader, self.loader.sampler
-        stream = isinstance(loader.dataset, IterableDataset)
-        if parts > 1 and loader.batch_size and not stream and not isinstance(sampler, DistributedSampler):
+        if parts > 1 and (self._stream or not isinstance(self._sampler, DistributedSampler)):
             raise ValueError(
-                f"in {parts} processes a DataLoader needs a DistributedSampler, else all have the same images"
+                f"in {parts} processes a DataLoader needs a DistributedSampler, else all have the same images; an "
+                "iterable data set is shared out if it is given without a DataLoader"
             )
-        known = isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler))
-        own = loader.generator or getattr(sampler, "generator", None)
-        if start > 0 and (stream or not known or own is not None or loader.persistent_workers):
+        known = isinstance(self._sampler, (RandomSampler, SequentialSampler, DistributedSampler)) and (
+            type(self.loader.batch_sampler) in (type(None), BatchSampler)
+        )
+        if start > 0 and (
+            self._stream or not known or self._generator is not None or self.loader.persistent_workers
+        ):
             warnings.warn(
                 f"the first {start} batches of the DataLoader are left out, but only it knows if they are those "
                 "of before: it goes on exactly without a generator, sampler and persistent workers of its own",
@@ -214,10 +221,13 @@ class _Loader:
         epoch = start // per_epoch if per_epoch else 0
         skip, size, told = start - epoch * (per_epoch or 0), self.loader.batch_size, False
         while True:
-            if self._begun is not None and epoch == 0:
+            # The look at the data knew no seed. What cannot begin anew, or has its own, goes on.
+            goes_on = self._stream or self._generator is not None or (seed, part) == (0, 0)
+            if self._begun is not None and epoch == 0 and goes_on:
                 first, rest = self._begun
                 batches: Iterator[Batch] = chain([first], rest)
             else:
+                self._begun = None  # first, for its workers to end
                 batches = self._epoch(seed, epoch, part)
             self._begun = None
             whole = 0
@@ -246,15 +256,18 @@ class _Loader:
 
     def _batches_per_epoch(self) -> int | None:
         try:
-            if self.loader.batch_size:
-                return len(self.loader.sampler) // self.loader.batch_size  # type: ignore[arg-type]
+            batch_sampler = self.loader.batch_sampler
+            if type(batch_sampler) is BatchSampler:
+                return len(batch_sampler.sampler) // batch_sampler.batch_size  # type: ignore[arg-type]
             return len(self.loader)
         except TypeError:  # a stream has no length
             return None
 
     def _epoch(self, seed: int, epoch: int, part: int) -> Iterator[Batch]:
-        if hasattr(self.loader.sampler, "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        samplers: list[Any] = [self._sampler, self.loader.batch_sampler]
+        for sampler in samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         with own_random_numbers(seed, epoch, part):  # the order is drawn here, or with the first batch
             batches = iter(self.loader)
             batch = next(batches, None)
