@@ -31,7 +31,7 @@ def as_batched(
     What a data set or an iterable returns is an image, ``(image, label)``, or a dict with an ``image`` and
     perhaps a ``label``, such as those of Hugging Face's ``datasets``. An image is a tensor, uint8 or
     floating-point numbers in [-1, 1], of shape (channels, height, width); a NumPy array of bytes, with its
-    channels first or last; or an image of Pillow's. A label is an integer, 0 where there is none.
+    channels first or last; or an image of Pillow's. A label is an integer from 0 on, 0 where there is none.
 
     Args:
         data: One of
@@ -104,7 +104,8 @@ def _from_tensors(images: Tensor, labels: Tensor | None = None) -> BatchedDatase
         raise ValueError(
             f"images must be a tensor of one or more, with as many labels, got shapes {shape} and {count}"
         )
-    if images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64 and labels.ndim == 1:
+    labels = _classes(labels, len(images), "labels")
+    if images.dtype == torch.uint8 and images.ndim == 4:
         return ImageDataset(images, labels)
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images must be uint8, or floating-point numbers in [-1, 1], got {images.dtype}")
@@ -395,14 +396,31 @@ class _Convert:
             )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"{name} is {image.dtype}: an image is uint8, or floating-point numbers in [-1, 1]")
-        label = torch.as_tensor(0 if label is None else label) if _is_label(label) else None
-        if label is None or label.is_floating_point():
-            raise ValueError(f"the label of {name} is no integer")
-        return image, label.long()
+        label = 0 if label is None else label
+        if not _is_integer(label):
+            raise ValueError(f"the label of {name} is no integer, but of type {type(label).__name__}")
+        return image, _classes(torch.as_tensor(label).reshape(-1), 1, f"the label of {name}")[0]
 
 
-def _is_label(label: Any) -> bool:
-    return label is None or isinstance(label, (int, Tensor, numpy.integer, numpy.ndarray))
+def _is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer, or several in a row."""
+    if isinstance(value, Tensor):
+        return value.ndim <= 1 and not value.is_floating_point() and not value.is_complex()
+    if isinstance(value, numpy.ndarray):
+        return value.ndim <= 1 and value.dtype.kind in "iub"
+    return isinstance(value, (int, numpy.integer))
+
+
+def _classes(labels: Tensor, count: int, name: str) -> Tensor:
+    """Check that labels are as many numbers of classes; make them int64 of shape (count,)."""
+    integers = not labels.is_floating_point() and not labels.is_complex()
+    lowest = int(labels.min()) if integers and labels.numel() > 0 else 0
+    if labels.shape not in ((count,), (count, 1)) or not integers or lowest < 0:
+        shape, least = tuple(labels.shape), f" with {lowest}" if lowest < 0 else ""
+        raise ValueError(
+            f"{name} must be an integer from 0 on for each image, got {labels.dtype} of shape {shape}{least}"
+        )
+    return labels.long().reshape(count)
 
 
 def _pick(item: Any, name: str) -> tuple[Any, Any]:
@@ -414,7 +432,14 @@ def _pick(item: Any, name: str) -> tuple[Any, Any]:
                 f"{name} is a dict of {', '.join(map(str, item)) or 'nothing'}: none of {', '.join(_IMAGE_KEYS)}, "
                 "where an image would be"
             )
-        return item[keys[0]], next((item[key] for key in _LABEL_KEYS if key in item), None)
+        found = [item[key] for key in _LABEL_KEYS if key in item]
+        others = [str(key) for key, value in item.items() if key not in _IMAGE_KEYS and _is_integer(value)]
+        if not found and others:
+            raise ValueError(
+                f"{name} has no label, but integers named {', '.join(others)}: rename the one that is the class "
+                "to label, or leave them out"
+            )
+        return item[keys[0]], found[0] if found else None
     if isinstance(item, (tuple, list)) and len(item) > 0:
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -428,9 +453,9 @@ def _to_batch(batch: Any) -> Batch:
             "labels) or a dict of them"
         )
     labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
-    if not isinstance(labels, Tensor) or len(labels) != len(images):
-        raise ValueError("the labels of a batch of the DataLoader are no tensor of as many as there are images")
-    return images, labels
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"the labels of a batch of the DataLoader are no tensor, but {type(labels).__name__}")
+    return images, _classes(labels, len(images), "the labels of a batch of the DataLoader")
 
 
 @contextmanager

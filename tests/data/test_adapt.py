@@ -251,6 +251,12 @@ def test_streams_go_on_from_the_beginning_when_they_end() -> None:
         ({"pixels": 1, "text": 2}, "^image 5 of the data is a dict of pixels, text: none of image, img"),
         ((PIXELS[0], "cat"), "^the label of image 5 of the data is no integer"),
         ((PIXELS[0], 0.5), "^the label of image 5 of the data is no integer"),
+        ((PIXELS[0], -1), "^the label of image 5 of the data must be an integer from 0 on .* with -1$"),
+        (
+            (PIXELS[0], torch.tensor([0, 1])),
+            r"^the label of image 5 of the data .* got torch.int64 of shape \(2,\)",
+        ),
+        ({"image": PIXELS[0], "y": 3}, "^image 5 of the data has no label, but integers named y: rename"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"^image 5 of the data is torch.int64: an image is uint8, or"),
         ((), "^image 5 of the data is of type tuple, and no image"),
     ],
@@ -276,6 +282,14 @@ def test_bad_items(bad: Any, message: str) -> None:
         (DataLoader(["a", "b"]), ValueError, "a batch of the DataLoader is of type str, and no tensor of images"),
         (DataLoader([{"x": 1}]), ValueError, "a batch of the DataLoader is a dict of x: none of"),
         (DataLoader([]), ValueError, "the DataLoader has no batches"),
+        (DataLoader([(PIXELS[0], -1)]), ValueError, "labels of a batch of the DataLoader must be .* with -1$"),
+        (
+            DataLoader([(PIXELS[0], torch.eye(2)[0])]),
+            ValueError,
+            r"must be .* got torch.float32 of shape \(1, 2\)",
+        ),
+        (DataLoader([{"image": PIXELS[0], "y": 3}]), ValueError, "DataLoader has no label, but integers named y"),
+        ((PIXELS, -torch.ones(10).long()), ValueError, "labels must be an integer from 0 on for each image"),
     ],
 )
 def test_bad_data(data: Any, error: type[Exception], message: str) -> None:
