@@ -79,7 +79,7 @@ def _archives(content: BinaryIO, shard: Path) -> Iterator[_Files]:
     """Yield the places of an archive's files by their names; what ``cat`` has put together is several archives."""
     start = content.read(6)
     if unpack := next((unpack for magic, unpack in _PACKED.items() if start.startswith(magic)), None):
-        raise ValueError(f"shard {shard} is compressed: unpack it, {unpack} {shard.name}")
+        raise ValueError(f"shard {shard} is compressed: unpack it with {unpack}")
     content.seek(0)
     block = start
     while block:
