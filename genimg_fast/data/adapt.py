@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from genimg_fast.data.dataset import BatchedDataset, BatchStream, ImageDataset
@@ -31,7 +31,7 @@ def as_batched(
     What a data set or an iterable returns is an image, ``(image, label)``, or a dict with an ``image`` and
     perhaps a ``label``, such as those of Hugging Face's ``datasets``. An image is a tensor, uint8 or
     floating-point numbers in [-1, 1], of shape (channels, height, width); a NumPy array of bytes, with its
-    channels first or last; or an image of Pillow's. A label is an integer, 0 where there is none.
+    channels first or last; or an image of Pillow's. A label is an integer from 0 on, 0 where there is none.
 
     Args:
         data: One of
@@ -41,7 +41,8 @@ def as_batched(
             * a data set with indices, such as torchvision's: shuffled here, and the same batches come for any
               number of workers and after resuming, random transforms included;
             * a ``DataLoader``: it decides the batches, and the batch size. Its random numbers follow from the
-              training's seed and the batch's number, unless it has a generator of its own;
+              training's seed and the batch's number, unless it has a generator of its own. In several processes it
+              needs a ``DistributedSampler``;
             * anything iterable, of single images, in its own order. To resume, it is read again from the
               beginning.
         image_size: Height and width, in pixels, to crop and resize images of Pillow's to; by default they stay.
@@ -103,7 +104,8 @@ def _from_tensors(images: Tensor, labels: Tensor | None = None) -> BatchedDatase
         raise ValueError(
             f"images must be a tensor of one or more, with as many labels, got shapes {shape} and {count}"
         )
-    if images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64 and labels.ndim == 1:
+    labels = _classes(labels, len(images), "labels")
+    if images.dtype == torch.uint8 and images.ndim == 4:
         return ImageDataset(images, labels)
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images must be uint8, or floating-point numbers in [-1, 1], got {images.dtype}")
@@ -178,6 +180,10 @@ class _Loader:
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader, self.device = loader, torch.device("cpu")
+        self._stream = isinstance(loader.dataset, IterableDataset)
+        batches: Any = loader.batch_sampler
+        self._sampler: Any = loader.sampler if batches is None else getattr(batches, "sampler", batches)
+        self._generator = loader.generator or getattr(self._sampler, "generator", None)
         self._begun: tuple[Batch, Iterator[Any]] | None = None
 
     def look(self) -> Batch:
@@ -193,15 +199,17 @@ class _Loader:
 
     def batches(self, batch_size: int, *, seed: int, start: int, part: int, parts: int) -> Iterator[Batch]:
         """Iterate over its batches, epoch after epoch; those of another size than its batch size are left out."""
-        loader, sampler = self.loader, self.loader.sampler
-        stream = isinstance(loader.dataset, IterableDataset)
-        if parts > 1 and loader.batch_size and not stream and not isinstance(sampler, DistributedSampler):
+        if parts > 1 and (self._stream or not isinstance(self._sampler, DistributedSampler)):
             raise ValueError(
-                f"in {parts} processes a DataLoader needs a DistributedSampler, else all have the same images"
+                f"in {parts} processes a DataLoader needs a DistributedSampler, else all have the same images; an "
+                "iterable data set is shared out if it is given without a DataLoader"
             )
-        known = isinstance(sampler, (RandomSampler, SequentialSampler, DistributedSampler))
-        own = loader.generator or getattr(sampler, "generator", None)
-        if start > 0 and (stream or not known or own is not None or loader.persistent_workers):
+        known = isinstance(self._sampler, (RandomSampler, SequentialSampler, DistributedSampler)) and (
+            type(self.loader.batch_sampler) in (type(None), BatchSampler)
+        )
+        if start > 0 and (
+            self._stream or not known or self._generator is not None or self.loader.persistent_workers
+        ):
             warnings.warn(
                 f"the first {start} batches of the DataLoader are left out, but only it knows if they are those "
                 "of before: it goes on exactly without a generator, sampler and persistent workers of its own",
@@ -214,10 +222,13 @@ class _Loader:
         epoch = start // per_epoch if per_epoch else 0
         skip, size, told = start - epoch * (per_epoch or 0), self.loader.batch_size, False
         while True:
-            if self._begun is not None and epoch == 0:
+            # The look at the data knew no seed. What cannot begin anew, or has its own, goes on.
+            goes_on = self._stream or self._generator is not None or (seed, part) == (0, 0)
+            if self._begun is not None and epoch == 0 and goes_on:
                 first, rest = self._begun
                 batches: Iterator[Batch] = chain([first], rest)
             else:
+                self._begun = None  # first, for its workers to end
                 batches = self._epoch(seed, epoch, part)
             self._begun = None
             whole = 0
@@ -246,15 +257,18 @@ class _Loader:
 
     def _batches_per_epoch(self) -> int | None:
         try:
-            if self.loader.batch_size:
-                return len(self.loader.sampler) // self.loader.batch_size  # type: ignore[arg-type]
+            batch_sampler = self.loader.batch_sampler
+            if type(batch_sampler) is BatchSampler:
+                return len(batch_sampler.sampler) // batch_sampler.batch_size  # type: ignore[arg-type]
             return len(self.loader)
         except TypeError:  # a stream has no length
             return None
 
     def _epoch(self, seed: int, epoch: int, part: int) -> Iterator[Batch]:
-        if hasattr(self.loader.sampler, "set_epoch"):
-            self.loader.sampler.set_epoch(epoch)
+        samplers: list[Any] = [self._sampler, self.loader.batch_sampler]
+        for sampler in samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         with own_random_numbers(seed, epoch, part):  # the order is drawn here, or with the first batch
             batches = iter(self.loader)
             batch = next(batches, None)
@@ -382,14 +396,31 @@ class _Convert:
             )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise ValueError(f"{name} is {image.dtype}: an image is uint8, or floating-point numbers in [-1, 1]")
-        label = torch.as_tensor(0 if label is None else label) if _is_label(label) else None
-        if label is None or label.is_floating_point():
-            raise ValueError(f"the label of {name} is no integer")
-        return image, label.long()
+        label = 0 if label is None else label
+        if not _is_integer(label):
+            raise ValueError(f"the label of {name} is no integer, but of type {type(label).__name__}")
+        return image, _classes(torch.as_tensor(label).reshape(-1), 1, f"the label of {name}")[0]
 
 
-def _is_label(label: Any) -> bool:
-    return label is None or isinstance(label, (int, Tensor, numpy.integer, numpy.ndarray))
+def _is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer, or several in a row."""
+    if isinstance(value, Tensor):
+        return value.ndim <= 1 and not value.is_floating_point() and not value.is_complex()
+    if isinstance(value, numpy.ndarray):
+        return value.ndim <= 1 and value.dtype.kind in "iub"
+    return isinstance(value, (int, numpy.integer))
+
+
+def _classes(labels: Tensor, count: int, name: str) -> Tensor:
+    """Check that labels are as many numbers of classes; make them int64 of shape (count,)."""
+    integers = not labels.is_floating_point() and not labels.is_complex()
+    lowest = int(labels.min()) if integers and labels.numel() > 0 else 0
+    if labels.shape not in ((count,), (count, 1)) or not integers or lowest < 0:
+        shape, least = tuple(labels.shape), f" with {lowest}" if lowest < 0 else ""
+        raise ValueError(
+            f"{name} must be an integer from 0 on for each image, got {labels.dtype} of shape {shape}{least}"
+        )
+    return labels.long().reshape(count)
 
 
 def _pick(item: Any, name: str) -> tuple[Any, Any]:
@@ -401,7 +432,14 @@ def _pick(item: Any, name: str) -> tuple[Any, Any]:
                 f"{name} is a dict of {', '.join(map(str, item)) or 'nothing'}: none of {', '.join(_IMAGE_KEYS)}, "
                 "where an image would be"
             )
-        return item[keys[0]], next((item[key] for key in _LABEL_KEYS if key in item), None)
+        found = [item[key] for key in _LABEL_KEYS if key in item]
+        others = [str(key) for key, value in item.items() if key not in _IMAGE_KEYS and _is_integer(value)]
+        if not found and others:
+            raise ValueError(
+                f"{name} has no label, but integers named {', '.join(others)}: rename the one that is the class "
+                "to label, or leave them out"
+            )
+        return item[keys[0]], found[0] if found else None
     if isinstance(item, (tuple, list)) and len(item) > 0:
         return item[0], item[1] if len(item) > 1 else None
     return item, None
@@ -415,9 +453,9 @@ def _to_batch(batch: Any) -> Batch:
             "labels) or a dict of them"
         )
     labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
-    if not isinstance(labels, Tensor) or len(labels) != len(images):
-        raise ValueError("the labels of a batch of the DataLoader are no tensor of as many as there are images")
-    return images, labels
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"the labels of a batch of the DataLoader are no tensor, but {type(labels).__name__}")
+    return images, _classes(labels, len(images), "the labels of a batch of the DataLoader")
 
 
 @contextmanager

@@ -173,7 +173,9 @@ def open_image(file: Path | str, content: BinaryIO | None = None) -> Iterator[An
         with pillow.open(file if content is None else content) as image:
             yield image
     except Exception as error:  # Pillow documents few; damaged files raise a dozen of them, by their format
-        why = str(error).replace(repr(str(file)), "").rstrip(": ")  # the path is in front already
+        why = (
+            str(error).replace(repr(str(file) if content is None else content), "").rstrip(": ")
+        )  # the path is in front already
         raise ValueError(f"cannot read image {file}: {why or type(error).__name__}") from error
 
 

@@ -1,17 +1,17 @@
 """Tar files in the form of WebDataset (https://github.com/webdataset/webdataset): shards of a data set.
 
-The files of one sample follow each other and have a name in common, up to the first dot: ``cats/0001.jpg``,
-``cats/0001.cls``. A shard is read through once, header by header, for the place of every image and its class. From
-then on images are read by their places: in any order, from any batch on, by any number of processes.
+The files of one sample have a name in common, up to the first dot: ``cats/0001.jpg``, ``cats/0001.cls``. A shard
+is read through once, header by header, for the place of every image and its class. From then on images are read by
+their places: in any order, from any batch on, by any number of processes.
 """
 
 import io
 import json
+import posixpath
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy
 import torch
@@ -19,7 +19,14 @@ from torch import Tensor
 
 from genimg_fast.data.decode import image_suffixes, measure, open_image, to_pixels
 
-_END = 512  # bytes of zeros that a tar file ends with, at least
+_BLOCK = 512  # bytes, of which headers, contents and the zeros at the end are made
+_HIGHEST_CLASS = 100_000  # what is above is a number of something else, such as of the image
+_PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+def is_shard(file: Path) -> bool:
+    """Tell whether a file has the name of a tar file, packed or not."""
+    return file.suffix in (".tar", ".tgz", ".tbz2", ".txz") or file.with_suffix("").suffix == ".tar"
 
 
 def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:
@@ -34,8 +41,9 @@ def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:
         says, or 0.
 
     Raises:
-        ValueError: If a file is no tar file, is cut short, or holds no images; a sample holds several, or its
-            class is no number; or some samples have a class and others have none.
+        ValueError: If a file is no tar file, is compressed, is cut short, or holds no images; a file in it comes
+            twice, is sparse, or is a link to none; a sample holds several images, a class and no image, or its
+            class is no number from 0 to 100,000; or some samples have a class and others have none.
     """
     places: list[tuple[int, int, int]] = []
     labels: list[int | None] = []
@@ -43,9 +51,11 @@ def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:
     for number, shard in enumerate(shards):
         before = len(places)
         try:
-            for image, label in _samples(shard, suffixes):
-                places.append((number, *image))
-                labels.append(label)
+            with open(shard, "rb") as content:
+                for files in _archives(content, shard):
+                    for sample in _samples(files, suffixes, content, shard):
+                        places.append((number, *sample.image))
+                        labels.append(sample.label)
         except (tarfile.TarError, OSError) as error:
             raise ValueError(f"shard {shard} cannot be read, or is cut short: {error}") from error
         if len(places) == before:
@@ -56,51 +66,103 @@ def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:
     return numpy.array(places, numpy.int64), torch.tensor([label or 0 for label in labels])
 
 
-def _samples(shard: Path, suffixes: set[str]) -> Iterator[tuple[tuple[int, int], int | None]]:
-    """Yield place and size of each sample's image, and its class or None."""
-    with tarfile.open(shard, "r:") as tar:
-        name, image, label = None, None, None
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-            if not member.isfile() or Path(member.name).name.startswith("."):
-                continue
-            folder, _, file = member.name.rpartition("/")
-            key, _, ending = file.partition(".")
-            if (folder, key) != name:
-                if image is not None:
-                    yield image, label
-                name, image, label = (folder, key), None, None
-            ending = f".{ending}".lower()
-            if Path(file).suffix.lower() in suffixes:
-                if image is not None:
-                    raise ValueError(
-                        f"sample {'/'.join(filter(None, name))} of shard {shard} holds several images"
-                    )
-                image = member.offset_data, member.size
-            elif ending in (".cls", ".json"):
-                opened = tar.extractfile(member)
-                assert opened is not None  # it is a file
-                found = _label(opened.read(), ending, f"{member.name} of shard {shard}")
-                label = label if found is None else found
+_Place = tuple[int, int]  # first byte and size
+_Files = dict[str, _Place | None]  # by their names; None for a link to no file
+
+
+class _Sample(NamedTuple):
+    image: _Place
+    label: int | None
+
+
+def _archives(content: BinaryIO, shard: Path) -> Iterator[_Files]:
+    """Yield the places of an archive's files by their names; what ``cat`` has put together is several archives."""
+    start = content.read(6)
+    if unpack := next((unpack for magic, unpack in _PACKED.items() if start.startswith(magic)), None):
+        raise ValueError(f"shard {shard} is compressed: unpack it with {unpack}")
+    content.seek(0)
+    block = start
+    while block:
+        files: _Files = {}
+        with tarfile.open(fileobj=content, mode="r:") as tar:
+            links = {}
+            for member in tar:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
+                name, where = member.name, f"{member.name} of shard {shard}"
+                if name in files and not member.isdir():
+                    raise ValueError(f"{where} comes twice: give every sample a name of its own")
+                if member.issparse():
+                    raise ValueError(f"{where} is a sparse file: pack it without --sparse")
+                if member.islnk() or member.issym():
+                    folder = posixpath.dirname(name) if member.issym() else ""
+                    links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    files[name] = None
+                elif member.isfile():
+                    files[name] = member.offset_data, member.size
+            end = tar.offset
         # tarfile takes a file that is cut between two members, or damaged there, for whole.
-        with open(shard, "rb") as content:
-            content.seek(tar.offset)
-            if content.read(_END) != bytes(_END):
-                raise tarfile.ReadError("its end is missing")
-        if image is not None:
-            yield image, label
+        content.seek(end)
+        if content.read(_BLOCK) != bytes(_BLOCK):
+            raise tarfile.ReadError("its end is missing")
+        if links:
+            found = {posixpath.normpath(name): place for name, place in files.items() if name not in links}
+            for name, target in links.items():
+                files[name] = found.get(target)
+        yield files
+        content.seek(end + _BLOCK)
+        while (block := content.read(_BLOCK)) and not any(block):
+            pass
+        content.seek(-len(block), io.SEEK_CUR)
+
+
+def _samples(files: _Files, suffixes: set[str], content: BinaryIO, shard: Path) -> Iterator[_Sample]:
+    """Put the files of an archive together to samples, in the order of their first files."""
+    images: dict[str, _Place | None] = {}
+    labels: dict[str, int] = {}
+    lonely: dict[str, str] = {}  # a .cls by its sample
+    for name, place in files.items():
+        folder, slash, file = name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        key, ending = folder + slash + stem, f".{ending}".lower()
+        image = Path(file).suffix.lower() in suffixes
+        if not stem or not (image or ending in (".cls", ".json")):
+            continue
+        where = f"{name} of shard {shard}"
+        if place is None:
+            raise ValueError(f"{where} is a link to no file in it")
+        images.setdefault(key, None)
+        if image:
+            if images[key] is not None:
+                raise ValueError(f"sample {key} of shard {shard} holds several images")
+            images[key] = place
+            continue
+        content.seek(place[0])
+        label = _label(content.read(place[1]), ending, where)
+        if label is not None:
+            labels[key] = label
+        if ending == ".cls":
+            lonely[key] = where
+    for key, found in images.items():
+        if found is not None:
+            yield _Sample(found, labels.get(key))
+        elif key in lonely:
+            raise ValueError(f"{lonely[key]} has no image beside it, in the same folder, of the same name")
 
 
 def _label(content: bytes, ending: str, where: str) -> int | None:
     label: Any = None
-    with suppress(ValueError):
+    try:
         label = json.loads(content)
+    except ValueError as error:
+        if ending == ".json":
+            raise ValueError(f"{where} is no JSON: {error}") from error
     if ending == ".json":
-        label = label.get("label", label.get("cls")) if isinstance(label, dict) else None
-        if label is None:
+        names = [name for name in ("label", "cls") if isinstance(label, dict) and label.get(name) is not None]
+        if not names:
             return None
-    if type(label) is not int or label < 0:
-        raise ValueError(f"the class in {where} is no number from 0 on")
+        label = label[names[0]]
+    if type(label) is not int or not 0 <= label <= _HIGHEST_CLASS:
+        raise ValueError(f"the class in {where} is no number from 0 to {_HIGHEST_CLASS:,}")
     return label
 
 
@@ -131,8 +193,9 @@ class TarImages:
     def _open(self, item: numpy.ndarray) -> tuple[str, io.BytesIO]:
         shard, place, size = item.tolist()
         with open(self.shards[shard], "rb") as file:
-            file.seek(place)
+            file.seek(place - _BLOCK)
+            name = file.read(_BLOCK)[:100].split(b"\0")[0].decode(errors="replace")  # begins the header
             content = file.read(size)
         if len(content) < size:
             raise ValueError(f"shard {self.shards[shard]} is cut short")
-        return f"at byte {place} of {self.shards[shard]}", io.BytesIO(content)
+        return f"{name}, at byte {place} of {self.shards[shard]}", io.BytesIO(content)

@@ -32,7 +32,7 @@ from genimg_fast.data.decode import (
 from genimg_fast.data.files import files_below, list_folder
 from genimg_fast.data.idx import find_idx, read_idx
 from genimg_fast.data.optional import optional_import
-from genimg_fast.data.shards import TarImages, index_shards
+from genimg_fast.data.shards import TarImages, index_shards, is_shard
 from genimg_fast.data.stored import StoredImages
 from genimg_fast.data.stream import map_in_order
 from genimg_fast.options import NonNegativeFloat, NonNegativeInt
@@ -124,7 +124,7 @@ def load_dataset(
         return ImageDataset(images, data.labels, class_names=data.class_names)
     if name == "photos":
         return _photos(image_size, channels, crops or 2000, seed)
-    if path.suffix == ".tar" and path.is_file():
+    if is_shard(path) and path.is_file():
         return _shards([path], path.stem, image_size, channels, crops, skip_broken, keep)
     if path.is_dir():
         return _folder(path, image_size, channels, crops, seed, skip_broken, keep)
@@ -300,6 +300,8 @@ def _folder(
     by_class = [(sub.name, images_among(files_below(sub, above=folder))) for sub in subfolders]
     by_class = [(name, files) for name, files in by_class if files]
     loose = images_among(loose)
+    if shards or not (by_class or loose):  # beside images, a compressed one may be what they were unpacked from
+        shards = [file for file in list_folder(folder)[1] if is_shard(file)]
     beside = loose or shards
     if (by_class and beside) or (loose and shards):
         others = (

@@ -152,11 +152,17 @@ class BaseDiscriminator(nn.Module):
             Logits of shape (batch,): positive means real. No sigmoid has been applied.
 
         Raises:
-            ValueError: If ``images`` has another shape, or labels are missing or not taken.
+            ValueError: If ``images`` has another shape, labels are missing or not taken, or the network returns
+                more than a logit for each image.
         """
         check_images(images, self.c_dim, self.image_size)
         check_labels(labels, images.shape[0], self.num_classes)
-        return self._logits(images, labels).flatten()
+        logits = self._logits(images, labels)
+        if logits.numel() != images.shape[0]:
+            raise ValueError(
+                f"a discriminator must return one logit an image, got {tuple(logits.shape)} for {images.shape[0]}"
+            )
+        return logits.flatten()
 
     def _logits(self, images: Tensor, labels: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -213,7 +219,8 @@ class PlainGAN(BaseGAN):
         num_classes: Number of classes; 0 for a GAN without.
 
     Raises:
-        ValueError: If the generator makes no square images, or the discriminator ends in a sigmoid.
+        ValueError: If the generator has no parameters or makes no square images, ``noise_shape`` is no shape, or
+            the discriminator ends in a sigmoid.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -229,6 +236,10 @@ class PlainGAN(BaseGAN):
     def __init__(
         self, generator: nn.Module, discriminator: nn.Module, *, noise_shape: Sequence[int], num_classes: int = 0
     ) -> None:
+        if isinstance(noise_shape, int):
+            raise ValueError(f"noise_shape must be a shape, such as ({noise_shape},), got {noise_shape}")
+        if next(generator.parameters(), None) is None:
+            raise ValueError("generator has no parameters: there is nothing to train")
         wrapped = _PlainGenerator(generator, tuple(noise_shape), num_classes)
         sizes = {"c_dim": wrapped.c_dim, "image_size": wrapped.image_size, "num_classes": num_classes}
         super().__init__(wrapped, _PlainDiscriminator(discriminator, **sizes))

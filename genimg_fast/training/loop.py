@@ -146,7 +146,8 @@ def fit(
             ``evaluate`` computes their losses: ``val_loss`` and so on in the rows of statistics and the plot. They
             are shown in pictures in place of training images. The training is the same, bit for bit, with and
             without them.
-        run: Where to write; by default nothing is written.
+        run: Where to write; by default nothing is written. Of several processes each passes it, and the first
+            one writes.
         log_every: Steps between two rows of statistics. The losses are looked at no more often, because that makes
             the processor wait for the accelerator.
         val_every: Steps between two evaluations on all held-out data; 0: at the end.
@@ -189,6 +190,10 @@ def fit(
         raise ValueError(f"validation needs a method evaluate, and {type(trainer).__name__} has none")
     if resume and run is None:
         raise ValueError("resume needs a run folder")
+    if len(set(gather_objects(run is None))) > 1:  # some would wait for ever for what the others never send
+        raise ValueError(
+            "of several processes some have a run folder and others have none: pass run in all of them"
+        )
     dataset = as_batched(dataset).to(trainer.device)
     processes, writing = world_size(), rank() == 0
     real_images, real_labels = _look(dataset)

@@ -63,6 +63,8 @@ class RunFolder:
     def create(cls, out: str | Path, name: str, config: dict[str, Any]) -> "RunFolder":
         """Make a folder with the next free number.
 
+        Of several processes one does, and the others get ``RunFolder(path, config)`` of the same path.
+
         Args:
             out: Folder of all runs; made if it is missing.
             name: What follows the number. What a file's name cannot hold is replaced or, at the end, left out.

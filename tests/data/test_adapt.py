@@ -12,7 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 import genimg_fast as gf
@@ -124,6 +132,28 @@ def test_a_data_loader_goes_on_where_it_was(options: dict[str, Any]) -> None:
     assert torch.equal(order[:12], order[12:24]) == ("shuffle" not in options)  # another order in every epoch
 
 
+@pytest.mark.parametrize("start", [1, 2, 5])
+def test_a_batch_sampler_goes_on_where_it_was(start: int) -> None:
+    def stream(start: int) -> list[Tensor]:
+        loader = DataLoader(Noisy(), batch_sampler=BatchSampler(RandomSampler(Noisy()), 5, drop_last=False))
+        data = gf.data.as_batched(loader)
+        return [images for images, _ in islice(gf.data.batches(data, 64, seed=3, start=start), 7 - start)]
+
+    with pytest.warns(UserWarning, match="a batch of 2 instead of 5 images is left out"):
+        assert all(torch.equal(a, b) for a, b in zip(stream(start), stream(0)[start:], strict=True))
+
+
+def test_the_seed_decides_the_order_of_a_data_loader_from_the_first_epoch_on() -> None:
+    def order(seed: int, look: bool) -> list[list[int]]:
+        data = gf.data.as_batched(DataLoader(TensorDataset(PIXELS, torch.arange(10)), batch_size=5, shuffle=True))
+        if look:
+            data.look()
+        return labels_of(gf.data.batches(data, 5, seed=seed), 4)
+
+    assert order(1, True) == order(1, False)
+    assert order(1, True)[:2] != order(2, True)[:2]
+
+
 def test_data_loaders_that_may_go_on_elsewhere_say_so() -> None:
     for loader in (
         DataLoader(PIXELS, batch_size=2, shuffle=True, generator=torch.Generator()),
@@ -150,14 +180,27 @@ def test_a_short_last_batch_is_left_out() -> None:
 
 def test_data_loaders_in_several_processes() -> None:
     data = TensorDataset(PIXELS, torch.arange(10))
-    with pytest.raises(ValueError, match="in 2 processes a DataLoader needs a DistributedSampler"):
-        gf.data.batches(gf.data.as_batched(DataLoader(data, batch_size=2)), 4, part=1, parts=2)
+    for loader in (
+        DataLoader(data, batch_size=2),
+        DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 2, drop_last=True)),
+        DataLoader(Stream(9), batch_size=2),
+    ):
+        with pytest.raises(ValueError, match="in 2 processes a DataLoader needs a DistributedSampler"):
+            gf.data.batches(gf.data.as_batched(loader), 4, part=1, parts=2)
+
+
+@pytest.mark.parametrize("in_batch_sampler", [False, True])
+def test_distributed_samplers_share_out_and_hear_of_the_epoch(in_batch_sampler: bool) -> None:
+    data = TensorDataset(PIXELS, torch.arange(10))
     seen = []
     for part in range(2):
         sampler = DistributedSampler(data, num_replicas=2, rank=part)
-        adapted = gf.data.as_batched(DataLoader(data, batch_size=5, sampler=sampler))
-        epochs = [labels.tolist() for _, labels in islice(gf.data.batches(adapted, 10, part=part, parts=2), 2)]
-        assert epochs[0] != epochs[1]  # the sampler hears of the epoch
+        if in_batch_sampler:
+            loader = DataLoader(data, batch_sampler=BatchSampler(sampler, 5, drop_last=False))
+        else:
+            loader = DataLoader(data, batch_size=5, sampler=sampler)
+        epochs = labels_of(gf.data.batches(gf.data.as_batched(loader), 10, part=part, parts=2), 2)
+        assert epochs[0] != epochs[1]
         seen += epochs[0]
     assert sorted(seen) == list(range(10))
 
@@ -208,6 +251,12 @@ def test_streams_go_on_from_the_beginning_when_they_end() -> None:
         ({"pixels": 1, "text": 2}, "^image 5 of the data is a dict of pixels, text: none of image, img"),
         ((PIXELS[0], "cat"), "^the label of image 5 of the data is no integer"),
         ((PIXELS[0], 0.5), "^the label of image 5 of the data is no integer"),
+        ((PIXELS[0], -1), "^the label of image 5 of the data must be an integer from 0 on .* with -1$"),
+        (
+            (PIXELS[0], torch.tensor([0, 1])),
+            r"^the label of image 5 of the data .* got torch.int64 of shape \(2,\)",
+        ),
+        ({"image": PIXELS[0], "y": 3}, "^image 5 of the data has no label, but integers named y: rename"),
         (torch.zeros(3, 4, 4, dtype=torch.int64), r"^image 5 of the data is torch.int64: an image is uint8, or"),
         ((), "^image 5 of the data is of type tuple, and no image"),
     ],
@@ -233,6 +282,14 @@ def test_bad_items(bad: Any, message: str) -> None:
         (DataLoader(["a", "b"]), ValueError, "a batch of the DataLoader is of type str, and no tensor of images"),
         (DataLoader([{"x": 1}]), ValueError, "a batch of the DataLoader is a dict of x: none of"),
         (DataLoader([]), ValueError, "the DataLoader has no batches"),
+        (DataLoader([(PIXELS[0], -1)]), ValueError, "labels of a batch of the DataLoader must be .* with -1$"),
+        (
+            DataLoader([(PIXELS[0], torch.eye(2)[0])]),
+            ValueError,
+            r"must be .* got torch.float32 of shape \(1, 2\)",
+        ),
+        (DataLoader([{"image": PIXELS[0], "y": 3}]), ValueError, "DataLoader has no label, but integers named y"),
+        ((PIXELS, -torch.ones(10).long()), ValueError, "labels must be an integer from 0 on for each image"),
     ],
 )
 def test_bad_data(data: Any, error: type[Exception], message: str) -> None:

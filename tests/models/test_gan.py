@@ -186,3 +186,10 @@ def test_plain_modules_that_do_not_fit_are_refused():
     ending = torch.nn.Sequential(discriminator, torch.nn.Sigmoid())
     with pytest.raises(ValueError, match="ends in a Sigmoid, and the losses take logits"):
         gf.models.PlainGAN(generator, ending, noise_shape=(8, 1, 1))
+    with pytest.raises(ValueError, match=r"noise_shape must be a shape, such as \(8,\), got 8"):
+        gf.models.PlainGAN(generator, discriminator, noise_shape=8)
+    with pytest.raises(ValueError, match="generator has no parameters"):
+        gf.models.PlainGAN(torch.nn.Tanh(), discriminator, noise_shape=(1, 8, 8))
+    two = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    with pytest.raises(ValueError, match=r"must return one logit an image, got \(3, 2\) for 3"):
+        gf.models.PlainGAN(generator, two, noise_shape=(8, 1, 1)).discriminator(torch.zeros(3, 1, 8, 8))

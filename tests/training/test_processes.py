@@ -76,6 +76,12 @@ TERMINATED = """
         run = RunFolder(gf.training.run.Path(sys.argv[1]), {})
         data = gf.data.load_dataset("digits", image_size=16)
         try:
+            fit(trainer, data, steps=9, run=run if rank() == 0 else None)
+        except ValueError as error:
+            assert "some have a run folder" in str(error)
+        else:
+            raise AssertionError
+        try:
             fit(trainer, data, steps=9, batch_size=8, run=run)
         except SystemExit as stopped:
             (run.path / f"{rank()}.txt").write_text(str(stopped.code))
