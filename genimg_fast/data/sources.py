@@ -5,7 +5,7 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -82,8 +82,7 @@ def load_dataset(
         crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
             whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read. Where images
-            are decoded whenever they are needed, the next one takes its place.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
         memory: GB that images decoded from files may take in memory; by default a quarter of the machine's, shared
             by the processes on it.
         cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
@@ -163,7 +162,6 @@ def load_pairs(
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
-            Where pairs are decoded whenever they are needed, the next one takes its place.
         memory: GB that decoded pairs may take in memory; by default a quarter of the machine's, shared by the
             processes on it.
         cache: Folder for decoded pairs that take more than that. None: decode them whenever they are needed.
@@ -412,17 +410,28 @@ class _Keep(NamedTuple):
                 "whenever they are needed",
                 stacklevel=4,
             )
+        if decoder.skip_broken and decoder.corners is None:
+            # Before there are labels, splits and an order, all of which depend on what can be read.
+            for item, result in enumerate(self._mapped(decoder.check_item, decoder, f"checking {name}")):
+                if isinstance(result, Exception):
+                    warnings.warn(f"skipped: {result}", stacklevel=4)
+                    kept[item] = False
+            if not kept.all():
+                decoder.keep(kept)
         return StoredImages(decoder, workers=self.workers), kept
+
+    def _mapped(self, function: Callable[[int], Any], decoder: Decoder, title: str) -> Iterator[Any]:
+        """Call a function with the number of each item, in processes of their own if that is worth it."""
+        items = range(len(decoder.items))
+        workers = self.workers if len(items) >= _WORTH_WORKERS else 0
+        return map_in_order(function, items, workers=workers, title=title)
 
     def _in_memory(self, decoder: Decoder, name: str) -> tuple[Tensor, Tensor]:
         # In one piece from the start: if that is too large, it shows before the work.
         images = torch.empty(len(decoder), *decoder.shape, dtype=torch.uint8)
         items = range(len(decoder.items))
         kept, done = torch.ones(len(items), dtype=torch.bool), 0
-        workers = self.workers if len(items) >= _WORTH_WORKERS else 0
-        for item, read in zip(
-            items, map_in_order(decoder.read_item, items, workers=workers, title=f"decoding {name}"), strict=True
-        ):
+        for item, read in enumerate(self._mapped(decoder.read_item, decoder, f"decoding {name}")):
             if isinstance(read, Exception):
                 if not decoder.skip_broken or decoder.corners is not None:
                     raise read

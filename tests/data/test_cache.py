@@ -221,7 +221,7 @@ def test_other_files_or_settings_have_another_cache(folder: Path, tmp_path: Path
     assert len(list(tmp_path.glob("*.images"))) == 3
 
 
-def test_broken_files_are_left_out_or_replaced(folder: Path, tmp_path: Path) -> None:
+def test_broken_files_are_an_error_or_left_out(folder: Path, tmp_path: Path) -> None:
     broken = folder / "class0" / "002.png"
     broken.write_bytes(broken.read_bytes()[:100])
     load = partial(gf.data.load_dataset, folder, image_size=8, channels=3, workers=0)
@@ -242,10 +242,27 @@ def test_broken_files_are_left_out_or_replaced(folder: Path, tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*002\.png"):
         crops = [load(skip_broken=True, crops=29, **o) for o in ({}, {"memory": 0, "cache": tmp_path})]
     assert torch.equal(crops[0][:][0], crops[1][:][0])
-    decoded = load(memory=0, cache=None, skip_broken=True)
-    with pytest.warns(UserWarning, match=r"another image in its place: cannot read image .*002\.png"):
-        images, _ = decoded[:]
-    assert torch.equal(images[1], images[2])
+
+
+@pytest.mark.parametrize("kind", ["whole", "shards", "pairs"])
+def test_without_broken_files_everything_is_the_same_wherever_images_are(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    """Labels and splits, too: what is broken is known before they are made."""
+    loaders(folder)
+    for broken in (*(folder / "class0").glob("00[24].png"), folder.parent / "pairs" / "2.png"):
+        broken.write_bytes(broken.read_bytes()[:100])
+    if kind == "shards":
+        shutil.rmtree(folder.parent / "shards")
+        write_shards(folder.parent / "shards", sorted(folder.rglob("*.*")))
+    load = partial(loaders(folder)[kind], skip_broken=True)
+    with pytest.warns(UserWarning, match="skipped: cannot read image"):
+        memory, *others = (load(), load(memory=0, cache=tmp_path / "cache"), load(memory=0, cache=None))
+    assert len(memory) == (6 if kind == "pairs" else 10)
+    for data in others:
+        for ours, expected in zip((data, *data.split(0.3)), (memory, *memory.split(0.3)), strict=True):
+            assert torch.equal(ours[:][0], expected[:][0])
+            assert torch.equal(ours.labels, expected.labels)
 
 
 def test_the_hash_of_a_cache_is_computed_once(
