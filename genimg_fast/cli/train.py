@@ -328,7 +328,8 @@ def _hold_out(
                     held_out = held_out.with_classes(dataset.class_names)
                 if common := _count_common(dataset, held_out):
                     raise ValueError(f"{common} of its {len(held_out)} images are among those to train on, too")
-        training, config = dataset, {"val_data": source, "val_sha256": other.config.get("sha256")}
+        training, config = dataset, {"val_data": source}
+        config |= {f"val_{name}": other.config.get(name) for name in ("sha256", "files")}
     if conditional:
         empty = set(range(len(dataset.class_names))) - set(training.labels.tolist())
         if empty:

@@ -70,12 +70,12 @@ class CacheFile:
         """Read images by their numbers.
 
         Raises:
-            ValueError: If the file was cut short meanwhile.
+            OSError: If it cannot be read, or was cut short meanwhile.
         """
         descriptor, images = self._open(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         for row, place in zip(rows, images.view(len(rows), -1).numpy(), strict=True):
             if os.preadv(descriptor, [place], row * self._size) < self._size:
-                raise ValueError(f"{self.path} is cut short: image {row} is not in it")
+                raise OSError(f"{self.path} is cut short: image {row} is not in it")
         return images
 
     def expect(self, rows: list[int]) -> None:

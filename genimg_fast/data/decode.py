@@ -109,6 +109,14 @@ class Decoder:
         return cut
 
     def _row(self, row: int) -> Tensor:
+        try:
+            return self._read_row(row)
+        except UnreadableError:
+            raise
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
+
+    def _read_row(self, row: int) -> Tensor:
         if self.corners is not None:
             return self._cut(self.load(self.items[row % len(self.items)]), *self.corners[row].tolist())
         return self.load(self.items[row])

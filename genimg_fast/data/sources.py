@@ -200,14 +200,14 @@ def load_pairs(
         load = partial(_read_halves, image_size=image_size, channels=channels or 3)
     if not files:
         raise ValueError(f"no pairs of images in {path}")
-    key, fingerprint = _identify(path, files, f"pairs {image_size} {channels} {skip_broken}")
+    key, known = _identify(path, files, f"pairs {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
-        items, load, (channels or 3, image_size, 2 * image_size), fingerprint=fingerprint, skip_broken=skip_broken
+        items, load, (channels or 3, image_size, 2 * image_size), fingerprint=key, skip_broken=skip_broken
     )
     images, _ = keep.decoded(decoder, path.resolve().name, key)
     if len(images) == 0:
         raise ValueError(f"no pairs of images in {path}")
-    return ImageDataset(images)
+    return _with_files(ImageDataset(images), known)
 
 
 def _read_two(item: Any, image_size: int, channels: int) -> Tensor:
@@ -316,7 +316,7 @@ def _folder(
 
     names = [name for name, files in by_class for _ in files]
     files = [file for _, files in by_class for file in files]
-    key, fingerprint = _identify(folder, files, f"{image_size} {channels} {crops} {crops and seed} {skip_broken}")
+    every = files
     corners = groups = None
     if crops > 0:
         files, names, sizes = _measured(files, names, skip_broken, keep.workers)
@@ -326,16 +326,18 @@ def _folder(
     labels = torch.tensor([classes.index(name) for name in names])
     if channels is None:
         channels = 1 if all(_is_grey(file) for file in files) else 3
+    settings = f"{image_size} {channels} {crops} {crops and seed}"
+    key, known = _identify(folder, every, settings, skip_broken)
     read = partial(_read_file, image_size=None if crops else image_size, channels=channels)
     decoder = Decoder(
         paths_of(files[:crops] if crops else files), read, (channels, image_size, image_size),
-        fingerprint=fingerprint, corners=corners, skip_broken=skip_broken,
+        fingerprint=key, corners=corners, skip_broken=skip_broken,
     )  # fmt: skip
     images, kept = keep.decoded(decoder, folder.resolve().name, key)
     if len(images) == 0:
         raise ValueError(f"no image in folder {folder} can be read")
     labels = labels[kept] if groups is None else labels[groups]
-    return ImageDataset(images, labels, class_names=classes, groups=groups)
+    return _with_files(ImageDataset(images, labels, class_names=classes, groups=groups), known)
 
 
 def _shards(
@@ -353,14 +355,15 @@ def _shards(
     read = TarImages(tuple(map(str, files)), image_size, channels or 3)
     if channels is None and all(read.is_grey(item) for item in items):
         channels = read.channels = 1
-    key, fingerprint = _identify(files[0].parent, files, f"shards {image_size} {channels} {skip_broken}")
+    key, known = _identify(files[0].parent, files, f"shards {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
-        items, read, (channels or 3, image_size, image_size), fingerprint=fingerprint, skip_broken=skip_broken
+        items, read, (channels or 3, image_size, image_size), fingerprint=key, skip_broken=skip_broken
     )
     images, kept = keep.decoded(decoder, name, key)
     if len(images) == 0:
         raise ValueError(f"no image in {files[0].parent} can be read")
-    return ImageDataset(images, labels[kept], class_names=[str(label) for label in range(int(labels.max()) + 1)])
+    classes = [str(label) for label in range(int(labels.max()) + 1)]
+    return _with_files(ImageDataset(images, labels[kept], class_names=classes), known)
 
 
 class _Keep(NamedTuple):
@@ -454,16 +457,27 @@ def _machine_memory() -> float:
     return total
 
 
-def _identify(root: Path, files: list[Path], settings: str) -> tuple[str, str]:
-    """Hash settings and files' names and sizes, with and without the times of their last change."""
-    lines = [settings]
-    times = []
+def _identify(root: Path, files: list[Path], settings: str, skip_broken: bool) -> tuple[str, list[str]]:
+    """Hash settings and what the system knows of files.
+
+    Returns:
+        What tells decoded images on this machine apart from any others. And, for a run that may go elsewhere, a
+        hash of the files' names, and one of their sizes and times of change.
+    """
+    names, states, changed_here = [settings], [], [str(skip_broken)]
     for file in files:
         status = os.stat(file) if file.exists() else None
-        lines.append(f"{os.path.relpath(file, root)} {status.st_size if status else -1}")
-        times.append(str(status.st_mtime_ns if status else -1))
-    fingerprint = content_hash("\0".join(lines))
-    return content_hash(fingerprint, *times), fingerprint
+        names.append(os.path.relpath(file, root))
+        states.append(f"{status.st_size} {status.st_mtime_ns}" if status else "-1")
+        changed_here.append(str(status.st_ctime_ns if status else -1))  # what a program cannot set
+    known = [content_hash("\0".join(names)), content_hash("\0".join(states))]
+    return content_hash(*known, *changed_here), known
+
+
+def _with_files(dataset: ImageDataset, known: list[str]) -> ImageDataset:
+    names, states = known
+    dataset.files = [names, content_hash(f"{len(dataset)} {states}")]
+    return dataset
 
 
 def _read_file(item: Any, image_size: int | None, channels: int) -> Tensor:

@@ -206,7 +206,7 @@ def test_damaged_caches_and_those_of_other_images_are_refused(folder: Path, tmp_
     os.truncate(images, 192 * 11 + 5)
     with pytest.raises(ValueError, match=rf"{images} is damaged: it has 2117 bytes instead of 2304"):
         load()
-    with pytest.raises(ValueError, match="is cut short: image 11 is not in it"):
+    with pytest.raises(OSError, match="is cut short: image 11 is not in it"):
         data[torch.tensor([3, 11])]
 
 
@@ -219,6 +219,17 @@ def test_other_files_or_settings_have_another_cache(folder: Path, tmp_path: Path
     os.utime(next(folder.rglob("*.jpg")), ns=(1, 1))
     load(image_size=8)
     assert len(list(tmp_path.glob("*.images"))) == 3
+
+
+def test_a_cache_is_not_taken_for_other_files_of_the_same_size_and_age(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("L", (8, 8), 100 * number).save(tmp_path / f"{number}.bmp")
+        os.utime(tmp_path / f"{number}.bmp", (1, 1))
+    load = partial(gf.data.load_dataset, tmp_path, image_size=8, memory=0, cache=tmp_path / "c", workers=0)
+    assert load().images[:][:, 0, 0, 0].tolist() == [0, 100]
+    for old, new in (("0", "2"), ("1", "0"), ("2", "1")):
+        (tmp_path / f"{old}.bmp").rename(tmp_path / f"{new}.bmp")
+    assert load().images[:][:, 0, 0, 0].tolist() == [100, 0]
 
 
 def test_broken_files_are_an_error_or_left_out(folder: Path, tmp_path: Path) -> None:
