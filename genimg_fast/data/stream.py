@@ -29,8 +29,8 @@ _RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def to_floats(images: Tensor) -> Tensor:
-    """Turn bytes into float32 in [-1, 1]; leave floating-point numbers as they are."""
-    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
+    """Turn bytes into float32 in [-1, 1], and floating-point numbers, whatever their precision, into float32."""
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.float()
 
 
 def draw_order(
