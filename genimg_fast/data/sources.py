@@ -114,6 +114,8 @@ def load_dataset(
     keep = _Keep.of(memory, cache, workers)
     name = str(name_or_path)
     path = Path(name_or_path)
+    if name in (*_SOURCES, "photos") and path.is_dir():
+        warnings.warn(f"{name} is a data set's name, and taken for that: ./{name} is the folder", stacklevel=2)
     idx = None if name in _SOURCES else find_idx(path)
     if name in _SOURCES or idx is not None:
         if crops > 0:
@@ -401,7 +403,7 @@ class _Keep(NamedTuple):
             return self._in_memory(decoder, name)
         kept = torch.ones(len(decoder.items), dtype=torch.bool)
         if self.cache is not None:
-            cache = find_cache(self.cache, name, key)
+            cache = find_cache(self.cache, name, key, decoder)
             if cache is None and has_room(self.cache, name, key, decoder.nbytes):
                 cache = make_cache(self.cache, name, key, decoder, workers=self.workers)
             if cache is not None:

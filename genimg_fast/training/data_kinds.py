@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from genimg_fast._signatures import Option, options_of
 from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
+from genimg_fast.data.cache import CacheError
 from genimg_fast.data.dataset import content_hash, identify
 from genimg_fast.data.decode import UnreadableError
 from genimg_fast.data.sequences import TooFewFramesError
@@ -100,6 +101,8 @@ class DataKind(ABC):
         given = {parameter: options[option.name] for parameter, option in parameters.items()}
         try:
             return type(self).reads(**{**given, **arguments})
+        except CacheError as error:
+            raise OptionError("cache", str(error)) from error
         except UnreadableError as error:
             raise ValueError(f"{error}; --skip-broken leaves it out") from error
         except ValueError as error:

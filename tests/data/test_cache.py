@@ -20,6 +20,9 @@ import genimg_fast as gf
 from genimg_fast.data import decode
 from genimg_fast.data.cache import CacheFile
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.options import OptionError
+from genimg_fast.training import find_trainable
+from genimg_fast.training.data_kinds import images
 
 Load = Callable[..., gf.data.ImageDataset]
 
@@ -165,6 +168,13 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_kept(
     assert len(seen) == 8
 
 
+def test_a_folder_for_caches_that_is_none_is_to_blame(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = find_trainable("dcgan").resolve(data=str(folder), memory=0, cache=tmp_path / "file", image_size=8)
+    with pytest.raises(OptionError, match=r"^cache cannot write .*file: File exists$"):
+        images.load(options)
+
+
 def test_without_room_images_are_decoded_when_needed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +205,14 @@ def test_damaged_caches_and_those_of_other_images_are_refused(folder: Path, tmp_
     note.write_text(json.dumps({**content, "key": "0" * 64}))
     with pytest.raises(ValueError, match=rf"{images} is a cache of other images: remove it"):
         load()
+    wrong = (
+        ("shape", ["x", 3, 8, 8]), ("shape", [-12, 3, 8, 8]), ("shape", [12, 3, 4, 16]), ("shape", None),
+        ("skipped", [99]), ("skipped", None), ("hashes", None), ("hashes", {"a": 1}),
+    )  # fmt: skip
+    for name, value in wrong:
+        note.write_text(json.dumps({**content, name: value}))
+        with pytest.raises(OptionError, match=f"cache {note} is damaged.* remove {images}, and it is made anew"):
+            load()
     for damage, why in (("{", "damaged: "), ("[]", "damaged: "), ("{}", "damaged: something is missing")):
         note.write_text(damage)
         with pytest.raises(ValueError, match=f"{note} is {why}.*; remove {images}, and it is made anew"):
