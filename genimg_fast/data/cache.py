@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(path) as part:
             if part is not None:
+                _tell_of_others(path, name)
                 _decode(part, path, key, decoder, workers)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -167,6 +169,16 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
             raise  # the images are to blame
         raise CacheError(f"cannot write {error.filename}: {error.strerror}") from error
     return CacheFile(path, key)
+
+
+def _tell_of_others(path: Path, name: str) -> None:
+    """Warn of caches of a data set of the same name, which may be of files or settings that are no more."""
+    files = [file for file in path.parent.glob(f"{escape(name)}-*") if file.suffix in (".images", ".part")]
+    others = [file for file in files if file.stem != path.stem]
+    if others:
+        size = sum(file.stat().st_size for file in others) / 1e9
+        told = f"caches of other files or settings, such as {min(others)}, take {size:.3g} GB"
+        warnings.warn(f"{told}: remove what is not needed", stacklevel=5)
 
 
 def _decode(part: int, path: Path, key: str, decoder: Decoder, workers: int) -> None:

@@ -84,7 +84,7 @@ def load_dataset(
         seed: Decides where they are.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
         memory: GB that images decoded from files may take in memory; by default a quarter of the machine's, shared
-            by the processes on it.
+            by the processes on it. Data sets by name and IDX files are in memory in any case.
         cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 

@@ -415,6 +415,18 @@ def test_a_worker_that_is_killed_is_one_line(
     )
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_data_is_loaded_is_one_line(
+    signum: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "photos", 30)
+    monkeypatch.setattr(sources, "read_image", lambda *arguments: os.kill(os.getpid(), signum))
+    flags = [*TINY, "--data", str(tmp_path / "photos"), "--out", str(tmp_path), "--device", "cpu"]
+    assert main(flags) == 128 + signum
+    assert capsys.readouterr().err == "genimg-fast: stopped while the data was loaded\n"
+    assert signal.getsignal(signum) == signal.SIG_DFL
+
+
 def test_other_frames_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "clip"
     folder.mkdir()

@@ -233,7 +233,8 @@ def test_other_files_or_settings_have_another_cache(folder: Path, tmp_path: Path
     load(image_size=8)
     load(image_size=8)
     assert len(list(tmp_path.glob("*.images"))) == 1
-    load(image_size=4)
+    with pytest.warns(UserWarning, match=r"^caches of other files or settings, such as .*, take 2.3e-06 GB"):
+        load(image_size=4)
     os.utime(next(folder.rglob("*.jpg")), ns=(1, 1))
     load(image_size=8)
     assert len(list(tmp_path.glob("*.images"))) == 3
