@@ -18,6 +18,7 @@ from genimg_fast.cli.exporting import export
 from genimg_fast.cli.sampling import interpolate, sample
 from genimg_fast.cli.shells import Shell, completion_script
 from genimg_fast.cli.show import latent, reconstruct, translate
+from genimg_fast.data.decode import UnreadableError
 from genimg_fast.training import NonFiniteLossError, Terminated
 from genimg_fast.training.trainables import run_file
 
@@ -58,10 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = stopped.code if isinstance(stopped, Terminated) else 130
         if int(os.environ.get("RANK", "0")) > 0:  # one of several processes, of which the first says it
             return status
+    except UnreadableError as error:  # a file that was whole when the data was loaded, or not looked at
+        hint = "; --skip-broken leaves it out" if hasattr(args, "skip_broken") else ""
+        message, status = f"error: {error}{hint}", 1
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if str(error).startswith("DataLoader worker"):
+            hint = ": --workers 0 does without" if hasattr(args, "workers") else ""
+            message = f"error: a process that reads images was killed, for want of memory, perhaps{hint}"
+        elif is_out_of_memory(error):
+            message = f"error: {what_to_reduce(error, args)}"
+        else:
             raise
-        message, status = f"error: {what_to_reduce(error, args)}", 1
+        status = 1
     print(f"genimg-fast: {one_line(message)}", file=sys.stderr)
     return status
 

@@ -4,8 +4,10 @@ import argparse
 import itertools
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, NoReturn
@@ -14,6 +16,7 @@ import torch
 
 from genimg_fast import options
 from genimg_fast._close_names import did_you_mean
+from genimg_fast.training import Terminated
 from genimg_fast.training.pictures import printable
 
 # torch has a type of its own for accelerators alone.
@@ -116,6 +119,25 @@ def blaming(
         if is_out_of_memory(error) or isinstance(error, options.OptionError):
             raise
         raise options.OptionError(option, str(error)) from error
+
+
+@contextmanager
+def ending_at_signals(what: str) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end what is done, as Ctrl-C does, with its workers; handlers of others stay."""
+
+    def end(signum: int, frame: Any) -> NoReturn:
+        raise Terminated(f"stopped {what}", signum)
+
+    ours = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may
+        ours = []
+    for signum in ours:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum in ours:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def one_line(text: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
-from genimg_fast.data.dataset import content_hash, pieces
+from genimg_fast.data.dataset import content_hash, identify, pieces, same_data
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.models import BaseFrameModel
 from genimg_fast.options import Folder, OptionError, Reader, Seed, integers
@@ -144,10 +144,11 @@ def load_real(
             download=source.download,
             skip_broken=not source.data and config.get("skip_broken", False),
             **cut,
+            **storage_of(config),
         )
 
-    def content(found: ImageDataset) -> str:
-        return content_hash(found.images, found.labels)
+    def content(found: ImageDataset) -> dict[str, Any]:
+        return identify(found, found.labels)
 
     real = load_data(config, source.data, load, content, training=training)
     classes = config.get("classes", [])
@@ -159,11 +160,16 @@ def load_real(
     return real
 
 
+def storage_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Get where the run had its images, for the functions that load them: its cache is good for commands, too."""
+    return {name: config[name] for name in ("memory", "cache", "workers") if name in config}
+
+
 def load_data(
     config: dict[str, Any],
     data: str | None,
     load: Callable[[str], Any],
-    content: Callable[[Any], str],
+    content: Callable[[Any], dict[str, Any]],
     *,
     training: bool = False,
 ) -> Real:
@@ -173,7 +179,7 @@ def load_data(
         config: Settings of the run.
         data: What ``--data`` names.
         load: Reads a source.
-        content: Computes the hash of what was read that the settings hold.
+        content: Finds what the settings hold of the identity of what was read.
         training: Whether to take what was trained on in any case.
     """
     if data:
@@ -183,7 +189,8 @@ def load_data(
     source = other or config["data"]
     with blaming("data"):
         dataset = load(source)
-        same = config.get("sha256" if other is None else "val_sha256") == content(dataset)
+        prefix = "" if other is None else "val_"
+        same = same_data(config, {f"{prefix}{name}": value for name, value in content(dataset).items()}, prefix)
         if share is None:
             relation = "training" if other is None else "held-out"
             return Real(dataset, relation if same else "", source)
@@ -224,7 +231,7 @@ def load_clips(
         # A split of clips depends on the number of frames that it was made for.
         real = load_data(
             config, None, lambda name: load(name, config["frames"]),
-            lambda folders: content_hash(*folders.clips.values()),
+            lambda folders: {"sha256": content_hash(*folders.clips.values())},
         )  # fmt: skip
         return real._replace(dataset=real.dataset.windows(frames))
 

@@ -21,10 +21,11 @@ from genimg_fast.cli.runs import (
     load_data,
     load_real,
     load_with_settings,
+    storage_of,
     write,
 )
 from genimg_fast.data import ImageDataset, load_pairs
-from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.dataset import identify
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import Autoencoder, BaseVAE, Pix2Pix
 from genimg_fast.options import File, OptionError, PositiveInt, Reader
@@ -113,10 +114,10 @@ def translate(
     def load(source: str) -> ImageDataset:
         return load_pairs(
             source, image_size=model.image_size, channels=model.in_channels,
-            skip_broken=config.get("skip_broken", False),
+            skip_broken=config.get("skip_broken", False), **storage_of(config),
         )  # fmt: skip
 
-    real = load_data(config, data, load, lambda pairs: content_hash(pairs.images))
+    real = load_data(config, data, load, identify)
     real = real._replace(source=f"folder {real.source}")
     indices = choose(real, n, most=16, seed=session.seed, what="pairs")
 

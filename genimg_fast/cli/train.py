@@ -14,7 +14,7 @@ import torch
 from genimg_fast._native import get_backend, set_backend
 from genimg_fast._signatures import Option, options_of
 from genimg_fast._version import __version__
-from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, find_device, say
+from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, ending_at_signals, find_device, say
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
 from genimg_fast.data import Augmented, ImageDataset
@@ -218,11 +218,12 @@ def _run_training(
     with blaming("backend"):
         if session.backend is not None:
             set_backend(session.backend)
-    loaded = _load(thing, options)
-    options |= loaded.decided
-    for note in loaded.notes if rank() == 0 else ():
-        say(note)
-    dataset, validation, held_out_config = _hold_out(thing, options, session, loaded)
+    with ending_at_signals("while the data was loaded"):
+        loaded = _load(thing, options)
+        options |= loaded.decided
+        for note in loaded.notes if rank() == 0 else ():
+            say(note)
+        dataset, validation, held_out_config = _hold_out(thing, options, session, loaded)
     options["batch_size"] = _fit_batch_size(thing, options, dataset, loaded)
     if options["cuda_graph"] and device.type != "cuda":
         raise OptionError("cuda_graph", f"needs a GPU of NVIDIA's, and training is on {device}")
@@ -328,7 +329,8 @@ def _hold_out(
                     held_out = held_out.with_classes(dataset.class_names)
                 if common := _count_common(dataset, held_out):
                     raise ValueError(f"{common} of its {len(held_out)} images are among those to train on, too")
-        training, config = dataset, {"val_data": source, "val_sha256": other.config.get("sha256")}
+        training, config = dataset, {"val_data": source}
+        config |= {f"val_{name}": other.config.get(name) for name in ("sha256", "files")}
     if conditional:
         empty = set(range(len(dataset.class_names))) - set(training.labels.tolist())
         if empty:

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,13 @@ from torch import Tensor
 
 from genimg_fast.data.decode import Decoder, UnreadableError
 from genimg_fast.data.stream import map_in_order
+from genimg_fast.options import OptionError
 
 _FORMAT = 1
+
+
+class CacheError(OSError):
+    """A cache cannot be written."""
 
 
 class CacheFile:
@@ -43,16 +49,19 @@ class CacheFile:
         self.path = path
         note = _read_note(path)
         if note.get("key") != key or note.get("format") != _FORMAT:
-            raise ValueError(f"{path} is a cache of other images: remove it, or have another folder for caches")
-        self.number, *shape = (int(size) for size in note["shape"])
+            raise OptionError(
+                "cache", f"{path} is a cache of other images: remove it, or have another folder for caches"
+            )
+        self.number, *shape = note["shape"]
         self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self.skipped: list[int] = note["skipped"]
         self._size = shape[0] * shape[1] * shape[2]
         self._file: Any = None
         if (size := path.stat().st_size) != self.number * self._size:
-            raise ValueError(
+            raise OptionError(
+                "cache",
                 f"{path} is damaged: it has {size} bytes instead of {self.number * self._size}; remove it, and it "
-                "is made anew"
+                "is made anew",
             )
 
     @property
@@ -70,12 +79,12 @@ class CacheFile:
         """Read images by their numbers.
 
         Raises:
-            ValueError: If the file was cut short meanwhile.
+            OSError: If it cannot be read, or was cut short meanwhile.
         """
         descriptor, images = self._open(), torch.empty(len(rows), *self.shape, dtype=torch.uint8)
         for row, place in zip(rows, images.view(len(rows), -1).numpy(), strict=True):
             if os.preadv(descriptor, [place], row * self._size) < self._size:
-                raise ValueError(f"{self.path} is cut short: image {row} is not in it")
+                raise OSError(f"{self.path} is cut short: image {row} is not in it")
         return images
 
     def expect(self, rows: list[int]) -> None:
@@ -101,10 +110,20 @@ class CacheFile:
         return known[name]
 
 
-def find_cache(folder: Path, name: str, key: str) -> CacheFile | None:
-    """Find the cache of images that :func:`make_cache` has finished; None if there is none."""
+def find_cache(folder: Path, name: str, key: str, decoder: Decoder) -> CacheFile | None:
+    """Find the cache of a decoder's images that :func:`make_cache` has finished; None if there is none.
+
+    Raises:
+        ValueError: If it is damaged, or one of other images.
+    """
     path = _path(folder, name, key)
-    return CacheFile(path, key) if path.exists() else None
+    if not path.exists():
+        return None
+    cache = CacheFile(path, key)
+    fits = cache.shape == decoder.shape and cache.number == len(decoder) - len(cache.skipped)
+    if not fits or any(item >= len(decoder.items) for item in cache.skipped):
+        raise OptionError("cache", f"{_note_of(path)} is damaged: remove {path}, and it is made anew")
+    return cache
 
 
 def has_room(folder: Path, name: str, key: str, size: int) -> bool:
@@ -131,22 +150,35 @@ def make_cache(folder: Path, name: str, key: str, decoder: Decoder, *, workers: 
 
     Raises:
         ValueError: If an image cannot be read, or none can.
-        OSError: If the cache cannot be written, because the disk is full, say. The next time, it goes on.
+        CacheError: If the cache cannot be written, because the disk is full, say. The next time, it goes on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = _path(folder, name, key)
-    with _locked(path) as part:
-        if part is not None:
-            try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path) as part:
+            if part is not None:
+                _tell_of_others(path, name)
                 _decode(part, path, key, decoder, workers)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise OSError(
-                    f"cannot write {path.with_suffix('.part')}: {error.strerror}; the decoded images take "
-                    f"{decoder.nbytes / 1e9:.3g} GB: make room, and it goes on, or have another folder for caches"
-                ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CacheError(
+                f"cannot write {path.with_suffix('.part')}: {error.strerror}; the decoded images take "
+                f"{decoder.nbytes / 1e9:.3g} GB: make room, and it goes on, or have another folder for caches"
+            ) from error
+        if error.filename is None or not Path(error.filename).absolute().is_relative_to(folder.absolute()):
+            raise  # the images are to blame
+        raise CacheError(f"cannot write {error.filename}: {error.strerror}") from error
     return CacheFile(path, key)
+
+
+def _tell_of_others(path: Path, name: str) -> None:
+    """Warn of caches of a data set of the same name, which may be of files or settings that are no more."""
+    files = [file for file in path.parent.glob(f"{escape(name)}-*") if file.suffix in (".images", ".part")]
+    others = [file for file in files if file.stem != path.stem]
+    if others:
+        size = sum(file.stat().st_size for file in others) / 1e9
+        told = f"caches of other files or settings, such as {min(others)}, take {size:.3g} GB"
+        warnings.warn(f"{told}: remove what is not needed", stacklevel=5)
 
 
 def _decode(part: int, path: Path, key: str, decoder: Decoder, workers: int) -> None:
@@ -234,11 +266,17 @@ def _read_note(path: Path) -> dict[str, Any]:
     note = _note_of(path)
     try:
         content = json.loads(note.read_bytes())
-        if not {"format", "key", "shape", "skipped", "hashes"} <= content.keys() or len(content["shape"]) != 4:
+        if not {"format", "key", "shape", "skipped", "hashes"} <= content.keys():
             raise ValueError("something is missing")
+        shape, skipped, hashes = content["shape"], content["skipped"], content["hashes"]
+        numbers = [*shape, *(place + 1 for place in skipped)]
+        if len(shape) != 4 or any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError("a number in it makes no sense")
+        if not all(isinstance(each, str) for each in (*hashes, *hashes.values())):
+            raise ValueError("a hash in it is none")
     except (FileNotFoundError, ValueError, AttributeError, TypeError) as error:
         why = "missing" if isinstance(error, FileNotFoundError) else f"damaged: {error}"
-        raise ValueError(f"{note} is {why}; remove {path}, and it is made anew") from error
+        raise OptionError("cache", f"{note} is {why}; remove {path}, and it is made anew") from error
     return content
 
 

@@ -1,7 +1,7 @@
 """An image data set, and reproducible batches from it and from others."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -95,8 +95,8 @@ def content_hash(*contents: str | Tensor | StoredImages) -> str:
 
     Args:
         *contents: What to tell apart from anything else. Images in a cache have the hash that they would have in
-            memory, and are read for it once only; images that are decoded as needed have one of their files' names
-            and sizes.
+            memory, and are read for it once only; images that are decoded as needed have one of their files'
+            names, sizes and times of change.
 
     Returns:
         The SHA-256, in hexadecimal digits.
@@ -126,6 +126,21 @@ def _digest(contents: Sequence[str | Tensor | StoredImages]) -> str:
         else:
             digest.update(content.encode(errors="surrogateescape"))  # names of files need not be Unicode
     return digest.hexdigest()
+
+
+def identify(dataset: "ImageDataset", *others: Tensor) -> dict[str, Any]:
+    """Get what a run notes of its data: ``sha256`` of the images, None if decoded as needed, and ``files``."""
+    images = dataset.images
+    unread = isinstance(images, StoredImages) and images.reader.fingerprint
+    return {"sha256": None if unread else content_hash(images, *others), "files": dataset.files}
+
+
+def same_data(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> bool:
+    """Compare what :func:`identify` found, wherever the images were: the first that both know decides."""
+    for name in (f"{prefix}sha256", f"{prefix}files"):
+        if before.get(name) is not None and now.get(name) is not None:
+            return bool(before[name] == now[name])
+    return False
 
 
 def draw_share(labels: Tensor, share: float, *, seed: int, what: str) -> Tensor:
@@ -177,6 +192,10 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         groups: Number of what each image was cut from, int64 of shape (n,): :meth:`split` keeps those of one
             number together. By default each is on its own.
 
+    Attributes:
+        files: Hashes of the names, and of the sizes and times of change, of the files that the images are from;
+            None if nobody knows.
+
     Raises:
         ValueError: If dtype or shape is another, channels are last, there are no images, or a label has no class.
 
@@ -217,6 +236,7 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor]]):
         self.labels = labels
         self.class_names = list(class_names)
         self.groups = groups
+        self.files: list[str] | None = None
 
     @property
     def device(self) -> torch.device:

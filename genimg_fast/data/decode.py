@@ -1,7 +1,6 @@
 """Image files: which there are, how they are read, and images that are decoded when they are asked for."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,7 @@ class Decoder:
         fingerprint: What tells these images apart from others.
         corners: Upper left corners of squares to cut from the decoded pictures, int64 of shape (n, 2); row ``r``
             is cut from item number ``r % len(items)``. By default pictures are taken as they are.
-        skip_broken: Whether the next one takes the place of a broken item, with a warning; else it is an error.
+        skip_broken: Whether broken items may be left out; :meth:`read` takes each for an error.
     """
 
     def __init__(
@@ -81,6 +80,15 @@ class Decoder:
             [self._cut(picture, *c) for c in self.corners[item :: len(self.items)].tolist()]
         ).numpy()
 
+    def check_item(self, item: int) -> None:
+        """Decode an item to see if it can be read."""
+        self.read_item(item)
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with some of the items only, where each holds one image: bool of shape (items,)."""
+        self.items = self.items[kept.numpy()]
+        self.fingerprint = f"{self.fingerprint} {kept.nonzero().flatten().tolist()}"
+
     def rows_of_cache(self) -> Tensor:
         """Get the place of every row in a file that holds the images item by item."""
         if self.corners is None:
@@ -101,16 +109,17 @@ class Decoder:
         return cut
 
     def _row(self, row: int) -> Tensor:
+        try:
+            return self._read_row(row)
+        except UnreadableError:
+            raise
+        except ValueError as error:
+            raise UnreadableError(str(error)) from error
+
+    def _read_row(self, row: int) -> Tensor:
         if self.corners is not None:
             return self._cut(self.load(self.items[row % len(self.items)]), *self.corners[row].tolist())
-        for other in range(len(self.items)):
-            try:
-                return self.load(self.items[(row + other) % len(self.items)])
-            except ValueError as error:
-                if not self.skip_broken:
-                    raise UnreadableError(str(error)) from error
-                warnings.warn(f"another image in its place: {error}", stacklevel=2)
-        raise UnreadableError("no image can be read")
+        return self.load(self.items[row])
 
 
 class Measured(NamedTuple):

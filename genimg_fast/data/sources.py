@@ -5,7 +5,7 @@ To add a named data set, write a function ``(root, download) -> ImageDataset`` a
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -82,10 +82,9 @@ def load_dataset(
         crops: Number of random crops to take, equally many of each image of a folder or of ``"photos"``; 0 for
             whole images (of ``"photos"``: for 2,000 crops).
         seed: Decides where they are.
-        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read. Where images
-            are decoded whenever they are needed, the next one takes its place.
+        skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
         memory: GB that images decoded from files may take in memory; by default a quarter of the machine's, shared
-            by the processes on it.
+            by the processes on it. Data sets by name and IDX files are in memory in any case.
         cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
@@ -115,6 +114,8 @@ def load_dataset(
     keep = _Keep.of(memory, cache, workers)
     name = str(name_or_path)
     path = Path(name_or_path)
+    if name in (*_SOURCES, "photos") and path.is_dir():
+        warnings.warn(f"{name} is a data set's name, and taken for that: ./{name} is the folder", stacklevel=2)
     idx = None if name in _SOURCES else find_idx(path)
     if name in _SOURCES or idx is not None:
         if crops > 0:
@@ -163,7 +164,6 @@ def load_pairs(
         image_size: Height and width of either half, in pixels.
         channels: 1 (grey) or 3 (RGB); by default 3.
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
-            Where pairs are decoded whenever they are needed, the next one takes its place.
         memory: GB that decoded pairs may take in memory; by default a quarter of the machine's, shared by the
             processes on it.
         cache: Folder for decoded pairs that take more than that. None: decode them whenever they are needed.
@@ -202,14 +202,14 @@ def load_pairs(
         load = partial(_read_halves, image_size=image_size, channels=channels or 3)
     if not files:
         raise ValueError(f"no pairs of images in {path}")
-    key, fingerprint = _identify(path, files, f"pairs {image_size} {channels} {skip_broken}")
+    key, known = _identify(path, files, f"pairs {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
-        items, load, (channels or 3, image_size, 2 * image_size), fingerprint=fingerprint, skip_broken=skip_broken
+        items, load, (channels or 3, image_size, 2 * image_size), fingerprint=key, skip_broken=skip_broken
     )
     images, _ = keep.decoded(decoder, path.resolve().name, key)
     if len(images) == 0:
         raise ValueError(f"no pairs of images in {path}")
-    return ImageDataset(images)
+    return _with_files(ImageDataset(images), known)
 
 
 def _read_two(item: Any, image_size: int, channels: int) -> Tensor:
@@ -320,7 +320,7 @@ def _folder(
 
     names = [name for name, files in by_class for _ in files]
     files = [file for _, files in by_class for file in files]
-    key, fingerprint = _identify(folder, files, f"{image_size} {channels} {crops} {crops and seed} {skip_broken}")
+    every = files
     corners = groups = None
     if crops > 0:
         files, names, sizes = _measured(files, names, skip_broken, keep.workers)
@@ -330,16 +330,18 @@ def _folder(
     labels = torch.tensor([classes.index(name) for name in names])
     if channels is None:
         channels = 1 if all(_is_grey(file) for file in files) else 3
+    settings = f"{image_size} {channels} {crops} {crops and seed}"
+    key, known = _identify(folder, every, settings, skip_broken)
     read = partial(_read_file, image_size=None if crops else image_size, channels=channels)
     decoder = Decoder(
         paths_of(files[:crops] if crops else files), read, (channels, image_size, image_size),
-        fingerprint=fingerprint, corners=corners, skip_broken=skip_broken,
+        fingerprint=key, corners=corners, skip_broken=skip_broken,
     )  # fmt: skip
     images, kept = keep.decoded(decoder, folder.resolve().name, key)
     if len(images) == 0:
         raise ValueError(f"no image in folder {folder} can be read")
     labels = labels[kept] if groups is None else labels[groups]
-    return ImageDataset(images, labels, class_names=classes, groups=groups)
+    return _with_files(ImageDataset(images, labels, class_names=classes, groups=groups), known)
 
 
 def _shards(
@@ -357,14 +359,15 @@ def _shards(
     read = TarImages(tuple(map(str, files)), image_size, channels or 3)
     if channels is None and all(read.is_grey(item) for item in items):
         channels = read.channels = 1
-    key, fingerprint = _identify(files[0].parent, files, f"shards {image_size} {channels} {skip_broken}")
+    key, known = _identify(files[0].parent, files, f"shards {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
-        items, read, (channels or 3, image_size, image_size), fingerprint=fingerprint, skip_broken=skip_broken
+        items, read, (channels or 3, image_size, image_size), fingerprint=key, skip_broken=skip_broken
     )
     images, kept = keep.decoded(decoder, name, key)
     if len(images) == 0:
         raise ValueError(f"no image in {files[0].parent} can be read")
-    return ImageDataset(images, labels[kept], class_names=[str(label) for label in range(int(labels.max()) + 1)])
+    classes = [str(label) for label in range(int(labels.max()) + 1)]
+    return _with_files(ImageDataset(images, labels[kept], class_names=classes), known)
 
 
 class _Keep(NamedTuple):
@@ -402,7 +405,7 @@ class _Keep(NamedTuple):
             return self._in_memory(decoder, name)
         kept = torch.ones(len(decoder.items), dtype=torch.bool)
         if self.cache is not None:
-            cache = find_cache(self.cache, name, key)
+            cache = find_cache(self.cache, name, key, decoder)
             if cache is None and has_room(self.cache, name, key, decoder.nbytes):
                 cache = make_cache(self.cache, name, key, decoder, workers=self.workers)
             if cache is not None:
@@ -414,17 +417,28 @@ class _Keep(NamedTuple):
                 "whenever they are needed",
                 stacklevel=4,
             )
+        if decoder.skip_broken and decoder.corners is None:
+            # Before there are labels, splits and an order, all of which depend on what can be read.
+            for item, result in enumerate(self._mapped(decoder.check_item, decoder, f"checking {name}")):
+                if isinstance(result, Exception):
+                    warnings.warn(f"skipped: {result}", stacklevel=4)
+                    kept[item] = False
+            if not kept.all():
+                decoder.keep(kept)
         return StoredImages(decoder, workers=self.workers), kept
+
+    def _mapped(self, function: Callable[[int], Any], decoder: Decoder, title: str) -> Iterator[Any]:
+        """Call a function with the number of each item, in processes of their own if that is worth it."""
+        items = range(len(decoder.items))
+        workers = self.workers if len(items) >= _WORTH_WORKERS else 0
+        return map_in_order(function, items, workers=workers, title=title)
 
     def _in_memory(self, decoder: Decoder, name: str) -> tuple[Tensor, Tensor]:
         # In one piece from the start: if that is too large, it shows before the work.
         images = torch.empty(len(decoder), *decoder.shape, dtype=torch.uint8)
         items = range(len(decoder.items))
         kept, done = torch.ones(len(items), dtype=torch.bool), 0
-        workers = self.workers if len(items) >= _WORTH_WORKERS else 0
-        for item, read in zip(
-            items, map_in_order(decoder.read_item, items, workers=workers, title=f"decoding {name}"), strict=True
-        ):
+        for item, read in enumerate(self._mapped(decoder.read_item, decoder, f"decoding {name}")):
             if isinstance(read, Exception):
                 if not decoder.skip_broken or decoder.corners is not None:
                     raise read
@@ -447,16 +461,27 @@ def _machine_memory() -> float:
     return total
 
 
-def _identify(root: Path, files: list[Path], settings: str) -> tuple[str, str]:
-    """Hash settings and files' names and sizes, with and without the times of their last change."""
-    lines = [settings]
-    times = []
+def _identify(root: Path, files: list[Path], settings: str, skip_broken: bool) -> tuple[str, list[str]]:
+    """Hash settings and what the system knows of files.
+
+    Returns:
+        What tells decoded images on this machine apart from any others. And, for a run that may go elsewhere, a
+        hash of the files' names, and one of their sizes and times of change.
+    """
+    names, states, changed_here = [settings], [], [str(skip_broken)]
     for file in files:
         status = os.stat(file) if file.exists() else None
-        lines.append(f"{os.path.relpath(file, root)} {status.st_size if status else -1}")
-        times.append(str(status.st_mtime_ns if status else -1))
-    fingerprint = content_hash("\0".join(lines))
-    return content_hash(fingerprint, *times), fingerprint
+        names.append(os.path.relpath(file, root))
+        states.append(f"{status.st_size} {status.st_mtime_ns}" if status else "-1")
+        changed_here.append(str(status.st_ctime_ns if status else -1))  # what a program cannot set
+    known = [content_hash("\0".join(names)), content_hash("\0".join(states))]
+    return content_hash(*known, *changed_here), known
+
+
+def _with_files(dataset: ImageDataset, known: list[str]) -> ImageDataset:
+    names, states = known
+    dataset.files = [names, content_hash(f"{len(dataset)} {states}")]
+    return dataset
 
 
 def _read_file(item: Any, image_size: int | None, channels: int) -> Tensor:

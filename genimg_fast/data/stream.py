@@ -1,8 +1,11 @@
 """How batches come to the training: the order of the images, reading ahead, the way to the device."""
 
 import atexit
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import warnings
 import weakref
 from collections import deque
@@ -26,8 +29,8 @@ _RUNNING: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
 
 def to_floats(images: Tensor) -> Tensor:
-    """Turn bytes into float32 in [-1, 1]; leave floating-point numbers as they are."""
-    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images
+    """Turn bytes into float32 in [-1, 1], and floating-point numbers, whatever their precision, into float32."""
+    return images.float().div_(127.5).sub_(1) if images.dtype == torch.uint8 else images.float()
 
 
 def draw_order(
@@ -186,7 +189,7 @@ def _in_workers(dataset: Any, tasks: Iterable[Any], workers: int) -> Generator[A
     """Index a data set with tasks, in order, in worker processes that read ahead."""
     loader: DataLoader[Any] = DataLoader(
         dataset, sampler=tasks, batch_size=None, num_workers=workers, prefetch_factor=_AHEAD, collate_fn=_as_is,
-        worker_init_fn=_leave_signals,
+        worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # else a number would be drawn from the global one
     )  # fmt: skip
     batches: Any = iter(loader)
@@ -208,11 +211,20 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
+    # A worker that outlives a killed parent would wait for ever, and hold its locks: they are inherited.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     # The terminal sends Ctrl-C, and some schedulers SIGTERM, to every process. The training decides when to stop.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
     warnings.simplefilter("once")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _raised(result: Any) -> Any:

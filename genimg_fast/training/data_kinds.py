@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from genimg_fast._signatures import Option, options_of
 from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
-from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.cache import CacheError
+from genimg_fast.data.dataset import content_hash, identify
 from genimg_fast.data.decode import UnreadableError
 from genimg_fast.data.sequences import TooFewFramesError
 from genimg_fast.data.sources import side_of_pairs
@@ -100,6 +101,8 @@ class DataKind(ABC):
         given = {parameter: options[option.name] for parameter, option in parameters.items()}
         try:
             return type(self).reads(**{**given, **arguments})
+        except CacheError as error:
+            raise OptionError("cache", str(error)) from error
         except UnreadableError as error:
             raise ValueError(f"{error}; --skip-broken leaves it out") from error
         except ValueError as error:
@@ -130,7 +133,8 @@ class Images(DataKind):
         config = {
             "classes": dataset.class_names,
             **{name: options[name] for name in ("crops", "flip", "shift", "skip_broken")},
-            "sha256": content_hash(dataset.images, dataset.labels),  # shows other data when the run is resumed
+            **_storage(options),
+            **identify(dataset, dataset.labels),  # shows other data when the run is resumed
         }
         more = "--crops cuts more from them" if Path(options["data"]).is_dir() else ""
         return Loaded(dataset=dataset, what="images", config=config, notes=_where(dataset), more=more)
@@ -160,7 +164,7 @@ class Pairs(DataKind):
                 notes = (f"image size {size} instead of {self.side}: the pairs have {side} pixels a side",)
         dataset: ImageDataset = self.read(options, image_size=size)
         notes += _where(dataset)
-        config = {"skip_broken": options["skip_broken"], "sha256": content_hash(dataset.images)}
+        config = {"skip_broken": options["skip_broken"], **_storage(options), **identify(dataset)}
         return Loaded(dataset=dataset, what="images", config=config, decided={"image_size": size}, notes=notes)
 
 
@@ -215,6 +219,16 @@ def _where(dataset: ImageDataset) -> tuple[str, ...]:
     """Say where images are that are not in memory."""
     told = f"images of {' x '.join(map(str, dataset.images.shape))} bytes are {dataset.storage}"
     return (told,) if isinstance(dataset.images, StoredImages) else ()
+
+
+def _storage(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Get where images are to be, for the commands that use the run."""
+    cache = options["cache"]
+    return {
+        "memory": options["memory"],
+        "cache": None if cache is None else str(cache),
+        "workers": options["workers"],
+    }
 
 
 images, pairs, sequences = Images(), Pairs(), Sequences()

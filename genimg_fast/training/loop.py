@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from genimg_fast.data import as_batched, batches
-from genimg_fast.data.adapt import look_at
+from genimg_fast.data import Augmented, as_batched, batches
+from genimg_fast.data.adapt import look_at, own_random_numbers
 from genimg_fast.data.dataset import pieces
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, load_checkpoint
@@ -199,9 +199,10 @@ def fit(
     real_images, real_labels = _look(dataset)
     if validation is not None:
         validation = as_batched(validation).to(trainer.device)
-        if not hasattr(validation, "__len__"):
+        if not hasattr(validation, "__len__") or not hasattr(_innermost(validation), "__getitem__"):
             raise ValueError("validation needs images with indices, and a stream has none")
-        real_images, real_labels = _look(validation, doubt=False)  # a few images may well be bright
+        with own_random_numbers(seed):
+            real_images, real_labels = _look(validation, doubt=False)  # a few images may well be bright
     if real_images.ndim == 5 or real_images.shape[-2] > 64:  # enough to look at
         fewer = slice(None, None, max(1, len(real_images) // 16))
         real_images, real_labels = real_images[fewer], real_labels[fewer]
@@ -305,6 +306,11 @@ def _look(dataset: Any, *, doubt: bool = True) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
+def _innermost(dataset: Any) -> Any:
+    """Get what augmented data augments."""
+    return _innermost(dataset.dataset) if isinstance(dataset, Augmented) else dataset
+
+
 def _validate(trainer: Any, dataset: Any, batch_size: int, seed: int) -> dict[str, float]:
     """Average what a trainer's ``evaluate`` returns over a data set: the same random numbers every time.
 
@@ -316,9 +322,10 @@ def _validate(trainer: Any, dataset: Any, batch_size: int, seed: int) -> dict[st
         sums: dict[str, Tensor] = {}
         # Parts of about the same size: where a batch has statistics, they are not of a handful.
         parts = torch.arange(len(dataset)).tensor_split(math.ceil(len(dataset) / batch_size))
-        for images, labels in pieces(dataset, parts):
-            for name, value in trainer.evaluate(images, labels, generator=generator).items():
-                sums[name] = sums.get(name, 0) + value.double() * (len(images) / len(dataset))
+        with own_random_numbers(seed):  # augmented images draw some, and the training must not depend on that
+            for images, labels in pieces(dataset, parts):
+                for name, value in trainer.evaluate(images, labels, generator=generator).items():
+                    sums[name] = sums.get(name, 0) + value.double() * (len(images) / len(dataset))
         found = {f"val_{name}": float(value) for name, value in sums.items()}
         if bad := [name for name, value in found.items() if not math.isfinite(value)]:
             found = {name: value for name, value in found.items() if name not in bad}

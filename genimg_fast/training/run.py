@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from genimg_fast._files import LONGEST_NAME, TEMPORARY, file_name, naming, replacing
+from genimg_fast.data.dataset import same_data
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from genimg_fast.training.pictures import Picture, printable
 
 # Settings that a run may be resumed with in another form.
-_MAY_CHANGE = {"steps", "device", "versions", "code"}
+_MAY_CHANGE = {"steps", "device", "versions", "code", "memory", "cache", "workers", "skip_broken"}
 _ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
@@ -141,6 +142,7 @@ class RunFolder:
             for key in {**before, **now}
             if key.partition(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key)
         }
+        hint = _compare_data(changed, before, now, names or {})
         if "recipe.schedule" in changed:  # one without steps has none to compare
             changed.discard("recipe.decay_steps")
         if "recipe.decay_steps" in changed:  # is told as the number of steps: not again what follows it
@@ -150,7 +152,7 @@ class RunFolder:
             told = [
                 _difference(key, before.get(key), now, names or {}) for key in {**before, **now} if key in changed
             ]
-            raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(told)}")
+            raise CheckpointError(f"the settings differ from those of {path}: {'; '.join(told)}{hint}")
         return cls(find_checkpoint(path).parent, config)
 
     @classmethod
@@ -343,8 +345,31 @@ def _points(rows: list[dict[str, float]], name: str) -> tuple[list[float], list[
     return [step for step, _ in points], [value for _, value in points]
 
 
+def _compare_data(changed: set[str], before: dict[str, Any], now: dict[str, Any], flags: Mapping[str, str]) -> str:
+    """Leave out of what has changed how the same data was stored; return what could be done about other data."""
+    hint = ""
+    for prefix in ("", "val_"):
+        sha256, files = keys = f"{prefix}sha256", f"{prefix}files"
+        if not changed & {*keys}:
+            continue
+        named = [known[files][:1] if isinstance(known.get(files), list) else None for known in (before, now)]
+        if same_data(before, now, prefix):
+            changed -= {*keys}
+        elif named[0] is not None and named[0] == named[1] and now.get("skip_broken"):
+            changed -= {*keys}
+            data = now.get(f"{prefix}data")
+            warnings.warn(f"files of {data} have changed: the training goes on with what is there", stacklevel=4)
+        elif named[0] is not None and named[0] == named[1]:
+            flag = flags.get("skip_broken", "skip_broken")
+            hint = f"; if files were damaged, {flag} goes on with what is there"
+        changed -= {sha256 if before.get(sha256) is None or now.get(sha256) is None else files}
+    return hint
+
+
 def _difference(key: str, before: Any, now: dict[str, Any], names: Mapping[str, str]) -> str:
     """Say how a setting differs, by the name that the user knows."""
+    if key in ("files", "val_files"):
+        return f"files of {now.get(key.replace('files', 'data'))} have changed"
     schedule = now.get("recipe.schedule", "constant")
     of_steps = key == "recipe.decay_steps" and schedule != "constant"
     last = "steps" if of_steps else key.rpartition(".")[2]

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from folders import write_images
 from matplotlib.figure import Figure
 from PIL import Image
 from tiny_runs import SMALL, TINY, TINY_FRAMES, TINY_VAES, damaged, image_size
 
 import genimg_fast as gf
 from genimg_fast.cli import main
+from genimg_fast.data import decode, sources
 
 
 def test_train(run: Path) -> None:
@@ -350,6 +353,78 @@ def test_other_data_or_another_models_checkpoint_is_refused(
     assert len(errors) == 2
     assert re.search(r"--resume: the settings differ from those of .*: sha256 was '\w+' and is", errors[0])
     assert "data was 'digits' and is" in errors[1]
+
+
+def test_a_run_goes_on_wherever_its_images_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is resumed, or shown, are the same images in memory, in a cache or decoded as needed; none others."""
+    files = write_images(tmp_path / "photos", 30)
+    decoded = tmp_path / "decoded.yaml"
+    decoded.write_text("memory: 0\ncache: null\nworkers: 1\n")
+    cached = ["--memory", "0", "--cache", str(tmp_path / "cache"), "--workers", "0"]
+    flags = [*TINY_VAES["vae"], "--data", str(tmp_path / "photos"), "--val-split", "0.3", "--out", str(tmp_path)]
+    flags += ["--device", "cpu", "--schedule", "constant"]
+    run = str(tmp_path / "00000-vae-photos")
+    resume = ["--resume", run]
+    assert main([*flags, "--config", str(decoded), "--steps", "1"]) == 0
+    for steps, storage in (("2", cached), ("3", ["--config", str(decoded)]), ("4", [])):
+        assert main([*flags, *storage, "--steps", steps, *resume]) == 0
+        capsys.readouterr()
+        assert main(["reconstruct", run, "--out", str(tmp_path / "a.png")]) == 0
+        assert capsys.readouterr().out.startswith("9 held-out images of")
+    assert len(list((tmp_path / "cache").glob("*.images"))) == 1
+
+    os.utime(files[0], (1, 1))
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--config", str(decoded), "--steps", "5", *resume])
+    words = r"files of .*photos have changed; if files were damaged, --skip-broken goes on"
+    assert re.search(words, capsys.readouterr().err)
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    assert main([*flags, "--config", str(decoded), "--steps", "5", *resume]) == 1
+    words = r"genimg-fast: error: cannot read image .*000\.png: .*; --skip-broken leaves it out\n"
+    assert re.fullmatch(words, capsys.readouterr().err)
+    with pytest.warns(UserWarning, match=r"files of .*photos have changed: the training goes on"):
+        assert main([*flags, "--skip-broken", "--steps", "5", *resume]) == 0
+
+
+def test_a_worker_that_is_killed_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "photos", 30)
+    (tmp_path / "o.yaml").write_text("memory: 0\ncache: null\nworkers: 1\nc_dim: 3\n")
+    read, parent = decode.read_image, os.getpid()
+
+    def killed(*arguments: Any) -> Any:
+        if os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(*arguments)
+
+    monkeypatch.setattr(sources, "read_image", killed)
+    flags = [
+        *TINY,
+        "--data",
+        str(tmp_path / "photos"),
+        "--out",
+        str(tmp_path),
+        "--config",
+        str(tmp_path / "o.yaml"),
+    ]
+    assert main([*flags, "--steps", "9", "--device", "cpu"]) == 1
+    assert capsys.readouterr().err == (
+        "genimg-fast: error: a process that reads images was killed, for want of memory, perhaps: "
+        "--workers 0 does without\n"
+    )
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_data_is_loaded_is_one_line(
+    signum: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "photos", 30)
+    monkeypatch.setattr(sources, "read_image", lambda *arguments: os.kill(os.getpid(), signum))
+    flags = [*TINY, "--data", str(tmp_path / "photos"), "--out", str(tmp_path), "--device", "cpu"]
+    assert main(flags) == 128 + signum
+    assert capsys.readouterr().err == "genimg-fast: stopped while the data was loaded\n"
+    assert signal.getsignal(signum) == signal.SIG_DFL
 
 
 def test_other_frames_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,9 @@ import genimg_fast as gf
 from genimg_fast.data import decode
 from genimg_fast.data.cache import CacheFile
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.options import OptionError
+from genimg_fast.training import find_trainable
+from genimg_fast.training.data_kinds import images
 
 Load = Callable[..., gf.data.ImageDataset]
 
@@ -165,6 +168,13 @@ def test_a_full_disk_is_one_line_and_what_is_there_is_kept(
     assert len(seen) == 8
 
 
+def test_a_folder_for_caches_that_is_none_is_to_blame(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    options = find_trainable("dcgan").resolve(data=str(folder), memory=0, cache=tmp_path / "file", image_size=8)
+    with pytest.raises(OptionError, match=r"^cache cannot write .*file: File exists$"):
+        images.load(options)
+
+
 def test_without_room_images_are_decoded_when_needed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,6 +205,14 @@ def test_damaged_caches_and_those_of_other_images_are_refused(folder: Path, tmp_
     note.write_text(json.dumps({**content, "key": "0" * 64}))
     with pytest.raises(ValueError, match=rf"{images} is a cache of other images: remove it"):
         load()
+    wrong = (
+        ("shape", ["x", 3, 8, 8]), ("shape", [-12, 3, 8, 8]), ("shape", [12, 3, 4, 16]), ("shape", None),
+        ("skipped", [99]), ("skipped", None), ("hashes", None), ("hashes", {"a": 1}),
+    )  # fmt: skip
+    for name, value in wrong:
+        note.write_text(json.dumps({**content, name: value}))
+        with pytest.raises(OptionError, match=f"cache {note} is damaged.* remove {images}, and it is made anew"):
+            load()
     for damage, why in (("{", "damaged: "), ("[]", "damaged: "), ("{}", "damaged: something is missing")):
         note.write_text(damage)
         with pytest.raises(ValueError, match=f"{note} is {why}.*; remove {images}, and it is made anew"):
@@ -206,7 +224,7 @@ def test_damaged_caches_and_those_of_other_images_are_refused(folder: Path, tmp_
     os.truncate(images, 192 * 11 + 5)
     with pytest.raises(ValueError, match=rf"{images} is damaged: it has 2117 bytes instead of 2304"):
         load()
-    with pytest.raises(ValueError, match="is cut short: image 11 is not in it"):
+    with pytest.raises(OSError, match="is cut short: image 11 is not in it"):
         data[torch.tensor([3, 11])]
 
 
@@ -215,13 +233,25 @@ def test_other_files_or_settings_have_another_cache(folder: Path, tmp_path: Path
     load(image_size=8)
     load(image_size=8)
     assert len(list(tmp_path.glob("*.images"))) == 1
-    load(image_size=4)
+    with pytest.warns(UserWarning, match=r"^caches of other files or settings, such as .*, take 2.3e-06 GB"):
+        load(image_size=4)
     os.utime(next(folder.rglob("*.jpg")), ns=(1, 1))
     load(image_size=8)
     assert len(list(tmp_path.glob("*.images"))) == 3
 
 
-def test_broken_files_are_left_out_or_replaced(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_is_not_taken_for_other_files_of_the_same_size_and_age(tmp_path: Path) -> None:
+    for number in range(2):
+        Image.new("L", (8, 8), 100 * number).save(tmp_path / f"{number}.bmp")
+        os.utime(tmp_path / f"{number}.bmp", (1, 1))
+    load = partial(gf.data.load_dataset, tmp_path, image_size=8, memory=0, cache=tmp_path / "c", workers=0)
+    assert load().images[:][:, 0, 0, 0].tolist() == [0, 100]
+    for old, new in (("0", "2"), ("1", "0"), ("2", "1")):
+        (tmp_path / f"{old}.bmp").rename(tmp_path / f"{new}.bmp")
+    assert load().images[:][:, 0, 0, 0].tolist() == [100, 0]
+
+
+def test_broken_files_are_an_error_or_left_out(folder: Path, tmp_path: Path) -> None:
     broken = folder / "class0" / "002.png"
     broken.write_bytes(broken.read_bytes()[:100])
     load = partial(gf.data.load_dataset, folder, image_size=8, channels=3, workers=0)
@@ -242,10 +272,27 @@ def test_broken_files_are_left_out_or_replaced(folder: Path, tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"skipped: cannot read image .*002\.png"):
         crops = [load(skip_broken=True, crops=29, **o) for o in ({}, {"memory": 0, "cache": tmp_path})]
     assert torch.equal(crops[0][:][0], crops[1][:][0])
-    decoded = load(memory=0, cache=None, skip_broken=True)
-    with pytest.warns(UserWarning, match=r"another image in its place: cannot read image .*002\.png"):
-        images, _ = decoded[:]
-    assert torch.equal(images[1], images[2])
+
+
+@pytest.mark.parametrize("kind", ["whole", "shards", "pairs"])
+def test_without_broken_files_everything_is_the_same_wherever_images_are(
+    kind: str, folder: Path, tmp_path: Path
+) -> None:
+    """Labels and splits, too: what is broken is known before they are made."""
+    loaders(folder)
+    for broken in (*(folder / "class0").glob("00[24].png"), folder.parent / "pairs" / "2.png"):
+        broken.write_bytes(broken.read_bytes()[:100])
+    if kind == "shards":
+        shutil.rmtree(folder.parent / "shards")
+        write_shards(folder.parent / "shards", sorted(folder.rglob("*.*")))
+    load = partial(loaders(folder)[kind], skip_broken=True)
+    with pytest.warns(UserWarning, match="skipped: cannot read image"):
+        memory, *others = (load(), load(memory=0, cache=tmp_path / "cache"), load(memory=0, cache=None))
+    assert len(memory) == (6 if kind == "pairs" else 10)
+    for data in others:
+        for ours, expected in zip((data, *data.split(0.3)), (memory, *memory.split(0.3)), strict=True):
+            assert torch.equal(ours[:][0], expected[:][0])
+            assert torch.equal(ours.labels, expected.labels)
 
 
 def test_the_hash_of_a_cache_is_computed_once(

@@ -155,6 +155,15 @@ def test_nothing_is_downloaded_unasked(name: str, tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*.*")) == []
 
 
+def test_a_folder_with_the_name_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").mkdir()
+    Image.new("L", (8, 8)).save("digits/a.png")
+    with pytest.warns(UserWarning, match=r"^digits is a data set's name, and taken for that: \./digits is the"):
+        assert len(gf.data.load_dataset("digits", image_size=8)) == 1797
+    assert len(gf.data.load_dataset("./digits", image_size=8)) == 1
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="'nowhere' is neither a folder nor one of digits, mnist"):
         gf.data.load_dataset("nowhere", image_size=32)

@@ -1,6 +1,9 @@
 """Batches that are read ahead, by a thread or by processes, and shared by processes."""
 
+import fcntl
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -8,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +140,35 @@ LEFT_OPEN = """
 def test_a_program_ends_with_batches_left() -> None:
     """The workers hear no signal: they must be told."""
     subprocess.run([sys.executable, "-c", textwrap.dedent(LEFT_OPEN)], check=True, timeout=60, capture_output=True)
+
+
+KILLED = """
+    import fcntl, sys, time
+    from genimg_fast.data.stream import map_in_order
+    lock = open(sys.argv[1], "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for item in map_in_order(lambda number: bytes(1 << 20), range(10**6), workers=2, title=""):
+        print(flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_a_parent_that_is_killed(signum: int, tmp_path: Path) -> None:
+    """Also those that wait for room in a pipe; what they have inherited, such as locks, is free then."""
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent, open(tmp_path / "lock", "w") as lock:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        os.kill(parent.pid, signum)
+        parent.wait()
+        for _ in range(200):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.01)
+        pytest.fail("workers hold the lock after two seconds")
 
 
 def endless() -> Iterator[Tensor]:

@@ -106,6 +106,25 @@ def test_held_out_images_of_every_kind_that_has_indices(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="validation needs images with indices, and a stream has none"):
         fit(make("autoencoder"), IMAGES, steps=1, batch_size=8, validation=Stream())
 
+    for loader in (DataLoader(FLOATS, 8), gf.data.Augmented(DataLoader(FLOATS, 8), flip=True)):
+        with pytest.raises(ValueError, match="validation needs images with indices, and a stream has none"):
+            fit(make("autoencoder"), IMAGES, steps=1, batch_size=8, validation=loader)
+
+
+def test_augmented_held_out_images_play_no_part_in_the_training() -> None:
+    weights = []
+    for validation in (None, gf.data.Augmented(IMAGES[:12], flip=True, shift=1)):
+        torch.manual_seed(0)
+        trainer = make("vae")
+        fit(trainer, IMAGES, steps=3, batch_size=8, validation=validation, val_every=1)
+        weights.append(trainer.model.state_dict())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_numbers_of_double_precision_train_as_those_of_single() -> None:
+    losses = [fit(make("autoencoder"), x, steps=1, batch_size=8)[0]["loss"] for x in (FLOATS, FLOATS.double())]
+    assert losses[0] == losses[1]
+
 
 def test_bad_data_is_one_line() -> None:
     with pytest.raises(TypeError, match="data must be a data set, a DataLoader, something iterable, a tensor or"):
