@@ -157,10 +157,11 @@ class Trainable:
             return replace(option, default=None, optional=True, help=f"{option.help}; default: {default.words}")
         return replace(option, default=default)
 
-    def resolve(self, **given: Any) -> dict[str, Any]:
+    def resolve(self, recorded: Mapping[str, Any] | None = None, /, **given: Any) -> dict[str, Any]:
         """Get the values of all options: those given, and the defaults of the others.
 
         Args:
+            recorded: Settings of the run to go on with: where its trainer or model was given None, that is kept.
             **given: Values by name. None stands for a default that follows from other options, or, as of
                 ``batch_size`` and of ``frames``, from the data.
 
@@ -172,8 +173,11 @@ class Trainable:
             if name not in options:
                 raise TypeError(f"{self.name} has no option {name}{did_you_mean(name, options)}")
         values = {name: o.default for name, o in options.items() if o.default is not REQUIRED} | given
+        settings = recorded or {}
+        arguments = settings.get("model_args")
+        settings = {**settings, **(arguments if isinstance(arguments, dict) else {})}
         for name, default in {**self.data.defaults, **self.defaults}.items():
-            if isinstance(default, Follows) and values[name] is None:
+            if isinstance(default, Follows) and values[name] is None and settings.get(name, 0) is not None:
                 values[name] = default.value(values)
         return values
 
