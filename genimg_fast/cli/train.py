@@ -122,6 +122,11 @@ def _add_model(models: Any, name: str, thing: Trainable) -> None:
         group = new.add_argument_group(title)
         for option in options.values():
             add_option(group, option)
+            if option.type is bool and option.default is False:  # for what a file of options turns on
+                no = f"--no-{option.flag.removeprefix('--')}"
+                group.add_argument(
+                    no, dest=option.name, action="store_false", default=False, help=argparse.SUPPRESS
+                )
     group = new.add_argument_group("file of options")
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
@@ -142,6 +147,8 @@ def _option_file(parser: Parser, words: list[str]) -> OptionFile | None:
     if not paths:
         return None
     with parser.blaming("--config"):
+        if len(paths) > 1:
+            raise ValueError(f"is given {len(paths)} times, and takes one file")
         return OptionFile(paths[-1])
 
 

@@ -382,14 +382,14 @@ def run_file(path: str | Path) -> list[str]:
             raise ValueError(f"{path} has the name of another module: call it something else than {file.stem}")
         before = set(_trainables)
         spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{path} is no Python file: its name must end with .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[file.stem] = module
         sys.path.insert(0, str(file.parent))
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # a file may raise anything
+        except (Exception, SystemExit) as error:  # a file may raise anything
             del sys.modules[file.stem]
             for name in set(_trainables) - before:
                 del _trainables[name]
@@ -400,7 +400,7 @@ def run_file(path: str | Path) -> list[str]:
     return _files[file]
 
 
-def _line_in(file: Path, error: Exception) -> str:
+def _line_in(file: Path, error: BaseException) -> str:
     """Say in which line of a file an error has come up."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f" in line {error.lineno}"

@@ -111,6 +111,7 @@ def add(name):
             "mine.py fails in line 4: ValueError: something named 'dcgan' is",
         ),
         ("import genimg_fast\n1 / 0", "mine.py:Model", "mine.py fails in line 2: ZeroDivisionError: division by"),
+        ("raise SystemExit(3)", "mine.py:Model", "mine.py fails in line 1: SystemExit: 3"),
         ("def f(:", "mine.py:Model", "mine.py fails in line 1: SyntaxError: invalid syntax"),
         (None, "mine.py:Model", "there is no file mine.py"),
         (REGISTERED.replace(": int = 8", "") + "add('one')", "mine.py", "one: the parameter z_dim of its model"),
