@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,31 @@ _FROM_DATA: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
 }
 # A model that has a default of these does without.
 _ONLY_IF_REQUIRED = ("num_classes", "num_images")
+# Names that the command has for itself: parameters of a model or a trainer cannot have them.
+_RESERVED = frozenset(
+    [
+        "backend",
+        "code",
+        "config",
+        "device",
+        "execute",
+        "help",
+        "mlflow",
+        "model",
+        "option_file",
+        "out",
+        "parser",
+        "print_config",
+        "resume",
+        "scale",
+        "sync_batch_norm",
+        "tensorboard",
+        "thing",
+        "val_data",
+        "val_split",
+        "wandb",
+    ]
+)
 _SPEED = ("precision", "channels_last", "compile", "cuda_graph")
 _TRAINING = ("steps", "batch_size", "seed")
 
@@ -113,6 +139,12 @@ class Trainable:
         names = [name for group in groups.values() for name in group]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{self.name} has two options named {twice[0]}")
+        if reserved := [name for name in names if name in _RESERVED]:
+            raise ValueError(
+                f"{self.name}: the parameter {reserved[0]} has the name of something of the command's"
+            )
+        if strange := [name for name in self.refuses if name not in {*names, *_RESERVED}]:
+            raise ValueError(f"{self.name} refuses {strange[0]}, and has no such option")
         if unknown := [name for name in self.defaults if name not in names]:
             raise ValueError(f"{self.name} has a default of {unknown[0]}, and no such option")
         return {
@@ -300,6 +332,10 @@ def trainable(
             name=name, model=model, trainer=trainer, data=data, picture=picture, examples=examples,
             text=text or document(model).short_description or name, defaults=defaults or {}, refuses=refuses or {},
         )  # fmt: skip
+        if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise ValueError(f"a name is in lower case with hyphens, such as tiny-gan, got {name!r}")
+        if isinstance(model, type) and not issubclass(model, torch.nn.Module):
+            raise ValueError(f"{name}: {model.__name__} is no torch.nn.Module")
         if name in _trainables:
             raise ValueError(f"something named {name!r} is already registered: {_trainables[name].model!r}")
         new.options()
