@@ -51,6 +51,8 @@ class Option:
         """
         origin, inner = get_origin(self.type), get_args(self.type)
         if origin is tuple and Ellipsis not in inner:
+            if any(each != inner[0] for each in inner):
+                raise TypeError(f"a text cannot be a value of type {self.type}: its elements are of several types")
             return *_reads(inner[0]), len(inner)
         if origin in (list, tuple, Sequence):
             return *_reads(inner[0]), "+"

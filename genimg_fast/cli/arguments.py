@@ -81,7 +81,8 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, str]:
         """Get what the user knows each argument by, such as ``--lr`` for ``lr``, by the name of its value."""
-        return {a.dest: a.option_strings[0] if a.option_strings else str(a.metavar) for a in self._actions}
+        shown = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        return {a.dest: a.option_strings[0] if a.option_strings else str(a.metavar) for a in shown}
 
     @contextmanager
     def explaining(self) -> Iterator[None]:

@@ -79,9 +79,10 @@ def _value(option: Option, node: yaml.Node) -> Any:
             return None
         raise ValueError("must have a value, got null")
     if option.type is bool:
-        if node.tag != _BOOL:
+        known = yaml.SafeLoader.bool_values
+        if node.tag != _BOOL or not isinstance(node, yaml.ScalarNode) or node.value.lower() not in known:
             raise ValueError(f"must be true or false, got {_shown(node)}")
-        return yaml.SafeLoader.bool_values[node.value.lower()]
+        return known[node.value.lower()]
     reader, choices, number = option.takes()
     if number is None:
         values = [node]

@@ -4,6 +4,7 @@ import argparse
 import ctypes
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,8 @@ from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, endi
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
 from genimg_fast.data import Augmented, ImageDataset
-from genimg_fast.models.checkpoint import CheckpointError
+from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint
+from genimg_fast.models.pretrained import read_config
 from genimg_fast.options import Folder, OptionError, Reader, Share, integers
 from genimg_fast.training import (
     Callback,
@@ -120,6 +122,11 @@ def _add_model(models: Any, name: str, thing: Trainable) -> None:
         group = new.add_argument_group(title)
         for option in options.values():
             add_option(group, option)
+            if option.type is bool and option.default is False:  # for what a file of options turns on
+                no = f"--no-{option.flag.removeprefix('--')}"
+                group.add_argument(
+                    no, dest=option.name, action="store_false", default=False, help=argparse.SUPPRESS
+                )
     group = new.add_argument_group("file of options")
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
@@ -140,6 +147,8 @@ def _option_file(parser: Parser, words: list[str]) -> OptionFile | None:
     if not paths:
         return None
     with parser.blaming("--config"):
+        if len(paths) > 1:
+            raise ValueError(f"is given {len(paths)} times, and takes one file")
         return OptionFile(paths[-1])
 
 
@@ -193,10 +202,27 @@ def run_training(
         OptionError: If an option's value makes no sense.
     """
     session = Session(**{name: value for name, value in values.items() if name in options_of(Session)})
-    options = thing.resolve(**{name: value for name, value in values.items() if name not in options_of(Session)})
+    given = {name: value for name, value in values.items() if name not in options_of(Session)}
+    options = thing.resolve(**given)
+    before = _run_before(thing, options["data"], session)
+    if before is not None:
+        with suppress(OSError, ValueError):  # what is wrong with the run is told when it is opened
+            options = thing.resolve(read_config(find_checkpoint(before).parent), **given)
     _keep_freed_memory()
     with process_group(find_device(session.device)) as device:
-        return _run_training(thing, options, session, device, flags or {})
+        return _run_training(thing, options, session, device, before, flags or {})
+
+
+def _run_before(thing: Trainable, source: str, session: Session) -> Path | None:
+    """Find the run to go on with."""
+    if session.resume != "auto":
+        return None if session.resume is None else Path(session.resume)
+    with blaming("resume"):
+        return RunFolder.latest(session.out, _run_name(thing, source))
+
+
+def _run_name(thing: Trainable, source: str) -> str:
+    return f"{thing.name}-{Path(source).resolve().name}"
 
 
 def _keep_freed_memory() -> None:
@@ -212,7 +238,12 @@ def _keep_freed_memory() -> None:
 
 
 def _run_training(
-    thing: Trainable, options: dict[str, Any], session: Session, device: torch.device, flags: Mapping[str, str]
+    thing: Trainable,
+    options: dict[str, Any],
+    session: Session,
+    device: torch.device,
+    before: Path | None,
+    flags: Mapping[str, str],
 ) -> tuple[RunFolder, Trainer, Any]:
     _refuse(thing, {**options, **asdict(session)})
     with blaming("backend"):
@@ -260,7 +291,7 @@ def _run_training(
         with blaming("shift"):
             dataset = Augmented(dataset, flip=options["flip"], shift=options["shift"])
 
-    run, resume = _open_run(thing, options["data"], session, config, flags)
+    run = _open_run(thing, options["data"], session, before, config, flags)
     run.scale = session.scale
     torch.manual_seed(options["seed"] + rank())  # each process draws its own noise
     if rank() == 0:
@@ -276,7 +307,7 @@ def _run_training(
             run=run,
             progress=True,
             callbacks=callbacks,
-            resume=resume,
+            resume=before is not None,
             **{name: options[name] for name in _OF_THE_LOOP if name in options},
         )
     if rank() == 0:
@@ -364,15 +395,18 @@ def _fit_batch_size(thing: Trainable, options: Mapping[str, Any], dataset: Any, 
 
 
 def _open_run(
-    thing: Trainable, source: str, session: Session, config: dict[str, Any], flags: Mapping[str, str]
-) -> tuple[RunFolder, bool]:
-    """Make the run's folder, or open it again; tell if there is something to go on with."""
-    name = f"{thing.name}-{Path(source).resolve().name}"
-    with blaming("resume"):
-        before = RunFolder.latest(session.out, name) if session.resume == "auto" else session.resume
-        if before is not None:
-            return RunFolder.reopen(before, config, names=flags, unwritten=thing.unwritten()), True
+    thing: Trainable,
+    source: str,
+    session: Session,
+    before: Path | None,
+    config: dict[str, Any],
+    flags: Mapping[str, str],
+) -> RunFolder:
+    """Open the folder of the run before again, or make a new one."""
+    if before is not None:
+        with blaming("resume"):
+            return RunFolder.reopen(before, config, names=flags, unwritten=thing.unwritten())
     with blaming("out"):
         # The first process makes the folder, the others hear of it.
-        made = RunFolder.create(session.out, name, config).path if rank() == 0 else None
-        return RunFolder(gather_objects(made)[0], config), False
+        made = RunFolder.create(session.out, _run_name(thing, source), config).path if rank() == 0 else None
+        return RunFolder(gather_objects(made)[0], config)

@@ -68,7 +68,8 @@ def load_dataset(
     Args:
         name_or_path: ``"digits"`` (1,797 real 8x8 handwritten digits that come with scikit-learn), ``"mnist"``,
             ``"fashion-mnist"``, ``"cifar10"`` (training sets, through torchvision), ``"photos"`` (two photographs
-            that come with scikit-learn, for crops), or a folder of images. A folder whose subfolders hold images
+            that come with scikit-learn, for crops), a folder of images or of IDX files, or tar shards. A folder
+            whose subfolders hold images
             is read as one class per subfolder, in alphabetical order; hidden files and folders are left out, links
             are followed. Or a folder of IDX files, as MNIST, Fashion-MNIST and EMNIST are published, packed by
             gzip or not: the training split, unless the path is that of a split's file of images. Or a tar file, or

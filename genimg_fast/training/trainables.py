@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,31 @@ _FROM_DATA: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
 }
 # A model that has a default of these does without.
 _ONLY_IF_REQUIRED = ("num_classes", "num_images")
+# Names that the command has for itself: parameters of a model or a trainer cannot have them.
+_RESERVED = frozenset(
+    [
+        "backend",
+        "code",
+        "config",
+        "device",
+        "execute",
+        "help",
+        "mlflow",
+        "model",
+        "option_file",
+        "out",
+        "parser",
+        "print_config",
+        "resume",
+        "scale",
+        "sync_batch_norm",
+        "tensorboard",
+        "thing",
+        "val_data",
+        "val_split",
+        "wandb",
+    ]
+)
 _SPEED = ("precision", "channels_last", "compile", "cuda_graph")
 _TRAINING = ("steps", "batch_size", "seed")
 
@@ -113,6 +139,12 @@ class Trainable:
         names = [name for group in groups.values() for name in group]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{self.name} has two options named {twice[0]}")
+        if reserved := [name for name in names if name in _RESERVED]:
+            raise ValueError(
+                f"{self.name}: the parameter {reserved[0]} has the name of something of the command's"
+            )
+        if strange := [name for name in self.refuses if name not in {*names, *_RESERVED}]:
+            raise ValueError(f"{self.name} refuses {strange[0]}, and has no such option")
         if unknown := [name for name in self.defaults if name not in names]:
             raise ValueError(f"{self.name} has a default of {unknown[0]}, and no such option")
         return {
@@ -157,10 +189,11 @@ class Trainable:
             return replace(option, default=None, optional=True, help=f"{option.help}; default: {default.words}")
         return replace(option, default=default)
 
-    def resolve(self, **given: Any) -> dict[str, Any]:
+    def resolve(self, recorded: Mapping[str, Any] | None = None, /, **given: Any) -> dict[str, Any]:
         """Get the values of all options: those given, and the defaults of the others.
 
         Args:
+            recorded: Settings of the run to go on with: where its trainer or model was given None, that is kept.
             **given: Values by name. None stands for a default that follows from other options, or, as of
                 ``batch_size`` and of ``frames``, from the data.
 
@@ -172,8 +205,11 @@ class Trainable:
             if name not in options:
                 raise TypeError(f"{self.name} has no option {name}{did_you_mean(name, options)}")
         values = {name: o.default for name, o in options.items() if o.default is not REQUIRED} | given
+        settings = recorded or {}
+        arguments = settings.get("model_args")
+        settings = {**settings, **(arguments if isinstance(arguments, dict) else {})}
         for name, default in {**self.data.defaults, **self.defaults}.items():
-            if isinstance(default, Follows) and values[name] is None:
+            if isinstance(default, Follows) and values[name] is None and settings.get(name, 0) is not None:
                 values[name] = default.value(values)
         return values
 
@@ -296,6 +332,10 @@ def trainable(
             name=name, model=model, trainer=trainer, data=data, picture=picture, examples=examples,
             text=text or document(model).short_description or name, defaults=defaults or {}, refuses=refuses or {},
         )  # fmt: skip
+        if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise ValueError(f"a name is in lower case with hyphens, such as tiny-gan, got {name!r}")
+        if isinstance(model, type) and not issubclass(model, torch.nn.Module):
+            raise ValueError(f"{name}: {model.__name__} is no torch.nn.Module")
         if name in _trainables:
             raise ValueError(f"something named {name!r} is already registered: {_trainables[name].model!r}")
         new.options()
@@ -378,14 +418,14 @@ def run_file(path: str | Path) -> list[str]:
             raise ValueError(f"{path} has the name of another module: call it something else than {file.stem}")
         before = set(_trainables)
         spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{path} is no Python file: its name must end with .py")
         module = importlib.util.module_from_spec(spec)
         sys.modules[file.stem] = module
         sys.path.insert(0, str(file.parent))
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # a file may raise anything
+        except (Exception, SystemExit) as error:  # a file may raise anything
             del sys.modules[file.stem]
             for name in set(_trainables) - before:
                 del _trainables[name]
@@ -396,7 +436,7 @@ def run_file(path: str | Path) -> list[str]:
     return _files[file]
 
 
-def _line_in(file: Path, error: Exception) -> str:
+def _line_in(file: Path, error: BaseException) -> str:
     """Say in which line of a file an error has come up."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f" in line {error.lineno}"

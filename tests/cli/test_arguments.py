@@ -122,3 +122,10 @@ def test_bad_arguments_give_one_line(
     assert error.startswith("genimg-fast")
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_all_sources_of_images(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "dcgan", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "a folder of images or of IDX files, or tar shards" in text

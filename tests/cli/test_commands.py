@@ -167,3 +167,10 @@ def test_a_parameter_that_no_flag_can_set_needs_a_default() -> None:
     assert list(options_of(broken)) == ["n"]
     with pytest.raises(TypeError, match="broken: no argument can be of the type of model"):
         add_function(argparse.ArgumentParser().add_subparsers(), broken)
+
+
+def test_a_tuple_of_several_types_is_no_option() -> None:
+    def pairs(*, same: tuple[int, int] = (1, 2), mixed: tuple[int, float] = (1, 2.0)) -> int:
+        return 0
+
+    assert list(options_of(pairs)) == ["same"]

@@ -60,6 +60,8 @@ def test_a_training_takes_its_options_from_a_file(tmp_path: Path) -> None:
         ("betas: [0.5]", "a.yaml:1: betas: must have 2, got 1"),
         ("betas: [0.5, {a: 1}]", "a.yaml:1: betas: must be a single value, got a mapping"),
         ("flip: 1", "a.yaml:1: flip: must be true or false, got '1'"),
+        ("flip: !!bool maybe", "a.yaml:1: flip: must be true or false, got 'maybe'"),
+        ("flip: !!bool [a]", "a.yaml:1: flip: must be true or false, got a list"),
         ("loss: hing", "a.yaml:1: loss: invalid choice: 'hing'; did you mean hinge?"),
         ("lr: 1\nlr: 2", "a.yaml:2: lr: is in line 1 already"),
         ("model: vae", "a.yaml:1: model: is vae, and the command trains dcgan"),
@@ -79,3 +81,16 @@ def test_a_bad_file_of_options_is_one_line(
         main(["train", "dcgan", "--config", "a.yaml"])
     (line,) = capsys.readouterr().err.splitlines()
     assert f"argument --config: {message}" in line
+
+
+def test_a_flag_turns_off_what_a_file_turns_on(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text("flip: true")
+    for flag, expected in ((), "true"), (("--no-flip",), "false"), (("--flip",), "true"):
+        assert main(["train", "dcgan", "--config", "a.yaml", *flag, "--print-config"]) == 0
+        assert f"\nflip: {expected}\n" in capsys.readouterr().out
+
+
+def test_two_files_of_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "dcgan", "--config", "a.yaml", "--config=b.yaml"])
+    assert "argument --config: is given 2 times, and takes one file" in capsys.readouterr().err

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import genimg_fast as gf
+from genimg_fast._signatures import options_of
 from genimg_fast.cli import main
+from genimg_fast.cli.train import Session
 from genimg_fast.models import registry
 from genimg_fast.training import trainables
 
@@ -111,6 +113,7 @@ def add(name):
             "mine.py fails in line 4: ValueError: something named 'dcgan' is",
         ),
         ("import genimg_fast\n1 / 0", "mine.py:Model", "mine.py fails in line 2: ZeroDivisionError: division by"),
+        ("raise SystemExit(3)", "mine.py:Model", "mine.py fails in line 1: SystemExit: 3"),
         ("def f(:", "mine.py:Model", "mine.py fails in line 1: SyntaxError: invalid syntax"),
         (None, "mine.py:Model", "there is no file mine.py"),
         (REGISTERED.replace(": int = 8", "") + "add('one')", "mine.py", "one: the parameter z_dim of its model"),
@@ -135,3 +138,33 @@ def test_an_error_of_the_model_names_the_flag(capsys: pytest.CaptureFixture[str]
         main(["train", "mine.py", "--z-dim", "3", "--image-size", "8", "--device", "cpu"])
     assert "mine.py: error: argument --z-dim: must be even, got 3 (see" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            REGISTERED.replace("z_dim", "device") + "add('one')",
+            "one: the parameter device has the name of something",
+        ),
+        (
+            REGISTERED.replace("z_dim", "thing") + "add('one')",
+            "one: the parameter thing has the name of something",
+        ),
+        (REGISTERED + "add('My Model')", "a name is in lower case with hyphens, such as tiny-gan, got 'My Model'"),
+        (REGISTERED.replace("Model(gf.models.DCGAN)", "Model") + "add('one')", "one: Model is no torch.nn.Module"),
+        (
+            REGISTERED.replace("GANTrainer)", "GANTrainer, refuses={'flop': ''})") + "add('one')",
+            "one refuses flop,",
+        ),
+    ],
+)
+def test_what_the_command_cannot_take_is_refused(code: str, message: str) -> None:
+    Path("mine.py").write_text(code)
+    with pytest.raises(ValueError, match=r"mine\.py fails in line ") as error:
+        trainables.run_file("mine.py")
+    assert message in str(error.value)
+
+
+def test_all_names_of_the_command_are_reserved() -> None:
+    assert {*options_of(Session), "config", "help", "print_config", "thing", "execute"} <= trainables._RESERVED

@@ -466,6 +466,21 @@ def test_a_run_of_before_an_option_is_resumed(tmp_path: Path, capsys: pytest.Cap
     assert "--betas was [0.9, 0.999] and is [0.5, 0.9]" in capsys.readouterr().err
 
 
+def test_what_a_run_of_before_left_out_stays_left_out(tmp_path: Path) -> None:
+    flags = ["train", "cdcgan", *SMALL, "--channels", "2", "--schedule", "constant", "--lr", "0.004"]
+    flags += ["--out", str(tmp_path), "--device", "cpu"]
+    run = tmp_path / "00000-cdcgan-digits"
+    assert main([*flags, "--lr-d", "0.004", "--steps", "1"]) == 0
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["config"]["lr_d"] = None  # as long as that was the default: as lr, not half of it
+    torch.save(state, run / "checkpoint.pt")
+    (run / "config.json").write_text(json.dumps(state["config"]))
+    assert main([*flags, "--steps", "2", "--resume", "auto"]) == 0
+    optimizer = torch.load(run / "checkpoint.pt", weights_only=True)["optimizers"]["d"]
+    assert optimizer["param_groups"][0]["lr"] == 0.004
+    assert json.loads((run / "config.json").read_text())["lr_d"] is None
+
+
 def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with gf.training.RunFolder(run, {}).locked():
         assert main([*TINY, "--steps", "9", "--resume", str(run), "--device", "cpu"]) == 1
