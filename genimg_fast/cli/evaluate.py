@@ -1,6 +1,7 @@
 """``genimg-fast eval``."""
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,8 @@ def evaluate(
 ) -> int:
     """Judge the images that a trained model generates, or any pictures.
 
-    Each figure has a 95 % interval, by the bootstrap, and compares with others for the same features, real images
-    and numbers of images only. Published FIDs, KIDs and Inception scores take --features fidelity:FILE, with the
+    Each figure has a 95 % interval, by resampling, and compares with others for the same features, real images and
+    numbers of images only. Published FIDs, KIDs and Inception scores take --features fidelity:FILE, with the
     weights that torch-fidelity publishes, 50,000 samples and all real images in the size of the samples: put the
     samples into a folder or an .npz file for --samples.
 
@@ -151,7 +152,7 @@ def evaluate(
         if roc is not None:
             plot_roc(roc[0], out / "roc.png", title=roc[1])
         with replacing(out / "eval.json") as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n")
+            temporary.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
     print(out / "eval.json")
     return 0
 
@@ -270,8 +271,8 @@ class _Report:
         for name, estimate in found.items():
             self._keep(name + suffix, estimate)
             more = f", of at most {self.network.num_classes}" if name == "inception_score" else ""
-            if name == "frechet_distance" and suffix == "":
-                more = f"; so few add about {_number(max(estimate.bias, 0.0))}"
+            if name == "frechet_distance" and suffix == "" and estimate.bias > 0:
+                more = f"; so few add about {_number(estimate.bias)}"
             line = _line(estimate, f"{self._names[name]} ({self.network.identity}) of {of}{more}")
             self._lines[name].append(line)
 
@@ -291,7 +292,8 @@ class _Report:
         """Judge whether images are of their classes, and vary within them, and print it."""
         found = judge_classes(requested, seen.logits.argmax(1), seen.features, labels, real, seed=self.seed)
         self._keep("class_agreement", found.agreement)
-        self.values["class_agreement_by_class"] = found.agreement_by_class
+        shares = found.agreement_by_class
+        self.values["class_agreement_by_class"] = [None if math.isnan(share) else share for share in shares]
         n = len(requested)
         by = f"({classifier.identity})"
         print(_line(found.agreement, f"share of the requested class {by} of {n} generated images"))

@@ -44,13 +44,17 @@ def export(
     """
     model, config = load_with_settings(run)
     if to == "safetensors":
+        if batch is not None:
+            raise OptionError("batch", "is for programs, and safetensors hold the whole model")
         out = out or Path("pretrained")
     else:
         if not parts(model):
             raise OptionError("run", f"{config['model']} has no part that runs by itself, such as a sampler")
         part = choose_part(model, part)
         out = out or Path(f"{part}{_SUFFIXES[to]}")
-    with blaming("run", (RuntimeError,)), blaming("out", (OSError,)):
+    # Of weights, what does not fit is another model in the folder.
+    unfit = (OSError, ValueError) if to == "safetensors" and part is None else (OSError,)
+    with blaming("run", (RuntimeError,)), blaming("out", unfit):
         error = export_model(run if to == "safetensors" else model, out, to=to, part=part, batch=batch)
     print(f"largest difference from the model, on random input: {error:.1e}")
     print(out)

@@ -30,7 +30,7 @@ from genimg_fast.models.common import labels_to_sample
 from genimg_fast.options import OptionError, PositiveInt, Reader, integers
 from genimg_fast.training import Picture, draw_known_frames
 from genimg_fast.training.outputs import batch_sizes, form_of
-from genimg_fast.training.pictures import ANIMATIONS, VIDEOS, class_layout
+from genimg_fast.training.pictures import ANIMATIONS, SAMPLES_OF_A_CLASS, VIDEOS, class_layout
 from genimg_fast.training.sequence import fillings, predictions
 
 _USUAL_SIDE = 64  # pixels, of images of a model that does not say
@@ -81,6 +81,11 @@ def sample(
     generator = session.generator()
     label = None if class_ is None else _class(class_, model, config)
     number, labels, layout = class_layout(model, n, label=label)
+    if (
+        labels is not None and label is None and form_of(out) != "picture"
+    ):  # which may have no room for all classes
+        number = n or SAMPLES_OF_A_CLASS * model.num_classes
+        labels = torch.arange(number, device=labels.device) % model.num_classes
 
     def made() -> Iterator[Picture]:
         start = 0

@@ -1,6 +1,7 @@
-"""Figures of a set of images with confidence intervals, by the bootstrap."""
+"""Figures of a set of images with confidence intervals, by resampling."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 
 from genimg_fast.metrics.distribution import GaussianStatistics, InceptionScore, frechet_distance
 from genimg_fast.metrics.kernel import kernel_distance, weighted_distances
-from genimg_fast.metrics.neighbours import check_features, densities, inside_manifolds
+from genimg_fast.metrics.neighbours import check_features, density_coverage, precision_recall
 
 CONFIDENCE = 0.95
-_MOST_OPERATIONS = 5e12  # that resampled Fréchet distances may cost: a minute or two on two cores
+_ERRORS = 1.96  # standard deviations to either side that make up such an interval
+_SUBSETS = 100  # for a kernel distance
+_MOST_OPERATIONS = 5e12  # that resampled figures may cost: a minute or two on two cores
 _FEWEST_RESAMPLES = 20
 
 
@@ -51,26 +54,27 @@ def compare_features(
     ``precision`` and ``recall``, see :func:`precision_recall`; ``density`` and ``coverage``, see
     :func:`density_coverage`.
 
-    The intervals are the percentiles of the figure over sets of the same sizes, drawn with replacement from those
-    given. Small sets are farther apart by the Fréchet distance than large ones, and resampled sets are so once
-    more: its interval is moved back by the difference, which is returned as ``bias``, and is one of the figure for
-    so many images. For the figures by neighbours, the points that are judged are drawn again, and their
-    neighbourhoods stay: points that occur twice would shrink them.
+    An interval is the figure and 1.96 standard deviations to either side: those of the figure over halves of both
+    sets, drawn without replacement, which vary about the whole as the whole about the truth. (Points that occur
+    twice, as a bootstrap has them, would shrink neighbourhoods.) It is rather too wide for Fréchet distances
+    of few images, and too narrow for densities where one point is near to most of the others (in many dimensions).
+    Small sets are farther apart by the Fréchet distance than large ones, and halves are so once more: the
+    difference is returned as ``bias``, and the interval is one of the figure for so many images.
 
     Args:
         generated: Features, (n, dim), on one device with ``real``.
         real: Features, (m, dim).
         figures: Names of those to compute; by default all six.
-        resamples: Sets to draw for an interval; fewer, at least 20, for Fréchet distances of features so many and
-            so long that they would take minutes.
+        resamples: Halves to draw for an interval, at least 2; fewer, at least 20, of features so many and so long
+            that a figure would take minutes.
         seed: Decides the draws.
 
     Returns:
         The figures by name.
 
     Raises:
-        ValueError: If a name is unknown, the shapes do not fit, there are too few features (6 for all figures), or
-            they are not finite.
+        ValueError: If a name is unknown, the shapes do not fit, there are too few features (6 for all figures) or
+            resamples, or they are not finite or of different types.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -80,29 +84,45 @@ def compare_features(
         True
     """
     check_features(generated, real)
+    if generated.dtype != real.dtype:
+        raise ValueError(f"features must be of one type, got {generated.dtype} and {real.dtype}")
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
     figures = list(FIGURES) if figures is None else list(figures)
     if unknown := [name for name in figures if name not in FIGURES]:
         raise ValueError(f"figures must be some of {', '.join(FIGURES)}, got {unknown[0]!r}")
     generator = torch.Generator().manual_seed(seed)
-    drawn = [draw_sets(len(features), resamples, generator).to(features.device) for features in (generated, real)]
+    sides = (generated, real)
+    halves = [_draw_halves(len(side), resamples, generator).to(side.device) for side in sides]
+    n, dim = len(generated) + len(real), generated.shape[1]
     found: dict[str, Estimate] = {}
-    if "frechet_distance" in figures:
-        found["frechet_distance"] = _frechet(generated, real, *drawn)
+
+    def judge(names: Sequence[str], judge_sets: Callable[..., Sequence[float]], k: int, operations: float) -> None:
+        if not any(name in figures for name in names):
+            return
+        sets = min(resamples, max(_FEWEST_RESAMPLES, int(_MOST_OPERATIONS / operations)))
+        resampled = []
+        for chosen in zip(*(half[:sets] for half in halves), strict=True):
+            a, b = (side[half] for side, half in zip(sides, chosen, strict=True))
+            resampled.append(judge_sets(a, b, k=min(k, len(a) - 1, len(b) - 1)))
+        others = torch.tensor(resampled, dtype=torch.float64).T
+        for name, value, values in zip(names, judge_sets(*sides, k=k), others, strict=True):
+            found[name] = _around(value, float(values.std()), lowest=0, highest=_HIGHEST.get(name, math.inf))
+            if name == "frechet_distance":
+                found[name] = found[name]._replace(bias=float(values.mean()) - value)
+
+    judge(["frechet_distance"], _frechet, 1, dim**2 * n + 15 * dim**3)
     if "kernel_distance" in figures:
-        value = kernel_distance(generated, real, seed=seed).mean
-        found["kernel_distance"] = estimate(value, weighted_distances(generated, real, *drawn))
-    for names, judge, k in (
-        (("precision", "recall"), inside_manifolds, 3),
-        (("density", "coverage"), densities, 5),
-    ):
-        if any(name in figures for name in names):
-            judged = judge(generated, real, k)
-            for name, values, counts in zip(names, judged, drawn, strict=True):
-                resampled = counts @ values / len(values)
-                found[name] = estimate(float(values.mean()), resampled)
+        value, std = kernel_distance(generated, real, subsets=_SUBSETS, seed=seed)
+        others = weighted_distances(generated, real, *(half.double() for half in halves))
+        found["kernel_distance"] = _around(value, math.hypot(float(others.std()), std / math.sqrt(_SUBSETS)))
+    operations = (n / 2) ** 2 * (2 * dim + 100)  # to compute, and compare, each distance of a pair
+    judge(["precision", "recall"], precision_recall, 3, operations)
+    judge(["density", "coverage"], density_coverage, 5, operations)
     return {name: found[name] for name in figures}
 
 
+_HIGHEST = {"precision": 1.0, "recall": 1.0, "coverage": 1.0}
 FIGURES = ("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage")
 
 
@@ -116,7 +136,8 @@ def inception_score(logits: Tensor, *, splits: int = 10, resamples: int = 200, s
         seed: Decides the draws.
 
     Returns:
-        The score. Its interval is moved like that of a Fréchet distance; see :func:`compare_features`.
+        The score. Sets with copies score less: its interval, by the bootstrap, is moved back by the difference,
+        which is returned as ``bias``.
 
     Raises:
         ValueError: If the shape is another, there are fewer logits than splits, or they are not finite.
@@ -160,24 +181,23 @@ def estimate(value: float, resampled: Tensor, *, biased: bool = False) -> Estima
     return Estimate(value, low, high, bias)
 
 
-def _frechet(generated: Tensor, real: Tensor, counts: Tensor, real_counts: Tensor) -> Estimate:
-    value = frechet_distance(_gaussian(generated), _gaussian(real))
-    dim = generated.shape[1]
-    operations = 2 * dim**2 * (len(generated) + len(real)) + 15 * dim**3
-    sets = min(len(counts), max(_FEWEST_RESAMPLES, int(_MOST_OPERATIONS / operations)))
-    resampled = [
-        frechet_distance(_gaussian(generated, a), _gaussian(real, b))
-        for a, b in zip(counts[:sets], real_counts[:sets], strict=True)
-    ]
-    found = estimate(value, torch.tensor(resampled, dtype=torch.float64), biased=True)
-    return found._replace(low=max(found.low, 0.0))
+def _draw_halves(n: int, sets: int, generator: torch.Generator) -> Tensor:
+    """Draw halves of ``n``, of at least two: whether each is in each, bool of shape (sets, n)."""
+    chosen = torch.rand(sets, n, generator=generator).argsort(1)[:, : max(2, n // 2)]
+    return torch.zeros(sets, n, dtype=torch.bool).scatter_(1, chosen, value=True)
 
 
-def _gaussian(features: Tensor, counts: Tensor | None = None) -> GaussianStatistics:
+def _around(value: float, error: float, *, lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
+    """Make an estimate of a figure and its standard deviation."""
+    return Estimate(value, max(lowest, value - _ERRORS * error), min(highest, value + _ERRORS * error))
+
+
+def _frechet(generated: Tensor, real: Tensor, *, k: int) -> list[float]:
+    return [frechet_distance(_gaussian(generated), _gaussian(real))]
+
+
+def _gaussian(features: Tensor) -> GaussianStatistics:
     statistics = GaussianStatistics(features.shape[1], features.device)
-    chosen = torch.arange(len(features), device=features.device)
-    if counts is not None:
-        chosen = chosen.repeat_interleave(counts.long())
-    for part in chosen.split(4096):  # few at a time: they are summed in float64
-        statistics.update(features[part])
+    for part in features.split(4096):  # few at a time: they are summed in float64
+        statistics.update(part)
     return statistics

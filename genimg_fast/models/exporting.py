@@ -93,14 +93,17 @@ def export(
     if batch is not None and batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     if to == "safetensors":
+        if batch is not None:
+            raise ValueError(f"batch must be left out: safetensors hold the whole model, got {batch}")
         return _export_weights(model, config, path, part)
     check_choice("to", to, get_args(Format))
     chosen = parts(model)[choose_part(model, part)]
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> tuple[Tensor, ...]:
-        return tuple(draw(n, generator).to(device) for draw in chosen.inputs.values())
+        drawn = [draw(n, generator).to(weight.device) for draw in chosen.inputs.values()]
+        return tuple(each.to(weight.dtype) if each.is_floating_point() else each for each in drawn)
 
     with evaluating(model), torch.no_grad(), backend("reference"):
         example, other = draw(batch or 2), draw(batch or 3)
@@ -130,9 +133,7 @@ def parts(model: nn.Module) -> dict[str, _Part]:
         return lambda n, g: torch.rand(n, channels, size, size, generator=g) * 2 - 1
 
     if isinstance(model, BaseGAN):
-        return {
-            "sampler": _Part(model.forward, with_classes(noise=noise(model.generator.z_dim)), ("translations",))
-        }
+        return {"sampler": _Part(model.forward, with_classes(noise=noise(model.generator.z_dim)), ("images",))}
     if isinstance(model, BaseVAE):
         latents = noise(model.z_dim)
 
@@ -219,7 +220,7 @@ def _export_weights(model: nn.Module, config: dict[str, Any] | None, folder: Pat
         raise ValueError(f"{type(model).__name__} is no BaseModel, which alone knows its arguments")
     model.save_pretrained(folder, config=config)
     loaded = type(model).from_pretrained(folder).state_dict()
-    return _compare(tuple(loaded.values()), tuple(model.cpu().state_dict().values()))
+    return _compare(tuple(loaded.values()), tuple(model.state_dict().values()))
 
 
 def _save_program(program: Any, path: Path) -> Callable[[tuple[Tensor, ...]], Any]:

@@ -95,7 +95,8 @@ def save_output(
         plain: Whether a picture is to have no names, borders and margin.
 
     Raises:
-        ValueError: If the path's ending is unknown, or does not fit.
+        ValueError: If the path's ending is unknown, or does not fit; or batches differ in shape, labels in number,
+            or values are NaN.
         OSError: If it cannot be written.
         ImportError: If a package is missing.
 
@@ -122,12 +123,17 @@ def save_output(
             picture.save(temporary, scale=scale, plain=plain, class_names=class_names)
         return
     names = None
+    if labels is not None and labels.shape != (n,):
+        raise ValueError(f"labels must have shape ({n},), got {tuple(labels.shape)}")
     if labels is not None:
         names = [class_names[k] if class_names else str(k) for k in labels.tolist()]
     with _folder(path, n, names) if form == "folder" else _arrays(path, n, labels) as write:
-        start = 0
+        start, shapes = 0, None
         for picture in batches:
             arrays = {name: _array(images) for name, images in panels_of(picture.images).items()}
+            found = {name: array.shape[1:] for name, array in arrays.items()}
+            if found != (shapes := shapes or found):
+                raise ValueError(f"all batches must have images of one shape, got {shapes} and {found}")
             write(arrays, start)
             start += len(next(iter(arrays.values())))
         if start != n:
@@ -144,6 +150,8 @@ def _shown(pictures: Iterable[Picture], n: int) -> Iterator[Picture]:
 
 def _array(images: Tensor) -> np.ndarray:
     """Turn images, (..., channels, height, width), into bytes, channels last."""
+    if images.isnan().any():
+        raise ValueError("images have values that are NaN")
     array: np.ndarray = to_bytes(images).movedim(-3, -1).contiguous().numpy()
     return array
 

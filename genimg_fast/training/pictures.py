@@ -26,7 +26,7 @@ _GAP, _GROUP_GAP, _BORDER, _LETTERS = 4, 16, 3, 12
 _PAGE, _INK, _ORANGE = 232, 0, (240, 120, 0)
 _LEGEND = "generated"
 # More classes than this do not fit beside each other.
-_CLASSES_ACROSS, _SAMPLES_OF_A_CLASS = 16, 8
+_CLASSES_ACROSS, SAMPLES_OF_A_CLASS = 16, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,11 +143,11 @@ def class_layout(
         labels = torch.full((n,), label, device=device)
         return n, labels, {"columns": columns, "column_classes": [label] * columns}
     if classes <= _CLASSES_ACROSS:
-        n = n or _SAMPLES_OF_A_CLASS * classes
+        n = n or SAMPLES_OF_A_CLASS * classes
         labels = torch.arange(n, device=device) % classes
         return n, labels, {"columns": classes, "column_classes": range(classes)}
-    n = n or _SAMPLES_OF_A_CLASS * _CLASSES_ACROSS
-    columns = max(_SAMPLES_OF_A_CLASS, math.ceil(n / classes))
+    n = n or SAMPLES_OF_A_CLASS * _CLASSES_ACROSS
+    columns = max(SAMPLES_OF_A_CLASS, math.ceil(n / classes))
     rows = math.ceil(n / columns)
     shown = torch.arange(rows) * classes // rows
     labels = shown.repeat_interleave(columns)[:n].to(device)

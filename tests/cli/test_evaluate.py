@@ -163,7 +163,7 @@ def test_published_features(
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(weights), rng_seed=0,
     )  # fmt: skip
-    monkeypatch.setattr("genimg_fast.metrics.estimates._FEWEST_RESAMPLES", 1)
+    monkeypatch.setattr("genimg_fast.metrics.estimates._FEWEST_RESAMPLES", 2)
     monkeypatch.setattr("genimg_fast.cli.evaluate._SPLITS", 1)
     found = report_of(
         tmp_path, "--samples", folders["noise"], "--real", folders["plain"], "--features", f"fidelity:{weights}"
@@ -210,3 +210,10 @@ def test_bad_use_gives_one_line(
         main(["eval", *(stand_for.get(flag, flag) for flag in flags)])
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_classes_without_samples_are_null(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report_of(tmp_path, out / "00001-cvae-digits", "--n", 6, "--features", "random")
+    written = json.loads((tmp_path / "eval.json").read_text(), parse_constant=pytest.fail)
+    assert written["class_agreement_by_class"].count(None) == 4
+    assert "add about 0\n" not in capsys.readouterr().out

@@ -38,6 +38,7 @@ def test_export(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> N
         (["export", "dcgan", "--to", "onnx", "--batch", "0"], "argument --batch: must be an integer of at"),
         (["export", "dcgan", "--to", "onnx", "--out", "gone/x.onnx"], "argument --out: "),
         (["export", "dcgan", "--to", "safetensors", "--part", "sampler"], "argument --part: must be left out"),
+        (["export", "dcgan", "--to", "safetensors", "--batch", "2"], "argument --batch: is for programs"),
         (["export", "nowhere", "--to", "onnx"], "argument RUN: no checkpoint at nowhere"),
     ],
 )  # fmt: skip
@@ -52,3 +53,11 @@ def test_bad_use_is_one_line(
     assert error.count("\n") == 1
     assert message in error
     assert [str(file) for file in Path().rglob("*")] == ["full", "full/mine"]
+
+
+def test_no_folder_of_another_model(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", models["dcgan"], "--to", "safetensors", "--out", models["vae"]])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument --out: " in line
+    assert "holds another model" in line

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from tiny_runs import PLAIN, TINY_VAES, animation, image_size, png_names, side
 
+import genimg_fast as gf
 from genimg_fast.cli import main
 from genimg_fast.training import outputs
 
@@ -105,6 +106,15 @@ def test_samples_are_the_same_in_every_form(models: dict[str, str], capsys: pyte
         assert (np.asarray(Image.open("grid.png"))[:8, :8] == arrays["arr_0"][0, ..., 0]).all()
     assert main([*command, "--class", "digit 7", "--out", "sevens"]) == 0
     assert {name[5:] for name in png_names("sevens")} == {"-digit 7.png"}
+
+
+def test_arrays_have_all_classes_of_many() -> None:
+    model = gf.models.ConditionalVAE(40, z_dim=4, c_dim=1, channels=2, n_blocks=1)
+    model.save_pretrained("many", config={"classes": [str(k) for k in range(40)]})
+    for flags, n in ((["--n", "50"], 50), ([], 320)):
+        assert main(["sample", "many", *flags, "--out", "many.npz"]) == 0
+        with np.load("many.npz") as arrays:
+            assert arrays["arr_1"].tolist() == [k % 40 for k in range(n)]
 
 
 def test_batches_are_what_one_draw_would_be(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

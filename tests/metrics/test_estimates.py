@@ -1,5 +1,3 @@
-import math
-
 import numpy
 import pytest
 import torch
@@ -104,29 +102,34 @@ def test_figures_are_those_of_their_functions_and_seeded() -> None:
     assert only == {"recall": found["recall"]}
 
 
-def test_intervals_of_a_share_are_those_of_the_binomial_distribution() -> None:
-    generated, real = torch.randn(400, 1), torch.randn(400, 1)
-    generated[:200] += 1000  # half of them are far away
-    precision = compare_features(generated, real, figures=["precision"], resamples=1000)["precision"]
-    assert precision.value == pytest.approx(0.5, abs=0.02)
-    error = 1.96 * math.sqrt(0.25 / 400)
-    assert (precision.low, precision.high) == pytest.approx((0.5 - error, 0.5 + error), abs=0.025)
+def test_intervals_cover_the_figures_of_so_many_images() -> None:
+    """The means over other sets of both kinds: far above 0 for a Fréchet distance even of one distribution."""
+    pairs = [(0.9 * torch.randn(60, 8), torch.randn(60, 8) + 0.3) for _ in range(40)]
+    found = [compare_features(*pair, resamples=40) for pair in pairs]
+    for name in FIGURES:
+        figures = [each[name] for each in found]
+        mean = sum(figure.value for figure in figures) / len(figures)
+        assert all(figure.low <= figure.value <= figure.high for figure in figures), name
+        assert sum(figure.low <= mean <= figure.high for figure in figures) >= 34, name  # of 40, 38 on average
+        deviation = torch.tensor([figure.value for figure in figures]).std().item()
+        width = sum(figure.high - figure.low for figure in figures) / len(figures)
+        assert width < 1.5 * 2 * 1.96 * deviation, name  # nor do they cover it because they are wide
+    mean, bias = (sum(each["frechet_distance"][k] for each in found) / len(found) for k in (0, 3))
+    assert bias == pytest.approx(mean - 8 * (0.09 + 0.01), rel=0.4)
 
 
-def test_intervals_cover_the_figure_of_so_many_images() -> None:
-    """The mean Fréchet distance of sets of this size, which is far above 0 though all are of one distribution."""
+def test_intervals_of_very_few() -> None:
+    generated = torch.randn(6, 8)
+    for figure in compare_features(generated, generated + 1).values():
+        assert figure.low <= figure.value <= figure.high  # not so for NaN
 
-    def draw() -> tuple[Tensor, Tensor]:
-        return torch.randn(60, 8), torch.randn(60, 8) + 0.3
 
-    pairs = [draw() for _ in range(40)]
-    found = [
-        compare_features(*pair, figures=["frechet_distance"], resamples=40)["frechet_distance"] for pair in pairs
-    ]
-    mean = sum(figure.value for figure in found) / len(found)
-    assert mean > 8 * 0.09 + 0.5  # its bias
-    assert sum(figure.low <= mean <= figure.high for figure in found) >= 33  # of 40, 38 on average
-    assert sum(figure.bias for figure in found) / len(found) == pytest.approx(mean - 8 * 0.09, rel=0.4)
+def test_kernel_distances_of_subsets_lie_within_their_intervals() -> None:
+    generated, real = torch.randn(1400, 2), torch.randn(1400, 2)
+    for seed in range(3):
+        found = compare_features(generated, real, figures=["kernel_distance"], resamples=20, seed=seed)
+        assert found["kernel_distance"].value == kernel_distance(generated, real, seed=seed).mean
+        assert found["kernel_distance"].low < found["kernel_distance"].value < found["kernel_distance"].high
 
 
 def test_score_and_its_interval() -> None:
@@ -159,3 +162,7 @@ def test_bad_sets() -> None:
         kernel_distance(ok[:1], ok)
     with pytest.raises(ValueError, match=r"figures must be some of .* got 'fid'"):
         compare_features(ok, ok, figures=["fid"])
+    with pytest.raises(ValueError, match=r"of one type, got torch\.float64 and torch\.float32"):
+        compare_features(ok.double(), ok)
+    with pytest.raises(ValueError, match="resamples must be at least 2, got 0"):
+        compare_features(ok, ok, resamples=0)

@@ -86,6 +86,15 @@ def test_a_file_of_onnx(name: str, part: Any, batch: int | None, tmp_path: Path)
     assert [file.name for file in tmp_path.iterdir()] == ["part.onnx"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_sampler_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make("dcgan").to(dtype)
+    assert parts(model)["sampler"].outputs == ("images",)
+    gf.models.export(model, tmp_path / "part.pt2", to="torch-export")
+    program = torch.export.load(tmp_path / "part.pt2").module()
+    assert program(torch.randn(2, 8, dtype=dtype)).dtype == dtype
+
+
 def test_the_sampler_of_a_glo_draws_what_sample_draws(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = gf.models.GLO(num_images=500, z_dim=3, c_dim=1, channels=2, n_blocks=1)
@@ -117,6 +126,7 @@ def test_of_a_saved_model_as_safetensors(tmp_path: Path) -> None:
             {"to": "safetensors", "part": "sampler"},
             "part must be left out: safetensors hold the w",
         ),
+        ("dcgan", {"to": "safetensors", "batch": 2}, "batch must be left out: safetensors hold the w"),
         ("dcgan", {"to": "tflite"}, "to must be one of onnx, torch-export, safetensors, got 'tflite'"),
         ("dcgan", {"batch": 0}, "batch must be at least 1, got 0"),
     ],

@@ -161,3 +161,16 @@ def test_a_link_stays_one(images: torch.Tensor, tmp_path: Path) -> None:
         save_output(batches(images), tmp_path / "a.png", n=5)
         assert (tmp_path / "a.png").is_symlink()
         assert files(tmp_path / "elsewhere") == ["b.png"]
+
+
+@pytest.mark.parametrize("path", ["a.npz", "a/"])
+def test_what_would_be_damaged_is_refused(path: str, images: torch.Tensor, tmp_path: Path) -> None:
+    out = f"{tmp_path}/{path}"
+    pictures = [Picture(images=images), Picture(images=images[..., :4])]
+    with pytest.raises(ValueError, match="images of one shape"):
+        save_output(pictures, out, n=10)
+    with pytest.raises(ValueError, match=r"labels must have shape \(5,\), got \(4,\)"):
+        save_output(batches(images), out, n=5, labels=torch.arange(4))
+    with pytest.raises(ValueError, match="NaN"):
+        save_output(batches(images / 0 * 0), out, n=5)
+    assert files(tmp_path) == []
