@@ -29,7 +29,14 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
     settings |= {"metavar": reader.metavar, **settings} if choices is None else {"choices": choices}
     if number is not None:
         settings["nargs"] = number
-    parser.add_argument(option.name if option.positional else option.flag, type=reads(reader), **settings)
+    read = reads(reader)
+    if option.optional and option.default is not None:  # the default is no way to say None
+        read = _none_or(read)
+    parser.add_argument(option.name if option.positional else option.flag, type=read, **settings)
+
+
+def _none_or(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text == "none" else read(text)
 
 
 def add_function(commands: Any, function: Callable[..., int], *, name: str | None = None) -> Parser:

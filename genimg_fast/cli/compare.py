@@ -14,7 +14,7 @@ from genimg_fast.training.pictures import printable
 from genimg_fast.training.run import flat_settings, naming, read_rows
 
 # Of the rows of statistics, what says nothing about learning.
-_NO_CURVES = ("step", "images_per_s", "memory_mb", "wait_share")
+_NO_CURVES = ("step", "images_per_s", "memory_mb", "data_wait")
 _FIGURES = {
     "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
     "recall": "recall", "density": "density", "coverage": "coverage", "inception_score": "Inception score",

@@ -86,7 +86,7 @@ def load_dataset(
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read.
         memory: GB that images decoded from files may take in memory; by default a quarter of the machine's, shared
             by the processes on it. Data sets by name and IDX files are in memory in any case.
-        cache: Folder for decoded images that take more than that. None: decode them whenever they are needed.
+        cache: Folder for decoded images that take more than that; none: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
@@ -167,7 +167,7 @@ def load_pairs(
         skip_broken: Whether to leave out, with a warning that names it, a file that cannot be read or is no pair.
         memory: GB that decoded pairs may take in memory; by default a quarter of the machine's, shared by the
             processes on it.
-        cache: Folder for decoded pairs that take more than that. None: decode them whenever they are needed.
+        cache: Folder for decoded pairs that take more than that; none: decode them whenever they are needed.
         workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:

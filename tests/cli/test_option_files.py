@@ -94,3 +94,8 @@ def test_two_files_of_options_are_one_line(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit, match="2"):
         main(["train", "dcgan", "--config", "a.yaml", "--config=b.yaml"])
     assert "argument --config: is given 2 times, and takes one file" in capsys.readouterr().err
+
+
+def test_none_is_said_where_the_default_is_something(capsys):
+    assert main(["train", "dcgan", "--cache", "none", "--print-config"]) == 0
+    assert "\ncache: null" in capsys.readouterr().out

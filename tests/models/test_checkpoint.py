@@ -8,6 +8,7 @@ from genimg_fast.training import RunFolder, load_checkpoint
 
 
 def test_a_mistyped_run_is_suggested(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")  # a run draws its curves
     RunFolder.create(tmp_path, "dcgan-digits", {}).save_checkpoint({"model": {}, "config": {}, "step": 1})
     (tmp_path / "notes.txt").write_text("not a run")
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*; did you mean 00000-dcgan-digits\?"):

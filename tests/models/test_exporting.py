@@ -1,7 +1,6 @@
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import pytest
 import torch
 from small_models import SMALL_MODELS
@@ -9,6 +8,8 @@ from small_models import SMALL_MODELS
 import genimg_fast as gf
 from genimg_fast.models import exporting
 from genimg_fast.models.exporting import parts
+
+onnxruntime = pytest.importorskip("onnxruntime")  # of the extra
 
 PARTS = {
     "autoencoder": ["encoder", "decoder"],

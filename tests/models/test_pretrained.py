@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from small_models import SMALL_MODELS
@@ -13,6 +12,8 @@ from small_models import SMALL_MODELS
 import genimg_fast as gf
 from genimg_fast.models import registry
 from genimg_fast.training import GANTrainer, Recipe, RunFolder, fit
+
+huggingface_hub = pytest.importorskip("huggingface_hub")  # of the extra
 
 GAN = {"z_dim": 4, "c_dim": 1, "channels": 2, "n_blocks": 1}
 
