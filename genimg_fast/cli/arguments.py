@@ -75,6 +75,10 @@ class Parser(argparse.ArgumentParser):
             hint = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # argparse reads a default that is a text, which is a value as it is.
+        return arg_string if arg_string is action.default else super()._get_value(action, arg_string)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with status 2."""
         self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")

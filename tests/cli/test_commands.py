@@ -174,3 +174,14 @@ def test_a_tuple_of_several_types_is_no_option() -> None:
         return 0
 
     assert list(options_of(pairs)) == ["same"]
+
+
+def test_a_default_is_a_value_not_a_text() -> None:
+    def shout(*, word: Annotated[str, Reader(lambda text: text + "!", "WORD")] = "well") -> int:
+        return len(word)
+
+    parser = Parser()
+    add_function(parser.add_subparsers(), shout)
+    for words, length in ([], 4), (["--word", "so"], 3):
+        args = parser.parse_args(["shout", *words])
+        assert args.execute(args) == length
