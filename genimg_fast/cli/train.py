@@ -83,6 +83,11 @@ _GROUPS = {
 }
 
 
+class _TellStep(Callback):
+    def on_start(self, run: RunFolder | None, step: int) -> None:
+        say(f"going on at step {step}")
+
+
 def add(commands: Any) -> None:
     """Add the command, with a subcommand for each model."""
     train = add_command(commands, "train", fit_and_report, "Train a model; write a numbered run folder.", """
@@ -264,6 +269,8 @@ def _run_training(
         raise OptionError("accumulate", f"must divide {options['batch_size']}, the batch size")
 
     callbacks = [logger() for name, logger in _LOGGERS.items() if getattr(session, name)]
+    if before is not None:
+        callbacks.append(_TellStep())
     trainer = thing.make_trainer(dataset, options, device=device, sync_batch_norm=session.sync_batch_norm)
     model_args = thing.model_args(dataset, options)
     if rank() == 0 and model_args.get("num_classes") == 1:
@@ -299,6 +306,8 @@ def _run_training(
         held_out = "" if validation is None else f" ({len(validation)} of {source} held out)"
         what = f"{len(dataset)} {loaded.what} of {options['data']}{held_out}"
         say(f"{thing.name} on {what}, {device}, writing to {run.path}")
+        if before is None and session.resume == "auto":
+            say("no run to go on with: starting anew")
     with blaming("resume", (CheckpointError,)):
         fit(
             trainer,
@@ -403,10 +412,25 @@ def _open_run(
     flags: Mapping[str, str],
 ) -> RunFolder:
     """Open the folder of the run before again, or make a new one."""
+    settings: dict[str, Any] = {"config": config, "names": flags, "unwritten": thing.unwritten()}
     if before is not None:
         with blaming("resume"):
-            return RunFolder.reopen(before, config, names=flags, unwritten=thing.unwritten())
+            try:
+                return RunFolder.reopen(before, **settings)
+            except CheckpointError as error:
+                older = RunFolder.find(session.out, _run_name(thing, source))[1:] if session.resume == "auto" else []
+                fitting = next((run for run in older if _can_go_on(run, settings)), None)
+                if fitting is None:
+                    raise
+                raise CheckpointError(f"{error}; those of {fitting} are the same") from error
     with blaming("out"):
         # The first process makes the folder, the others hear of it.
         made = RunFolder.create(session.out, _run_name(thing, source), config).path if rank() == 0 else None
         return RunFolder(gather_objects(made)[0], config)
+
+
+def _can_go_on(run: Path, settings: dict[str, Any]) -> bool:
+    with suppress(OSError, ValueError):
+        RunFolder.reopen(run, **settings)
+        return True
+    return False

@@ -156,6 +156,22 @@ class RunFolder:
         return cls(find_checkpoint(path).parent, config)
 
     @classmethod
+    def find(cls, out: str | Path, name: str) -> list[Path]:
+        """Find the runs of a name that have a checkpoint, the newest first.
+
+        Args:
+            out: Folder of all runs.
+            name: What follows the number.
+        """
+        found = []
+        for folder in Path(out).iterdir() if Path(out).is_dir() else []:
+            number, _, rest = folder.name.partition("-")
+            named = re.fullmatch("[0-9]+", number) is not None and rest == file_name(name, _ROOM)
+            if named and (folder / "checkpoint.pt").is_file():
+                found.append((int(number), folder))
+        return [folder for _, folder in sorted(found, reverse=True)]
+
+    @classmethod
     def latest(cls, out: str | Path, name: str) -> Path | None:
         """Find the newest run of a name that has a checkpoint, or None.
 
@@ -163,13 +179,7 @@ class RunFolder:
             out: Folder of all runs.
             name: What follows the number.
         """
-        newest: tuple[int, Path] | None = None
-        for folder in Path(out).iterdir() if Path(out).is_dir() else []:
-            number, _, rest = folder.name.partition("-")
-            named = re.fullmatch("[0-9]+", number) is not None and rest == file_name(name, _ROOM)
-            if named and (folder / "checkpoint.pt").is_file():
-                newest = max(newest or (0, folder), (int(number), folder))
-        return None if newest is None else newest[1]
+        return next(iter(cls.find(out, name)), None)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -481,6 +481,20 @@ def test_what_a_run_of_before_left_out_stays_left_out(tmp_path: Path) -> None:
     assert json.loads((run / "config.json").read_text())["lr_d"] is None
 
 
+def test_the_run_to_go_on_with_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["train", "mlp-vae", "--image-size", "8", "--z-dim", "4", "--hidden", "8", "--batch-size", "8"]
+    flags += ["--schedule", "constant", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*flags, "--steps", "1", "--resume", "auto"]) == 0
+    assert "\nno run to go on with: starting anew\n" in capsys.readouterr().out
+    assert main([*flags, "--steps", "2", "--resume", "auto"]) == 0
+    assert "\ngoing on at step 1\n" in capsys.readouterr().out
+    assert main([*flags, "--steps", "1", "--lr", "0.5"]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--steps", "3", "--resume", "auto"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"and is 0.001; those of {tmp_path / '00000-mlp-vae-digits'} are the same (see" in error
+
+
 def test_another_training_in_the_folder_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with gf.training.RunFolder(run, {}).locked():
         assert main([*TINY, "--steps", "9", "--resume", str(run), "--device", "cpu"]) == 1
