@@ -12,6 +12,13 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
     return f"; did you mean {', '.join(names[key] for key in close)}?" if close else ""
 
 
+def invalid_choice(word: object, known: Iterable[object], more: str = "") -> str:
+    """Say that a word is none of those known: which are close, or all of them, and what else there is."""
+    known = [str(name) for name in known]
+    hint = did_you_mean(str(word), known) or f" (choose from {', '.join(known)}{more})"
+    return f"invalid choice: {word!r}{hint}"
+
+
 def _key(name: str) -> str:
     # The dashes before flags would make any two of them alike.
     return name.lstrip("-").replace("_", "-").lower()

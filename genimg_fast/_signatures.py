@@ -118,6 +118,8 @@ def options_of(function: Callable[..., Any], *, kinds: Mapping[str, Any] | None 
         optional = get_origin(kind) in (Union, types.UnionType) and types.NoneType in inner
         if optional:
             kind = Union[tuple(k for k in inner if k is not types.NoneType)]  # noqa: UP007 - there is no other way
+        elif get_origin(kind) is Literal and None in inner:
+            optional, kind = True, Literal[tuple(k for k in inner if k is not None)]
         positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not isinstance(function, type)
         option = Option(name, kind, optional, parameter.default, in_a_line(texts.get(name, "")), positional)
         with suppress(TypeError):

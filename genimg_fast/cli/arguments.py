@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import torch
 
 from genimg_fast import options
-from genimg_fast._close_names import did_you_mean
+from genimg_fast._close_names import did_you_mean, invalid_choice
 from genimg_fast.training import Terminated
 from genimg_fast.training.pictures import printable
 
@@ -71,9 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            known = [str(choice) for choice in action.choices]
-            hint = did_you_mean(str(value), known) or f" (choose from {', '.join(known)})"
-            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
+            raise argparse.ArgumentError(action, invalid_choice(value, action.choices))
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         # argparse reads a default that is a text, which is a value as it is.
@@ -81,7 +79,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+        message = re.sub(r"(\S{60})\S{440,}", r"\1...", one_line(message))  # a value may have thousands of digits
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
     def flags(self) -> dict[str, str]:
         """Get what the user knows each argument by, such as ``--lr`` for ``lr``, by the name of its value."""

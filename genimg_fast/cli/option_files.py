@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from genimg_fast._close_names import did_you_mean
+from genimg_fast._close_names import did_you_mean, invalid_choice
 from genimg_fast._signatures import Option
 
 _NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
@@ -26,15 +26,23 @@ class OptionFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if not path or (path == "-" and sys.stdin is None):
+            raise ValueError(f"must be a file, or - for the standard input, if that is open, got {path!r}")
+        read = b""
         try:
-            text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            read = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+            root = yaml.compose(read.decode(), Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise ValueError(f"{path}:{line}: {error.problem}") from error
         except OSError as error:
             raise ValueError(str(error)) from error
-        except (yaml.YAMLError, RecursionError, UnicodeError) as error:
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{_line(read[: error.start])}: is not in UTF-8") from error
+        except yaml.reader.ReaderError as error:
+            line = _line(read.decode()[: error.position].encode())
+            raise ValueError(f"{path}:{line}: the character {chr(error.character)!r} is not allowed") from error
+        except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"{path} is no YAML: {error}") from error
         if not isinstance(root, yaml.MappingNode | None):
             raise ValueError(f"{path}:{root.start_mark.line + 1}: must be a mapping, such as 'lr: 0.001'")
@@ -47,10 +55,22 @@ class OptionFile:
                 raise ValueError(f"{path}:{line}: {key.value}: is in line {self._values[key.value][0]} already")
             self._values[key.value] = line, value
 
-    def model(self) -> tuple[int, str] | None:
-        """Get what it is for, if it says so, and in which line."""
-        line, node = self._values.get("model", (0, None))
-        return (line, node.value) if isinstance(node, yaml.ScalarNode) else None
+    def model(self) -> tuple[str, str] | None:
+        """Get where it says what it is for, such as ``a.yaml:1: model``, and what; None if it does not.
+
+        A Python file is found beside the file of options.
+
+        Raises:
+            ValueError: If that is no name.
+        """
+        if "model" not in self._values:
+            return None
+        line, node = self._values["model"]
+        where = f"{self.path}:{line}: model"
+        if not isinstance(node, yaml.ScalarNode) or node.tag == _NULL or not node.value:
+            raise ValueError(f"{where}: must be the name of a model, got {_shown(node)}")
+        beside = ".py" in node.value and self.path != "-"
+        return where, str(Path(self.path).parent / node.value) if beside else node.value
 
     def values(self, options: Mapping[str, Option]) -> dict[str, Any]:
         """Get the values, by name; of those of options.
@@ -71,6 +91,10 @@ class OptionFile:
             except ValueError as error:
                 raise ValueError(f"{self.path}:{line}: {key}: {error}") from error
         return values
+
+
+def _line(before: bytes) -> int:
+    return before.count(b"\n") + 1
 
 
 def _value(option: Option, node: yaml.Node) -> Any:
@@ -99,10 +123,7 @@ def _value(option: Option, node: yaml.Node) -> Any:
         # The text, not what YAML makes of it, to which 5e-4 is no number.
         read.append(reader.read(each.value))
         if choices is not None and read[-1] not in choices:
-            known = [str(choice) for choice in choices]
-            raise ValueError(
-                f"invalid choice: {each.value!r}{did_you_mean(each.value, known) or f' (choose from {known})'}"
-            )
+            raise ValueError(invalid_choice(each.value, choices))
     return read[0] if number is None else read
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
+from genimg_fast._close_names import invalid_choice
 from genimg_fast._native import get_backend, set_backend
 from genimg_fast._signatures import Option, options_of
 from genimg_fast._version import __version__
@@ -105,19 +106,33 @@ def add(commands: Any) -> None:
 def _add_what_is_named(train: Parser, models: Any, words: list[str]) -> list[str]:
     """Add subcommands for models of the user's; put the one that a file of options is for in front of it."""
     file = None
-    if words and words[0].partition("=")[0] == "--config":
-        file = _option_file(train, words)
-        _, name = (file and file.model()) or (0, None)
-        words = words if name is None else [name, *words]
+    if words and words[0].startswith("-") and (file := _option_file(train, words)) is not None:
+        with train.blaming("--config"):
+            if _model_of(file) is None:
+                raise ValueError(f"{file.path} has no model, such as 'model: dcgan', and none stands before it")
+            words = [(file.model() or ("", ""))[1], *words]
     for name in list_trainables():
         if name not in models.choices:
             _add_model(models, name, find_trainable(name))
     if words and ".py" in words[0]:
         with train.blaming("model"):
             _add_model(models, words[0], find_trainable(words[0]))
-    if file is not None and words[0] in models.choices:
+    elif words and words[0] not in models.choices and not words[0].startswith("-"):
+        train.error(f"argument model: {invalid_choice(words[0], models.choices, ', or FILE.py:NAME for yours')}")
+    if file is not None:
         models.choices[words[0]].set_defaults(option_file=file)
     return words
+
+
+def _model_of(file: OptionFile) -> Trainable | None:
+    """Find what a file of options is for, if it says so."""
+    where, name = file.model() or ("", "")
+    if not name:
+        return None
+    try:
+        return find_trainable(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _add_model(models: Any, name: str, thing: Trainable) -> None:
@@ -136,7 +151,7 @@ def _add_model(models: Any, name: str, thing: Trainable) -> None:
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
     new.set_defaults(thing=thing)
-    new.prepare = partial(_use_file, new, {name, thing.name}, groups)
+    new.prepare = partial(_use_file, new, thing, groups)
 
 
 def session_and_options(thing: Trainable) -> dict[str, dict[str, Option]]:
@@ -159,7 +174,7 @@ def _option_file(parser: Parser, words: list[str]) -> OptionFile | None:
 
 def _use_file(
     parser: Parser,
-    names: set[str],
+    thing: Trainable,
     groups: Mapping[str, Mapping[str, Option]],
     words: list[str],
 ) -> list[str]:
@@ -168,9 +183,10 @@ def _use_file(
     if file is not None:
         with parser.blaming("--config"):
             values = file.values({name: option for options in groups.values() for name, option in options.items()})
-            line, name = file.model() or (0, min(names))
-            if name not in names:
-                raise ValueError(f"{file.path}:{line}: model: is {name}, and the command trains {min(names)}")
+            model = _model_of(file)
+            if model is not None and model.name != thing.name:
+                where, _ = file.model() or ("", "")
+                raise ValueError(f"{where}: is {model.name}, and the command trains {thing.name}")
         parser.set_defaults(**values)
         for action in parser._actions:
             action.required = action.required and action.dest not in values
@@ -183,7 +199,8 @@ def fit_and_report(args: argparse.Namespace) -> int:
     values = {name: o.finished(getattr(args, name)) for options in groups.values() for name, o in options.items()}
     if args.print_config:
         named = {title: {name: values[name] for name in options} for title, options in groups.items()}
-        print(write_options(args.model, named), end="")
+        model = args.thing.name if args.thing.code is None else f"{args.thing.code}:{args.thing.name}"
+        print(write_options(model, named), end="")
         return 0
     with args.parser.explaining():
         run_training(args.thing, values, flags=args.parser.flags())
@@ -418,7 +435,9 @@ def _open_run(
             try:
                 return RunFolder.reopen(before, **settings)
             except CheckpointError as error:
-                older = RunFolder.find(session.out, _run_name(thing, source))[1:] if session.resume == "auto" else []
+                older = (
+                    RunFolder.find(session.out, _run_name(thing, source))[1:] if session.resume == "auto" else []
+                )
                 fitting = next((run for run in older if _can_go_on(run, settings)), None)
                 if fitting is None:
                     raise

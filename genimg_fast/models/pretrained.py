@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from genimg_fast import nn
+from genimg_fast._close_names import did_you_mean
 from genimg_fast._files import replacing
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
@@ -331,7 +332,11 @@ def _build(
         if key in config and not fits(config[key]):
             raise CheckpointError(f"the config of {where} is damaged: {key} is {config[key]!r}")
     name = config["model"]
-    if "code" in config and name not in list_models():
+    if name not in list_models():
+        if "code" not in config:
+            hint = did_you_mean(name, list_models()) or ";"
+            own = "a model of yours needs its file: import that first, or genimg-fast --code FILE.py"
+            raise CheckpointError(f"unknown model {name!r}{hint} {own}")
         # Not run from here: whoever made a checkpoint could name any file.
         file = config["code"]
         raise CheckpointError(f"{name} is a model of {file}: import that first, or genimg-fast --code {file}")

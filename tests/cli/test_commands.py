@@ -176,6 +176,14 @@ def test_a_tuple_of_several_types_is_no_option() -> None:
     assert list(options_of(pairs)) == ["same"]
 
 
+def test_none_among_choices_makes_an_option_optional() -> None:
+    def norm(*, kind: Literal["batch", None] = None) -> int:
+        return 0
+
+    assert options_of(norm)["kind"].optional
+    assert options_of(norm)["kind"].takes()[1] == ("batch",)
+
+
 def test_a_default_is_a_value_not_a_text() -> None:
     def shout(*, word: Annotated[str, Reader(lambda text: text + "!", "WORD")] = "well") -> int:
         return len(word)

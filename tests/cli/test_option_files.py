@@ -67,7 +67,14 @@ def test_a_training_takes_its_options_from_a_file(tmp_path: Path) -> None:
         ("model: vae", "a.yaml:1: model: is vae, and the command trains dcgan"),
         ("- lr", "a.yaml:1: must be a mapping, such as 'lr: 0.001'"),
         ("lr: 'a", "a.yaml:1: found unexpected end of stream"),
-        ("lr: \x00", "a.yaml is no YAML: "),
+        ("model: nope", "a.yaml:1: model: nothing named 'nope' can be trained; known: "),
+        ("lr: 1\nmodel: [vae]", "a.yaml:2: model: must be the name of a model, got a list"),
+        ("model:", "a.yaml:1: model: must be the name of a model, got null"),
+        ("model: ''", "a.yaml:1: model: must be the name of a model, got ''"),
+        ("c_dim: 2", "a.yaml:1: c_dim: invalid choice: '2' (choose from 1, 3)"),
+        ("z_dim: " + 5000 * "9", f"a.yaml:1: z_dim: must be an integer of at least 1, got '{59 * '9'}... (see"),
+        ("lr: 1\nout: \x00", "a.yaml:2: the character '\\x00' is not allowed"),
+        ("lr: 1\nout: \udcff", "a.yaml:2: is not in UTF-8"),
         (2000 * "[", "a.yaml is no YAML: "),
         (None, "[Errno 2] No such file or directory: 'a.yaml'"),
     ],
@@ -76,7 +83,7 @@ def test_a_bad_file_of_options_is_one_line(
     text: str | None, message: str, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if text is not None:
-        Path("a.yaml").write_text(text)
+        Path("a.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(SystemExit, match="2"):
         main(["train", "dcgan", "--config", "a.yaml"])
     (line,) = capsys.readouterr().err.splitlines()
@@ -96,6 +103,47 @@ def test_two_files_of_options_are_one_line(capsys: pytest.CaptureFixture[str]) -
     assert "argument --config: is given 2 times, and takes one file" in capsys.readouterr().err
 
 
-def test_none_is_said_where_the_default_is_something(capsys):
+def test_none_is_said_where_the_default_is_something(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "dcgan", "--cache", "none", "--print-config"]) == 0
     assert "\ncache: null" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("seed: 1", ["--config", "a.yaml"], "a.yaml has no model, such as 'model: dcgan', and none stands before"),
+        (
+            "seed: 1",
+            ["--config", "a.yaml", "dcgan"],
+            "a.yaml has no model, such as 'model: dcgan', and none stands",
+        ),
+        (
+            "model: dcgn",
+            ["--config", "a.yaml"],
+            "a.yaml:1: model: nothing named 'dcgn' can be trained; did you mean",
+        ),
+        ("model: dcgan", ["--config", ""], "must be a file, or - for the standard input, if that is open, got ''"),
+        (
+            "model: dcgan",
+            ["--config", "-"],
+            "must be a file, or - for the standard input, if that is open, got '-'",
+        ),
+    ],
+)
+def test_what_a_file_of_options_lacks_is_told(
+    text: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("a.yaml").write_text(text)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", *words])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"genimg-fast train: error: argument --config: {message}")
+
+
+def test_flags_may_stand_before_a_file_with_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text("model: dcgan\nseed: 2")
+    assert main(["train", "--lr", "0.5", "--config", "a.yaml", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nlr: 0.5\n" in printed
+    assert "\nseed: 2\n" in printed

@@ -68,6 +68,24 @@ def test_a_model_of_ones_own_is_trained_resumed_and_used(
     assert Path("grid.png").exists()
 
 
+def test_a_file_of_options_finds_its_model_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(TINY_GAN, tmp_path)
+    Path("a.yaml").write_text("model: tiny_gan.py\nz_dim: 3")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for command in ["train"], ["train", "../tiny_gan.py:TinyGAN"], ["train", "tiny-gan"]:
+        assert main([*command, "--config", "../a.yaml", "--print-config"]) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"model: {tmp_path}/tiny_gan.py:tiny-gan\n")
+        assert "\nz_dim: 3\n" in printed
+    forget()
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "tiny-gan"])
+    assert ", or FILE.py:NAME for yours)" in capsys.readouterr().err
+
+
 def test_its_options_are_those_of_its_signature(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["train", f"{TINY_GAN}:tiny-gan", "--help"])

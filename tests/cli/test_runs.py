@@ -24,7 +24,10 @@ def test_checkpoint_of_an_unknown_model(run: Path, tmp_path: Path, capsys: pytes
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(SystemExit, match="2"):
         main(["sample", str(tmp_path / "other.pt")])
-    assert "argument RUN: unknown model 'dcgam'; did you mean dcgan, cdcgan?" in capsys.readouterr().err
+    assert (
+        "argument RUN: unknown model 'dcgam'; did you mean dcgan, cdcgan? a model of yours needs its file"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
