@@ -14,8 +14,8 @@ def did_you_mean(word: str, known: Iterable[object]) -> str:
 
 def invalid_choice(word: object, known: Iterable[object], more: str = "") -> str:
     """Say that a word is none of those known: which are close, or all of them, and what else there is."""
-    known = [str(name) for name in known]
-    hint = did_you_mean(str(word), known) or f" (choose from {', '.join(known)}{more})"
+    names = [str(name) for name in known]
+    hint = did_you_mean(str(word), names) or f" (choose from {', '.join(names)}{more})"
     return f"invalid choice: {word!r}{hint}"
 
 

@@ -95,6 +95,10 @@ def options_of(function: Callable[..., Any], *, kinds: Mapping[str, Any] | None 
         function: What has the options.
         kinds: Types of some parameters instead of their annotations.
 
+    Returns:
+        All but those whose names begin with an underscore. What the docstring of a class leaves out, that of its
+        base class may say.
+
     Example:
         >>> from genimg_fast._signatures import options_of
         >>> def triple(number: int, *, quiet: bool = False) -> int:
@@ -107,12 +111,20 @@ def options_of(function: Callable[..., Any], *, kinds: Mapping[str, Any] | None 
         >>> [(option.flag, option.help) for option in options_of(triple).values()]
         [('NUMBER', 'what to triple'), ('--quiet', 'print nothing')]
     """
+    return {**_options_of(function, tuple((kinds or {}).items()))}
+
+
+@cache
+def _options_of(function: Callable[..., Any], kinds: tuple[tuple[str, Any], ...]) -> dict[str, Option]:
     made: Any = function
     hints = get_type_hints(made.__init__ if isinstance(function, type) else function, include_extras=True)
-    hints |= kinds or {}
-    texts = {text.arg_name: text.description or "" for text in document(function).params}
+    hints |= dict(kinds)
+    documented = reversed(function.__mro__) if isinstance(function, type) else [function]
+    texts = {text.arg_name: text.description or "" for each in documented for text in document(each).params}
     options = {}
     for name, parameter in inspect.signature(function).parameters.items():
+        if name.startswith("_"):
+            continue
         kind = hints.get(name, type(parameter.default))
         inner = get_args(kind)
         optional = get_origin(kind) in (Union, types.UnionType) and types.NoneType in inner

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import select
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         imports_done()
         parser = make_parser()
         with _plain_output(parser.prog):
-            parser.parse_args(argv, args)
+            words = sys.argv[1:] if argv is None else argv
+            parser.parse_args(words or ["--help"], args)
             return args.execute(args)
     except (ImportError, OSError, NonFiniteLossError) as error:
         message, status = f"error: {error}", 1
@@ -116,8 +118,26 @@ def _plain_output(program: str) -> Iterator[None]:
     warnings.formatwarning = lambda message, *place, **more: f"{program}: warning: {one_line(str(message))}\n"
     try:
         yield
+    except BrokenPipeError:
+        if not _nobody_reads():  # it is another pipe
+            raise
+        raise SystemExit(0) from None
     finally:
         warnings.formatwarning = before
+        _nobody_reads()
+
+
+def _nobody_reads() -> bool:
+    """Tell whether stdout is a pipe that nobody reads, as behind ``| head``; if so, print nothing from then on."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout, 0)
+    except (OSError, TypeError, ValueError):  # no file of the system's
+        return False
+    if not output.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _info() -> int:

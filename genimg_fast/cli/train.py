@@ -150,6 +150,8 @@ def _add_model(models: Any, name: str, thing: Trainable) -> None:
     group = new.add_argument_group("file of options")
     group.add_argument("--config", metavar="FILE.yaml", help="file to take options from, -: stdin; flags win")
     group.add_argument("--print-config", action="store_true", help="print all options as such a file, and exit")
+    required = [f"{a.option_strings[0]} {a.metavar}" for a in new._actions if a.required]
+    new.usage = " ".join(["%(prog)s", *required, "[options]"])
     new.set_defaults(thing=thing)
     new.prepare = partial(_use_file, new, thing, groups)
 

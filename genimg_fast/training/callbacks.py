@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from genimg_fast.training.run import RunFolder, flat_settings
 Status = Literal["finished", "interrupted", "failed"]
 
 
-class Callback(Protocol):
+class Callback:
     """What :func:`fit` tells of a training. A subclass writes the methods that it wants; the others do nothing.
 
     An exception of a method is a warning, and the training goes on; one of :meth:`on_start` also ends the calls.

@@ -143,6 +143,8 @@ class Trainable:
             raise ValueError(
                 f"{self.name}: the parameter {reserved[0]} has the name of something of the command's"
             )
+        if negated := [o.name for group in groups.values() for o in group.values() if f"no_{o.name}" in names]:
+            raise ValueError(f"{self.name}: no_{negated[0]} is what turns off {negated[0]}: call it otherwise")
         if strange := [name for name in self.refuses if name not in {*names, *_RESERVED}]:
             raise ValueError(f"{self.name} refuses {strange[0]}, and has no such option")
         if unknown := [name for name in self.defaults if name not in names]:
@@ -170,7 +172,11 @@ class Trainable:
         found = {}
         options = options_of(self.model)
         for name, parameter in inspect.signature(self.model).parameters.items():
-            if name in _FROM_DATA or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise ValueError(
+                    f"{self.name}: the parameter {parameter.name} of its model cannot be given by name"
+                )
+            if name in _FROM_DATA:
                 continue
             if name in options:
                 found[name] = replace(options[name], positional=False)

@@ -109,7 +109,6 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["sample", __file__], "argument RUN: .* is damaged or not a checkpoint"),
         (["sample", "nowhere", "--out", "grid.doc"], "argument --out: 'grid.doc' does not end like an image file"),
         (["sample", "nowhere", "--n", "0"], "argument --n: must be an integer of at least 1"),
-        ([], "the following arguments are required: COMMAND"),
     ],
 )
 def test_bad_arguments_give_one_line(
@@ -122,6 +121,19 @@ def test_bad_arguments_give_one_line(
     assert error.startswith("genimg-fast")
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    assert "\ncommands:\n" in capsys.readouterr().out
+
+
+def test_the_usage_of_a_training_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    for model, usage in ("vae", "[options]"), ("pix2pix", "--data FOLDER [options]"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", model, "--help"])
+        assert capsys.readouterr().out.startswith(f"usage: genimg-fast train {model} {usage}\n\n")
 
 
 def test_the_help_names_all_sources_of_images(capsys: pytest.CaptureFixture[str]) -> None:

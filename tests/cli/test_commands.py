@@ -176,6 +176,22 @@ def test_a_tuple_of_several_types_is_no_option() -> None:
     assert list(options_of(pairs)) == ["same"]
 
 
+def test_a_class_has_the_help_of_its_base_class() -> None:
+    class Base:
+        """Do something.
+
+        Args:
+            n: Number of images.
+        """
+
+        def __init__(self, n: int = 1, _seen: int = 2) -> None: ...
+
+    class Derived(Base):
+        """Do something else."""
+
+    assert {name: option.help for name, option in options_of(Derived).items()} == {"n": "number of images"}
+
+
 def test_none_among_choices_makes_an_option_optional() -> None:
     def norm(*, kind: Literal["batch", None] = None) -> int:
         return 0

@@ -129,6 +129,13 @@ def test_a_run_goes_on_when_nobody_reads_what_it_prints(
     assert checkpoint.exists()
 
 
+@pytest.mark.parametrize("words", ["completion bash", "train dcgan --print-config"])
+def test_output_that_nobody_reads_is_no_error(words: str) -> None:
+    command = f"{sys.executable} -m genimg_fast {words} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], stderr=PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 INTERRUPTED = """
     import os, signal, sys, threading, time
     def interrupt():

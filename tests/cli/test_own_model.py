@@ -169,6 +169,18 @@ def test_an_error_of_the_model_names_the_flag(capsys: pytest.CaptureFixture[str]
             REGISTERED.replace("z_dim", "thing") + "add('one')",
             "one: the parameter thing has the name of something",
         ),
+        (
+            REGISTERED.replace("8,", "8, /,") + "add('one')",
+            "one: the parameter z_dim of its model cannot be given by",
+        ),
+        (
+            REGISTERED.replace("= 1)", "= 1, **more)") + "add('one')",
+            "one: the parameter more of its model cannot be",
+        ),
+        (
+            REGISTERED.replace("= 1)", "= 1, no_flip: bool = False)") + "add('one')",
+            "one: no_flip is what turns off flip: call it otherwise",
+        ),
         (REGISTERED + "add('My Model')", "a name is in lower case with hyphens, such as tiny-gan, got 'My Model'"),
         (REGISTERED.replace("Model(gf.models.DCGAN)", "Model") + "add('one')", "one: Model is no torch.nn.Module"),
         (
