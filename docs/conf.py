@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
+from typing import Any, get_type_hints
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -42,10 +43,12 @@ class PublicNames(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         package = importlib.import_module(self.arguments[0])
         lines = []
-        for name in sorted(package.__all__, key=str.lower):
-            thing = getattr(package, name)
-            if not callable(thing) or not thing.__module__.startswith("genimg_fast"):
-                continue
+        things = {name: getattr(package, name) for name in sorted(package.__all__, key=str.lower)}
+        things = {n: t for n, t in things.items() if callable(t) and t.__module__.startswith("genimg_fast")}
+        # First all of them: a class inherits what is set to another one.
+        for thing, signature in [(t, plain_signature(t)) for t in things.values() if not is_error(t)]:
+            thing.__signature__ = signature
+        for name, thing in things.items():
             lines.append(f".. auto{'class' if inspect.isclass(thing) else 'function'}:: {package.__name__}.{name}")
             if inspect.isclass(thing):
                 lines.append("   :members:")
@@ -80,6 +83,19 @@ class Trainables(SphinxDirective):
                 f"     - {thing.text}",
             ]
         return self.parse_text_to_nodes("\n".join(lines))
+
+
+def is_error(thing: object) -> bool:
+    return inspect.isclass(thing) and issubclass(thing, Exception)
+
+
+def plain_signature(thing: Any) -> inspect.Signature:
+    """Get a signature without ranges in its types; of a class, that of ``__init__``."""
+    signature = inspect.signature(thing)
+    hints = get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    parameters = [p.replace(annotation=hints.get(p.name, p.annotation)) for p in signature.parameters.values()]
+    returns = signature.empty if inspect.isclass(thing) else hints.get("return", signature.empty)
+    return signature.replace(parameters=parameters, return_annotation=returns)
 
 
 def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -63,6 +63,7 @@ class Reader:
     Args:
         read: Turns the text into the value; a ValueError says what it must be.
         metavar: What stands for the value in the help.
+        name: What stands for the reader where types are shown.
 
     Example:
         >>> from pathlib import Path
@@ -74,6 +75,10 @@ class Reader:
 
     read: Callable[[str], Any]
     metavar: str
+    name: str = ""
+
+    def __repr__(self) -> str:
+        return self.name or self.metavar
 
 
 def integers(minimum: int, maximum: int = LARGEST_INTEGER) -> Reader:
@@ -96,7 +101,9 @@ def integers(minimum: int, maximum: int = LARGEST_INTEGER) -> Reader:
             raise ValueError(f"must be an integer of at most {maximum}, got {text!r}")
         return value
 
-    return Reader(read, "N")
+    return Reader(
+        read, "N", f"integers({minimum})" if maximum == LARGEST_INTEGER else f"integers({minimum}, {maximum})"
+    )
 
 
 def numbers(words: str, accepted: Callable[[float], bool], metavar: str = "X") -> Reader:
@@ -124,7 +131,7 @@ def numbers(words: str, accepted: Callable[[float], bool], metavar: str = "X") -
             raise ValueError(f"must be a number {words}, got {text!r}")
         return value
 
-    return Reader(read, metavar)
+    return Reader(read, metavar, f"numbers({words!r})")
 
 
 def _conv_image_size(text: str) -> int:

@@ -192,6 +192,11 @@ def test_a_class_has_the_help_of_its_base_class() -> None:
     assert {name: option.help for name, option in options_of(Derived).items()} == {"n": "number of images"}
 
 
+def test_a_type_of_options_is_short_where_it_is_shown() -> None:
+    assert repr(PositiveInt) == "typing.Annotated[int, integers(1)]"
+    assert repr(Decay) == "typing.Annotated[float, numbers('from 0 to below 1')]"
+
+
 def test_none_among_choices_makes_an_option_optional() -> None:
     def norm(*, kind: Literal["batch", None] = None) -> int:
         return 0
