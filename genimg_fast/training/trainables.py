@@ -122,8 +122,9 @@ class Trainable:
 
         Raises:
             ValueError: If two things have an option of one name, a parameter of the model is neither an option
-                nor has a default, or there is a default of no option.
+                nor has a default, a parameter cannot be given by name, or there is a default of no option.
         """
+        self._check_parameters()
         engine, recipe = options_of(fit), options_of(Recipe)
         groups = {
             "data": _without(self._data_options(), "seed"),
@@ -154,6 +155,14 @@ class Trainable:
             for title, group in groups.items()
         }
 
+    def _check_parameters(self) -> None:
+        _, *of_trainer = inspect.signature(self.trainer).parameters.values()  # the first is the model
+        of_model = inspect.signature(self.model).parameters.values()
+        for whose, parameters in ("model", of_model), ("trainer", of_trainer):
+            for each in parameters:
+                if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+                    raise ValueError(f"{self.name}: the parameter {each} of its {whose} cannot be given by name")
+
     def _data_options(self) -> dict[str, Option]:
         """Get those of the data, at a size of images that the model takes."""
         options, model = self.data.options(), options_of(self.model)
@@ -172,10 +181,6 @@ class Trainable:
         found = {}
         options = options_of(self.model)
         for name, parameter in inspect.signature(self.model).parameters.items():
-            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                raise ValueError(
-                    f"{self.name}: the parameter {parameter.name} of its model cannot be given by name"
-                )
             if name in _FROM_DATA:
                 continue
             if name in options:

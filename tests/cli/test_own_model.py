@@ -171,11 +171,17 @@ def test_an_error_of_the_model_names_the_flag(capsys: pytest.CaptureFixture[str]
         ),
         (
             REGISTERED.replace("8,", "8, /,") + "add('one')",
-            "one: the parameter z_dim of its model cannot be given by",
+            "one: the parameter z_dim: int = 8 of its model cannot be",
         ),
         (
             REGISTERED.replace("= 1)", "= 1, **more)") + "add('one')",
-            "one: the parameter more of its model cannot be",
+            "one: the parameter **more of its model cannot be",
+        ),
+        (
+            "class Trainer:\n    def __init__(self, model, **more): pass\n"
+            + REGISTERED.replace("gf.training.GANTrainer", "Trainer")
+            + "add('one')",
+            "one: the parameter **more of its trainer cannot be given by name",
         ),
         (
             REGISTERED.replace("= 1)", "= 1, no_flip: bool = False)") + "add('one')",
