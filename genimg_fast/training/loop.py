@@ -169,7 +169,7 @@ def fit(
         NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
             and the last good checkpoint, which stays.
         BlockingIOError: If another process is training in the run folder.
-        OSError: If a checkpoint cannot be written.
+        OSError: If a checkpoint cannot be written, or a callback cannot start.
         KeyboardInterrupt: After Ctrl-C, when everything is saved; the message says where.
         Terminated: After SIGTERM or SIGHUP, likewise: a SystemExit with status 128 + signal.
 
