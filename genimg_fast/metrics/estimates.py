@@ -192,7 +192,7 @@ def draw_halves(groups: Tensor, sets: int, generator: torch.Generator) -> Tensor
 
 def around(value: float, error: float, *, lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
     """Make an estimate of a figure and its standard deviation."""
-    return Estimate(value, max(lowest, value - ERRORS * error), min(highest, value + ERRORS * error))
+    return Estimate(value, max(float(lowest), value - ERRORS * error), min(float(highest), value + ERRORS * error))
 
 
 def _frechet(generated: Tensor, real: Tensor, *, k: int) -> list[float]:
