@@ -6,20 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from genimg_fast._files import naming
 from genimg_fast.cli.arguments import blaming
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.checkpoint import find_checkpoint
 from genimg_fast.options import File, OptionError
 from genimg_fast.training.pictures import printable
-from genimg_fast.training.run import flat_settings, naming, read_rows
+from genimg_fast.training.run import FEW_POINTS, flat_settings, read_rows
 
 # Of the rows of statistics, what says nothing about learning.
 _NO_CURVES = ("step", "images_per_s", "memory_mb", "data_wait")
 _FIGURES = {
-    "frechet_distance": "Fréchet distance", "kernel_distance": "kernel distance", "precision": "precision",
-    "recall": "recall", "density": "density", "coverage": "coverage", "inception_score": "Inception score",
-    "class_agreement": "share of the requested class", "class_variation": "variation within a class",
-}  # fmt: skip
+    "frechet_distance": "Fréchet distance (lower is better)",
+    "kernel_distance": "kernel distance (lower is better)",
+    "precision": "precision (higher is better)",
+    "recall": "recall (higher is better)",
+    "density": "density (higher is better)",
+    "coverage": "coverage (higher is better)",
+    "inception_score": "Inception score (higher is better)",
+    "class_agreement": "share of the requested class (higher is better)",
+    "class_variation": "variation within a class (1: that of real images)",
+}
 _COLUMNS, _MOST_SETTINGS, _LONGEST = 4, 40, 36
 
 
@@ -28,7 +35,8 @@ class _Run(NamedTuple):
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     report: dict[str, Any]  # what eval.json holds
-    picture: Path | None
+    picture: Any  # of samples, opened, if there is one
+    caption: str
 
 
 def compare(run: list[Path], *, out: File = Path("comparison.png")) -> int:
@@ -48,6 +56,7 @@ def compare(run: list[Path], *, out: File = Path("comparison.png")) -> int:
     """
     if len(run) < 2:
         raise OptionError("run", f"must be two runs or more, got {len(run)}")
+    out = out if out.suffix else out.with_name(f"{out.name}.png")
     runs = []
     for path in run:
         with blaming("run"):
@@ -76,7 +85,21 @@ def _read(path: Path) -> _Run:
             raise ValueError(f"{file} is damaged: it holds no settings")
     pictures = [file for kind in ("png", "gif") for file in sorted(folder.glob(f"*-[0-9]*.{kind}"))]
     pictures.sort(key=lambda file: (file.name.startswith("samples"), file.stem.rpartition("-")[2].zfill(9)))
-    return _Run(folder.name, found["config"], read_rows(folder), found["eval"], pictures[-1] if pictures else None)
+    rows, config = read_rows(folder), found["config"]
+    if rows and "steps" in config:
+        config["steps"] = rows[-1]["step"]  # config.json has those of the first training, before any resumption
+    picture, caption = None, "no pictures"
+    if pictures:
+        picture, caption = _open_picture(pictures[-1]), pictures[-1].name
+    return _Run(folder.name, config, rows, found["eval"], picture, caption)
+
+
+def _open_picture(file: Path) -> Any:
+    try:
+        with optional_import("PIL.Image").open(file) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError) as error:  # what Pillow raises where a file is damaged
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def _differences(runs: Sequence[_Run]) -> dict[str, list[str]]:
@@ -118,7 +141,9 @@ def _draw(runs: Sequence[_Run], differences: Mapping[str, Sequence[str]], out: P
     heights = [0.35 * -(-len(runs) // 3) + 0.1, *(height for *_, height in drawn)]
     figure = optional_import("matplotlib.figure").Figure(figsize=(15, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), height_ratios=heights, squeeze=False)[:, 0]
-    colours = [f"C{k % 10}" for k in range(len(runs))]
+    colours: list[Any] = [f"C{k}" for k in range(len(runs))]
+    if len(runs) > 10:  # as many as there are by these names
+        colours = [optional_import("matplotlib").colormaps["turbo"](k / (len(runs) - 1)) for k in range(len(runs))]
     lines = optional_import("matplotlib.lines")
     handles = [lines.Line2D([], [], color=colour, linewidth=3) for colour in colours]
     legend = parts[0].legend(handles, range(len(runs)), loc="center", ncols=3, frameon=False)
@@ -147,7 +172,8 @@ def _draw_curves(part: Any, runs: Sequence[_Run], colours: Sequence[str], names:
             for key, style in ((name, "-"), (f"val_{name}", "--")):
                 points = [(r["step"], r[key]) for r in run.rows if isinstance(r.get(key), (int, float))]
                 if points:
-                    axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1)
+                    marker = "." if len(points) < FEW_POINTS else ""
+                    axes.plot(*zip(*points, strict=True), style, color=colour, linewidth=1, marker=marker)
                     held_out |= style == "--"
         axes.set_title(name + (" (dashed: of held-out data)" if held_out else ""), fontsize="medium")
         axes.set_xlabel("step")
@@ -160,10 +186,15 @@ def _draw_figures(part: Any, runs: Sequence[_Run], colours: Sequence[str], names
     title = "what eval found, with intervals of 95 %; a cross: other real images instead"
     if len(alike) > 1:
         title += "; of different features or numbers of images: these do not compare"
+    elif networks := [network for network, *_ in alike if network]:
+        title += f"; features of: {networks[0]}"
     part.suptitle(title, fontsize="medium")
     for axes, name in zip(_axes(part, len(names)), names, strict=True):
         for place, (run, colour) in enumerate(zip(runs, colours, strict=True)):
             value, best = run.report.get(name), run.report.get(f"{name}_real")
+            if not run.report:
+                where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": "small"}
+                axes.text(0.02, place, "not judged", color=colour, **where)
             if not isinstance(value, (int, float)):
                 continue
             low, high = run.report.get("intervals", {}).get(name, [value, value])
@@ -180,12 +211,9 @@ def _draw_figures(part: Any, runs: Sequence[_Run], colours: Sequence[str], names
 def _draw_pictures(part: Any, runs: Sequence[_Run], colours: Sequence[str], _: bool) -> None:
     for axes, run, colour in zip(part.subplots(1, len(runs), squeeze=False)[0], runs, colours, strict=True):
         axes.set_axis_off()
-        if run.picture is None:
-            axes.set_title("no pictures", fontsize="medium")
-            continue
-        with optional_import("PIL.Image").open(run.picture) as picture:
-            axes.imshow(picture.convert("RGB"), interpolation="antialiased")
-        axes.set_title(f"{run.picture.name}", fontsize="medium", color=colour, parse_math=False)
+        if run.picture is not None:
+            axes.imshow(run.picture, interpolation="antialiased")
+        axes.set_title(run.caption, fontsize="medium", color=colour, parse_math=False)
 
 
 def _draw_settings(

@@ -164,8 +164,7 @@ def _judge_run(args: _Options, run: Path) -> tuple[dict[str, Any], tuple[Any, st
         raise OptionError("run", f"{config['model']} does not generate images by itself")
     reference, others, training = _real_images(args, model, config)
     beside = args.cache or find_run(run)
-    classifier = _classifier(args, training, beside)
-    network = _network(args, classifier, training.source)
+    network, classifier = _networks(args, training, beside)
     model.to(args.device)
     torch.manual_seed(args.seed)
     untrained = create_model(config["model"], **config["model_args"]).to(args.device)
@@ -221,8 +220,7 @@ def _judge_pictures(args: _Options, samples: Path, real: str, image_size: int | 
         raise OptionError("samples", "and --real need at least 2 pictures each")
     resized = [name for name, found in sides.items() if found not in (None, (side, True))]
     alike = f"all at {side}x{side}" + (f", {' and '.join(resized)} resized" if resized else "")
-    classifier = _classifier(args, reference, args.cache)
-    network = _network(args, classifier, real)
+    network, classifier = _networks(args, reference, args.cache)
     with blaming("cache"):
         seen = real_features(pictures, network, cache=args.cache, progress=True)
         known = real_features(others, network, cache=args.cache, progress=True)
@@ -273,7 +271,7 @@ class _Report:
             more = f", of at most {self.network.num_classes}" if name == "inception_score" else ""
             if name == "frechet_distance" and suffix == "" and estimate.bias > 0:
                 more = f"; so few add about {_number(estimate.bias)}"
-            line = _line(estimate, f"{self._names[name]} ({self.network.identity}) of {of}{more}")
+            line = _line(estimate, f"{self._names[name]} of {of}{more}")
             self._lines[name].append(line)
 
     def write(self) -> None:
@@ -295,11 +293,11 @@ class _Report:
         shares = found.agreement_by_class
         self.values["class_agreement_by_class"] = [None if math.isnan(share) else share for share in shares]
         n = len(requested)
-        by = f"({classifier.identity})"
-        print(_line(found.agreement, f"share of the requested class {by} of {n} generated images"))
+        by = f" ({classifier.identity})" * (classifier is not self.network)
+        print(_line(found.agreement, f"share of the requested class{by} of {n} generated images"))
         if found.variation is not None:
             self._keep("class_variation", found.variation)
-            print(_line(found.variation, f"variation within a class {by} of {n} generated images, over that of "
+            print(_line(found.variation, f"variation within a class{by} of {n} generated images, over that of "
                         f"{len(labels)} real ones"))  # fmt: skip
 
     def _keep(self, name: str, estimate: Estimate) -> None:
@@ -312,8 +310,11 @@ def _number(value: float) -> str:
 
 
 def _line(estimate: Estimate, what: str) -> str:
-    interval = f"[{_number(estimate.low)}, {_number(estimate.high)}]"
-    return f"  {_number(estimate.value):>10} {interval:<20}  {what}"
+    largest = max(map(abs, estimate[:3]))
+    digits = (2 if largest < 1 else 3) - math.floor(math.log10(largest)) if largest > 0 else 3
+    decimals = min(6, max(0, digits))
+    value, low, high = (f"{each:.{decimals}f}" for each in estimate[:3])
+    return f"  {value:>9} {f'[{low}, {high}]':<22}  {what}"
 
 
 def _by(network: FeatureNetwork) -> str:
@@ -349,35 +350,38 @@ def _real_images(args: _Options, model: Any, config: dict[str, Any]) -> tuple[Re
 
 
 def _classifier(args: _Options, real: Real, cache: Path | None) -> ClassifierNetwork | None:
-    """Train a classifier on real images, if they have classes; say how it does."""
+    """Train a classifier on real images, if they have classes; say how it does, and what judges if it does not."""
     if len(real.dataset.class_names) < 2:
         if args.features == "classifier":
             raise OptionError(
                 "features", f"classifier needs images of two classes or more, and {real.source} has one"
             )
+        if args.features is None:
+            print(f"{real.source} has no classes for a classifier to learn: features of an untrained network")
         return None
     with blaming("features", (ValueError,)), blaming("cache", (OSError,)):
         network = ClassifierNetwork(real.dataset, cache=cache, device=args.device, progress=True)
     useless = network.accuracy < _READABLE and args.features != "classifier"
     print(f"{network.identity} of {network.num_classes} classes reads {network.accuracy:.1%} right of "
           f"{network.held_out} {real.kind()} of {real.source} that it has not seen"
-          f"{': too few to judge by' * useless}")  # fmt: skip
+          f"{': too few to judge by' * useless}"
+          f"{', so features of an untrained network' * (useless and args.features is None)}")  # fmt: skip
     return None if useless else network
 
 
-def _network(args: _Options, classifier: ClassifierNetwork | None, source: str) -> FeatureNetwork:
-    """Get the network that judges."""
+def _networks(args: _Options, real: Real, cache: Path | None) -> tuple[FeatureNetwork, ClassifierNetwork | None]:
+    """Get the network that judges; then, since it takes longest, a classifier of images that have classes."""
+    network: FeatureNetwork = RandomNetwork()
     if args.features == "inception":
         with blaming("weights"):
-            return InceptionNetwork(args.weights, download=args.source.download).to(args.device)
-    if args.features is not None and args.features.startswith("fidelity:"):
+            network = InceptionNetwork(args.weights, download=args.source.download)
+    elif args.features is not None and args.features.startswith("fidelity:"):
         with blaming("features"):
-            return FidelityNetwork(args.features.removeprefix("fidelity:")).to(args.device)
-    if args.features != "random" and classifier is not None:
-        return classifier
-    if args.features is None and classifier is None:
-        print(f"{source} has no classes for a classifier to learn: features of an untrained network")
-    return RandomNetwork().to(args.device)
+            network = FidelityNetwork(args.features.removeprefix("fidelity:"))
+    classifier = _classifier(args, real, cache)
+    if args.features in (None, "classifier") and classifier is not None:
+        return classifier, classifier
+    return network.to(args.device), classifier
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from genimg_fast import nn
 from genimg_fast._images import check_layout, check_values
 from genimg_fast.data import ImageDataset, batches
 from genimg_fast.data.dataset import content_hash
-from genimg_fast.metrics.estimates import Estimate, draw_sets, estimate
+from genimg_fast.metrics.estimates import ERRORS, Estimate, around, draw_halves
 from genimg_fast.metrics.features import bar, cached
 from genimg_fast.metrics.networks import FeatureNetwork
 
@@ -173,14 +173,15 @@ def judge_classes(
         features: Features of the samples, (n, dim): a network's, or pixels.
         real_labels: Classes of real images, (m,).
         real_features: Their features, (m, dim).
-        resamples: Sets to draw for the confidence intervals; see :func:`compare_features`.
+        resamples: Halves of each class to draw for the interval of the variation, at least 2; see
+            :func:`compare_features`.
         seed: Decides the draws.
 
     Returns:
-        Agreement and variation.
+        Agreement, with Wilson's interval of a share of independent samples, and variation.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or there are too few resamples.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -195,9 +196,7 @@ def judge_classes(
             f"labels and features must be of the same sets, got {', '.join(map(str, lengths))} of them"
         )
     generator = torch.Generator().manual_seed(seed)
-    counts, real_counts = (
-        draw_sets(len(labels), resamples, generator).to(labels.device) for labels in (requested, real_labels)
-    )
+    halves, real_halves = (draw_halves(labels, resamples, generator) for labels in (requested, real_labels))
     right = (requested == judged).double()
     classes = int(max(requested.max(), real_labels.max())) + 1
     sums = torch.zeros(classes, dtype=torch.float64, device=right.device).index_add_(0, requested, right)
@@ -205,15 +204,22 @@ def judge_classes(
     both = ((known[0] > 1) & (known[1] > 1)).nonzero()[:, 0].to(features.device)
     variation = None
     if len(both) > 0:
-        mine = _spreads(features, requested, counts, both)
-        reals = _spreads(real_features, real_labels, real_counts, both)
+        mine = _spreads(features, requested, halves.double(), both)
+        reals = _spreads(real_features, real_labels, real_halves.double(), both)
         ratios = mine / reals.clamp(min=1e-12)
-        variation = estimate(float(ratios[0]), ratios[1:], biased=True)
+        variation = around(float(ratios[0]), float(ratios[1:].std()), lowest=0)
     return ClassReport(
-        agreement=estimate(float(right.mean()), counts @ right / len(right)),
+        agreement=_share(float(right.mean()), len(right)),
         variation=variation,
         agreement_by_class=(sums.cpu() / known[0]).tolist(),
     )
+
+
+def _share(value: float, n: int) -> Estimate:
+    """Make an estimate of a share of ``n``, with Wilson's interval, which has a width at 0 and 1, too."""
+    z = ERRORS**2 / n
+    middle, error = value + z / 2, (z * (value * (1 - value) + z / 4)) ** 0.5
+    return Estimate(value, min(value, (middle - error) / (1 + z)), max(value, (middle + error) / (1 + z)))
 
 
 def _spreads(features: Tensor, labels: Tensor, counts: Tensor, classes: Tensor) -> Tensor:

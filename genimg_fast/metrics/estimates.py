@@ -12,7 +12,7 @@ from genimg_fast.metrics.kernel import kernel_distance, weighted_distances
 from genimg_fast.metrics.neighbours import check_features, density_coverage, precision_recall
 
 CONFIDENCE = 0.95
-_ERRORS = 1.96  # standard deviations to either side that make up such an interval
+ERRORS = 1.96  # standard deviations to either side that make up such an interval
 _SUBSETS = 100  # for a kernel distance
 _MOST_OPERATIONS = 5e12  # that resampled figures may cost: a minute or two on two cores
 _FEWEST_RESAMPLES = 20
@@ -86,14 +86,12 @@ def compare_features(
     check_features(generated, real)
     if generated.dtype != real.dtype:
         raise ValueError(f"features must be of one type, got {generated.dtype} and {real.dtype}")
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, got {resamples}")
     figures = list(FIGURES) if figures is None else list(figures)
     if unknown := [name for name in figures if name not in FIGURES]:
         raise ValueError(f"figures must be some of {', '.join(FIGURES)}, got {unknown[0]!r}")
     generator = torch.Generator().manual_seed(seed)
     sides = (generated, real)
-    halves = [_draw_halves(len(side), resamples, generator).to(side.device) for side in sides]
+    halves = [draw_halves(side.new_zeros(len(side)).long(), resamples, generator) for side in sides]
     n, dim = len(generated) + len(real), generated.shape[1]
     found: dict[str, Estimate] = {}
 
@@ -107,7 +105,7 @@ def compare_features(
             resampled.append(judge_sets(a, b, k=min(k, len(a) - 1, len(b) - 1)))
         others = torch.tensor(resampled, dtype=torch.float64).T
         for name, value, values in zip(names, judge_sets(*sides, k=k), others, strict=True):
-            found[name] = _around(value, float(values.std()), lowest=0, highest=_HIGHEST.get(name, math.inf))
+            found[name] = around(value, float(values.std()), lowest=0, highest=_HIGHEST.get(name, math.inf))
             if name == "frechet_distance":
                 found[name] = found[name]._replace(bias=float(values.mean()) - value)
 
@@ -115,7 +113,7 @@ def compare_features(
     if "kernel_distance" in figures:
         value, std = kernel_distance(generated, real, subsets=_SUBSETS, seed=seed)
         others = weighted_distances(generated, real, *(half.double() for half in halves))
-        found["kernel_distance"] = _around(value, math.hypot(float(others.std()), std / math.sqrt(_SUBSETS)))
+        found["kernel_distance"] = around(value, math.hypot(float(others.std()), std / math.sqrt(_SUBSETS)))
     operations = (n / 2) ** 2 * (2 * dim + 100)  # to compute, and compare, each distance of a pair
     judge(["precision", "recall"], precision_recall, 3, operations)
     judge(["density", "coverage"], density_coverage, 5, operations)
@@ -132,15 +130,16 @@ def inception_score(logits: Tensor, *, splits: int = 10, resamples: int = 200, s
     Args:
         logits: A classifier's logits for images, (n, num_classes).
         splits: Number of splits, over whose scores the mean is taken.
-        resamples: Sets to draw, with replacement, for the interval.
+        resamples: Halves of each split to draw for the interval, at least 2; see :func:`compare_features`.
         seed: Decides the draws.
 
     Returns:
-        The score. Sets with copies score less: its interval, by the bootstrap, is moved back by the difference,
-        which is returned as ``bias``.
+        The score. Small splits score higher than large ones, and halves more so: the difference is returned as
+        ``bias``, and the interval is one of the score for so many images.
 
     Raises:
-        ValueError: If the shape is another, there are fewer logits than splits, or they are not finite.
+        ValueError: If the shape is another, there are fewer logits than splits, they are not finite, or there are
+            too few resamples.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -150,46 +149,50 @@ def inception_score(logits: Tensor, *, splits: int = 10, resamples: int = 200, s
     score = InceptionScore(logits.shape[-1], splits=splits, device=logits.device)
     score.update(logits)
     value = score.compute()[0]
-    counts = draw_sets(len(logits), resamples, torch.Generator().manual_seed(seed)).to(logits.device)
+    groups = torch.arange(len(logits), device=logits.device) % splits
+    halves = draw_halves(groups, resamples, torch.Generator().manual_seed(seed)).double()
     log_p = logits.double().log_softmax(1)
     p = log_p.exp()
     entropy = torch.special.entr(p).sum(1)
-    total, filled = (torch.zeros(resamples, dtype=torch.float64, device=logits.device) for _ in range(2))
+    scores = torch.zeros(resamples, dtype=torch.float64, device=logits.device)
     for split in range(splits):
-        weights = counts[:, split::splits]
-        size = weights.sum(1).clamp(min=1)
+        weights = halves[:, split::splits]
+        size = weights.sum(1)
         marginal = torch.special.entr(weights @ p[split::splits] / size[:, None]).sum(1)
-        total += (marginal - weights @ entropy[split::splits] / size).exp() * (weights.sum(1) > 0)
-        filled += weights.sum(1) > 0
-    return estimate(value, total / filled, biased=True)
+        scores += (marginal - weights @ entropy[split::splits] / size).exp() / splits
+    found = around(value, float(scores.std()), lowest=1, highest=logits.shape[-1])
+    return found._replace(bias=float(scores.mean()) - value)
 
 
-def draw_sets(n: int, sets: int, generator: torch.Generator) -> Tensor:
-    """Draw sets of ``n`` out of ``n`` with replacement: how often each is in each, float64 of shape (sets, n)."""
-    chosen = torch.randint(n, (sets, n), generator=generator)
-    return torch.zeros(sets, n, dtype=torch.float64).scatter_add_(1, chosen, torch.ones(sets, n).double())
+def draw_halves(groups: Tensor, sets: int, generator: torch.Generator) -> Tensor:
+    """Draw halves of each group, of at least two members if it has them, without replacement.
+
+    Args:
+        groups: The group of each member, int64 of shape (n,).
+        sets: Number of draws.
+        generator: Of the random numbers, on the CPU.
+
+    Returns:
+        Whether each is in each: bool of shape (sets, n), on the groups' device.
+
+    Raises:
+        ValueError: If there are fewer than two sets, which have no deviation.
+    """
+    if sets < 2:
+        raise ValueError(f"resamples must be at least 2, got {sets}")
+    known = groups.cpu()
+    sizes = known.bincount()
+    # Group by group, in random order within each.
+    order = (known + torch.rand(sets, len(known), generator=generator, dtype=torch.float64)).argsort(1)
+    places = torch.arange(len(known)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    first = places < (sizes // 2).clamp(min=2).repeat_interleave(sizes)
+    chosen = torch.zeros(sets, len(known), dtype=torch.bool).scatter_(1, order, first.expand(sets, -1))
+    return chosen.to(groups.device)
 
 
-def estimate(value: float, resampled: Tensor, *, biased: bool = False) -> Estimate:
-    """Make an estimate of a figure and its values for resampled sets."""
-    bias = float(resampled.mean()) - value if biased else 0.0
-    tail = (1 - CONFIDENCE) / 2
-    ends = resampled.double().quantile(
-        torch.tensor([tail, 1 - tail], dtype=torch.float64, device=resampled.device)
-    )
-    low, high = (ends - bias).tolist()
-    return Estimate(value, low, high, bias)
-
-
-def _draw_halves(n: int, sets: int, generator: torch.Generator) -> Tensor:
-    """Draw halves of ``n``, of at least two: whether each is in each, bool of shape (sets, n)."""
-    chosen = torch.rand(sets, n, generator=generator).argsort(1)[:, : max(2, n // 2)]
-    return torch.zeros(sets, n, dtype=torch.bool).scatter_(1, chosen, value=True)
-
-
-def _around(value: float, error: float, *, lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
+def around(value: float, error: float, *, lowest: float = -math.inf, highest: float = math.inf) -> Estimate:
     """Make an estimate of a figure and its standard deviation."""
-    return Estimate(value, max(lowest, value - _ERRORS * error), min(highest, value + _ERRORS * error))
+    return Estimate(value, max(float(lowest), value - ERRORS * error), min(float(highest), value + ERRORS * error))
 
 
 def _frechet(generated: Tensor, real: Tensor, *, k: int) -> list[float]:

@@ -75,7 +75,7 @@ def export(
 
     Raises:
         ValueError: If the model has no such part, or an argument does not fit.
-        RuntimeError: If the program computes something else.
+        RuntimeError: If the program computes something else, or ONNX Runtime cannot run one in this precision.
         FileNotFoundError: If there is no model.
         OSError: If the file cannot be written.
         ImportError: If a package that writes or checks the file is missing.
@@ -242,7 +242,13 @@ def _save_onnx(program: Any, path: Path, part: _Part, shapes: Any) -> Callable[[
             program, (), path, dynamo=True, verbose=False, external_data=False, dynamic_shapes=shapes,
             input_names=list(part.inputs), output_names=list(part.outputs),
         )  # fmt: skip
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of classes of its own
+        dtype = next(tensor.dtype for tensor in program.state_dict.values() if tensor.is_floating_point())
+        hint = "" if dtype == torch.float32 else ": export model.float() instead"
+        what = " ".join(str(error).replace(str(path), "the file").split())
+        raise RuntimeError(f"ONNX Runtime cannot run this model in {dtype}{hint} ({what})") from error
 
     def run(inputs: tuple[Tensor, ...]) -> Any:
         arrays = {name: value.cpu().numpy() for name, value in zip(part.inputs, inputs, strict=True)}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
@@ -79,14 +80,15 @@ class BaseModel(nn.Module):
         """Write ``config.json`` and ``model.safetensors``.
 
         Args:
-            folder: Where to; made if it is missing. In the folder of this model's run, ``config.json`` stays as it
-                is.
+            folder: Where to; made if it is missing.
             config: What else to say of the model, such as ``{"classes": ["cat", "dog"]}``, which the commands that
                 use a model show.
 
         Raises:
-            ValueError: If the class is not registered, an argument of the model is nothing that JSON holds, or
-                ``folder`` holds another model.
+            ValueError: If the class is not registered, an argument of the model is nothing that JSON holds, its
+                state has more than plain tensors, or ``folder`` holds another model or a run, with a model of its
+                own.
+            TypeError: If ``config`` is nothing that JSON holds.
             OSError: If a file cannot be written.
             ImportError: If safetensors is missing.
 
@@ -104,14 +106,21 @@ class BaseModel(nn.Module):
         before = read_config(folder) if (folder / _CONFIG).exists() else {}
         if before and not self._is_described_by(before):
             raise ValueError(f"{folder} holds another model: {before.get('model')!r}, or with other arguments")
+        if (folder / _CHECKPOINT).exists():
+            raise ValueError(f"{folder} is the folder of a run, which has a model: choose another one")
+        text = json.dumps({**before, **(config or {}), **settings}, indent=2) + "\n"
         save_file = optional_import("safetensors.torch", "hub").save_file
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        state = self.state_dict()
+        if odd := [name for name, value in state.items() if type(value) is not Tensor]:
+            what = f"{odd[0]} is of type {type(state[odd[0]]).__name__}"
+            raise ValueError(f"{_WEIGHTS} holds whole, plain tensors, and {what}")
+        # Copies, since the file takes no two that share memory.
+        weights = {name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / _WEIGHTS) as temporary:
             save_file(weights, temporary, {"format": "pt"})
-        if not (folder / _CHECKPOINT).exists():
-            with replacing(folder / _CONFIG) as temporary:
-                temporary.write_text(json.dumps({**before, **(config or {}), **settings}, indent=2) + "\n")
+        with replacing(folder / _CONFIG) as temporary:
+            temporary.write_text(text)
 
     @classmethod
     def from_pretrained(cls: type[_Model], source: Source, **hub: Any) -> _Model:
@@ -119,7 +128,7 @@ class BaseModel(nn.Module):
 
         Args:
             source: A folder, or a checkpoint, or ``"owner/name"`` on the hub, which is downloaded unless it has
-                been before. Of a folder with both, ``model.safetensors`` is taken.
+                been before.
             **hub: For a model on the hub: arguments of ``huggingface_hub.snapshot_download``, such as
                 ``revision``.
 
@@ -146,7 +155,7 @@ class BaseModel(nn.Module):
             folder = _download(str(source), hub)
         if folder.is_dir() and not any((folder / file).is_file() for file in (_WEIGHTS, _CHECKPOINT)):
             raise FileNotFoundError(f"{folder} holds neither {_WEIGHTS} nor {_CHECKPOINT}")
-        model = (_load_folder if (folder / _WEIGHTS).is_file() else load_run)(folder)[0]
+        model = load_run(folder)[0]
         if not isinstance(model, cls):
             raise ValueError(f"{source} holds a {type(model).__name__}, not a {cls.__name__}")
         return model

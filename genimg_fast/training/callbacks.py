@@ -1,5 +1,6 @@
 """Hooks of a training, and ready ones for TensorBoard, Weights & Biases and MLflow."""
 
+import importlib.util
 import os
 import time
 import uuid
@@ -8,11 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
-from genimg_fast.training.processes import rank
+from genimg_fast.training.processes import raised_in_all, rank
 from genimg_fast.training.run import RunFolder, flat_settings
 
 Status = Literal["finished", "interrupted", "failed"]
@@ -21,8 +23,8 @@ Status = Literal["finished", "interrupted", "failed"]
 class Callback:
     """What :func:`fit` tells of a training. A subclass writes the methods that it wants; the others do nothing.
 
-    An exception of a method is a warning, and the training goes on; one of :meth:`on_start` also ends the calls.
-    Of several processes, the first one calls.
+    What cannot start ends the training before its first step; an exception of another method is a warning. Of
+    several processes, the first one calls.
 
     Example:
         >>> import genimg_fast as gf
@@ -163,7 +165,8 @@ class MLflowLogger(Callback):
     Args:
         experiment: The experiment, made if it is missing; by default that of ``MLFLOW_EXPERIMENT_NAME``, else
             "genimg_fast".
-        tracking_uri: Server, database or folder; by default MLflow's own, ``MLFLOW_TRACKING_URI``.
+        tracking_uri: Server, database or folder; by default MLflow's own, ``MLFLOW_TRACKING_URI``, or else, where
+            the packages of its default, a database, are missing, the folder ``mlruns``.
 
     Raises:
         ImportError: If mlflow is missing.
@@ -178,13 +181,17 @@ class MLflowLogger(Callback):
 
     def __init__(self, experiment: str | None = None, *, tracking_uri: str | None = None) -> None:
         self.experiment = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "genimg_fast")
-        self.tracking_uri = tracking_uri
         self._mlflow: Any = optional_import("mlflow", "mlflow")
+        if tracking_uri is None and not self._mlflow.is_tracking_uri_set():
+            tracking_uri = "mlruns" if importlib.util.find_spec("sqlalchemy") is None else None
+        self.tracking_uri = tracking_uri or self._mlflow.get_tracking_uri()
         self._client: Any = None
         self._number = ""
 
     def on_start(self, run: RunFolder | None, step: int) -> None:
         """Begin a run."""
+        if urlsplit(self.tracking_uri).scheme in ("", "file"):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without it, MLflow refuses folders
         self._client = self._mlflow.MlflowClient(self.tracking_uri)
 
         def begin() -> str:
@@ -224,10 +231,13 @@ class MLflowLogger(Callback):
 
 @contextmanager
 def calling(callbacks: Sequence[Callback], run: RunFolder | None, step: int) -> Iterator[Callable[..., None]]:
-    """Start callbacks, and end them; whatever they raise is a warning.
+    """Start callbacks, and end them; what they raise in between is a warning.
 
     Yields:
         What calls a method of all of them: its name, and its arguments.
+
+    Raises:
+        OSError: If one cannot start.
     """
     started: list[Callback] = []
 
@@ -235,11 +245,16 @@ def calling(callbacks: Sequence[Callback], run: RunFolder | None, step: int) -> 
         for callback in started:
             _call(callback, method, *arguments)
 
-    for callback in callbacks if rank() == 0 else []:
-        if _call(callback, "on_start", run, step):
-            started.append(callback)
     status: Status = "failed"
     try:
+        with raised_in_all():
+            for callback in callbacks if rank() == 0 else []:
+                try:
+                    callback.on_start(run, step)
+                except Exception as error:  # whatever it is
+                    name = type(callback).__name__
+                    raise OSError(f"{name} cannot start: {type(error).__name__}: {error}") from error
+                started.append(callback)
         yield call
         status = "finished"
     except (KeyboardInterrupt, SystemExit):
@@ -249,15 +264,12 @@ def calling(callbacks: Sequence[Callback], run: RunFolder | None, step: int) -> 
         call("on_end", status)
 
 
-def _call(callback: Callback, method: str, *arguments: Any) -> bool:
-    """Call a method; return whether it went well."""
+def _call(callback: Callback, method: str, *arguments: Any) -> None:
     try:
         getattr(callback, method)(*arguments)
     except Exception as error:  # whatever it is, the training is worth more
         name = f"{type(callback).__name__}.{method}"
         warnings.warn(f"{name} failed: {type(error).__name__}: {error}", stacklevel=4)
-        return False
-    return True
 
 
 def _number_of(run: RunFolder, service: str, make: Callable[[], str]) -> str:

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+import os
 import resource
 import signal
 import sys
@@ -169,7 +170,7 @@ def fit(
         NonFiniteLossError: If a loss or, at a checkpoint, a weight is NaN or infinite. The message names the step
             and the last good checkpoint, which stays.
         BlockingIOError: If another process is training in the run folder.
-        OSError: If a checkpoint cannot be written.
+        OSError: If a checkpoint cannot be written, or a callback cannot start.
         KeyboardInterrupt: After Ctrl-C, when everything is saved; the message says where.
         Terminated: After SIGTERM or SIGHUP, likewise: a SystemExit with status 128 + signal.
 
@@ -246,6 +247,7 @@ def fit(
                 taken += processes * len(images) * frames
                 pending.append(trainer.step(images, labels))
                 step = trainer.steps_done
+                show(step, None)
                 tell("on_step", step, pending[-1])
 
                 signum = highest_of_processes(signals[0] if signals else 0, trainer.device)
@@ -479,24 +481,33 @@ def _blaming_checkpoint(run: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(show: bool, initial: int, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Yield what shows the number of a step and a text: a bar on a terminal, else lines."""
-    if show and sys.stderr.isatty():
+def _progress(show: bool, initial: int, total: int) -> Iterator[Callable[[int, str | None], None]]:
+    """Yield what shows the number of a step, and a text if there is one: a bar on a terminal, else lines."""
+    if show and _terminal_width() > 0:
         with optional_import("tqdm").tqdm(initial=initial, total=total, unit="step", mininterval=0.2) as bar:
 
-            def update(step: int, text: str) -> None:
-                bar.set_postfix_str(text, refresh=False)
+            def update(step: int, text: str | None) -> None:
+                if text is not None:
+                    bar.set_postfix_str(text, refresh=False)
                 bar.update(step - bar.n)
 
             yield update
         return
 
-    def write(step: int, text: str) -> None:
-        if show:
+    def write(step: int, text: str | None) -> None:
+        if show and text is not None:
             with suppress(OSError):  # a full disk, say: the training is worth more
                 print(f"step {step}/{total}: {text}", file=sys.stderr, flush=True)
 
     yield write
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal that stderr is; 0 if it is none, or does not say."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
+    except (OSError, ValueError):
+        return 0
 
 
 @contextmanager

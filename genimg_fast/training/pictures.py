@@ -38,7 +38,7 @@ class Picture:
             height, width), sequences, of shape (n, frames, channels, height, width), or several of these by name.
         columns: Examples in a row; by default, as :func:`save_grid` chooses.
         generated: The images that get a border; see :func:`save_grid`.
-        column_classes: Numbers of the classes that the columns show, if they do.
+        column_classes: Numbers of the classes that the columns show, if they do; None: that of the one before.
         row_classes: Those of the rows.
         column_labels: Texts above the columns, by default the classes' names.
         bounce: Whether an animation plays forth and back instead of from the beginning again.
@@ -53,7 +53,7 @@ class Picture:
     images: Panels
     columns: int | None = None
     generated: Tensor | None = None
-    column_classes: Sequence[int] | None = None
+    column_classes: Sequence[int | None] | None = None
     row_classes: Sequence[int] | None = None
     column_labels: Sequence[str] | None = None
     bounce: bool = False
@@ -86,8 +86,10 @@ class Picture:
             ImportError: If Pillow or matplotlib is missing.
         """
 
-        def named(classes: Sequence[int] | None) -> list[str] | None:
-            return None if classes is None else [class_names[k] if class_names else str(k) for k in classes]
+        def named(classes: Sequence[int | None] | None) -> list[str] | None:
+            if classes is None:
+                return None
+            return ["" if k is None else class_names[k] if class_names else str(k) for k in classes]
 
         options: dict[str, Any] = {
             "columns": self.columns, "scale": scale, "generated": self.generated, "plain": plain,
@@ -141,7 +143,7 @@ def class_layout(
         n = n or 64
         columns = _columns(n, 1, 1, 1)
         labels = torch.full((n,), label, device=device)
-        return n, labels, {"columns": columns, "column_classes": [label] * columns}
+        return n, labels, {"columns": columns, "column_classes": [label, *[None] * (columns - 1)]}
     if classes <= _CLASSES_ACROSS:
         n = n or SAMPLES_OF_A_CLASS * classes
         labels = torch.arange(n, device=device) % classes

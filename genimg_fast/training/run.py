@@ -24,6 +24,7 @@ from genimg_fast.training.pictures import Picture, printable
 
 # Settings that a run may be resumed with in another form.
 _MAY_CHANGE = {"steps", "device", "versions", "code", "memory", "cache", "workers", "skip_broken"}
+FEW_POINTS = 10  # of a curve: fewer are marked
 _ROOM = LONGEST_NAME - len("00000-")  # for the name of a run
 
 
@@ -265,7 +266,9 @@ class RunFolder:
         for axes, names in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
             for name in names:
                 held_out = f"val_{name}"
-                (line,) = axes.plot(*_points(rows, name), label=name, linewidth=1)
+                points = _points(rows, name)
+                marker = "." if len(points[0]) < FEW_POINTS else ""
+                (line,) = axes.plot(*points, label=name, linewidth=1, marker=marker)
                 if any(held_out in row for row in rows):
                     style = {"color": line.get_color(), "linestyle": "--", "linewidth": 1, "marker": "."}
                     axes.plot(*_points(rows, held_out), label=held_out, **style)

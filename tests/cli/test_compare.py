@@ -65,11 +65,14 @@ def test_panels(runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "comparison.png")]) == 0
     (page,) = drawn
     axes = {axes.get_title(): axes for part in page.subfigs for axes in part.axes}
-    assert {"loss (dashed: of held-out data)", "loss_d", "Fréchet distance", "samples-000010.png"} <= axes.keys()
+    title = "Fréchet distance (lower is better)"
+    assert {"loss (dashed: of held-out data)", "loss_d", title, "samples-000010.png"} <= axes.keys()
     assert "memory_mb" not in axes
     assert [line.get_ydata().tolist() for line in axes["loss_d"].lines] == [[1.0]]
     assert len(axes["loss (dashed: of held-out data)"].lines) == 4
-    interval = axes["Fréchet distance"].containers[0]
+    assert [line.get_marker() for line in axes["loss_d"].lines] == ["."]  # a line of one point does not show
+    assert [text.get_text() for text in axes[title].texts] == ["not judged", "not judged"]
+    interval = axes[title].containers[0]
     assert (interval.has_xerr, interval.lines[0].get_xdata().tolist()) == (True, [3.0])
 
 
@@ -81,13 +84,29 @@ def test_runs_of_one_name_go_by_their_paths(
     assert capsys.readouterr().out.splitlines()[0].split() == [str(runs[0]), str(other)]
 
 
+def test_steps_are_those_trained_for_and_colours_do_not_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [make_run(tmp_path, f"run-{k}", {"steps": 5}, [{"step": 5 + (k == 0), "loss": 1.0}]) for k in range(12)]
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *map(str, runs), "--out", "all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[1].split(), lines[-1]] == [["steps", "6", *["5"] * 11], "all.png"]
+    with Image.open("all.png") as opened:
+        pixels = opened.convert("RGB").crop((0, 0, opened.width, opened.height // 4))  # the legend
+    assert sum(n > 20 for n, colour in pixels.getcolors(1 << 20) if max(colour) - min(colour) > 30) >= 12
+
+
 def test_bad_use_gives_one_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = make_run(tmp_path, "damaged", {}, [])
     (damaged / "eval.json").write_text("{")
+    no_picture = make_run(tmp_path, "no-picture", {}, [])
+    (no_picture / "samples-000010.png").write_bytes(b"no picture")
     for flags, message in (
         ([runs[0]], "argument RUN: must be two runs or more, got 1"),
         ([runs[0], tmp_path / "none"], "argument RUN: no checkpoint at "),
         ([runs[0], damaged], f"argument RUN: {damaged / 'eval.json'} is damaged: "),
+        ([runs[0], no_picture], "samples-000010.png is damaged: "),
         ([*runs, "--out", tmp_path / "missing" / "a.png"], "argument --out: "),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -66,11 +66,15 @@ def test_a_run_on_images_of_classes(out: Path, tmp_path: Path, capsys: pytest.Ca
             value = found[figure + suffix]
             low, high = found["intervals"][figure + suffix]
             assert low <= value <= high
-            wanted = f"{value:.4g} [{low:.4g}, {high:.4g}]"
-            assert any(wanted in line and f"{words} ({name}) of {images}" in line for line in lines)
+            (line,) = (line for line in lines if f"  {words} of {images}" in line)
+            shown, interval = line[:12].strip(), line[12:].partition("]")[0].strip(" [").split(", ")
+            assert [float(each) for each in (shown, *interval)] == pytest.approx(
+                [value, low, high], abs=1e-2 * high
+            )
+            assert len({len(each.partition(".")[2]) for each in (shown, *interval)}) == 1  # decimals
     assert {name + suffix for name in FIGURES for suffix in of} <= found["intervals"].keys()
     assert found["confidence"] == 0.95
-    assert sum(f"Inception score ({name}) of 40 generated images, of at most 10" in line for line in lines) == 1
+    assert sum("Inception score of 40 generated images, of at most 10" in line for line in lines) == 1
     assert (tmp_path / "roc.png").is_file()
     assert 0 <= found["auc"] <= 1
 
@@ -172,7 +176,8 @@ def test_published_features(
     assert found["inception_score"] == pytest.approx(theirs["inception_score_mean"], rel=1e-5)
     assert (found["precision"], found["recall"]) == (theirs["precision"], theirs["recall"])
     printed = capsys.readouterr().out
-    assert "FID (Inception v3 of torch-fidelity, other weights than published, " in printed
+    assert "features of: Inception v3 of torch-fidelity, other weights than published, " in printed
+    assert "  FID of 8 samples and 8 real images" in printed
     assert "compare with published" not in printed
 
 
@@ -208,8 +213,21 @@ def test_bad_use_gives_one_line(
     stand_for = {"RUN": str(out / "00000-dcgan-digits"), "PLAIN": str(out / "plain")}
     with pytest.raises(SystemExit, match="2"):
         main(["eval", *(stand_for.get(flag, flag) for flag in flags)])
-    (line,) = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
     assert message in line
+    assert "reads" not in printed.out  # no classifier was trained first
+
+
+def test_a_classifier_that_reads_too_little(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genimg_fast.cli.evaluate._READABLE", 1.1)
+    found = report_of(tmp_path, "--samples", out / "plain", "--real", out / "classes")
+    assert found["network"] == "untrained network"
+    printed = capsys.readouterr().out
+    assert "has not seen: too few to judge by, so features of an untrained network\n" in printed
+    assert "has no classes" not in printed
 
 
 def test_classes_without_samples_are_null(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,23 @@
+from functools import partial
+
 import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from genimg_fast.metrics import (
+    Estimate,
     GaussianStatistics,
     compare_features,
     density_coverage,
     frechet_distance,
     inception_score,
+    judge_classes,
     kernel_distance,
     neighbours,
     precision_recall,
 )
-from genimg_fast.metrics.estimates import FIGURES, draw_sets
+from genimg_fast.metrics.estimates import FIGURES, draw_halves
 from genimg_fast.metrics.kernel import weighted_distances
 
 
@@ -137,13 +141,34 @@ def test_score_and_its_interval() -> None:
     found = inception_score(logits, splits=3, resamples=50)
     assert found.low < found.value < found.high
     p = logits.double().softmax(1)
-    counts = draw_sets(300, 50, torch.Generator().manual_seed(0))
+    splits = torch.arange(300) % 3
+    halves = draw_halves(splits, 50, torch.Generator().manual_seed(0))
+    assert all(half[splits == k].sum() == 50 for half in halves for k in range(3))
     scores = []
-    for weights in counts.long():
-        chosen = [torch.arange(300).repeat_interleave(weights * (torch.arange(300) % 3 == k)) for k in range(3)]
+    for half in halves:
+        chosen = [(half & (splits == k)).nonzero()[:, 0] for k in range(3)]
         each = [(p[c] * (p[c].log() - p[c].mean(0).log())).sum(1).mean().exp() for c in chosen]
         scores.append(torch.stack(each).mean().item())
     assert found.bias == pytest.approx(sum(scores) / 50 - found.value)
+
+
+@pytest.mark.parametrize("figure", ["inception_score", "agreement", "variation"])
+def test_intervals_of_classes_cover(figure: str) -> None:
+    def judge(seed: int) -> Estimate:
+        generator = torch.Generator().manual_seed(seed)
+        draw = partial(torch.randn, generator=generator)
+        if figure == "inception_score":
+            return inception_score(2 * draw(120, 4), splits=2, resamples=40)
+        labels = torch.arange(100) % 5
+        judged = torch.where(torch.rand(100, generator=generator) < 0.9, labels, 0)
+        report = judge_classes(labels, judged, draw(100, 4) * 0.7, labels, draw(100, 4), resamples=40)
+        return getattr(report, figure)
+
+    found = [judge(seed) for seed in range(40)]
+    mean = sum(each.value for each in found) / 40
+    assert sum(each.low <= mean <= each.high for each in found) >= 34
+    deviation = torch.tensor([each.value for each in found]).std().item()
+    assert sum(each.high - each.low for each in found) / 40 < 1.5 * 2 * 1.96 * deviation
 
 
 def test_bad_sets() -> None:
@@ -166,3 +191,5 @@ def test_bad_sets() -> None:
         compare_features(ok.double(), ok)
     with pytest.raises(ValueError, match="resamples must be at least 2, got 0"):
         compare_features(ok, ok, resamples=0)
+    with pytest.raises(ValueError, match="resamples must be at least 2, got 1"):
+        inception_score(ok, splits=1, resamples=1)

@@ -94,6 +94,9 @@ def test_a_sampler_in_another_precision(dtype: torch.dtype, tmp_path: Path) -> N
     gf.models.export(model, tmp_path / "part.pt2", to="torch-export")
     program = torch.export.load(tmp_path / "part.pt2").module()
     assert program(torch.randn(2, 8, dtype=dtype)).dtype == dtype
+    with pytest.raises(RuntimeError, match=rf"^ONNX Runtime cannot run this model in {dtype}: export model.float"):
+        gf.models.export(model, tmp_path / "part.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["part.pt2"]
 
 
 def test_the_sampler_of_a_glo_draws_what_sample_draws(tmp_path: Path) -> None:

@@ -88,19 +88,27 @@ def test_failures_are_warnings(digits: gf.data.ImageDataset) -> None:
             super().on_row(row)
             raise OSError("no network")
 
+    failing = Failing()
+    with pytest.warns(UserWarning, match="failed") as caught:
+        rows = fit(make("vae"), digits, steps=2, batch_size=8, log_every=1, callbacks=[failing])
+    assert len(rows) == 2
+    told = [str(warning.message) for warning in caught]
+    again = "Failing.on_row failed: OSError: no network"
+    assert told == [again, again]
+    assert failing.lines[-2:] == [("row", 2), ("end", "finished")]
+
+
+def test_what_cannot_start_ends_the_training_before_its_first_step(digits: gf.data.ImageDataset) -> None:
     class NotStarting(Diary):
         def on_start(self, run: RunFolder | None, step: int) -> None:
             raise PermissionError("not logged in")
 
-    failing, absent = Failing(), NotStarting()
-    with pytest.warns(UserWarning, match="failed") as caught:
-        rows = fit(make("vae"), digits, steps=2, batch_size=8, log_every=1, callbacks=[absent, failing])
-    assert len(rows) == 2
-    told = [str(warning.message) for warning in caught]
-    again = "Failing.on_row failed: OSError: no network"
-    assert told == ["NotStarting.on_start failed: PermissionError: not logged in", again, again]
+    started, absent, trainer = Diary(), NotStarting(), make("vae")
+    with pytest.raises(OSError, match=r"^NotStarting cannot start: PermissionError: not logged in$"):
+        fit(trainer, digits, steps=2, batch_size=8, callbacks=[started, absent])
+    assert trainer.steps_done == 0
+    assert started.lines == [("start", None, 0), ("end", "failed")]
     assert absent.lines == []  # what has not begun hears no more
-    assert failing.lines[-2:] == [("row", 2), ("end", "finished")]
 
 
 def test_tensorboard(digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,13 +157,20 @@ def test_wandb_offline(digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch
     assert logger._run.id == begun.id
 
 
-def test_mlflow_in_a_folder(digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_mlflow_in_a_folder(
+    named: bool, digits: gf.data.ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE"):
+        monkeypatch.setenv(name, "")  # so that whatever the logger sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "sqlalchemy", None)  # as without it, if it is there
+    monkeypatch.chdir(tmp_path)
     store = (tmp_path / "mlruns").as_uri()
     run = RunFolder.create(tmp_path, "vae", {"recipe": {"ema": 0.5}, "long": "x" * 9000})
     for steps in (2, 3):
-        logger = MLflowLogger("pictures", tracking_uri=store)
+        logger = MLflowLogger("pictures", tracking_uri=store if named else None)
         rows = fit(make("vae"), digits, steps=steps, batch_size=8, run=run, resume=steps > 2, callbacks=[logger])
     client = mlflow.MlflowClient(store)
     (found,) = client.search_runs([client.get_experiment_by_name("pictures").experiment_id])

@@ -1,14 +1,19 @@
 """What `fit` does for all trainers: exact resumption, validation, what stops it, what may fail."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +236,28 @@ def test_progress_in_a_file_is_a_line_for_each_row(
     lines = [line for line in shown.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == [f"step {row['step']}/5" for row in rows]
     assert f"loss_d={rows[0]['loss_d']:#.4g}, loss_g=" in lines[0]
+
+
+@pytest.mark.parametrize("columns", [0, 120])
+def test_progress_on_a_terminal(
+    columns: int, digits: gf.data.ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(ours, "rb", buffering=0) as screen:
+        with open(theirs, "w") as stderr, monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stderr)
+            slow = OnStep(lambda step, _: time.sleep(0.3))
+            fit(make("dcgan"), digits, steps=3, batch_size=8, log_every=3, progress=True, callbacks=[slow])
+        shown = ""
+        with suppress(OSError):  # the end
+            while part := screen.read(4096):
+                shown += part.decode(errors="replace")
+    if columns == 0:  # a bar would have no place
+        assert re.fullmatch(r"step 3/3: loss_d=[^\r\n]*\r\n", shown)
+    else:
+        assert "2/3" in shown  # before there is a row
+        assert "loss_d=" in shown
 
 
 @pytest.mark.parametrize(("images", "shown"), [(5, 5), (64, 64), (200, 64)])
