@@ -1,9 +1,11 @@
 """Images that do not fit in memory: decoded once into a file, or whenever they are needed."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -130,16 +132,19 @@ def test_an_interrupted_cache_is_continued(
 def test_processes_that_come_at_once_decode_once(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    flock, second = fcntl.flock, threading.Event()
+
+    def waited(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
+            second.set()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", waited)
+    read_item = decode.Decoder.read_item
+    monkeypatch.setattr(decode.Decoder, "read_item", lambda *args: second.wait(60) and read_item(*args))
     seen = count_decoded(monkeypatch)
-    load = partial(
-        gf.data.load_dataset,
-        folder,
-        image_size=8,
-        channels=3,
-        memory=0,
-        cache=tmp_path / "new" / "cache",
-        workers=0,
-    )
+    cache = tmp_path / "new" / "cache"
+    load = partial(gf.data.load_dataset, folder, image_size=8, channels=3, memory=0, cache=cache, workers=0)
     with ThreadPoolExecutor(3) as pool, pytest.warns(UserWarning, match="waiting for another process that writes"):
         found = [future.result() for future in [pool.submit(load) for _ in range(3)]]
     assert len(seen) == 12
