@@ -1,4 +1,4 @@
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(models: dict[str, str], capsys: pytest.CaptureFixture[str]) -> Callable[[list[str]], str]:
+    """Give a command a model by its name, where a folder "full" is: it is refused in a line and writes nothing."""
+
+    def error_of(command: list[str]) -> str:
+        Path("full").mkdir()
+        Path("full", "mine").touch()
+        with pytest.raises(SystemExit, match="2"):
+            main([command[0], models.get(command[1], command[1]), *command[2:]])
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert [str(file) for file in Path().rglob("*")] == ["full", "full/mine"]
+        return error
+
+    return error_of
