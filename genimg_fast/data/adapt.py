@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from genimg_fast.data.dataset import BatchedDataset, BatchStream, ImageDataset
 from genimg_fast.data.decode import picture_to_pixels
-from genimg_fast.data.stream import Batch, draw_order, fetch_batches, to_floats
+from genimg_fast.data.stream import Batch, draw_order, fetch_batches, garbage_left_to_this_process, to_floats
 
 _LOOKED_AT = 64  # images, to check and to show
 _IMAGE_KEYS = ("image", "img", "images", "pixel_values", "jpg", "jpeg", "png", "webp")
@@ -270,7 +270,8 @@ class _Loader:
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         with own_random_numbers(seed, epoch, part):  # the order is drawn here, or with the first batch
-            batches = iter(self.loader)
+            with garbage_left_to_this_process():
+                batches = iter(self.loader)
             batch = next(batches, None)
         number = 0
         while batch is not None:

@@ -1,6 +1,7 @@
 """How batches come to the training: the order of the images, reading ahead, the way to the device."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import torch
@@ -192,12 +193,29 @@ def _in_workers(dataset: Any, tasks: Iterable[Any], workers: int) -> Generator[A
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # else a number would be drawn from the global one
     )  # fmt: skip
-    batches: Any = iter(loader)
+    with garbage_left_to_this_process():
+        batches: Any = iter(loader)
     _RUNNING.add(batches)
     try:
         yield from batches
     finally:
         batches.__del__()  # a traceback may hold on to it for long
+
+
+@contextmanager
+def garbage_left_to_this_process() -> Iterator[None]:
+    """Start processes that never collect what is garbage here when they start.
+
+    A forked process has a copy of it, and not of the threads that a finalizer may wait for: those of PyAV's frames
+    would wait for ever.
+    """
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if frozen_before == 0:  # else the caller's frozen objects would thaw, too
+            gc.unfreeze()
 
 
 @atexit.register

@@ -1,6 +1,7 @@
 """Batches that are read ahead, by a thread or by processes, and shared by processes."""
 
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -125,6 +126,47 @@ def test_results_come_in_order_with_errors_among_them(workers: int) -> None:
     results = list(map_in_order(half, range(40), workers=workers, title="halves"))
     assert results[::2] == list(range(20))
     assert [str(error) for error in results[1::2]] == [f"{number} is odd" for number in range(1, 40, 2)]
+
+
+class Finalized:
+    """Garbage in a circle that says where it was collected."""
+
+    def __init__(self, told: Path) -> None:
+        self.itself, self.told = self, told
+
+    def __del__(self) -> None:
+        with self.told.open("a") as file:
+            print(os.getpid(), file=file)
+
+
+class Collecting(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        gc.collect()
+        return torch.full((1, 4, 4), index, dtype=torch.float32)
+
+
+def collect_and_fetch(number: int, index: Tensor) -> tuple[Tensor, Tensor]:
+    gc.collect()
+    return index.view(-1, 1).to(torch.uint8), index
+
+
+def test_workers_do_not_collect_what_is_garbage_in_the_process_that_starts_them(tmp_path: Path) -> None:
+    """A finalizer may need a thread that only this process has."""
+    loader = torch.utils.data.DataLoader(Collecting(), batch_size=4, num_workers=1)
+    gc.disable()  # the garbage is to be there still when the workers start
+    try:
+        Finalized(tmp_path / "told")
+        batches = fetch_batches(collect_and_fetch, draw_order(10, 4), device=CPU, workers=1)
+        assert next(batches)[0].shape == (4, 1)
+        assert next(gf.data.batches(gf.data.as_batched(loader), 4))[0].shape == (4, 1, 4, 4)
+    finally:
+        gc.enable()
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert (tmp_path / "told").read_text() == f"{os.getpid()}\n"
 
 
 LEFT_OPEN = """
