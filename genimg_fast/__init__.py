@@ -15,7 +15,7 @@ from genimg_fast._program import watch_imports
 watch_imports()
 
 from genimg_fast import nn, ops
-from genimg_fast._fuse import fuse, unfuse
+from genimg_fast._fuse import fuse, fuse_report, unfuse
 from genimg_fast._info import Info, info
 from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, get_backend, set_backend
 from genimg_fast._version import __version__

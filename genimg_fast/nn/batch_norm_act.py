@@ -83,6 +83,24 @@ def forward_batch_norm(
     return output
 
 
+def normalise_again(
+    module: nn.modules.batchnorm._BatchNorm,
+    input: Tensor,
+    activation: str,
+    negative_slope: float,
+    residual: Tensor | None,
+) -> Tensor:
+    """Do once more what :func:`forward_batch_norm` did, and leave the running statistics alone."""
+    statistics = running_statistics(module)
+    training = module.training or statistics == (None, None)
+    if training:
+        statistics = (None, None)
+    return batch_norm_act(
+        input, *statistics, module.weight, module.bias, training, 0.0, module.eps,
+        activation=activation, negative_slope=negative_slope, residual=residual,
+    )  # fmt: skip
+
+
 def running_statistics(module: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor | None, Tensor | None]:
     """Return a layer's running mean and variance, past what looking them up does in ``BatchNormAct``."""
     buffers = module._buffers

@@ -142,15 +142,15 @@ class StandIn(metaclass=StandsFor):
         return recipe if plain is type(self) else (plain, self._smallest, *recipe[2:])
 
     def __copy__(self) -> Any:
-        return _copy(self, lambda state: state, {})
+        return copy_layer(self, lambda state: state, {})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return _copy(self, lambda state: copy.deepcopy(state, memo), memo)
+        return copy_layer(self, lambda state: copy.deepcopy(state, memo), memo)
 
     qconfig = _QuantizationConfig()
 
 
-def _copy(layer: Any, copied: Callable[[Any], Any], memo: dict[int, Any]) -> Any:
+def copy_layer(layer: Any, copied: Callable[[Any], Any], memo: dict[int, Any]) -> Any:
     """Copy a layer with its class; ``copied`` makes the copy's state of the layer's."""
     cls: Any = type(layer)
     twin = memo[id(layer)] = cls.__new__(cls)

@@ -1,0 +1,426 @@
+"""Batch norms that wait for the activation, or the addition and the activation, that may follow them.
+
+In methods that :mod:`genimg_fast.nn.rewriting` has written anew, and in :class:`genimg_fast.nn.Sequential`, calls go
+through :func:`call`. A batch norm's call there returns a :class:`Pending` value, and the batch norm has not run. If a
+ReLU or LeakyReLU comes next, all of it runs as one operator, with what was added between the two; if anything else
+does, the batch norm runs as it always would.
+
+Invariants:
+    * Every batch norm that was called has run when the method that called it is left (:func:`leave`), and those of
+      one layer run in the order of their calls: running statistics are what they would have been.
+    * What a batch norm waits with does not change meanwhile: where gradients are recorded, torch allows no change of
+      a batch norm's input; where none are, and for what was added, whatever else it is handed to comes behind.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from genimg_fast.nn.batch_norm_act import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    forward_batch_norm,
+    normalise_again,
+)
+from genimg_fast.nn.stands_for import torch_class
+from genimg_fast.ops.batch_norm_act import batch_norm_act
+
+Waiting = list["Pending"]
+
+
+class Norm:
+    """A batch norm's call that may not have run yet.
+
+    Args:
+        input: What is normalised.
+        layer: The layer that is called, if it is one.
+        alone: Runs it as written.
+        fused: Runs it with an activation, a slope and a residual.
+        again: As ``fused``, without a trace in running statistics.
+    """
+
+    def __init__(
+        self,
+        input: Tensor,
+        layer: nn.Module | None,
+        alone: Callable[[], Tensor],
+        fused: Callable[[str, float, Tensor | None], Tensor],
+        again: Callable[[str, float, Tensor | None], Tensor],
+    ) -> None:
+        self.input, self.layer = input, layer
+        self.alone, self.fused, self.again = alone, fused, again
+        self.version = _version(input)
+        self.has_run = False
+
+    def run(self, activation: str, negative_slope: float, residual: Tensor | None) -> Tensor:
+        """Run the batch norm; a second time, statistics stay what they are."""
+        if _version(self.input) != self.version:
+            raise RuntimeError(
+                "the input of a batch norm was changed in place before the activation behind it ran, by a view of "
+                "it perhaps: genimg_fast.unfuse(model) runs the two apart"
+            )
+        if self.has_run:
+            return self.again(activation, negative_slope, residual)
+        self.has_run = True
+        if activation == "identity" and residual is None:
+            return self.alone()
+        return self.fused(activation, negative_slope, residual)
+
+
+class Pending:
+    """The value of a batch norm that may not have run yet, or of a sum of one and a tensor.
+
+    Args:
+        norm: The batch norm.
+        residual: What is added to its result.
+    """
+
+    def __init__(self, norm: Norm, residual: Tensor | None = None) -> None:
+        self.norm, self.residual = norm, residual
+        self._value: Tensor | None = None
+        self._became: Pending | None = None  # this value after an addition in place
+
+    def value(self, why: str = "") -> Tensor:
+        """Get the tensor; ``why`` says, for a report, what asks for it."""
+        if self._became is not None:
+            return self._became.value(why)
+        if self._value is None:
+            first = not self.norm.has_run
+            self._value = self.norm.run("identity", 0.0, self.residual)
+            if first:
+                _tell(self, "", why)
+        return self._value
+
+    @property
+    def waits(self) -> bool:
+        """Whether the batch norm has not run."""
+        return self._became is None and self._value is None and not self.norm.has_run
+
+    def activate(self, activation: str, negative_slope: float, in_place: bool) -> Tensor:
+        """Apply an activation; in place, it is applied for all that have this value."""
+        if not self.waits:
+            value = self.value()
+            if activation == "relu":
+                return F.relu_(value) if in_place else F.relu(value)
+            return F.leaky_relu(value, negative_slope, inplace=in_place)
+        result = self.norm.run(activation, negative_slope, self.residual)
+        _tell(self, activation, "")
+        if in_place:
+            self._value = result
+        return result
+
+    def plus(self, other: Tensor) -> Pending | None:
+        """Get the sum with a tensor, or None if it cannot wait."""
+        x = self.norm.input
+        if not self.waits or self.residual is not None or type(other) is not type(x):
+            return None
+        if other.shape != x.shape or other.dtype != x.dtype or other.device != x.device:
+            return None
+        return Pending(self.norm, other)
+
+    def become(self, other: Pending) -> None:
+        """Be another value from now on."""
+        self._became = other
+
+
+def done(value: Any, why: str = "") -> Any:
+    """Make a tensor of a pending value; leave everything else."""
+    return value.value(why) if type(value) is Pending else value
+
+
+def settle(waiting: Waiting) -> None:
+    """Run all that waits, in the order of the calls."""
+    for value in waiting:
+        if value.waits:
+            value.value("what comes next may have any effect")
+    waiting.clear()
+
+
+def leave(waiting: Waiting, result: Any = None) -> Any:
+    """Run what waits at the end of a method, but for its result."""
+    if waiting:
+        for value in waiting:
+            if value.waits and not (type(result) is Pending and value.norm is result.norm):
+                value.value("nothing uses it")
+        waiting.clear()
+    return result
+
+
+def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function or a layer.
+
+    Args:
+        waiting: The pending values of the method that calls.
+        function: What is called.
+        *args: What with; any of them may be pending.
+        **kwargs: Likewise, none pending.
+
+    Returns:
+        The result, which may be pending.
+    """
+    if waiting:
+        _keep_safe(waiting, args)
+    if isinstance(function, nn.Module):
+        return _call_layer(waiting, function, args, kwargs)
+    if type(function) is types.MethodType:
+        waits = getattr(type(function.__self__), "_gf_above", _NOTHING).get(function.__func__)
+        if waits is not None:
+            args = tuple(done(a) for a in args)
+            return _entered(waiting, waits(function.__self__, *args, **kwargs))
+    if args and type(args[0]) is Pending:
+        parse = _ACTIVATIONS.get(function) if isinstance(function, _FUNCTIONS) else None
+        activation = None if parse is None else parse(*args[1:], **kwargs)
+        if activation is not None:
+            return args[0].activate(*activation)
+    if function is F.batch_norm and not (args and type(args[0]) is Pending):
+        pending = _functional(*args, **kwargs)
+        if pending is not None:
+            waiting.append(pending)
+            return pending
+    if function is torch.add and len(args) == 2 and not kwargs:
+        return add(waiting, *args)
+    if any(type(a) is Pending for a in args):
+        why = f"goes to {getattr(function, '__name__', type(function).__name__)}"
+        args = tuple(done(a, why) for a in args)
+    return function(*args, **kwargs)
+
+
+def method(waiting: Waiting, value: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of a value that may be pending."""
+    if type(value) is not Pending:
+        return call(waiting, getattr(value, name), *args, **kwargs)
+    if name in ("relu", "relu_") and not args and not kwargs:
+        return value.activate("relu", 0.0, name == "relu_")
+    if name in ("add", "add_") and len(args) == 1 and not kwargs:
+        return (add if name == "add" else add_in_place)(waiting, value, args[0])
+    return call(waiting, getattr(value.value(f"goes to {name}"), name), *args, **kwargs)
+
+
+def add(waiting: Waiting, one: Any, other: Any) -> Any:
+    """Add two values, either of which may be pending."""
+    if type(one) is not Pending:
+        one, other = other, one
+        if type(one) is not Pending:
+            return other + one
+    summand = done(other, "is added to another batch norm's result")
+    total = one.plus(summand) if isinstance(summand, Tensor) else None
+    if total is None:
+        why = "is added to something of another shape or kind"
+        # The order of the operands matters where either is no tensor.
+        return one.value(why) + summand if other is not one else one.value(why)
+    waiting.append(total)
+    return total
+
+
+def add_in_place(waiting: Waiting, one: Any, other: Any) -> Any:
+    """Add to a value in place."""
+    if type(one) is Pending:
+        summand = done(other, "is added to another batch norm's result")
+        total = one.plus(summand) if isinstance(summand, Tensor) else None
+        if total is not None:
+            one.become(total)
+            waiting.append(total)
+            return total
+        one = one.value("is added to something of another shape or kind")
+        other = summand
+    one += done(other, "is added to a tensor in place")
+    return one
+
+
+def _call_layer(waiting: Waiting, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cls = type(layer)
+    only = args[0] if len(args) == 1 and not kwargs else None
+    waits = getattr(cls.forward, "_gf_waiting", None)
+    if type(only) is Pending:
+        if not is_observed(layer):
+            if cls is nn.ReLU:
+                return only.activate("relu", 0.0, layer.inplace)
+            if cls is nn.LeakyReLU:
+                return only.activate("leaky_relu", layer.negative_slope, layer.inplace)
+            if cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
+                return only
+            if waits is not None and issubclass(cls, nn.Sequential):
+                return _entered(waiting, waits(layer, only))
+        only = only.value(f"goes to {cls.__name__}")
+        args = (only,)
+    elif any(type(a) is Pending for a in args):
+        args = tuple(done(a, f"goes to {cls.__name__}") for a in args)
+    if isinstance(only, Tensor):
+        pending = _of_layer(layer, only)
+        if pending is not None:
+            for value in waiting:
+                if value.norm.layer is layer and value.waits:
+                    value.value("its layer is called again")
+            waiting.append(pending)
+            return pending
+    if waits is not None and not is_observed(layer):
+        return _entered(waiting, waits(layer, *args, **kwargs))
+    return layer(*args, **kwargs)
+
+
+def _entered(waiting: Waiting, result: Any) -> Any:
+    if type(result) is Pending:
+        waiting.append(result)
+    return result
+
+
+def waits_with(forward: Any, waiting_forward: Callable[..., Any]) -> None:
+    """Tell that a class's ``forward`` has a form whose result may be pending; a derived class may have another."""
+    forward._gf_waiting = waiting_forward
+
+
+def is_observed(layer: nn.Module) -> bool:
+    """Whether calling a layer does more than to run its class's forward: hooks, a compiled or replaced forward."""
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or layer._compiled_call_impl is not None
+        or "forward" in layer.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Whether a layer is a batch norm whose call may wait; it may have another kind of forward now and then."""
+    return getattr(torch_class(type(layer)), "forward", None) in _FORWARDS or _is_frozen(layer)
+
+
+def _is_frozen(layer: nn.Module) -> bool:
+    """Whether a layer is a batch norm of constants, as detection models have them, torchvision's for one."""
+    if type(layer).__name__ != "FrozenBatchNorm2d" or len(layer._buffers) != 4 or layer._parameters:
+        return False
+    return all(isinstance(layer._buffers.get(n), Tensor) for n in ("weight", "bias", "running_mean", "running_var"))
+
+
+def _of_layer(layer: Any, input: Tensor) -> Pending | None:
+    """Let a batch norm's call wait, if the layer is one."""
+    if not is_batch_norm(layer) or is_observed(layer):
+        return None
+    if _is_frozen(layer):
+        eps = getattr(layer, "eps", None)
+        if type(eps) is not float or input.dim() != 4 or input.dtype != layer.weight.dtype:
+            return None
+        known = (layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, eps)
+        frozen = _functional(input, *known, alone=lambda: layer(input))
+        if frozen is not None:
+            frozen.norm.layer = layer
+        return frozen
+    if isinstance(layer, nn.SyncBatchNorm):
+        batch_statistics = layer.training or layer.running_mean is None
+        if batch_statistics and dist.is_available() and dist.is_initialized():
+            return None
+        if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
+            return None
+    layer._check_input_dim(input)
+    return Pending(
+        Norm(
+            input,
+            layer,
+            lambda: layer(input),
+            lambda activation, slope, residual: forward_batch_norm(layer, input, activation, slope, residual),
+            lambda activation, slope, residual: normalise_again(layer, input, activation, slope, residual),
+        )
+    )
+
+
+def _functional(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    alone: Callable[[], Tensor] | None = None,
+) -> Pending | None:
+    """Let a call of ``torch.nn.functional.batch_norm`` wait."""
+    if not isinstance(input, Tensor):
+        return None
+    known = (weight, bias, training, momentum, eps)
+
+    def run(statistics: tuple[Any, Any], activation: str, slope: float, residual: Tensor | None) -> Tensor:
+        return batch_norm_act(
+            input, *statistics, *known, activation=activation, negative_slope=slope, residual=residual
+        )
+
+    seen = (None, None) if training else (running_mean, running_var)
+    return Pending(
+        Norm(
+            input,
+            None,
+            alone or (lambda: F.batch_norm(input, running_mean, running_var, *known)),
+            lambda activation, slope, residual: run((running_mean, running_var), activation, slope, residual),
+            lambda activation, slope, residual: run(seen, activation, slope, residual),
+        )
+    )
+
+
+def _keep_safe(waiting: Waiting, args: tuple[Any, ...]) -> None:
+    """Run what waits with a tensor that is handed to something else, which might change it."""
+    recorded = torch.is_grad_enabled()
+    for value in waiting:
+        if value.waits:
+            held = value.residual is not None and any(a is value.residual for a in args)
+            if held or (not recorded and any(a is value.norm.input for a in args)):
+                value.value("its input is used meanwhile")
+    if not any(value.waits for value in waiting):
+        waiting.clear()
+
+
+def _version(tensor: Tensor) -> int:
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _relu(inplace: bool = False) -> tuple[str, float, bool]:
+    return "relu", 0.0, inplace
+
+
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> tuple[str, float, bool] | None:
+    return ("leaky_relu", negative_slope, inplace) if type(negative_slope) in (float, int) else None
+
+
+_NOTHING: dict[Any, Any] = {}
+_ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    F.relu_: lambda: _relu(True),
+    torch.relu_: lambda: _relu(True),
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, True),
+}
+_FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d)))
+
+Told = Callable[[Pending, str, str], None]
+_LISTENERS: list[Told] = []
+
+
+def listen(listener: Told) -> None:
+    """Tell a function of every batch norm that runs: its value, the activation, or why there is none."""
+    _LISTENERS.append(listener)
+
+
+def stop_listening(listener: Told) -> None:
+    """Undo :func:`listen`."""
+    _LISTENERS.remove(listener)
+
+
+def _tell(value: Pending, activation: str, why: str) -> None:
+    for listener in _LISTENERS:
+        listener(value, activation, why)

@@ -1,0 +1,576 @@
+"""gf.fuse on models that are no Sequentials: torch's numbers, and one operator wherever a batch norm meets its end."""
+
+import copy
+import functools
+import io
+import pickle
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import genimg_fast as gf
+from genimg_fast.nn import pending
+
+
+class Net(nn.Module):
+    """Two convolutions, two batch norms, an activation; each form of a forward pass uses some of them."""
+
+    inplace = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.act = nn.LeakyReLU(0.2, inplace=self.inplace)
+        self.nothing, self.drop = nn.Identity(), nn.Dropout(0.0)
+
+
+class Attributes(Net):
+    expected = ("leaky_relu", "leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A docstring
+    of two lines."""
+        x = self.act(self.bn1(self.conv1(x)))
+        x = self.conv2(x)
+        x = self.bn2(x)
+        return self.act(x)
+
+
+class Inplace(Attributes):
+    inplace = True
+
+
+class Functions(Net):
+    expected = ("relu", "leaky_relu", "relu", "relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.leaky_relu(self.bn2(self.conv2(x)), 0.3)
+        x = torch.relu(self.bn1(x))
+        return self.bn2(x).relu()
+
+
+class InPlaceMethod(Net):
+    expected = ("relu",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        y = x
+        x.relu_()
+        return y * 2 + x
+
+
+class Between(Net):
+    expected = ("leaky_relu",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.nothing(self.bn1(self.conv1(x)))
+        x = self.drop(x)
+        return self.act(x)
+
+
+class Residual(Net):
+    expected = ("leaky_relu", "add + leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x
+        out = self.act(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.act(out)
+
+
+class Sums(Net):
+    expected = ("add + relu", "add + relu", "add + relu", "add + leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)) + x)
+        x = F.relu(x + self.bn2(self.conv2(x)))
+        x = torch.add(self.bn1(x), x).relu()
+        y = self.bn2(x)
+        if self.conv1 is not None:
+            y = y.add_(x)
+        return self.act(y)
+
+
+class BothSides(Net):
+    expected = ("", "add + relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn1(self.conv1(x))
+        x = self.bn2(x)
+        out = out + x
+        return torch.relu(out)
+
+
+class UsedTwice(Net):
+    expected = ("relu", "add + relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x))
+        z = F.relu(y)
+        s = self.bn2(z) + x
+        return F.relu(s) + y + s
+
+
+class Looks(Net):
+    expected = ("relu", "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        x = F.relu(x) if self.training or len(x) > 100 else x.relu()
+        y = self.bn2(self.conv2(x))
+        if y.mean() > 1e6:
+            return y[:, :2]
+        for part in (y, x):
+            x = x + part.sin()
+        return x
+
+
+class Loops(Net):
+    expected = ("leaky_relu", "leaky_relu", "leaky_relu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([self.bn1, self.act, self.conv1, self.bn2, self.act, self.bn1, self.act])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Ends(Net):
+    """Batch norms at the end of blocks, whose activation is outside of them."""
+
+    expected = ("relu", "add + relu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(self.conv1, nn.Sequential(self.bn1))
+        self.own = End(self.conv2, self.bn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.block(x))
+        return F.relu(self.own(x) + x)
+
+
+class End(nn.Module):
+    def __init__(self, conv: nn.Module, bn: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn = conv, bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class Helpers(Attributes):
+    expected = ("relu", "leaky_relu", "leaky_relu")
+
+    def forward(self, x: Tensor, *, twice: bool = True) -> Tensor:
+        return super().forward(self._begin(x, twice=twice))
+
+    def _begin(self, x: Tensor, twice: bool) -> Tensor:
+        apply = lambda value: value * 2 if twice else value  # noqa: E731
+        return torch.cat([F.relu(self.bn1(p)) for p in (x,)] if twice else [apply(x)])
+
+
+class Function(Net):
+    expected = ("relu", "leaky_relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        bn = self.bn1
+        x = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training, 0.2, eps=1e-3)
+        x = F.relu(x)
+        with torch.autograd.profiler.record_function("second"):
+            y = self.act(self.bn2(self.conv2(x)))
+        return y
+
+
+class Cubes(nn.Module):
+    expected = ("relu",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 1), nn.BatchNorm3d(4, momentum=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x).unsqueeze(2)).relu().squeeze(2)
+
+
+FORMS = [
+    Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops, Ends,
+    Helpers, Function, Cubes,
+]  # fmt: skip
+
+
+@pytest.fixture
+def ran() -> Iterator[list[str]]:
+    """What ran with each batch norm, in order."""
+    seen: list[str] = []
+
+    def told(value: pending.Pending, activation: str, why: str) -> None:
+        seen.append(" + ".join([*(["add"] if value.residual is not None else []), *([activation] * bool(activation))]))
+
+    pending.listen(told)
+    yield seen
+    pending.stop_listening(told)
+
+
+def train(model: nn.Module, x: Tensor, steps: int = 3) -> list[Tensor]:
+    """Outputs of some steps of SGD, then of evaluation."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    model.train()
+    outputs = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = x.detach().clone().requires_grad_()
+        output = model(x * 1)
+        output.square().mean().backward()
+        outputs += [output.detach(), x.grad]
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return [*outputs, model(x * 1)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_forward_pass(form: type[nn.Module], ran: list[str]) -> None:
+    torch.manual_seed(1)
+    plain = form().double()
+    fused = gf.fuse(copy.deepcopy(plain))
+    x = torch.randn(4, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(train(fused, x), train(plain, x), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-11, atol=1e-12)
+    assert tuple(ran[: len(form.expected)]) == form.expected
+    assert len(ran) == 4 * len(form.expected)
+    assert type(gf.unfuse(fused)) is form
+    assert [type(m) for m in fused.modules()] == [type(m) for m in plain.modules()]
+
+
+def fused_block() -> nn.Module:
+    return gf.fuse(Residual())
+
+
+X = torch.randn(4, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+def test_copies_stay_fused_and_files_are_plain(ran: list[str]) -> None:
+    model = fused_block()
+    for twin in (copy.copy(model), copy.deepcopy(model)):
+        ran.clear()
+        twin(X)
+        assert ran == list(Residual.expected)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    for other in (loaded, pickle.loads(pickle.dumps(model))):
+        assert type(other) is Residual
+        assert type(other.bn1) is nn.BatchNorm2d
+        torch.testing.assert_close(other.state_dict(), model.state_dict())
+    assert b"genimg_fast" not in file.getvalue()
+    assert list(model.state_dict()) == list(Residual().state_dict())
+
+
+def test_hooks_see_what_they_always_saw(ran: list[str]) -> None:
+    model, seen = fused_block(), []
+    handle = model.bn2.register_forward_hook(lambda m, i, o: seen.append(o))
+    output = model(X)
+    assert ran == ["leaky_relu"]
+    torch.testing.assert_close(seen[0], output.where(output > 0, output / 0.2))  # after the sum in place
+    handle.remove()
+    model(X)
+    assert ran[1:] == list(Residual.expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_tools(training: bool) -> None:
+    plain = Attributes().train(training)
+    fused = gf.fuse(copy.deepcopy(plain))
+    expected = copy.deepcopy(plain)(X)
+    tools = [
+        torch.jit.script,
+        torch.fx.symbolic_trace,
+        functools.partial(torch.jit.trace, example_inputs=X, check_trace=False),
+        lambda model: torch.export.export(model, (X,)).module() if not training else model,
+    ]
+    for tool in tools:
+        result = tool(copy.deepcopy(fused))
+        torch.testing.assert_close(result(X), expected)
+        assert "genimg_fast::" not in str(getattr(result, "graph", ""))
+
+
+@pytest.mark.parametrize("form", [Attributes, Residual, Sums, Ends, Function, UsedTwice])
+def test_compiles_as_one_graph(form: type[nn.Module]) -> None:
+    torch._dynamo.reset()
+    fused = gf.fuse(form())
+    expected, state = copy.deepcopy(fused)(X), copy.deepcopy(fused)
+    state(X)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(str(graph.graph))
+        return graph
+
+    torch.testing.assert_close(torch.compile(fused, fullgraph=True, backend=backend)(X), expected)
+    torch.testing.assert_close(fused.state_dict(), state.state_dict())
+    assert graphs[0].count("batch_norm_act") >= len([e for e in form.expected if e])
+
+
+class Changes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = self.bn1(y)
+        y.mul_(2)
+        return F.relu(z) + y
+
+
+class ChangesSummand(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn1(self.conv1(x))
+        y = x * 1
+        z = z + y
+        self.act(y.mul_(2))
+        return F.relu(z) + y
+
+
+class ChangesView(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        part = y[:, :2]
+        z = self.bn1(y)
+        part = self.act(part.mul_(2))
+        return F.relu(z)
+
+
+def test_changes_in_place() -> None:
+    for form in (Changes, ChangesSummand):
+        plain = form().eval()
+        fused = gf.fuse(copy.deepcopy(plain))
+        with torch.no_grad():
+            torch.testing.assert_close(fused(X), plain(X))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"changed in place .* genimg_fast\.unfuse"):
+        gf.fuse(ChangesView().eval())(X)
+    model = gf.fuse(Changes())
+    with pytest.raises(RuntimeError, match="modified by an inplace|changed in place"):  # torch's would raise, too
+        model(X).sum().backward()
+
+
+class Unused(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(x)
+        z = self.bn2(x)
+        if self.training:
+            return x * 2
+        return y + z
+
+
+class Twice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(x)
+        z = self.bn1(x * 2)
+        z = F.relu(z)
+        return F.relu(y) + z
+
+
+class GradModes(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.bn1(x)
+        z = self.bn2(x)
+        with torch.no_grad():
+            w = F.relu(z)
+        try:
+            v = self.bn1(x)
+        finally:
+            del x
+        torch.set_grad_enabled(True)
+        return F.relu(y) + w + F.relu(z) + F.relu(v)
+
+
+@pytest.mark.parametrize("form", [Unused, Twice, GradModes])
+def test_statistics_and_gradients_are_those_of_the_order_of_the_calls(form: type[nn.Module]) -> None:
+    plain = form().double()
+    fused = gf.fuse(copy.deepcopy(plain))
+    for model in (plain, fused):
+        x = torch.linspace(-1, 3, 4 * 4 * 9, dtype=torch.float64).view(4, 4, 3, 3).requires_grad_()
+        model(x).square().sum().backward()
+        model.gradient = x.grad
+    torch.testing.assert_close(fused.gradient, plain.gradient)
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+    for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_autocast_and_second_derivatives() -> None:
+    plain = Residual()
+    fused = gf.fuse(copy.deepcopy(plain))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(X), plain(X), rtol=2e-2, atol=2e-2)
+    results = []
+    for model in (plain.double(), fused.double()):
+        x = X.double().requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        slope.square().sum().backward()
+        results.append([p.grad for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(results[1], results[0])
+
+
+class Checkpointed(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        def part(value: Tensor) -> Tensor:
+            value = self.bn1(self.conv1(value))
+            return F.relu(value)
+
+        x = checkpoint(part, x, use_reentrant=False)
+        return checkpoint(self._rest, x, use_reentrant=False)
+
+    def _rest(self, x: Tensor) -> Tensor:
+        return self.act(self.bn2(x) + x)
+
+
+def test_checkpointing_runs_fused(ran: list[str]) -> None:
+    plain = Checkpointed()
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(train(fused, X), train(plain, X), rtol=1e-4, atol=1e-5)
+    assert ran[:4] == ["relu", "add + leaky_relu"] * 2
+
+
+class Frozen(nn.Module):
+    """As torchvision's FrozenBatchNorm2d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), FrozenBatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)) + x)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.eps = 1e-5
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(features) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
+def test_frozen_and_synchronised_batch_norms(ran: list[str]) -> None:
+    plain = Frozen().double()
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(train(fused, X.double()), train(plain, X.double()))
+    assert ran == ["add + relu"] * 4
+    ran.clear()
+    plain = nn.SyncBatchNorm.convert_sync_batchnorm(Attributes()).eval()
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(X), plain(X))
+    assert ran == list(Attributes.expected)
+
+
+class Derived(nn.BatchNorm2d):
+    pass
+
+
+class OwnForward(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Shifted(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class OursShifted(gf.nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("block", [Shifted, OursShifted])
+@pytest.mark.parametrize("norm", [Derived, OwnForward])
+def test_derived_layers(norm: type[nn.Module], block: type[nn.Module], ran: list[str]) -> None:
+    plain = nn.Sequential(block(nn.Conv2d(4, 4, 1), norm(4), nn.ReLU()), norm(4), nn.ReLU())
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(train(fused, X), train(plain, X), rtol=1e-4, atol=1e-5)
+    assert [type(m) for m in gf.unfuse(fused)[0]] == [type(m) for m in plain[0]]
+    assert ("relu" in ran) == (norm is Derived)
+
+
+def decorated(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+
+    return wrapper
+
+
+class Decorated(Net):
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn1(x))
+
+
+namespace: dict = {"Net": Net}
+exec("class NoSource(Net):\n    def forward(self, x):\n        return self.act(self.bn1(x))\n", namespace)
+
+
+def test_what_cannot_be_rewritten_is_left_and_said() -> None:
+    for form, why in ((Decorated, "is wrapped in something"), (namespace["NoSource"], "its source is not at hand")):
+        model = form()
+        assert type(gf.fuse(model)) is form
+        (row, _) = gf.fuse_report(model, X)
+        assert (row.name, row.fused) == ("bn1", "")
+        assert why in row.why
+    for model in (torch.jit.script(Attributes()), torch.fx.symbolic_trace(Attributes())):
+        torch.testing.assert_close(gf.fuse(model)(X), model(X))
+    replaced = Attributes()
+    replaced.forward = lambda x: x + 1
+    assert torch.equal(gf.fuse(replaced)(X), X + 1)
+
+
+def test_nothing_changes_where_nothing_matches() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    model = Plain()
+    assert type(gf.fuse(model)) is Plain
+
+
+def test_report() -> None:
+    model = nn.Sequential(BothSides(), UsedTwice(), Looks())
+    state = copy.deepcopy(model.state_dict())
+    report = gf.fuse_report(model, X)
+    assert [row.fused for row in report[:4]] == ["", "add + relu", "relu", "add + relu"]
+    assert report[0].why == "is added to another batch norm's result"
+    assert report[-1] == ("2.bn2", "", "goes to mean")
+    assert str(report).splitlines()[0].split() == ["batch", "norm", "runs", "as", "one", "with"]
+    assert str(report).endswith("4 of 6 batch norms run as one operator with what follows them")
+    torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+    assert type(model[0]) is BothSides
+
+
+def test_wrong_inputs_raise_as_with_torch() -> None:
+    plain = Attributes()
+    fused = gf.fuse(copy.deepcopy(plain))
+    for x in (torch.randn(4, 4, 5), torch.randn(2, 3, 5, 5), torch.randn(1, 4, 1, 1)):
+        messages = []
+        for model in (plain, fused):
+            with pytest.raises((ValueError, RuntimeError)) as raised:
+                model(x)
+            messages.append(str(raised.value))
+        assert messages[0] == messages[1]
