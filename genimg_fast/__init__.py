@@ -15,6 +15,7 @@ from genimg_fast._program import watch_imports
 watch_imports()
 
 from genimg_fast import nn, ops
+from genimg_fast._fold import fold_batch_norm
 from genimg_fast._fuse import fuse, fuse_report, unfuse
 from genimg_fast._info import Info, info
 from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, get_backend, set_backend
@@ -32,7 +33,9 @@ __all__ = [
     "backend",
     "data",
     "empty_cache",
+    "fold_batch_norm",
     "fuse",
+    "fuse_report",
     "get_backend",
     "info",
     "losses",

@@ -77,11 +77,17 @@ def _may_gain(module: nn.Module) -> bool:
     cls = type(module)
     if plain_class(cls) is not cls or isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return False
-    if (cls.__module__ or "").startswith(("torch.nn.", "torch.ao.", "genimg_fast.nn.")) or "forward" in vars(module):
+    if (cls.__module__ or "").startswith(("torch.nn.", "torch.ao.", "genimg_fast.nn.")) or "forward" in vars(
+        module
+    ):
         return False
     norms = (nn.modules.batchnorm._BatchNorm,)
-    return isinstance(module, norms) and not is_batch_norm(module) or any(
-        isinstance(child, norms) or is_batch_norm(child) for child in module.modules() if child is not module
+    return (
+        isinstance(module, norms)
+        and not is_batch_norm(module)
+        or any(
+            isinstance(child, norms) or is_batch_norm(child) for child in module.modules() if child is not module
+        )
     )
 
 
@@ -131,13 +137,15 @@ class FuseReport(list[FusedNorm]):
         width = max(len(name) for name, _ in rows)
         count = sum(norm.fused != "" for norm in self)
         lines = [f"{name:{width}}  {what}" for name, what in rows]
-        return "\n".join([*lines, f"{count} of {len(self)} batch norms run as one operator with what follows them"])
+        return "\n".join(
+            [*lines, f"{count} of {len(self)} batch norms run as one operator with what follows them"]
+        )
 
 
 def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseReport:
     """Find out what :func:`fuse` does to a model, without doing it.
 
-    A fused copy of the model runs once, in the mode that the model is in and without gradients.
+    A fused copy of the model runs once, in the mode that the model is in; for training, with gradients.
 
     Args:
         model: Any module, fused or not; it stays as it is.
@@ -162,18 +170,19 @@ def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseRepo
     """
     twin = copy.deepcopy(model)
     left = _fuse(unfuse(twin))
-    names = {module: name for name, module in twin.named_modules()}
+    names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
+    # The running mean that a function is called with says whose call it is.
+    names |= {buffer: name.rpartition(".")[0] for name, buffer in twin.named_buffers()}
     report = FuseReport()
 
     def told(value: Pending, activation: str, why: str) -> None:
-        layer = value.norm.layer
-        name = names.get(layer, "") if layer is not None else "torch.nn.functional.batch_norm"
+        name = names.get(value.norm.layer, "torch.nn.functional.batch_norm")
         with_sum = ["add"] if value.residual is not None else []
         report.append(FusedNorm(name, " + ".join([*with_sum, *([activation] if activation else [])]), why))
 
     listen(told)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(twin.training):
             twin(*inputs, **named_inputs)
     finally:
         stop_listening(told)
@@ -191,4 +200,6 @@ def _why_not_seen(name: str, module: nn.Module, left: dict[str, str]) -> str:
     for parent in around:
         if parent in left:
             return left[parent]
-    return "it has hooks, or a forward of its own" if is_observed(module) else "it did not run where it could be seen"
+    return (
+        "it has hooks, or a forward of its own" if is_observed(module) else "it did not run where it could be seen"
+    )

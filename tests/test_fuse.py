@@ -34,7 +34,7 @@ class Attributes(Net):
 
     def forward(self, x: Tensor) -> Tensor:
         """A docstring
-    of two lines."""
+        of two lines."""
         x = self.act(self.bn1(self.conv1(x)))
         x = self.conv2(x)
         x = self.bn2(x)
@@ -215,7 +215,9 @@ def ran() -> Iterator[list[str]]:
     seen: list[str] = []
 
     def told(value: pending.Pending, activation: str, why: str) -> None:
-        seen.append(" + ".join([*(["add"] if value.residual is not None else []), *([activation] * bool(activation))]))
+        seen.append(
+            " + ".join([*(["add"] if value.residual is not None else []), *([activation] * bool(activation))])
+        )
 
     pending.listen(told)
     yield seen
@@ -394,7 +396,14 @@ class GradModes(Net):
         return F.relu(y) + w + F.relu(z) + F.relu(v)
 
 
-@pytest.mark.parametrize("form", [Unused, Twice, GradModes])
+class Reads(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(x)
+        mean = self.bn1.running_mean.clone()
+        return F.relu(y) + mean.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("form", [Unused, Twice, GradModes, Reads])
 def test_statistics_and_gradients_are_those_of_the_order_of_the_calls(form: type[nn.Module]) -> None:
     plain = form().double()
     fused = gf.fuse(copy.deepcopy(plain))
@@ -525,7 +534,10 @@ exec("class NoSource(Net):\n    def forward(self, x):\n        return self.act(s
 
 
 def test_what_cannot_be_rewritten_is_left_and_said() -> None:
-    for form, why in ((Decorated, "is wrapped in something"), (namespace["NoSource"], "its source is not at hand")):
+    for form, why in (
+        (Decorated, "is wrapped in something"),
+        (namespace["NoSource"], "its source is not at hand"),
+    ):
         model = form()
         assert type(gf.fuse(model)) is form
         (row, _) = gf.fuse_report(model, X)
@@ -574,3 +586,88 @@ def test_wrong_inputs_raise_as_with_torch() -> None:
                 model(x)
             messages.append(str(raised.value))
         assert messages[0] == messages[1]
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if getattr(module, "running_var", None) is not None:
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                if values is not None:
+                    values.data.uniform_(0.5, 2)
+    return model.eval()
+
+
+class Foldable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn1 = nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6)
+        self.up, self.bn2 = nn.ConvTranspose2d(6, 4, 3, groups=2), gf.nn.BatchNormAct2d(4, activation="relu")
+        self.linear, self.bn3 = nn.Linear(4, 5), nn.BatchNorm1d(5, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn2(self.up(F.relu(self.bn1(self.conv(x)))))
+        return self.bn3(self.linear(x.mean((2, 3))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_folding(dtype: torch.dtype) -> None:
+    model = randomise(Foldable()).to(dtype)
+    x = X.to(dtype)
+    folded = gf.fold_batch_norm(model, x)
+    assert [type(m) for m in (folded.bn1, folded.bn2, folded.bn3)] == [nn.Identity, nn.ReLU, nn.Identity]
+    assert type(model.bn1) is nn.BatchNorm2d
+    tolerance = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(folded(x), model(x), **tolerance)
+    fused = gf.fuse(copy.deepcopy(model))
+    torch.testing.assert_close(gf.fold_batch_norm(fused, x)(x), folded(x))
+
+
+class UsedElsewhere(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = self.bn1(y)
+        return self.bn2(z) + y
+
+
+class ConvTwice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x)) + self.bn2(self.conv1(x))
+
+
+class NormTwice(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x)) + self.bn1(self.conv2(x))
+
+
+class Returned(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv1(x)
+        return y, self.bn1(y)
+
+
+class BatchStatistics(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x))
+
+
+@pytest.mark.parametrize("form", [UsedElsewhere, ConvTwice, NormTwice, Returned, BatchStatistics])
+def test_what_must_not_be_folded(form: type[nn.Module]) -> None:
+    model = form()
+    if form is not BatchStatistics:
+        randomise(model)
+    folded = gf.fold_batch_norm(model.eval(), X)
+    assert [type(m) for m in folded.modules()] == [type(m) for m in model.modules()]
+    torch.testing.assert_close(folded(X), model(X))
+
+
+def test_folding_that_would_change_what_the_model_does_is_refused() -> None:
+    class ReadsBehind(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn1(self.conv1(x)) + self.bn1.running_mean.view(1, -1, 1, 1)
+
+    with pytest.raises(RuntimeError, match="batch norms of ReadsBehind cannot be folded: .*running_mean"):
+        gf.fold_batch_norm(randomise(ReadsBehind()), X)

@@ -18,7 +18,7 @@ LAYERS = (
     ("_signatures",),
     ("ops",),
     ("nn",),
-    ("_fuse", "_info"),
+    ("_fold", "_fuse", "_info"),
     ("data", "losses"),
     ("models",),
     ("training",),

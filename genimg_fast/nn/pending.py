@@ -42,7 +42,7 @@ class Norm:
 
     Args:
         input: What is normalised.
-        layer: The layer that is called, if it is one.
+        layer: The layer that is called; or, for a call of a function, its running mean.
         alone: Runs it as written.
         fused: Runs it with an activation, a slope and a residual.
         again: As ``fused``, without a trace in running statistics.
@@ -51,7 +51,7 @@ class Norm:
     def __init__(
         self,
         input: Tensor,
-        layer: nn.Module | None,
+        layer: nn.Module | Tensor | None,
         alone: Callable[[], Tensor],
         fused: Callable[[str, float, Tensor | None], Tensor],
         again: Callable[[str, float, Tensor | None], Tensor],
@@ -207,33 +207,36 @@ def method(waiting: Waiting, value: Any, name: str, /, *args: Any, **kwargs: Any
 
 def add(waiting: Waiting, one: Any, other: Any) -> Any:
     """Add two values, either of which may be pending."""
-    if type(one) is not Pending:
-        one, other = other, one
-        if type(one) is not Pending:
-            return other + one
-    summand = done(other, "is added to another batch norm's result")
-    total = one.plus(summand) if isinstance(summand, Tensor) else None
-    if total is None:
-        why = "is added to something of another shape or kind"
-        # The order of the operands matters where either is no tensor.
-        return one.value(why) + summand if other is not one else one.value(why)
-    waiting.append(total)
-    return total
+    total = _sum(waiting, one, other)
+    return done(one, _OTHER_KIND) + done(other, _OTHER_KIND) if total is None else total
 
 
 def add_in_place(waiting: Waiting, one: Any, other: Any) -> Any:
     """Add to a value in place."""
     if type(one) is Pending:
-        summand = done(other, "is added to another batch norm's result")
-        total = one.plus(summand) if isinstance(summand, Tensor) else None
+        total = _sum(waiting, one, other)
         if total is not None:
             one.become(total)
-            waiting.append(total)
             return total
-        one = one.value("is added to something of another shape or kind")
-        other = summand
-    one += done(other, "is added to a tensor in place")
+    one, other = done(one, _OTHER_KIND), done(other, "is added to a tensor in place")
+    one += other
     return one
+
+
+_OTHER_KIND = "is added to something of another shape or kind"
+
+
+def _sum(waiting: Waiting, one: Any, other: Any) -> Pending | None:
+    """Let a sum wait, if it is one of a batch norm's result and a tensor."""
+    if type(one) is not Pending or (one.residual is not None and type(other) is Pending):
+        one, other = other, one
+    if type(one) is not Pending:
+        return None
+    summand = done(other, "is added to another batch norm's result")
+    total = one.plus(summand) if isinstance(summand, Tensor) else None
+    if total is not None:
+        waiting.append(total)
+    return total
 
 
 def _call_layer(waiting: Waiting, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -300,7 +303,9 @@ def _is_frozen(layer: nn.Module) -> bool:
     """Whether a layer is a batch norm of constants, as detection models have them, torchvision's for one."""
     if type(layer).__name__ != "FrozenBatchNorm2d" or len(layer._buffers) != 4 or layer._parameters:
         return False
-    return all(isinstance(layer._buffers.get(n), Tensor) for n in ("weight", "bias", "running_mean", "running_var"))
+    return all(
+        isinstance(layer._buffers.get(n), Tensor) for n in ("weight", "bias", "running_mean", "running_var")
+    )
 
 
 def _of_layer(layer: Any, input: Tensor) -> Pending | None:
@@ -360,7 +365,7 @@ def _functional(
     return Pending(
         Norm(
             input,
-            None,
+            running_mean,
             alone or (lambda: F.batch_norm(input, running_mean, running_var, *known)),
             lambda activation, slope, residual: run((running_mean, running_var), activation, slope, residual),
             lambda activation, slope, residual: run(seen, activation, slope, residual),
@@ -405,7 +410,11 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d)))
+_FORWARDS = (
+    nn.BatchNorm2d.forward,
+    nn.SyncBatchNorm.forward,
+    *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d)),
+)
 
 Told = Callable[[Pending, str, str], None]
 _LISTENERS: list[Told] = []

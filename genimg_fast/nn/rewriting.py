@@ -43,6 +43,7 @@ _HELPERS: dict[str, Callable[..., Any]] = {
 }
 _REFUSED = (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFunctionDef, ast.Match, ast.ClassDef)
 _BUILTINS = set(dir(builtins))
+_STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "state_dict", "buffers", "named_buffers"}
 # These look at the names of the function that calls them, or at its frame.
 _LOOK_AT_NAMES = {"locals", "vars", "dir", "eval", "exec", "globals"}
 
@@ -108,7 +109,9 @@ def _tree(function: Any) -> ast.FunctionDef:
         file = "".join(inspect.findsource(function)[0])
         lines, first = inspect.getsourcelines(function)
         # Not dedented: that would change strings of several lines.
-        block = ast.parse("".join(["if True:\n", *lines] if lines[0][:1].isspace() else ["if True: pass\n", *lines]))
+        block = ast.parse(
+            "".join(["if True:\n", *lines] if lines[0][:1].isspace() else ["if True: pass\n", *lines])
+        )
     except (OSError, TypeError, SyntaxError, IndexError):
         raise NotRewritableError("its source is not at hand") from None
     ast.increment_lineno(block, first - 2)
@@ -160,7 +163,9 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
     )
 
 
-def _rewritten(tree: ast.FunctionDef, *, nested: bool = False, outside: frozenset[str] = frozenset()) -> ast.FunctionDef:
+def _rewritten(
+    tree: ast.FunctionDef, *, nested: bool = False, outside: frozenset[str] = frozenset()
+) -> ast.FunctionDef:
     """Write a function definition anew; ``outside`` are names around it that may hold a pending value."""
     for node in ast.walk(tree):
         if isinstance(node, _REFUSED):
@@ -190,6 +195,7 @@ def _rewritten(tree: ast.FunctionDef, *, nested: bool = False, outside: frozense
 
 def _without_annotations(args: ast.arguments) -> ast.arguments:
     """Copy the list of arguments; annotations would be evaluated, and may name what is not there."""
+
     def bare(arg: ast.arg | None) -> ast.arg | None:
         return None if arg is None else ast.copy_location(ast.arg(arg.arg), arg)
 
@@ -264,6 +270,8 @@ class _Writer:
         written: list[ast.stmt] = []
         following = [*statements[1:], after]
         for statement, next_one in zip(statements, following, strict=False):
+            if any(getattr(node, "attr", "") in _STATISTICS for node in ast.walk(statement)):
+                written.append(ast.copy_location(self.settle(), statement))
             written += [ast.copy_location(new, statement) for new in self.statement(statement, next_one)]
         return written
 
@@ -275,8 +283,8 @@ class _Writer:
                 return [ast.Assign([target], self.named(target, value, after))]
             case ast.AnnAssign(target=ast.Name(), value=None):
                 return []  # an annotation alone
-            case ast.AugAssign(target=ast.Name() as target, op=ast.Add()) if (
-                target.id in self.names or _may_wait(node.value, self.names)
+            case ast.AugAssign(target=ast.Name() as target, op=ast.Add()) if target.id in self.names or _may_wait(
+                node.value, self.names
             ):
                 load = ast.Name(target.id, ast.Load())
                 total: ast.expr = _helper("_gf_add_in_place", _waiting(), load, self.expression(node.value, True))
@@ -289,7 +297,9 @@ class _Writer:
                 return [ast.Return(_helper("_gf_leave", _waiting(), result))]
             case ast.If():
                 return [
-                    ast.If(self.expression(node.test), self.block(node.body, after), self.block(node.orelse, after))
+                    ast.If(
+                        self.expression(node.test), self.block(node.body, after), self.block(node.orelse, after)
+                    )
                 ]
             case ast.While():
                 return [
@@ -343,7 +353,8 @@ class _Writer:
         if self.guarded or target.id not in self.names:
             return self.expression(value)
         is_sum = isinstance(value, ast.BinOp) or (
-            isinstance(value, ast.Call) and getattr(value.func, "attr", getattr(value.func, "id", "")) in ("add", "add_")
+            isinstance(value, ast.Call)
+            and getattr(value.func, "attr", getattr(value.func, "id", "")) in ("add", "add_")
         )
         return self.expression(value, not is_sum or self.sum_may_wait(target, after))
 
@@ -479,7 +490,9 @@ def plain_class(cls: Any) -> Any:
 
 
 def _derive(cls: Any) -> Any:
-    if any("__init_subclass__" in vars(base) for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")):
+    if any(
+        "__init_subclass__" in vars(base) for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")
+    ):
         raise NotRewritableError("its class has an __init_subclass__")
     if "__slots__" in cls.__dict__ or "__reduce__" in _own_names(cls) or "__reduce_ex__" in _own_names(cls):
         raise NotRewritableError("its class has __slots__, or pickles in a way of its own")

@@ -1,0 +1,225 @@
+"""What gf.fuse reaches in public models, and whether their numbers stay torch's.
+
+    python benchmarks/eval_fuse.py [NAME ...] [--steps 3] [--out eval_fuse.json]
+
+Needs torchvision; models of timm, segmentation-models-pytorch and diffusers are taken where those are installed. A
+model runs in training mode and its operators are watched. "pairs" are the batch norms whose result goes straight
+into a ReLU or LeakyReLU, and into nothing else; "sums" are those whose result goes into an addition and from there
+into such an activation. "fused" says how many of each are left to one operator after gf.fuse. Then a fused copy and
+the model take steps of SGD in float64; the columns are the largest relative error of the outputs of all steps, of
+the last gradients, of the buffers, and of the outputs in evaluation afterwards.
+"""
+
+import argparse
+import copy
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from harness import machine
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import genimg_fast as gf
+
+NORMS = {"native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update"}
+ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
+BY_NAME = {
+    "torchvision": {
+        "resnet18": 96, "resnet50": 96, "vgg16_bn": 64, "densenet121": 96, "mobilenet_v2": 96, "mobilenet_v3_large": 96,
+        "googlenet": 96, "inception_v3": 160, "shufflenet_v2_x1_0": 96, "mnasnet1_0": 96, "efficientnet_b0": 96,
+        "regnet_y_400mf": 96, "convnext_tiny": 64, "deeplabv3_resnet50": 96, "fcn_resnet50": 96,
+        "lraspp_mobilenet_v3_large": 96, "r3d_18": 48, "raft_small": 128,
+    },
+    "timm": {
+        "resnet18": 96, "resnet50": 96, "resnetv2_50x1_bit": 96, "resnetv2_50": 96, "efficientnet_b0": 96,
+        "convnext_atto": 96, "hrnet_w18_small": 96, "dla34": 96, "vgg11_bn": 96, "darknet53": 96, "regnetx_002": 96,
+        "ghostnet_100": 96, "repvgg_a0": 96, "dpn68": 96, "tresnet_m": 96, "nfnet_f0": 96, "densenet121": 96,
+        "seresnet18": 96, "res2net50_26w_4s": 96, "legacy_xception": 96,
+    },
+    "smp": {"Unet": 64, "DeepLabV3Plus": 64, "FPN": 64, "Linknet": 64, "PSPNet": 64},
+    "diffusers": {"AutoencoderKL": 32},
+}  # fmt: skip
+
+
+class Calls(TorchDispatchMode):
+    """Notes every operator with the tensors that it takes and gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, list[int], list[int]]] = []
+        self.kept: list[Tensor] = []  # so that an id is one tensor's
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        taken, given = ([t for t in tree_leaves(values) if isinstance(t, Tensor)] for values in (args, result))
+        self.kept += taken + given
+        self.calls.append((func.overloadpacket.__name__, [id(t) for t in taken], [id(t) for t in given]))
+        return result
+
+
+class Counts(NamedTuple):
+    norms: int
+    pairs: int
+    sums: int
+
+
+def count(model: nn.Module, run: Callable[[nn.Module], Any]) -> Counts:
+    """Count the batch norms of a copy of the model that run by themselves, and those that could run with more."""
+    model = copy.deepcopy(model)
+    with Calls() as watched:
+        run(model)
+    calls = watched.calls
+
+    def users(position: int) -> list[int]:
+        result = calls[position][2][0]
+        return [j for j in range(position + 1, len(calls)) if result in calls[j][1]]
+
+    norms = pairs = sums = 0
+    for position, (name, _, _) in enumerate(calls):
+        if name not in NORMS:
+            continue
+        norms += 1
+        using = users(position)
+        if not using:
+            continue
+        first = calls[using[0]][0]
+        if first in ACTIVATIONS:
+            pairs += len(using) == 1 or first.endswith("_")
+        elif first in ("add", "add_"):
+            behind = users(using[0])
+            sums += bool(behind) and calls[behind[0]][0] in ACTIVATIONS
+    return Counts(norms, pairs, sums)
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """The tensors of whatever a model returns."""
+    output = getattr(output, "sample", output) if not isinstance(output, Tensor) else output
+    output = output if isinstance(output, (Tensor, tuple, list, dict)) else vars(output)
+    return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def train(model: nn.Module, run: Callable[[nn.Module], Any], steps: int) -> list[list[Tensor]]:
+    """Outputs of steps of SGD; gradients of the last; buffers; outputs in evaluation after them."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    outputs = []
+    for step in range(steps):
+        torch.manual_seed(step)
+        optimizer.zero_grad()
+        found = tensors(run(model.train()))
+        outputs += [t.detach() for t in found]
+        torch.stack([t.square().mean() for t in found]).sum().backward()
+        if step < steps - 1:
+            optimizer.step()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    with torch.no_grad():
+        evaluated = tensors(run(model.eval()))
+    return [outputs, gradients, [b.double() for b in model.buffers()], evaluated]
+
+
+def error(ours: list[Tensor], torchs: list[Tensor]) -> float:
+    """The largest relative error of the tensors' norms; against the largest norm where one is near 0."""
+    largest = max((t.norm().item() for t in torchs), default=1.0)
+    return max(
+        (
+            (a - b).norm().item() / max(b.norm().item(), 1e-4 * largest, 1e-30)
+            for a, b in zip(ours, torchs, strict=True)
+        ),
+        default=0.0,
+    )
+
+
+def build(library: str, name: str) -> nn.Module:
+    """Make a model with random weights."""
+    if library == "torchvision":
+        import torchvision
+
+        given: dict[str, Any] = {"googlenet": {"init_weights": False}, "raft_small": {}}.get(name, {})
+        if name == "inception_v3":
+            given = {"init_weights": False, "aux_logits": False}
+        if "resnet50" in name or "lraspp" in name:
+            given = {"weights_backbone": None} if name != "resnet50" else {}
+        return torchvision.models.get_model(name, weights=None, **given)
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, num_classes=10)
+    if library == "smp":
+        import segmentation_models_pytorch as smp
+
+        return getattr(smp, name)("resnet18", encoder_weights=None)
+    import diffusers
+
+    return diffusers.AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=8,
+    )  # fmt: skip
+
+
+def models() -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Name, model and its input."""
+    for library, sizes in BY_NAME.items():
+        for name, size in sizes.items():
+            torch.manual_seed(0)
+            try:
+                model = build(library, name)
+            except ImportError:
+                print(f"{library} is not installed")
+                break
+            x = torch.randn(4 if size > 64 and name != "raft_small" else 2, 3, size, size)
+            if name == "r3d_18":
+                x = torch.randn(2, 3, 4, size, size)
+            yield f"{library} {name}", model, x
+
+
+def call(model: nn.Module, x: Tensor) -> Any:
+    if type(model).__name__ == "RAFT":
+        return model(x, x.flip(-1), num_flow_updates=2)
+    return model(x)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="parts of models' names; default: all")
+    parser.add_argument("--steps", type=int, default=3, help="steps of training; 0 to count alone")
+    parser.add_argument("--out", help="a JSON file for the figures")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    rows: dict[str, Any] = {}
+    total = [0, 0, 0, 0, 0]
+    print("| Model | batch norms | pairs fused | sums fused | outputs | gradients | buffers | evaluation |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    with gf.backend("native"):
+        for name, model, x in models():
+            if args.names and not any(part in name for part in args.names):
+                continue
+            model.train()
+            fused = gf.fuse(copy.deepcopy(model))
+            before, after = (count(m, lambda m: call(m, x)) for m in (model, fused))
+            done = before.pairs - after.pairs, before.sums - after.sums
+            total = [
+                a + b
+                for a, b in zip(total, (before.norms, done[0], before.pairs, done[1], before.sums), strict=True)
+            ]
+            errors: list[float] = []
+            if args.steps > 0 and before.norms > 0:
+                wide = x.double()
+                runs = [train(m.double(), lambda m: call(m, wide), args.steps) for m in (fused, model)]
+                errors = [error(a, b) for a, b in zip(*runs, strict=True)]
+            rows[name] = {"before": before, "after": after, "errors": errors}
+            shown = " | ".join(f"{e:.0e}" for e in errors) or " | | |"
+            print(
+                f"| {name} | {before.norms} | {done[0]} of {before.pairs} | {done[1]} of {before.sums} | {shown} |",
+                flush=True,
+            )
+    print(f"| all {len(rows)} | {total[0]} | {total[1]} of {total[2]} | {total[3]} of {total[4]} | | | | |")
+    if args.out:
+        with open(args.out, "w") as file:
+            json.dump({"machine": machine(), "models": rows}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
