@@ -3,18 +3,18 @@
     python benchmarks/eval_fuse.py [NAME ...] [--steps 3] [--out eval_fuse.json]
 
 Needs torchvision; models of timm, segmentation-models-pytorch and diffusers are taken where those are installed. A
-model runs in training mode and its operators are watched. "pairs" are the batch norms whose result goes straight
-into a ReLU or LeakyReLU, and into nothing else; "sums" are those whose result goes into an addition and from there
-into such an activation. "fused" says how many of each are left to one operator after gf.fuse. Then a fused copy and
-the model take steps of SGD in float64; the columns are the largest relative error of the outputs of all steps, of
-the last gradients, of the buffers, and of the outputs in evaluation afterwards.
+model runs in training mode and its operators are watched. Pairs are the batch norms whose result goes straight
+into a ReLU or LeakyReLU, and into nothing else; sums are those whose result goes into an addition and from there
+into such an activation. The table says how many of them are no longer there after gf.fuse: one operator does it.
+Then a fused copy and the model take steps of SGD in float64; the other columns are the largest relative error of
+the outputs of all steps, of the last gradients, of the buffers, and of the outputs in evaluation afterwards.
 """
 
 import argparse
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -29,14 +29,16 @@ NORMS = {"native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update"}
 ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
 BY_NAME = {
     "torchvision": {
-        "resnet18": 96, "resnet50": 96, "vgg16_bn": 64, "densenet121": 96, "mobilenet_v2": 96, "mobilenet_v3_large": 96,
+        "resnet18": 96, "resnet50": 96, "vgg16_bn": 64, "densenet121": 96, "mobilenet_v2": 96,
+        "mobilenet_v3_large": 96,
         "googlenet": 96, "inception_v3": 160, "shufflenet_v2_x1_0": 96, "mnasnet1_0": 96, "efficientnet_b0": 96,
         "regnet_y_400mf": 96, "convnext_tiny": 64, "deeplabv3_resnet50": 96, "fcn_resnet50": 96,
         "lraspp_mobilenet_v3_large": 96, "r3d_18": 48, "raft_small": 128,
     },
     "timm": {
         "resnet18": 96, "resnet50": 96, "resnetv2_50x1_bit": 96, "resnetv2_50": 96, "efficientnet_b0": 96,
-        "convnext_atto": 96, "hrnet_w18_small": 96, "dla34": 96, "vgg11_bn": 96, "darknet53": 96, "regnetx_002": 96,
+        "convnext_atto": 96, "hrnet_w18_small": 96, "dla34": 96, "vgg11_bn": 96, "darknet53": 96,
+        "regnetx_002": 96,
         "ghostnet_100": 96, "repvgg_a0": 96, "dpn68": 96, "tresnet_m": 96, "nfnet_f0": 96, "densenet121": 96,
         "seresnet18": 96, "res2net50_26w_4s": 96, "legacy_xception": 96,
     },
@@ -67,11 +69,11 @@ class Counts(NamedTuple):
     sums: int
 
 
-def count(model: nn.Module, run: Callable[[nn.Module], Any]) -> Counts:
+def count(model: nn.Module, x: Tensor) -> Counts:
     """Count the batch norms of a copy of the model that run by themselves, and those that could run with more."""
     model = copy.deepcopy(model)
     with Calls() as watched:
-        run(model)
+        call(model, x)
     calls = watched.calls
 
     def users(position: int) -> list[int]:
@@ -102,21 +104,21 @@ def tensors(output: Any) -> list[Tensor]:
     return [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-def train(model: nn.Module, run: Callable[[nn.Module], Any], steps: int) -> list[list[Tensor]]:
+def train(model: nn.Module, x: Tensor, steps: int) -> list[list[Tensor]]:
     """Outputs of steps of SGD; gradients of the last; buffers; outputs in evaluation after them."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     outputs = []
     for step in range(steps):
         torch.manual_seed(step)
         optimizer.zero_grad()
-        found = tensors(run(model.train()))
+        found = tensors(call(model.train(), x))
         outputs += [t.detach() for t in found]
         torch.stack([t.square().mean() for t in found]).sum().backward()
         if step < steps - 1:
             optimizer.step()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     with torch.no_grad():
-        evaluated = tensors(run(model.eval()))
+        evaluated = tensors(call(model.eval(), x))
     return [outputs, gradients, [b.double() for b in model.buffers()], evaluated]
 
 
@@ -198,7 +200,7 @@ def main() -> None:
                 continue
             model.train()
             fused = gf.fuse(copy.deepcopy(model))
-            before, after = (count(m, lambda m: call(m, x)) for m in (model, fused))
+            before, after = (count(m, x) for m in (model, fused))
             done = before.pairs - after.pairs, before.sums - after.sums
             total = [
                 a + b
@@ -206,15 +208,12 @@ def main() -> None:
             ]
             errors: list[float] = []
             if args.steps > 0 and before.norms > 0:
-                wide = x.double()
-                runs = [train(m.double(), lambda m: call(m, wide), args.steps) for m in (fused, model)]
+                runs = [train(m.double(), x.double(), args.steps) for m in (fused, model)]
                 errors = [error(a, b) for a, b in zip(*runs, strict=True)]
             rows[name] = {"before": before, "after": after, "errors": errors}
             shown = " | ".join(f"{e:.0e}" for e in errors) or " | | |"
-            print(
-                f"| {name} | {before.norms} | {done[0]} of {before.pairs} | {done[1]} of {before.sums} | {shown} |",
-                flush=True,
-            )
+            reached = f"{done[0]} of {before.pairs} | {done[1]} of {before.sums}"
+            print(f"| {name} | {before.norms} | {reached} | {shown} |", flush=True)
     print(f"| all {len(rows)} | {total[0]} | {total[1]} of {total[2]} | {total[3]} of {total[4]} | | | | |")
     if args.out:
         with open(args.out, "w") as file:

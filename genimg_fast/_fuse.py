@@ -81,14 +81,10 @@ def _may_gain(module: nn.Module) -> bool:
         module
     ):
         return False
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    return (
-        isinstance(module, norms)
-        and not is_batch_norm(module)
-        or any(
-            isinstance(child, norms) or is_batch_norm(child) for child in module.modules() if child is not module
-        )
-    )
+    norms = nn.modules.batchnorm._BatchNorm
+    if isinstance(module, norms) and not is_batch_norm(module):
+        return True
+    return any(isinstance(m, norms) or is_batch_norm(m) for m in module.modules() if m is not module)
 
 
 def unfuse(model: Model) -> Model:

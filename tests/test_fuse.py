@@ -1,4 +1,4 @@
-"""gf.fuse on models that are no Sequentials: torch's numbers, and one operator wherever a batch norm meets its end."""
+"""gf.fuse on models that are no Sequentials: torch's numbers, and one operator where batch norm meets its end."""
 
 import copy
 import functools
@@ -204,8 +204,8 @@ class Cubes(nn.Module):
 
 
 FORMS = [
-    Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops, Ends,
-    Helpers, Function, Cubes,
+    Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops,
+    Ends, Helpers, Function, Cubes,
 ]  # fmt: skip
 
 
@@ -360,7 +360,7 @@ def test_changes_in_place() -> None:
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"changed in place .* genimg_fast\.unfuse"):
         gf.fuse(ChangesView().eval())(X)
     model = gf.fuse(Changes())
-    with pytest.raises(RuntimeError, match="modified by an inplace|changed in place"):  # torch's would raise, too
+    with pytest.raises(RuntimeError, match=r"modified by an inplace|changed in place"):  # torch's would raise, too
         model(X).sum().backward()
 
 
@@ -669,5 +669,5 @@ def test_folding_that_would_change_what_the_model_does_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.bn1(self.conv1(x)) + self.bn1.running_mean.view(1, -1, 1, 1)
 
-    with pytest.raises(RuntimeError, match="batch norms of ReadsBehind cannot be folded: .*running_mean"):
+    with pytest.raises(RuntimeError, match=r"batch norms of ReadsBehind cannot be folded: .*running_mean"):
         gf.fold_batch_norm(randomise(ReadsBehind()), X)

@@ -1,15 +1,15 @@
 """Batch norms that wait for the activation, or the addition and the activation, that may follow them.
 
-In methods that :mod:`genimg_fast.nn.rewriting` has written anew, and in :class:`genimg_fast.nn.Sequential`, calls go
-through :func:`call`. A batch norm's call there returns a :class:`Pending` value, and the batch norm has not run. If a
-ReLU or LeakyReLU comes next, all of it runs as one operator, with what was added between the two; if anything else
-does, the batch norm runs as it always would.
+In methods that :mod:`genimg_fast.nn.rewriting` has written anew, and in :class:`genimg_fast.nn.Sequential`,
+calls go through :func:`call`. A batch norm's call there returns a :class:`Pending` value: the batch norm has not
+run. If a ReLU or LeakyReLU comes next, all of it runs as one operator, with what was added between the two; if
+anything else does, the batch norm runs as it always would.
 
 Invariants:
     * Every batch norm that was called has run when the method that called it is left (:func:`leave`), and those of
       one layer run in the order of their calls: running statistics are what they would have been.
-    * What a batch norm waits with does not change meanwhile: where gradients are recorded, torch allows no change of
-      a batch norm's input; where none are, and for what was added, whatever else it is handed to comes behind.
+    * What a batch norm waits with does not change meanwhile: where gradients are recorded, torch allows no change
+      of a batch norm's input; where none are, and for what was added, whatever else it is handed to comes behind.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _sum(waiting: Waiting, one: Any, other: Any) -> Pending | None:
     return total
 
 
-def _call_layer(waiting: Waiting, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cls = type(layer)
     only = args[0] if len(args) == 1 and not kwargs else None
     waits = getattr(cls.forward, "_gf_waiting", None)
@@ -354,7 +354,7 @@ def _functional(
     """Let a call of ``torch.nn.functional.batch_norm`` wait."""
     if not isinstance(input, Tensor):
         return None
-    known = (weight, bias, training, momentum, eps)
+    known: tuple[Any, ...] = (weight, bias, training, momentum, eps)
 
     def run(statistics: tuple[Any, Any], activation: str, slope: float, residual: Tensor | None) -> Tensor:
         return batch_norm_act(

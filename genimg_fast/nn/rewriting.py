@@ -2,10 +2,10 @@
 
 Procedure overview. Of a method's syntax tree every call ``f(x)`` becomes ``call(waiting, f, x)``, every addition
 ``add(...)``, and so on with the functions of :mod:`genimg_fast.nn.pending`. What they return may be a
-:class:`~genimg_fast.nn.pending.Pending` value. Such a value gets no further than to a name, an argument of ``call``,
-an operand of ``add`` or the method's result: wherever else an expression stands, it is wrapped in ``done``, which
-makes a tensor of it. Before every statement whose effects nobody can see from here (``with``, ``try``, a call whose
-result is dropped, an assignment to something else than a name), all that waits is settled.
+:class:`~genimg_fast.nn.pending.Pending` value. Such a value gets no further than to a name, an argument of
+``call``, an operand of ``add`` or the method's result: wherever else an expression stands, ``done`` around it
+makes a tensor of it. Before every statement whose effects nobody can see from here (``with``, ``try``, a call
+whose result is dropped, an assignment to something else than a name), all that waits is settled.
 
 Conditions, loops and whatever looks at data stay as written: nothing is traced.
 """
@@ -18,6 +18,7 @@ import copy
 import copyreg
 import functools
 import inspect
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ _HELPERS: dict[str, Callable[..., Any]] = {
     "_gf_leave": pending.leave,
     "_gf_settle": pending.settle,
 }
+_NO_TYPES: dict[str, Any] = {"returns": None, "type_comment": None}
+if sys.version_info >= (3, 12):
+    _NO_TYPES["type_params"] = []
 _REFUSED = (ast.Yield, ast.YieldFrom, ast.Await, ast.AsyncFunctionDef, ast.Match, ast.ClassDef)
 _BUILTINS = set(dir(builtins))
 _STATISTICS = {"running_mean", "running_var", "num_batches_tracked", "state_dict", "buffers", "named_buffers"}
@@ -71,8 +75,9 @@ def rewrite(function: Any, owner: type) -> Callable[..., Any]:
         name="_gf_outer",
         args=_arguments([*_HELPERS, "__class__", *(n for n in function.__code__.co_freevars if n != "__class__")]),
         body=[_rewritten(tree), ast.Return(ast.Name(tree.name, ast.Load()))],
-        decorator_list=[], returns=None, type_comment=None, type_params=[],
-    )  # fmt: skip
+        decorator_list=[],
+        **_NO_TYPES,
+    )
     module = ast.fix_missing_locations(ast.Module([outer], []))
     code = next(
         constant
@@ -84,9 +89,10 @@ def rewrite(function: Any, owner: type) -> Callable[..., Any]:
     cells.setdefault("__class__", types.CellType(owner))
     cells |= {name: types.CellType(helper) for name, helper in _HELPERS.items()}
     rewritten = types.FunctionType(
-        code.replace(co_qualname=function.__qualname__) if hasattr(code, "co_qualname") else code,
-        function.__globals__, function.__name__, function.__defaults__, tuple(cells[n] for n in code.co_freevars),
+        code, function.__globals__, function.__name__, function.__defaults__,
+        tuple(cells[name] for name in code.co_freevars),
     )  # fmt: skip
+    rewritten.__qualname__ = function.__qualname__
     rewritten.__kwdefaults__ = function.__kwdefaults__
     return functools.wraps(function)(rewritten)
 
@@ -186,10 +192,8 @@ def _rewritten(
     docstring = ast.get_docstring(tree, clean=False) is not None
     if docstring:
         body = [tree.body[0], body[0], *writer.block(tree.body[1:], None), body[-1]]
-    copied = ast.FunctionDef(**{name: getattr(tree, name, None) for name in tree._fields})
-    copied.body = body
-    copied.returns = None
-    copied.args = _without_annotations(tree.args)
+    arguments = _without_annotations(tree.args)
+    copied = ast.FunctionDef(tree.name, arguments, body, tree.decorator_list, **_NO_TYPES)
     return ast.copy_location(copied, tree)
 
 
@@ -415,7 +419,7 @@ class _Writer:
         return self.generic(node)
 
     def alone(self, node: ast.expr) -> ast.expr:
-        """Write an expression with a list of its own for what waits in it, as it may run when the frame is gone."""
+        """Write an expression with a list of its own for what waits in it: it may run when the frame is gone."""
         written = self.expression(node)
         nobody = ast.arguments([], [ast.arg(_WAITING)], None, [], [], None, [])
         return ast.Call(ast.Lambda(nobody, written), [ast.List([], ast.Load())], [])
