@@ -6,6 +6,8 @@
 
 gaussians    WGAN-GP on a grid of 25 Gaussians in the plane, the toy of the WGAN-GP paper (Gulrajani et al.
              2017, https://arxiv.org/abs/1704.00028): modes found, samples near one of them
+relativistic  the same with the relativistic loss, R1 and R2 (R3GAN, Huang et al. 2024,
+             https://arxiv.org/abs/2501.05441), one step of the discriminator for one of the generator
 conditional  a class-conditional DCGAN on scikit-learn's digits, trained as ``genimg-fast train cdcgan`` does by
              default: samples of each requested class, judged by a support vector machine that has seen real digits
              only
@@ -132,21 +134,29 @@ class PointGAN(nn.Module):
 
 
 def gaussians(args: argparse.Namespace) -> dict[str, bool]:
+    settings = {"loss": "wasserstein", "gp": 0.1, "n_critic": 5, "betas": (0.5, 0.9)}
+    return on_gaussians(args, "gaussians", "WGAN-GP, 5 steps of the critic for one of the generator", settings)
+
+
+def relativistic(args: argparse.Namespace) -> dict[str, bool]:
+    settings = {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "betas": (0.0, 0.9)}
+    return on_gaussians(args, "relativistic", "relativistic loss, R1 and R2 of weight 1", settings)
+
+
+def on_gaussians(args: argparse.Namespace, name: str, title: str, settings: dict[str, Any]) -> dict[str, bool]:
     steps = args.steps or 40_000
     axis = SPACING * torch.arange(-2.0, 3.0)
     centres = torch.cartesian_prod(axis, axis)
     data = Points(centres[torch.randint(25, (100_000,))] + SIGMA * torch.randn(100_000, 2))
     recipe = Recipe(schedule="linear", decay_steps=steps, ema=0.999)
-    trainer = GANTrainer(
-        PointGAN(), loss="wasserstein", gp=0.1, n_critic=5, lr=1e-3, betas=(0.5, 0.9), recipe=recipe
-    )
+    trainer = GANTrainer(PointGAN(), lr=1e-3, recipe=recipe, **settings)
     fit(trainer, data, steps=steps, batch_size=256, seed=args.seed, log_every=1000)
     samples = trainer.sampler.sample(10_000, generator=torch.Generator().manual_seed(args.seed))
     distance, nearest = torch.cdist(samples, centres).min(1)
     near = distance < 3 * SIGMA
     modes, share = len(nearest[near].unique()), near.double().mean().item()
     counts = nearest[near].bincount(minlength=25)
-    print(f"25 Gaussians, WGAN-GP, {steps} steps of the critic with 256 points, 5 for one of the generator")
+    print(f"25 Gaussians, {title}; {steps} steps with 256 points")
     print(f"  {modes} of 25 modes, {share:.1%} of 10,000 samples within 3 standard deviations of one")
     print(f"  between {counts.min()} and {counts.max()} samples near a mode")
     figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
@@ -154,8 +164,11 @@ def gaussians(args: argparse.Namespace) -> dict[str, bool]:
     axes.scatter(*samples.T, s=1, label="samples")
     axes.set_aspect("equal")
     axes.legend(markerscale=6, loc="upper right")
-    figure.savefig(args.out / "gaussians.png", dpi=120)
-    return {"all 25 modes are found": modes == 25, "at least 80% of the samples are near one": share >= 0.8}
+    figure.savefig(args.out / f"{name}.png", dpi=120)
+    return {
+        f"{name}: all 25 modes are found": modes == 25,
+        f"{name}: at least 80% of the samples are near one": share >= 0.8,
+    }
 
 
 def split_digits(seed: int) -> tuple[gf.data.ImageDataset, gf.data.ImageDataset]:
@@ -285,7 +298,7 @@ def clothes(args: argparse.Namespace) -> dict[str, bool]:
     }
 
 
-PARTS = {"gaussians": gaussians, "conditional": conditional, "pix2pix": pix2pix}
+PARTS = {"gaussians": gaussians, "relativistic": relativistic, "conditional": conditional, "pix2pix": pix2pix}
 CLOTHES_PARTS = {"conditional": clothes_of_a_class, "unconditional": clothes}
 
 if __name__ == "__main__":

@@ -550,6 +550,28 @@ def test_what_cannot_be_rewritten_is_left_and_said() -> None:
     assert torch.equal(gf.fuse(replaced)(X), X + 1)
 
 
+class OwnCall(Net):
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn1(x))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = OwnCall()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_layers_with_a_call_of_their_own() -> None:
+    plain = Outer()
+    torch.testing.assert_close(gf.fuse(copy.deepcopy(plain))(X), plain(X))
+
+
 def test_nothing_changes_where_nothing_matches() -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:

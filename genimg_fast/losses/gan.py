@@ -17,10 +17,15 @@ class _Formulas(NamedTuple):
     has_labels: bool  # to smooth
 
 
+class _PairFormula(NamedTuple):
+    wins: Callable[[Tensor], Tensor]  # logits of those who should be above, less those of the others -> loss
+    has_labels: bool = False
+
+
 # With s = sigmoid: -log s(x) = softplus(-x) and -log(1 - s(x)) = softplus(x), also where s(x) rounds to 0 or 1.
 # The cross entropy with label 1 - a is then (1 - a) softplus(-x) + a softplus(x) = softplus(-x) + a x.
-GANLossName = Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein"]
-GAN_LOSSES: dict[GANLossName, _Formulas] = {
+GANLossName = Literal["non_saturating", "minimax", "least_squares", "hinge", "wasserstein", "relativistic"]
+GAN_LOSSES: dict[GANLossName, _Formulas | _PairFormula] = {
     # Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661: both losses are given there.
     "non_saturating": _Formulas(
         lambda real, a: (softplus(-real) + a * real).mean(),
@@ -55,17 +60,26 @@ GAN_LOSSES: dict[GANLossName, _Formulas] = {
         lambda fake: -fake.mean(),
         False,
     ),
+    # Jolicoeur-Martineau 2018, https://arxiv.org/abs/1807.00734; with R1 and R2 it is that of R3GAN, Huang et al.
+    # 2024, https://arxiv.org/abs/2501.05441.
+    "relativistic": _PairFormula(lambda margin: softplus(-margin).mean()),
 }
 
 
 class GANLoss:
     """The two losses of an adversarial game, on logits: the discriminator must not end in a sigmoid.
 
+    The relativistic loss compares each generated image with a real one: it has no separate parts for them.
+
     Args:
-        name: One of ``GAN_LOSSES``: ``"non_saturating"``, ``"minimax"``, ``"least_squares"``, ``"hinge"`` or
-            ``"wasserstein"``.
+        name: One of ``GAN_LOSSES``: ``"non_saturating"``, ``"minimax"``, ``"least_squares"``, ``"hinge"``,
+            ``"wasserstein"`` or ``"relativistic"``.
         label_smoothing: How far the label of real images lies below 1, in [0, 0.5): one-sided smoothing, Salimans
-            et al. 2016, https://arxiv.org/abs/1606.03498. Hinge and Wasserstein losses have no labels.
+            et al. 2016, https://arxiv.org/abs/1606.03498. Hinge, Wasserstein and relativistic losses have no
+            labels.
+
+    Attributes:
+        paired: Whether the loss compares images in pairs.
 
     Raises:
         ValueError: If the name is unknown, or the smoothing is out of range or not the loss's.
@@ -87,16 +101,18 @@ class GANLoss:
         self.name = name
         self.label_smoothing = label_smoothing
         self._formulas = GAN_LOSSES[name]
+        self.paired = isinstance(self._formulas, _PairFormula)
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Loss that the discriminator minimises.
 
         Args:
             real_logits: The discriminator's logits for real images: (batch,), or (batch, ...) for patches.
-            fake_logits: Its logits for generated images. The batch may differ, the rest of the shape may not.
+            fake_logits: Its logits for generated images. The batch may differ, unless the loss is a paired one;
+                the rest of the shape may not.
 
         Returns:
-            A scalar: the mean over the real logits plus the mean over the fake ones.
+            A scalar: the mean over the real logits plus the mean over the fake ones, or the mean over pairs.
 
         Raises:
             ValueError: If the shapes do not fit, or the logits are not floating point.
@@ -107,6 +123,8 @@ class GANLoss:
                 "real_logits and fake_logits must have the same shape but for the batch, "
                 f"got {tuple(real_logits.shape)} and {tuple(fake_logits.shape)}"
             )
+        if isinstance(self._formulas, _PairFormula):
+            return self._wins(real_logits, fake_logits)
         return self.real(real_logits) + self.fake(fake_logits)
 
     def real(self, logits: Tensor) -> Tensor:
@@ -119,10 +137,11 @@ class GANLoss:
             A scalar: the mean over the logits.
 
         Raises:
-            ValueError: If the logits have no batch dimension or are not floating point.
+            ValueError: If the logits have no batch dimension or are not floating point, or the loss is a paired
+                one.
         """
         _check_logits(logits=logits)
-        return self._formulas.real(logits, self.label_smoothing)
+        return self._parts().real(logits, self.label_smoothing)
 
     def fake(self, logits: Tensor) -> Tensor:
         """The part of :meth:`discriminator` for generated images; see :meth:`real`.
@@ -134,26 +153,48 @@ class GANLoss:
             A scalar: the mean over the logits.
 
         Raises:
-            ValueError: If the logits have no batch dimension or are not floating point.
+            ValueError: If the logits have no batch dimension or are not floating point, or the loss is a paired
+                one.
         """
         _check_logits(logits=logits)
-        return self._formulas.fake(logits)
+        return self._parts().fake(logits)
 
-    def generator(self, fake_logits: Tensor) -> Tensor:
+    def generator(self, fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
         """Loss that the generator minimises.
 
         Args:
             fake_logits: The discriminator's logits for generated images that still carry their gradient:
                 (batch,), or (batch, ...) for patches.
+            real_logits: Those for real images, of the same shape; only a paired loss looks at them.
 
         Returns:
-            A scalar: the mean over the logits.
+            A scalar: the mean over the logits, or over pairs.
 
         Raises:
-            ValueError: If the logits have no batch dimension or are not floating point.
+            ValueError: If the logits have no batch dimension or are not floating point, or a paired loss lacks the
+                real ones.
         """
         _check_logits(fake_logits=fake_logits)
+        if isinstance(self._formulas, _PairFormula):
+            if real_logits is None:
+                raise ValueError(f"the {self.name} loss of a generator needs real_logits, too")
+            _check_logits(real_logits=real_logits)
+            return self._wins(fake_logits, real_logits)
         return self._formulas.generator(fake_logits)
+
+    def _wins(self, winners: Tensor, losers: Tensor) -> Tensor:
+        assert isinstance(self._formulas, _PairFormula)
+        if winners.shape != losers.shape:
+            raise ValueError(
+                f"the {self.name} loss compares real and generated images in pairs: their logits must have the "
+                f"same shape, got {tuple(winners.shape)} and {tuple(losers.shape)}"
+            )
+        return self._formulas.wins(winners - losers)
+
+    def _parts(self) -> _Formulas:
+        if isinstance(self._formulas, _PairFormula):
+            raise ValueError(f"the {self.name} loss has no parts: give discriminator() both kinds of logits")
+        return self._formulas
 
 
 def gradient_penalty(
@@ -203,11 +244,11 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     """Penalise a discriminator's gradient at real images.
 
     Half the mean over samples of the gradient's squared length: Mescheder et al. 2018,
-    https://arxiv.org/abs/1801.04406, equation 9, without its factor gamma.
+    https://arxiv.org/abs/1801.04406, equation 9, without its factor gamma. At generated images it is their R2.
 
     Args:
         discriminator: Maps images to logits, (batch, ...). A conditional one has its condition bound to it.
-        real: Real images, (batch, ...).
+        real: Real images, (batch, ...), or generated ones for R2; no gradient passes to them.
 
     Returns:
         A scalar, differentiable with respect to the discriminator's parameters.

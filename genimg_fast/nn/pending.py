@@ -290,6 +290,7 @@ def is_observed(layer: nn.Module) -> bool:
         or layer._backward_pre_hooks
         or layer._compiled_call_impl is not None
         or "forward" in layer.__dict__
+        or type(layer).__call__ is not nn.Module.__call__
         or _has_any_global_hook()
     )
 

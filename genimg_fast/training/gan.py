@@ -1,7 +1,7 @@
 """One training step of a GAN."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class GANTrainer(BaseTrainer):
         n_critic: Steps of the discriminator, each with a batch of its own, for one of the generator.
         gp: Weight of the gradient penalty. It is 10 in its paper; see :func:`genimg_fast.losses.gradient_penalty`.
         r1: Weight of the penalty on the gradient at real images. See :func:`genimg_fast.losses.r1_penalty`.
+        r2: Weight of the same penalty at generated images. With the relativistic loss, R1 and R2 are R3GAN's.
         clip_weights: Largest magnitude of the discriminator's weights; 0: any. It is 0.01 in the paper on
             Wasserstein GANs.
         recipe: How to train; ``Recipe()`` by default.
@@ -65,23 +66,25 @@ class GANTrainer(BaseTrainer):
         n_critic: PositiveInt = 1,
         gp: NonNegativeFloat = 0.0,
         r1: NonNegativeFloat = 0.0,
+        r2: NonNegativeFloat = 0.0,
         clip_weights: NonNegativeFloat = 0.0,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(model, recipe=recipe, seed=seed)
         check_sizes(n_critic=n_critic)
-        for name, value in (("gp", gp), ("r1", r1), ("clip_weights", clip_weights)):
+        for name, value in (("gp", gp), ("r1", r1), ("r2", r2), ("clip_weights", clip_weights)):
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
         norms = [m for m in model.discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        if (gp > 0 or r1 > 0) and norms:
+        penalties = [name for name, value in (("gp", gp), ("r1", r1), ("r2", r2)) if value > 0]
+        if penalties and norms:
             raise ValueError(
-                f"{'gp' if gp > 0 else 'r1'} must be 0: it judges each image alone, and batch norm in the "
+                f"{penalties[0]} must be 0: it judges each image alone, and batch norm in the "
                 "discriminator mixes them; use a discriminator with norm 'none' or 'spectral'"
             )
         self.loss = GANLoss(loss, label_smoothing=label_smoothing)
-        self.n_critic, self.gp, self.r1, self.clip_weights = n_critic, gp, r1, clip_weights
+        self.n_critic, self.gp, self.r1, self.r2, self.clip_weights = n_critic, gp, r1, r2, clip_weights
         self._generator = self.prepared(model.generator)
         self._discriminator = self.prepared(model.discriminator)
         self.add_optimizer("g", model.generator.parameters(), lr=lr, betas=betas)
@@ -107,31 +110,40 @@ class GANTrainer(BaseTrainer):
     def _update(self, images: Tensor, labels: Tensor | None, *, generator_turn: bool) -> dict[str, Tensor]:
         # In one part, the generator's turn takes up the images that the discriminator has seen.
         keep = generator_turn and self.recipe.accumulate == 1
-        fakes: list[tuple[Tensor, Any]] = []
+        paired = self.loss.paired
+        fakes: list[tuple[Tensor, Tensor, Any]] = []
         logged: list[Tensor] = []
 
         with self.descending("d"):
             for real, classes in self.parts(images, labels):
-                # A backward pass for each half of the loss: the first graph is gone before the second one is made.
-                with self.adding_up():
+                # A backward pass for each half of the loss, unless it compares the two: the first graph is gone
+                # before the second one is made.
+                with nullcontext() if paired else self.adding_up():
                     with self.autocast():
                         real_logits = self._discriminator(real, classes)
-                        loss_real = self.loss.real(real_logits)
+                        first = real_logits.new_zeros(()) if paired else self.loss.real(real_logits)
                     if self.r1 > 0:
-                        loss_real = loss_real + self._r1_penalty(real, classes)
-                    self.backward(loss_real)
+                        first = first + self._r1_penalty(self.r1, real, classes)
+                    if not paired:
+                        self.backward(first)
                 with self.autocast():
                     with torch.set_grad_enabled(keep):
                         fake = self._fake(len(real), classes)
-                    fakes.append((fake, classes))
+                    fakes.append((fake, real, classes))
                     # Detached, the generated images pass no gradient on to the generator.
                     fake_logits = self._discriminator(fake.detach(), classes)
-                    loss_fake = self.loss.fake(fake_logits)
-                    loss_g = self.loss.generator(fake_logits.detach())
+                    if paired:
+                        second = first + self.loss.discriminator(real_logits, fake_logits)
+                    else:
+                        second = self.loss.fake(fake_logits)
+                    loss_g = self.loss.generator(fake_logits.detach(), real_logits.detach())
+                if self.r2 > 0:
+                    second = second + self._r1_penalty(self.r2, fake.to(real.dtype), classes)
                 if self.gp > 0:
-                    loss_fake = loss_fake + self._gradient_penalty(real, fake, classes)
-                self.backward(loss_fake)
-                scalars = loss_real + loss_fake, loss_g, real_logits.mean(), fake_logits.mean()
+                    second = second + self._gradient_penalty(real, fake, classes)
+                self.backward(second)
+                loss_d = second if paired else first + second
+                scalars = loss_d, loss_g, real_logits.mean(), fake_logits.mean()
                 logged.append(torch.stack(scalars).detach())
         if self.clip_weights > 0:
             with torch.no_grad():
@@ -144,10 +156,12 @@ class GANTrainer(BaseTrainer):
             # The gradient flows through the discriminator, but none is computed for its parameters.
             losses = []
             with frozen(self.model.discriminator), self.descending("g"):
-                for fake, classes in self.in_turn(fakes):
+                for fake, real, classes in self.in_turn(fakes):
                     with self.autocast():
                         images_g = fake if keep else self._fake(len(fake), classes)
-                        loss_g = self.loss.generator(self._discriminator(images_g, classes))
+                        with torch.no_grad():
+                            beside = self._discriminator(real, classes) if paired else None
+                        loss_g = self.loss.generator(self._discriminator(images_g, classes), beside)
                     self.backward(loss_g)
                     losses.append(loss_g.detach())
             values["loss_g"] = torch.stack(losses).mean()
@@ -188,9 +202,9 @@ class GANTrainer(BaseTrainer):
         discriminator = self.model.discriminator
         return self.gp * gradient_penalty(lambda x: discriminator(x, labels), real, fake.to(real.dtype))
 
-    def _r1_penalty(self, real: Tensor, labels: Tensor | None) -> Tensor:
+    def _r1_penalty(self, weight: float, images: Tensor, labels: Tensor | None) -> Tensor:
         discriminator = self.model.discriminator
-        return self.r1 * r1_penalty(lambda x: discriminator(x, labels), real)
+        return weight * r1_penalty(lambda x: discriminator(x, labels), images)
 
     def samples(self, n: int = 64) -> Tensor:
         """Generate images from the same noise every time, with the averaged weights, to watch the training.

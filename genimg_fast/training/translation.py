@@ -104,6 +104,13 @@ class Pix2PixTrainer(BaseTrainer):
         parts = [(*pair, fake) for pair, fake in zip(self.parts(source, target), fakes, strict=True)]
         with self.descending("d"):
             for given, real, fake in self.in_turn(parts):
+                if self.loss.paired:
+                    with self.autocast():
+                        logits = self._discriminator(given, real), self._discriminator(given, fake.detach())
+                        loss_d = 0.5 * self.loss.discriminator(*logits)
+                    self.backward(loss_d)
+                    losses[0].append(loss_d.detach())
+                    continue
                 with self.adding_up():
                     with self.autocast():
                         loss_real = 0.5 * self.loss.real(self._discriminator(given, real))
@@ -116,7 +123,9 @@ class Pix2PixTrainer(BaseTrainer):
             for given, real, fake in self.in_turn(parts):
                 output = fake if fake.requires_grad else self._translated(given)
                 with self.autocast():
-                    loss_g = self.loss.generator(self._discriminator(given, output))
+                    with torch.no_grad():
+                        beside = self._discriminator(given, real) if self.loss.paired else None
+                    loss_g = self.loss.generator(self._discriminator(given, output), beside)
                 error = (output.float() - real).abs().mean()
                 self.backward(loss_g + self.l1 * error)
                 losses[1].append(loss_g.detach())

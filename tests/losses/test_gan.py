@@ -19,6 +19,10 @@ EXPECTED = {
     "least_squares": ((1 + 4) / 4 + (0.25 + 9) / 4, (0.25 + 16) / 4),
     "hinge": ((0 + 2) / 2 + (1.5 + 0) / 2, 1.25),
     "wasserstein": (-1.25 - 0.5, 1.25),
+    "relativistic": (
+        sum(-math.log(sigmoid(r - f)) for r, f in zip(R, F, strict=True)) / 2,
+        sum(-math.log(sigmoid(f - r)) for r, f in zip(R, F, strict=True)) / 2,
+    ),
 }
 
 
@@ -29,7 +33,7 @@ def test_values(name: str, device: str) -> None:
     fake = torch.tensor(F, dtype=torch.float64, device=device)
     discriminator, generator = EXPECTED[name]
     assert loss.discriminator(real, fake).item() == pytest.approx(discriminator, rel=1e-12)
-    assert loss.generator(fake).item() == pytest.approx(generator, rel=1e-12)
+    assert loss.generator(fake, real).item() == pytest.approx(generator, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", gf.losses.GAN_LOSSES)
@@ -41,7 +45,7 @@ def test_gradients_push_the_right_way(name: str) -> None:
     if name != "least_squares":  # whose target for fake images is 0
         assert (fake.grad > 0).all()
     fake.grad = None
-    loss.generator(fake).backward()
+    loss.generator(fake, real).backward()
     assert (fake.grad < 0).all()
 
 
@@ -67,6 +71,20 @@ def test_bad_logits() -> None:
         loss.generator(torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"real_logits must be .* with a batch dimension"):
         loss.discriminator(torch.tensor(0.0), torch.zeros(4))
+
+
+def test_a_paired_loss_needs_pairs() -> None:
+    loss = gf.losses.GANLoss("relativistic")
+    assert loss.paired
+    for part in (loss.real, loss.fake):
+        with pytest.raises(ValueError, match="the relativistic loss has no parts: give discriminator"):
+            part(torch.zeros(4))
+    with pytest.raises(ValueError, match="the relativistic loss of a generator needs real_logits, too"):
+        loss.generator(torch.zeros(4))
+    with pytest.raises(
+        ValueError, match=r"in pairs: their logits must have the same shape, got \(4,\) and \(2,\)"
+    ):
+        loss.discriminator(torch.zeros(4), torch.zeros(2))
 
 
 def test_unknown_name() -> None:

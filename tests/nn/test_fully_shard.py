@@ -1,4 +1,4 @@
-"""FSDP2: parameters in shards, over two processes."""
+"""FSDP2, parameters in shards over two processes; and DistributedDataParallel of what gf.fuse changed."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import genimg_fast as gf
 from genimg_fast.training.processes import process_group, rank
@@ -16,7 +17,21 @@ from genimg_fast.training.processes import process_group, rank
 MODELS = {
     "pix2pix": (lambda: gf.models.UNetGenerator(3, 3, channels=16, image_size=256), (1, 3, 256, 256)),
     "layers": (lambda: Layers(), (3, 2, 8, 8)),
+    "fused": (lambda: gf.fuse(Residual()), (3, 4, 8, 8)),
 }
+WAYS = {"sharded": tuple(MODELS), "replicated": ("fused",)}
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.project, self.project_norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm(self.conv(x))
+        out += self.project_norm(self.project(x))
+        return out.relu()
 
 
 class Layers(nn.Module):
@@ -35,39 +50,42 @@ class Layers(nn.Module):
         return y
 
 
-def found(name: str, shard: bool) -> dict[str, Tensor]:
+def found(name: str, way: str = "") -> dict[str, Tensor]:
     """Outputs and gradients of a model; every process has the same images, so that their mean is that of one."""
     torch.manual_seed(0)
     build, shape = MODELS[name]
     model = build()
     x = torch.rand(shape) * 2 - 1
-    if shard:
+    if way == "sharded":
         for layer in model.modules():  # each with parameters of its own is a unit, as well as the whole
             if layer is not model and list(layer.parameters(recurse=False)):
                 fully_shard(layer)
         fully_shard(model)
-    output = model(x)
+    parallel = DistributedDataParallel(model) if way == "replicated" else model
+    output = parallel(x)
     output.square().mean().backward()
-    gradients = {key: p.grad.full_tensor() if shard else p.grad for key, p in model.named_parameters()}
+    gradients = {key: p.grad.full_tensor() if way == "sharded" else p.grad for key, p in model.named_parameters()}
     return {"output": output.detach(), **gradients}
 
 
 @pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
-    file = tmp_path_factory.mktemp("sharded") / "found.pt"
+def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Tensor]]:
+    file = tmp_path_factory.mktemp("processes") / "found.pt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*launch, __file__, file], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return torch.load(file)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_sharded_is_as_whole(name: str, sharded: dict[str, dict[str, Tensor]]) -> None:
-    torch.testing.assert_close(sharded[name], found(name, shard=False), rtol=1e-5, atol=1e-7)
+@pytest.mark.parametrize(("way", "name"), [(way, name) for way, names in WAYS.items() for name in names])
+def test_two_processes_are_as_one(
+    way: str, name: str, in_two_processes: dict[tuple[str, str], dict[str, Tensor]]
+) -> None:
+    torch.testing.assert_close(in_two_processes[way, name], found(name), rtol=1e-5, atol=1e-7)
 
 
 if __name__ == "__main__":
     with process_group(torch.device("cpu")):
-        results = {name: found(name, shard=True) for name in MODELS}
+        results = {(way, name): found(name, way) for way, names in WAYS.items() for name in names}
         if rank() == 0:
             torch.save(results, Path(sys.argv[1]))

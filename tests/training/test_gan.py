@@ -89,6 +89,29 @@ def test_every_loss_trains(loss: str, digits: gf.data.ImageDataset, device: str)
     assert [row["step"] for row in history] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_relativistic_loss_with_both_penalties(accumulate: int) -> None:
+    """The values of a step, against the formulas; R1 and R2 of a critic that judges each image alone."""
+    torch.manual_seed(0)
+    model = gf.models.WGAN(**SIZES)
+    recipe = gf.training.Recipe(accumulate=accumulate)
+    trainer = GANTrainer(model, loss="relativistic", r1=0.5, r2=2.0, n_critic=2, recipe=recipe)
+    before = copy.deepcopy(model)
+    images, labels = batch()
+    torch.manual_seed(1)
+    values = trainer.step(images, labels)
+    torch.manual_seed(1)
+    expected = []
+    for real in images.chunk(accumulate):
+        fake = before.generator(torch.randn(len(real), before.generator.z_dim)).detach()
+        margin = before.discriminator(real) - before.discriminator(fake)
+        penalties = [gf.losses.r1_penalty(before.discriminator, x) for x in (real, fake)]
+        loss = torch.nn.functional.softplus(-margin).mean() + 0.5 * penalties[0] + 2 * penalties[1]
+        expected.append([loss, torch.nn.functional.softplus(margin).mean()])
+    for name, column in zip(("loss_d", "loss_g"), zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(values[name], torch.stack(column).mean().detach())
+
+
 def test_clipped_weights() -> None:
     torch.manual_seed(0)
     trainer = GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", clip_weights=0.01)
