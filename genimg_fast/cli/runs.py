@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
-from genimg_fast.data.dataset import content_hash, identify, pieces, same_data
-from genimg_fast.data.sequences import TooFewFramesError
+from genimg_fast.data.dataset import identify, pieces, same_data
+from genimg_fast.data.sequences import TooFewFramesError, identify_clips
 from genimg_fast.models import BaseFrameModel
 from genimg_fast.options import Folder, OptionError, Reader, Seed, integers
 from genimg_fast.training import Picture, load_run, save_output
@@ -221,7 +221,7 @@ def load_clips(
     def load(name: str, frames: int) -> Any:
         return load_sequences(
             name, frames=frames, image_size=model.image_size, channels=model.c_dim,
-            speed=tuple(config["speed"]), train=False, seed=seed,
+            speed=tuple(config["speed"]), train=False, seed=seed, **storage_of(config),
         )  # fmt: skip
 
     name = source.data or config.get("val_data") or config["data"]
@@ -229,10 +229,7 @@ def load_clips(
         if source.data or name == "moving-digits":
             return Real(load(name, frames), "held-out" if name == "moving-digits" else "", name)
         # A split of clips depends on the number of frames that it was made for.
-        real = load_data(
-            config, None, lambda name: load(name, config["frames"]),
-            lambda folders: {"sha256": content_hash(*folders.clips.values())},
-        )  # fmt: skip
+        real = load_data(config, None, lambda name: load(name, config["frames"]), identify_clips)
         return real._replace(dataset=real.dataset.windows(frames))
 
 

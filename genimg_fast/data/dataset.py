@@ -109,7 +109,9 @@ def content_hash(*contents: str | Tensor | StoredImages) -> str:
     """
     stored = next((content for content in contents if isinstance(content, StoredImages)), None)
     if stored is not None:
-        others = content_hash(*("images" if content is stored else content for content in contents))
+        others = content_hash(
+            *("images" if c is stored else c.rows_hash() if isinstance(c, StoredImages) else c for c in contents)
+        )
         return stored.recall_hash(others, lambda: _digest(contents))
     return _digest(contents)
 

@@ -1,11 +1,13 @@
 """Sequences of images: bouncing digits generated on the fly, folders of numbered frames, video files."""
 
+import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,11 +15,22 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from genimg_fast._close_names import did_you_mean
-from genimg_fast.data.dataset import draw_share
-from genimg_fast.data.decode import images_among, open_image, read_image, to_pixels
+from genimg_fast.data.dataset import content_hash, draw_share
+from genimg_fast.data.decode import (
+    Decoder,
+    UnreadableError,
+    images_among,
+    open_image,
+    path_in,
+    read_image,
+    to_pixels,
+)
 from genimg_fast.data.files import list_folder
 from genimg_fast.data.optional import optional_import
-from genimg_fast.data.sources import load_dataset
+from genimg_fast.data.sources import Keep, identify_files, load_dataset
+from genimg_fast.data.stored import StoredImages
+from genimg_fast.data.stream import draw_order, fetch_batches, to_floats
+from genimg_fast.options import NonNegativeFloat, NonNegativeInt
 
 SequenceIndex = int | slice | Tensor
 
@@ -184,11 +197,11 @@ class MovingDigits(Dataset[tuple[Tensor, Tensor]]):
 
 
 class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
-    """Sequences cut from clips in memory: folders of numbered frames, animated images, video files.
+    """Sequences cut from clips: folders of numbered frames, animated images, video files.
 
     ``path`` is one clip or a folder of clips. Frames are sorted by the numbers in their names (``2.png`` before
     ``10.png``), cropped to a square and resized by antialiased bicubic interpolation. A sequence is a window that
-    slides along a clip.
+    slides along a clip. Frames that do not fit in ``memory`` are kept as :func:`load_dataset` keeps images.
 
     Args:
         path: A folder of images, which are the frames of one clip; a folder whose subfolders or video files are
@@ -198,6 +211,14 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         image_size: Height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
         stride: Frames between the beginnings of two sequences.
+        memory: GB that frames may take in memory; by default a quarter of the machine's, shared by the processes
+            on it.
+        cache: Folder for decoded frames that take more than that; none: decode them whenever they are needed.
+        workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
+
+    Attributes:
+        images: All frames, clip behind clip: bytes of shape (n, channels, image_size, image_size).
+        files: Hashes of the names, and of the sizes and times of change, of the clips' files.
 
     Raises:
         ValueError: If there is no clip of enough frames, a file cannot be read, or a number is out of range.
@@ -214,7 +235,16 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(
-        self, path: str | Path, *, frames: int = 20, image_size: int = 64, channels: int = 3, stride: int = 1
+        self,
+        path: str | Path,
+        *,
+        frames: int = 20,
+        image_size: int = 64,
+        channels: int = 3,
+        stride: int = 1,
+        memory: NonNegativeFloat | None = None,
+        cache: str | Path | None = "cache",
+        workers: NonNegativeInt | None = None,
     ) -> None:
         _at_least_1(frames=frames, image_size=image_size, stride=stride)
         if channels not in (1, 3):
@@ -224,12 +254,20 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
             raise FileNotFoundError(f"there is no {path}")
         if not (path.is_file() or path.is_dir()):
             raise ValueError(f"{path} is neither a file nor a folder")
-        clips = {name: torch.stack(list(clip)) for name, clip in _clips(path, image_size, channels)}
-        if not clips:
+        found = _find_clips(path)
+        keep = Keep.of(memory, cache, workers)
+        self.images, lengths, self.files = _read_clips(path, found, image_size, channels, keep)
+        stops = list(accumulate(lengths))
+        spans = {
+            clip.name: range(stop - length, stop)
+            for clip, length, stop in zip(found, lengths, stops, strict=True)
+            if length > 0
+        }
+        if not spans:
             raise ValueError(f"no frames in {path}")
-        self.clips = {name: clip for name, clip in clips.items() if len(clip) >= frames}
-        if not self.clips:
-            longest = max(len(clip) for clip in clips.values())
+        self._spans = {name: span for name, span in spans.items() if len(span) >= frames}
+        if not self._spans:
+            longest = max(map(len, spans.values()))
             raise TooFewFramesError(
                 f"no clip in {path} has {frames} frames, the longest one has {longest}", longest
             )
@@ -238,12 +276,24 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
 
     def _count(self) -> list[int]:
         """Number of the sequences of each clip and of those before it."""
-        return list(accumulate((len(clip) - self.frames) // self.stride + 1 for clip in self.clips.values()))
+        return list(accumulate((len(span) - self.frames) // self.stride + 1 for span in self._spans.values()))
+
+    @property
+    def clips(self) -> dict[str, Tensor | StoredImages]:
+        """Frames of each clip by its name: bytes of shape (n, channels, image_size, image_size)."""
+        return {name: _cut(self.images, span) for name, span in self._spans.items()}
+
+    @property
+    def storage(self) -> str:
+        """Where the frames are, in words."""
+        if isinstance(self.images, StoredImages):
+            return self.images.storage
+        return f"in memory, {self.images.nbytes / 1e9:.3g} GB"
 
     @property
     def device(self) -> torch.device:
         """Where the frames are."""
-        return next(iter(self.clips.values())).device
+        return self.images.device
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -262,20 +312,38 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
             IndexError: If there is no such sequence.
         """
         indices, single = _indices(index, len(self))
-        clips, windows, labels = list(self.clips.values()), [], []
-        for i in indices:
-            label = bisect_right(self._ends, i)
-            first = (i - (self._ends[label - 1] if label else 0)) * self.stride
-            windows.append(clips[label][first : first + self.frames])
-            labels.append(label)
-        frames = torch.stack(windows) if windows else clips[0][: self.frames].unsqueeze(0)[:0]
-        frames = frames.float().div_(127.5).sub_(1)
-        clip = torch.tensor(labels, dtype=torch.int64, device=frames.device)
+        pixels, clip = self._read(indices)
+        frames = to_floats(pixels)
         return (frames[0], clip[0]) if single else (frames, clip)
 
+    def _read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Read sequences, as bytes, and the numbers of their clips."""
+        spans = list(self._spans.values())
+        rows = torch.empty(len(indices), self.frames, dtype=torch.int64)
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        for k, i in enumerate(indices):
+            label = bisect_right(self._ends, i)
+            first = spans[label].start + (i - (self._ends[label - 1] if label else 0)) * self.stride
+            rows[k], labels[k] = torch.arange(first, first + self.frames), label
+        images = self.images[rows.view(-1).to(self.device)]
+        return images.view(len(indices), self.frames, *images.shape[1:]), labels.to(self.device)
+
+    def batches(
+        self, batch_size: int, *, seed: int = 0, start: int = 0, part: int = 0, parts: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over shuffled batches; see :func:`batches`. Frames that are stored elsewhere are read ahead."""
+        order = draw_order(len(self), batch_size, seed=seed, start=start, part=part, parts=parts)
+        if not isinstance(self.images, StoredImages):
+            return (self[index] for _, index in order)
+        here = self.to("cpu")
+        workers = self.images.workers
+        return fetch_batches(_Fetch(here), order, device=self.device, workers=workers, thread=True)
+
     def to(self, device: torch.device | str) -> "FrameFolders":
-        """Get the same data on another device."""
-        return self._of({name: clip.to(device) for name, clip in self.clips.items()}, self.frames)
+        """Get the same data on another device; frames that are stored elsewhere go there batch by batch."""
+        made = self._of(self._spans, self.frames)
+        made.images = self.images.to(device)
+        return made
 
     def split(self, share: float, *, seed: int = 0) -> tuple["FrameFolders", "FrameFolders"]:
         """Hold sequences out, without a frame in common with the others: whole clips, drawn at random.
@@ -292,26 +360,28 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             ValueError: If either would be empty.
         """
-        number = len(self.clips)
+        number = len(self._spans)
         if 0 < share < 1 and 0 < round(share * number) < number:
             drawn = draw_share(torch.zeros(number, dtype=torch.int64), share, seed=seed, what="clips").tolist()
-            training = {name: clip for (name, clip), out in zip(self.clips.items(), drawn, strict=True) if not out}
-            held_out = {name: clip for name, clip in self.clips.items() if name not in training}
+            training = {
+                name: span for (name, span), out in zip(self._spans.items(), drawn, strict=True) if not out
+            }
+            held_out = {name: span for name, span in self._spans.items() if name not in training}
         else:
-            ends = {name: max(self.frames, round(share * len(clip))) for name, clip in self.clips.items()}
+            ends = {name: max(self.frames, round(share * len(span))) for name, span in self._spans.items()}
             held_out = {
-                name: clip[-ends[name] :]
-                for name, clip in self.clips.items()
-                if len(clip) - ends[name] >= self.frames
+                name: span[-ends[name] :]
+                for name, span in self._spans.items()
+                if len(span) - ends[name] >= self.frames
             }
             training = {
-                name: clip[: -ends[name]] if name in held_out else clip for name, clip in self.clips.items()
+                name: span[: -ends[name]] if name in held_out else span for name, span in self._spans.items()
             }
         if not (0 < share < 1 and held_out):
             hint = f"; a share of {1 / number:.2g} holds one out" if number > 1 else ""
             raise ValueError(
                 f"a share of {share:g} of {number} clips does not leave {self.frames} frames both to train on and "
-                f"to hold out: the longest has {max(map(len, self.clips.values()))}{hint}"
+                f"to hold out: the longest has {max(map(len, self._spans.values()))}{hint}"
             )
         return self._of(training, self.frames), self._of(held_out, self.frames)
 
@@ -321,17 +391,34 @@ class FrameFolders(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             TooFewFramesError: If no clip has so many: a ValueError.
         """
-        clips = {name: clip for name, clip in self.clips.items() if len(clip) >= frames}
-        if not clips:
-            longest = max(map(len, self.clips.values()))
+        spans = {name: span for name, span in self._spans.items() if len(span) >= frames}
+        if not spans:
+            longest = max(map(len, self._spans.values()))
             raise TooFewFramesError(f"no clip has {frames} frames, the longest one has {longest}", longest)
-        return self._of(clips, frames)
+        return self._of(spans, frames)
 
-    def _of(self, clips: dict[str, Tensor], frames: int) -> "FrameFolders":
+    def _of(self, spans: dict[str, range], frames: int) -> "FrameFolders":
         made = object.__new__(FrameFolders)
-        made.__dict__.update(self.__dict__, clips=clips, frames=frames)
+        made.__dict__.update(self.__dict__, _spans=spans, frames=frames)
         made._ends = made._count()
         return made
+
+
+class _Fetch:
+    """Reads a batch of sequences, as bytes."""
+
+    def __init__(self, folders: FrameFolders) -> None:
+        self.folders = folders
+
+    def __call__(self, number: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.folders._read(index.tolist())
+
+
+def identify_clips(folders: FrameFolders) -> dict[str, Any]:
+    """Get what a run notes of its clips; see :func:`genimg_fast.data.dataset.identify`."""
+    clips = folders.clips.values()
+    unread = any(isinstance(clip, StoredImages) and clip.reader.fingerprint for clip in clips)
+    return {"sha256": None if unread else content_hash(*clips), "files": folders.files}
 
 
 def load_sequences(
@@ -343,6 +430,9 @@ def load_sequences(
     speed: float | tuple[float, float] = 0.1,
     train: bool = True,
     seed: int = 0,
+    memory: NonNegativeFloat | None = None,
+    cache: str | Path | None = "cache",
+    workers: NonNegativeInt | None = None,
 ) -> MovingDigits | FrameFolders:
     """Load, or make, sequences of images at the size and with the number of channels that a model takes.
 
@@ -354,12 +444,18 @@ def load_sequences(
         speed: How fast digits move; see :class:`MovingDigits`.
         train: Whether to take the digits that are for training. Files are not split.
         seed: Of moving digits.
+        memory: GB that frames decoded from files may take in memory; by default a quarter of the machine's, shared
+            by the processes on it.
+        cache: Folder for decoded frames that take more than that; none: decode them whenever they are needed.
+        workers: Processes that decode, and read ahead; by default one for each processor, up to 8.
 
     Returns:
         The sequences, on the CPU.
 
     Raises:
-        ValueError: If nothing has this name, no clip has enough frames, or a file cannot be read.
+        ValueError: If nothing has this name, no clip has enough frames, a file cannot be read, or a cache is
+            damaged.
+        OSError: If the cache cannot be written.
         ImportError: If a package that the source needs is missing.
 
     Example:
@@ -374,7 +470,10 @@ def load_sequences(
     if not Path(name_or_path).exists():
         hint = did_you_mean(str(name_or_path), ["moving-digits"])
         raise ValueError(f"{str(name_or_path)!r} is neither a folder nor a file nor moving-digits{hint}")
-    return FrameFolders(name_or_path, frames=frames, image_size=image_size, channels=channels or 3)
+    return FrameFolders(
+        name_or_path, frames=frames, image_size=image_size, channels=channels or 3, memory=memory, cache=cache,
+        workers=workers,
+    )  # fmt: skip
 
 
 def _at_least_1(**numbers: int) -> None:
@@ -400,44 +499,164 @@ def _natural(path: Path) -> list[Any]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _clips(path: Path, image_size: int, channels: int) -> Iterator[tuple[str, Iterable[Tensor]]]:
-    """Yield name and frames, as bytes, of each clip that has any."""
+class _Clip(NamedTuple):
+    name: str
+    files: list[Path]  # of its frames; or that of the film
+    film: bool  # a video, or an animated image
+
+
+def _find_clips(path: Path) -> list[_Clip]:
+    """Find the clips at a path; those of a folder without frames are not among them."""
     if path.is_file():
-        yield path.name, _read_file(path, image_size, channels)
-        return
-
-    def read_frames(frames: list[Path]) -> Iterator[Tensor]:
-        return (read_image(frame, image_size, channels) for frame in sorted(frames, key=_natural))
-
+        return [_Clip(path.name, [path], True)]
     folders, files = list_folder(path)
     if frames := images_among(files):
-        yield path.name, read_frames(frames)
-        return
+        return [_Clip(path.name, sorted(frames, key=_natural), False)]
+    found = []
     videos = {file for file in files if file.suffix.lower() in _VIDEOS}
     for clip in sorted([*folders, *videos], key=_natural):
         if clip in videos:
-            yield clip.name, _read_file(clip, image_size, channels)
+            found.append(_Clip(clip.name, [clip], True))
         elif frames := images_among(list_folder(clip)[1]):
-            yield clip.name, read_frames(frames)
+            found.append(_Clip(clip.name, sorted(frames, key=_natural), False))
+    return found
 
 
 _VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv")
 
 
-def _read_file(file: Path, image_size: int, channels: int) -> Iterator[Tensor]:
-    """Yield the frames of an animated image or of a video."""
+def _read_clips(
+    path: Path, clips: list[_Clip], image_size: int, channels: int, keep: Keep
+) -> tuple[Tensor | StoredImages, list[int], list[str]]:
+    """Read the frames of clips, one behind the other.
+
+    Returns:
+        The frames; their number in each clip; and hashes of the files.
+    """
+    shape = channels, image_size, image_size
+    files = [file for clip in clips for file in clip.files]
+    root = path if path.is_dir() else path.parent
+    key, known = identify_files(root, files, f"frames {image_size} {channels}", False)
+    load = _FrameLoader(image_size, channels)
+    if any(clip.film for clip in clips):
+        in_memory = _films_in_memory(clips, load, keep.memory / (channels * image_size**2))
+        if in_memory is not None:
+            return *in_memory, known
+    lengths = [
+        sum(1 for _ in _film(clip.files[0], lambda image, number: None)) if clip.film else len(clip.files)
+        for clip in clips
+    ]
+    if sum(lengths) == 0:
+        return torch.empty(0, *shape, dtype=torch.uint8), lengths, known
+    numbered = [
+        (os.fsencode(clip.files[0 if clip.film else number]), number if clip.film else -1)
+        for clip, length in zip(clips, lengths, strict=True)
+        for number in range(length)
+    ]
+    longest = max(len(file) for file, _ in numbered)
+    items = np.array(numbered, dtype=[("file", f"S{longest}"), ("number", np.int64)])
+    try:
+        images, _ = keep.decoded(Decoder(items, load, shape, fingerprint=key), path.resolve().name, key)
+    except UnreadableError as error:  # which may not be left out of a clip
+        raise ValueError(str(error)) from error
+    return images, lengths, known
+
+
+def _films_in_memory(clips: list[_Clip], load: "_FrameLoader", most: float) -> tuple[Tensor, list[int]] | None:
+    """Read clips that are, or may be, films: how many frames those have is known at their ends.
+
+    Returns:
+        The frames and their number in each clip; None if there are more than ``most``.
+    """
+    frames: list[Tensor] = []
+    lengths = []
+    for clip in clips:
+        before = len(frames)
+        if clip.film:
+            read = _film(clip.files[0], load.convert)
+        else:
+            read = (read_image(file, load.image_size, load.channels) for file in clip.files)
+        for pixels in read:
+            frames.append(pixels)
+            if len(frames) > most:
+                return None
+        lengths.append(len(frames) - before)
+    return torch.stack(frames) if frames else torch.empty(0, 1, 1, 1, dtype=torch.uint8), lengths
+
+
+class _FrameLoader:
+    """Reads a frame: bytes of shape (channels, image_size, image_size)."""
+
+    def __init__(self, image_size: int, channels: int) -> None:
+        self.image_size, self.channels = image_size, channels
+        self._close()
+
+    def _close(self) -> None:
+        self._file = ""  # of the film that is being read
+        self._frames: Iterator[Tensor | None] = iter(())
+        self._next = self._wanted = 0  # numbers of frames in it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "channels": self.channels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __call__(self, item: Any) -> Tensor:
+        """Read one of the frames by its file and number; those of a film are quick to read in their order."""
+        file, number = path_in(item["file"]), int(item["number"])
+        if number < 0:
+            return read_image(file, self.image_size, self.channels)
+        if self._file != str(file) or number < self._next:
+            self._close()
+            self._file, self._frames = str(file), _film(file, self._convert_wanted)
+        self._wanted = number
+        for pixels in self._frames:
+            self._next += 1
+            if pixels is not None:
+                return pixels
+        raise ValueError(f"{file} has fewer frames than before")
+
+    def _convert_wanted(self, image: Callable[[], Any], number: int) -> Tensor | None:
+        return None if number < self._wanted else self.convert(image, number)
+
+    def convert(self, image: Callable[[], Any], number: int) -> Tensor:
+        """Turn an image of Pillow's, which a function makes, into a frame."""
+        return to_pixels(image(), self.image_size, self.channels)
+
+
+Frame = TypeVar("Frame")
+
+
+def _film(file: Path, convert: Callable[[Callable[[], Any], int], Frame]) -> Iterator[Frame]:
+    """Yield what ``convert`` makes of a function that gets a frame as an image of Pillow's, and of its number.
+
+    Args:
+        file: An animated image, or a video.
+        convert: Called with each frame. Its errors, too, name the file.
+    """
     if images_among([file]):
         with open_image(file) as opened:
-            for image in optional_import("PIL.ImageSequence").Iterator(opened):
-                yield to_pixels(image, image_size, channels)
+            for number, image in enumerate(optional_import("PIL.ImageSequence").Iterator(opened)):
+                yield convert(partial(_as_it_is, image), number)
         return
     av = optional_import("av", "video")
     try:
         with file.open("rb") as content, av.open(content) as container:
-            for frame in container.decode(video=0):
-                yield to_pixels(_upright(frame), image_size, channels)
+            for number, frame in enumerate(container.decode(video=0)):
+                yield convert(partial(_upright, frame), number)
     except (av.FFmpegError, IndexError, OSError) as error:  # IndexError: no video stream
         raise ValueError(f"cannot read video {file}: {error}") from error
+
+
+def _as_it_is(image: Any) -> Any:
+    return image
+
+
+def _cut(images: Tensor | StoredImages, span: range) -> Tensor | StoredImages:
+    if isinstance(images, StoredImages):
+        return images.take(torch.arange(span.start, span.stop))
+    return images[span.start : span.stop]
 
 
 def _upright(frame: Any) -> Any:

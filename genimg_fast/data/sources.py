@@ -112,7 +112,7 @@ def load_dataset(
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     if crops < 0:
         raise ValueError(f"crops must be at least 0, got {crops}")
-    keep = _Keep.of(memory, cache, workers)
+    keep = Keep.of(memory, cache, workers)
     name = str(name_or_path)
     path = Path(name_or_path)
     if name in (*_SOURCES, "photos") and path.is_dir():
@@ -189,7 +189,7 @@ def load_pairs(
     path = Path(path)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}")
-    keep = _Keep.of(memory, cache, workers)
+    keep = Keep.of(memory, cache, workers)
     if (path / "A").is_dir() and (path / "B").is_dir():
         a, b = ({f.name: f for f in images_among(list_folder(path / half)[1])} for half in "AB")
         if lonely := sorted(a.keys() ^ b.keys()):
@@ -203,7 +203,7 @@ def load_pairs(
         load = partial(_read_halves, image_size=image_size, channels=channels or 3)
     if not files:
         raise ValueError(f"no pairs of images in {path}")
-    key, known = _identify(path, files, f"pairs {image_size} {channels or 3}", skip_broken)
+    key, known = identify_files(path, files, f"pairs {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
         items, load, (channels or 3, image_size, 2 * image_size), fingerprint=key, skip_broken=skip_broken
     )
@@ -294,7 +294,7 @@ def _folder(
     crops: int,
     seed: int,
     skip_broken: bool,
-    keep: "_Keep",
+    keep: "Keep",
 ) -> ImageDataset:
     subfolders, loose = list_folder(folder)
     shards = [file for file in loose if file.suffix == ".tar"]
@@ -332,7 +332,7 @@ def _folder(
     if channels is None:
         channels = 1 if all(_is_grey(file) for file in files) else 3
     settings = f"{image_size} {channels} {crops} {crops and seed}"
-    key, known = _identify(folder, every, settings, skip_broken)
+    key, known = identify_files(folder, every, settings, skip_broken)
     read = partial(_read_file, image_size=None if crops else image_size, channels=channels)
     decoder = Decoder(
         paths_of(files[:crops] if crops else files), read, (channels, image_size, image_size),
@@ -352,7 +352,7 @@ def _shards(
     channels: int | None,
     crops: int,
     skip_broken: bool,
-    keep: "_Keep",
+    keep: "Keep",
 ) -> ImageDataset:
     if crops > 0:
         raise ValueError("crops are cut from photos or a folder of images, not from shards: leave crops at 0")
@@ -360,7 +360,7 @@ def _shards(
     read = TarImages(tuple(map(str, files)), image_size, channels or 3)
     if channels is None and all(read.is_grey(item) for item in items):
         channels = read.channels = 1
-    key, known = _identify(files[0].parent, files, f"shards {image_size} {channels or 3}", skip_broken)
+    key, known = identify_files(files[0].parent, files, f"shards {image_size} {channels or 3}", skip_broken)
     decoder = Decoder(
         items, read, (channels or 3, image_size, image_size), fingerprint=key, skip_broken=skip_broken
     )
@@ -371,7 +371,7 @@ def _shards(
     return _with_files(ImageDataset(images, labels[kept], class_names=classes), known)
 
 
-class _Keep(NamedTuple):
+class Keep(NamedTuple):
     """Where decoded images are to be kept."""
 
     memory: float  # bytes
@@ -379,7 +379,7 @@ class _Keep(NamedTuple):
     workers: int
 
     @classmethod
-    def of(cls, memory: float | None, cache: str | Path | None, workers: int | None) -> "_Keep":
+    def of(cls, memory: float | None, cache: str | Path | None, workers: int | None) -> "Keep":
         """Check the options of the loading functions, and fill in what they leave open."""
         if memory is not None and not memory >= 0:
             raise ValueError(f"memory must be at least 0 GB, got {memory:g}")
@@ -462,7 +462,7 @@ def _machine_memory() -> float:
     return total
 
 
-def _identify(root: Path, files: list[Path], settings: str, skip_broken: bool) -> tuple[str, list[str]]:
+def identify_files(root: Path, files: list[Path], settings: str, skip_broken: bool) -> tuple[str, list[str]]:
     """Hash settings and what the system knows of files.
 
     Returns:

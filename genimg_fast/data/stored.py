@@ -117,6 +117,10 @@ class StoredImages:
         for first in range(0, len(self), 256):
             yield self.reader.read(self.rows[first : first + 256].tolist()).view(-1).numpy().data
 
+    def rows_hash(self) -> str:
+        """Hash which images of the reader's these are."""
+        return hashlib.sha256(self.rows.numpy().tobytes()).hexdigest()
+
     def recall_hash(self, others: str, compute: Callable[[], str]) -> str:
         """Get a hash of these images and ``others`` from where it was kept; compute it if it is not there."""
         name = hashlib.sha256(self.rows.numpy().tobytes() + others.encode()).hexdigest()

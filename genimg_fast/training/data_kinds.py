@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from genimg_fast._signatures import Option, options_of
 from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.cache import CacheError
-from genimg_fast.data.dataset import content_hash, identify
+from genimg_fast.data.dataset import identify
 from genimg_fast.data.decode import UnreadableError
-from genimg_fast.data.sequences import TooFewFramesError
+from genimg_fast.data.sequences import TooFewFramesError, identify_clips
 from genimg_fast.data.sources import side_of_pairs
 from genimg_fast.data.stored import StoredImages
 from genimg_fast.options import ConvImageSize, Folder, OptionError, Probability, Reader, about_option, integers
@@ -178,6 +178,7 @@ class Sequences(DataKind):
         "name_or_path": Annotated[str, Reader(str, "NAME|FOLDER|FILE")],
         "frames": Annotated[int, integers(2, 100_000)] | None,
         "speed": list[Probability],
+        "cache": Folder | None,
     }
     omits: ClassVar = frozenset({"train"})
     defaults: ClassVar = {
@@ -207,7 +208,8 @@ class Sequences(DataKind):
         config: dict[str, Any] = {"frames": frames, "speed": list(speed)}
         more = ""
         if isinstance(dataset, FrameFolders):  # moving digits follow from the settings
-            config["sha256"] = content_hash(*dataset.clips.values())
+            config |= {**_storage(options), **identify_clips(dataset)}
+            notes += _where(dataset)
             more = "with fewer --frames there are more of them"
         return Loaded(
             dataset=dataset, what=f"sequences of {frames} frames", config=config, decided={"frames": frames},
@@ -215,7 +217,7 @@ class Sequences(DataKind):
         )  # fmt: skip
 
 
-def _where(dataset: ImageDataset) -> tuple[str, ...]:
+def _where(dataset: ImageDataset | FrameFolders) -> tuple[str, ...]:
     """Say where images are that are not in memory."""
     told = f"images of {' x '.join(map(str, dataset.images.shape))} bytes are {dataset.storage}"
     return (told,) if isinstance(dataset.images, StoredImages) else ()

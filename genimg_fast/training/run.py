@@ -372,7 +372,7 @@ def _compare_data(changed: set[str], before: dict[str, Any], now: dict[str, Any]
             changed -= {*keys}
             data = now.get(f"{prefix}data")
             warnings.warn(f"files of {data} have changed: the training goes on with what is there", stacklevel=4)
-        elif named[0] is not None and named[0] == named[1]:
+        elif named[0] is not None and named[0] == named[1] and "skip_broken" in now:
             flag = flags.get("skip_broken", "skip_broken")
             hint = f"; if files were damaged, {flag} goes on with what is there"
         changed -= {sha256 if before.get(sha256) is None or now.get(sha256) is None else files}

@@ -264,6 +264,34 @@ def test_the_default_sequence_is_no_longer_than_the_clips(
     assert config["frames"] == 12
 
 
+def test_a_run_goes_on_wherever_its_clips_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for clip in range(4):
+        folder = tmp_path / "clips" / str(clip)
+        files = write_images(folder, 9, grey=True, seed=clip)
+        for number, file in enumerate(files):  # out of the folders of their classes
+            file.rename(folder / f"{number}{file.suffix}")
+    decoded = tmp_path / "decoded.yaml"
+    decoded.write_text("memory: 0\ncache: null\nworkers: 1\n")
+    cached = ["--memory", "0", "--cache", str(tmp_path / "cache"), "--workers", "0"]
+    flags = ["train", "frame-predictor", "--data", str(tmp_path / "clips"), "--image-size", "8", "--frames", "4"]
+    flags += ["--channels", "2", "--hidden-size", "2", "--batch-size", "4", "--val-split", "0.3"]
+    flags += ["--schedule", "constant", "--forcing-steps", "9", "--out", str(tmp_path), "--device", "cpu"]
+    run = str(tmp_path / "00000-frame-predictor-clips")
+    assert main([*flags, "--config", str(decoded), "--steps", "1"]) == 0
+    for steps, storage in (("2", cached), ("3", ["--config", str(decoded)]), ("4", [])):
+        assert main([*flags, *storage, "--steps", steps, "--resume", run]) == 0
+        capsys.readouterr()
+        assert main(["sample", run, "--n", "2", "--out", str(tmp_path / "a.png")]) == 0
+        assert capsys.readouterr().out.startswith("2 held-out sequences of")
+    assert len(list((tmp_path / "cache").glob("*.images"))) == 1
+    os.utime(next((tmp_path / "clips" / "0").glob("0.*")), (1, 1))
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--config", str(decoded), "--steps", "5", "--resume", run])
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "the settings differ" in error
+    assert "skip" not in error  # nothing can be left out of a clip
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--out", str(tmp_path), "--device", "cpu"]
     with pytest.raises(SystemExit, match="2"):

@@ -1,5 +1,6 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from torch.utils.data import DataLoader
 
 import genimg_fast as gf
 from genimg_fast.data import FrameFolders, MovingDigits, load_sequences
+from genimg_fast.data.decode import UnreadableError
+from genimg_fast.data.sequences import identify_clips
+from genimg_fast.data.stored import StoredImages
 
 
 def small(length: int = 10, **options: object) -> MovingDigits:
@@ -311,3 +315,53 @@ def test_moving_digits_hold_digits_out() -> None:
         data.split(0.001)
     with pytest.raises(ValueError, match="are made of the digits held out"):
         held_out.split(0.5)
+
+
+def stored(folder: Path, kept: str, cache: Path, **options: Any) -> FrameFolders:
+    where = {
+        "memory": {},
+        "cache": {"memory": 0, "cache": cache, "workers": 2},
+        "decoded": {"memory": 0, "cache": None, "workers": 2},
+    }
+    return FrameFolders(folder, frames=4, image_size=8, channels=1, **where[kept], **options)
+
+
+@pytest.mark.parametrize("kept", ["cache", "decoded"])
+@pytest.mark.parametrize("films", [False, True])
+def test_clips_that_memory_does_not_hold(films: bool, kept: str, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    clips(folder, 9, 5, 3, 40)
+    if films:
+        random = np.random.default_rng(0)
+        for number in range(2):
+            write_video(folder / f"film{number}.mp4", list(random.integers(0, 256, (20, 16, 16, 3), np.uint8)))
+    in_memory, elsewhere = (stored(folder, each, tmp_path / "cache") for each in ("memory", kept))
+    assert "in memory" in in_memory.storage
+    assert "in memory" not in elsewhere.storage
+    assert list(elsewhere.clips) == list(in_memory.clips)
+    assert len(elsewhere) == len(in_memory)
+    order = torch.randperm(len(in_memory), generator=torch.Generator().manual_seed(0))
+    for data in (elsewhere, elsewhere.windows(3), *elsewhere.split(0.4), *elsewhere.split(0.1)):
+        assert isinstance(data.images, StoredImages)
+    for ours, expected in zip(elsewhere.split(0.4, seed=1), in_memory.split(0.4, seed=1), strict=True):
+        torch.testing.assert_close(ours[:], expected[:])
+    torch.testing.assert_close(elsewhere[order], in_memory[order])
+    torch.testing.assert_close(elsewhere[-1], in_memory[-1])
+    batches = [gf.data.batches(data, 5, seed=3, start=2) for data in (elsewhere, in_memory)]
+    for _ in range(4):
+        torch.testing.assert_close(next(batches[0]), next(batches[1]))
+    ours, expected = identify_clips(elsewhere), identify_clips(in_memory)
+    assert ours["files"] == expected["files"]
+    assert ours["sha256"] == (expected["sha256"] if kept == "cache" else None)
+
+
+def test_a_broken_frame_is_named_wherever_frames_are(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    clips(tmp_path / "clips", 6)
+    broken = sorted((tmp_path / "clips").rglob("*.png"))[3]
+    broken.write_bytes(b"no image")
+    for kept in ("memory", "cache"):
+        with pytest.raises(ValueError, match=rf"cannot read image {broken}") as raised:
+            stored(tmp_path / "clips", kept, tmp_path / "cache")
+        assert not isinstance(raised.value, UnreadableError)  # nothing can be left out of a clip
