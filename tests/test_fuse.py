@@ -4,7 +4,7 @@ import copy
 import functools
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -381,6 +381,23 @@ class Twice(Net):
         return F.relu(y) + z
 
 
+class TwiceWithin(nn.Module):
+    """A block that ends in a batch norm, called again while that waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.sequential = End(nn.Identity(), nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = x, x
+        for block in (self.block, self.sequential):
+            a = block(y)
+            b = block(y * 2)
+            b = F.relu(b)
+            z = z + F.relu(a) + b
+        return z
+
+
 class GradModes(Net):
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -403,7 +420,7 @@ class Reads(Net):
         return F.relu(y) + mean.view(1, -1, 1, 1)
 
 
-@pytest.mark.parametrize("form", [Unused, Twice, GradModes, Reads])
+@pytest.mark.parametrize("form", [Unused, Twice, TwiceWithin, GradModes, Reads])
 def test_statistics_and_gradients_are_those_of_the_order_of_the_calls(form: type[nn.Module]) -> None:
     plain = form().double()
     fused = gf.fuse(copy.deepcopy(plain))
@@ -570,6 +587,18 @@ class Outer(nn.Module):
 def test_layers_with_a_call_of_their_own() -> None:
     plain = Outer()
     torch.testing.assert_close(gf.fuse(copy.deepcopy(plain))(X), plain(X))
+
+
+@pytest.mark.parametrize(
+    "child", [torch.jit.script, torch.fx.symbolic_trace, torch.compile], ids=lambda f: f.__name__
+)
+def test_layers_of_other_kinds_within(child: Callable[[nn.Module], nn.Module]) -> None:
+    plain = Outer()
+    plain.inner = child(Attributes(), **({"backend": "eager"} if child is torch.compile else {}))
+    plain.norm = nn.BatchNorm2d(4)
+    fused = gf.fuse(plain)
+    output = fused(X)
+    torch.testing.assert_close(output, plain.inner(X))
 
 
 def test_nothing_changes_where_nothing_matches() -> None:

@@ -86,6 +86,7 @@ class Pending:
 
     def __init__(self, norm: Norm, residual: Tensor | None = None) -> None:
         self.norm, self.residual = norm, residual
+        self.layers: list[Any] = [norm.layer]  # those whose calls returned it
         self._value: Tensor | None = None
         self._became: Pending | None = None  # this value after an addition in place
 
@@ -125,7 +126,9 @@ class Pending:
             return None
         if other.shape != x.shape or other.dtype != x.dtype or other.device != x.device:
             return None
-        return Pending(self.norm, other)
+        total = Pending(self.norm, other)
+        total.layers = self.layers
+        return total
 
     def become(self, other: Pending) -> None:
         """Be another value from now on."""
@@ -175,7 +178,7 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         waits = getattr(type(function.__self__), "_gf_above", _NOTHING).get(function.__func__)
         if waits is not None:
             args = tuple(done(a) for a in args)
-            return _entered(waiting, waits(function.__self__, *args, **kwargs))
+            return _entered(waiting, waits(function.__self__, *args, **kwargs), None)
     if args and type(args[0]) is Pending:
         parse = _ACTIVATIONS.get(function) if isinstance(function, _FUNCTIONS) else None
         activation = None if parse is None else parse(*args[1:], **kwargs)
@@ -242,7 +245,10 @@ def _sum(waiting: Waiting, one: Any, other: Any) -> Pending | None:
 def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     cls = type(layer)
     only = args[0] if len(args) == 1 and not kwargs else None
-    waits = getattr(cls.forward, "_gf_waiting", None)
+    waits = getattr(getattr(cls, "forward", None), "_gf_waiting", None)
+    for value in waiting:
+        if value.waits and any(known is layer for known in value.layers):
+            value.value("its layer is called again")
     if type(only) is Pending:
         if not is_observed(layer):
             if cls is nn.ReLU:
@@ -252,7 +258,7 @@ def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dic
             if cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
                 return only
             if waits is not None and issubclass(cls, nn.Sequential):
-                return _entered(waiting, waits(layer, only))
+                return _entered(waiting, waits(layer, only), layer)
         only = only.value(f"goes to {cls.__name__}")
         args = (only,)
     elif any(type(a) is Pending for a in args):
@@ -260,18 +266,17 @@ def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dic
     if isinstance(only, Tensor):
         pending = _of_layer(layer, only)
         if pending is not None:
-            for value in waiting:
-                if value.norm.layer is layer and value.waits:
-                    value.value("its layer is called again")
             waiting.append(pending)
             return pending
     if waits is not None and not is_observed(layer):
-        return _entered(waiting, waits(layer, *args, **kwargs))
+        return _entered(waiting, waits(layer, *args, **kwargs), layer)
     return layer(*args, **kwargs)
 
 
-def _entered(waiting: Waiting, result: Any) -> Any:
+def _entered(waiting: Waiting, result: Any, layer: Any) -> Any:
+    """Take over what a method, or a layer, returned."""
     if type(result) is Pending:
+        result.layers = [*result.layers, layer]
         waiting.append(result)
     return result
 
