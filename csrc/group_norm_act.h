@@ -42,8 +42,8 @@ struct GroupNormActArguments {
   void check_like_input(const Tensor& t, const char* name) const {
     GENIMG_FAST_CHECK(t.device() == input.device(), "group_norm_act: ", name, " must be on the input's device");
     GENIMG_FAST_CHECK(t.scalar_type() == input.scalar_type(), "group_norm_act: ", name, " must have the input's dtype");
-    GENIMG_FAST_CHECK(same_shape(t, input), "group_norm_act: ", name, " must have the input's shape, ",
-                      shape_of(input), ", got ", shape_of(t));
+    GENIMG_FAST_CHECK(same_shape(t, input), "group_norm_act: ", name, " must have the input's shape, ", shape_of(input),
+                      ", got ", shape_of(t));
   }
   void check_parameter(const OptionalTensor& t, int64_t dim, const char* name) const {
     if (!t) return;

@@ -1,16 +1,18 @@
 // group_norm_act on the CPU.
 //
 // Procedure overview.  The data is seen in one of two views:
-//  - planes (NCHW): a group of a sample is one run of elements, of planes that have a channel's parameters each.  A unit
+//  - planes (NCHW): a group of a sample is one run of elements, of planes that have a channel's parameters each.  A
+//  unit
 //    of work is a group; its rows are pieces of planes;
-//  - columns (channels_last, (N, C)): a unit is a sample, a matrix of rows x columns in which the channels repeat.  A row
-//    is `fold` periods of them, long enough for whole vectors; the last row may be shorter.  Each column has sums of its
-//    own; those of a group are put together at the end.
-// Rows form segments.  Passes: sums of each segment (in double), a finish per unit in a fixed order, then the elementwise
-// pass.  Where units divide well among the threads, a thread takes all passes of a unit in a row, so that the second read
-// of the data comes from its cache; else each pass is spread over the segments of all units.  The partition depends on
-// the shape only, so the number of threads changes no bit of the result.
-// Backward gets the parameters' gradients from the same sums per sample and channel, at the end.
+//  - columns (channels_last, (N, C)): a unit is a sample, a matrix of rows x columns in which the channels repeat.  A
+//  row
+//    is `fold` periods of them, long enough for whole vectors; the last row may be shorter.  Each column has sums of
+//    its own; those of a group are put together at the end.
+// Rows form segments.  Passes: sums of each segment (in double), a finish per unit in a fixed order, then the
+// elementwise pass.  Where units divide well among the threads, a thread takes all passes of a unit in a row, so that
+// the second read of the data comes from its cache; else each pass is spread over the segments of all units.  The
+// partition depends on the shape only, so the number of threads changes no bit of the result. Backward gets the
+// parameters' gradients from the same sums per sample and channel, at the end.
 #include "../group_norm_act.h"
 
 #include <torch/csrc/stable/library.h>
@@ -117,7 +119,12 @@ struct Operands {
   template <class T>
   Data<T> data(const Plan& plan, const T* g, T* y, T* dr, double slope) const {
     const bool leaky = given.activation == int(Activation::leaky_relu);
-    return {genimg_fast::data<T>(x),     data_or_null<T>(residual), g, y, dr, Acc<T>(leaky ? slope : 1),
+    return {genimg_fast::data<T>(x),
+            data_or_null<T>(residual),
+            g,
+            y,
+            dr,
+            Acc<T>(leaky ? slope : 1),
             streams(plan, y) && streams(plan, dr)};
   }
 };

@@ -90,8 +90,7 @@ void set_groups(const Plan& plan, const A* value, B* column) {
   if (plan.per_group == 1)
     std::copy_n(value, plan.groups, column);
   else
-    for (int64_t g = 0; g < plan.groups; ++g)
-      std::fill_n(column + g * plan.per_group, plan.per_group, B(value[g]));
+    for (int64_t g = 0; g < plan.groups; ++g) std::fill_n(column + g * plan.per_group, plan.per_group, B(value[g]));
 }
 // Repeats a period of columns for the rest of a row.
 template <class A>
@@ -161,4 +160,3 @@ SIMD_INLINE Vec<A> through_activation(typename VecType<A>::type g, typename VecT
   }
   return v > 0 ? g : g * splat(slope);
 }
-

@@ -54,8 +54,7 @@ void group_moments(const Plan& plan, const double* means, const double* squares,
         if (pass == 0)
           for (int64_t j = begin; j < end; ++j) sum[j] += count * mean[j];
         else
-          for (int64_t j = begin; j < end; ++j)
-            sum[j] += m2[j] + count * (mean[j] - centre[j]) * (mean[j] - centre[j]);
+          for (int64_t j = begin; j < end; ++j) sum[j] += m2[j] + count * (mean[j] - centre[j]) * (mean[j] - centre[j]);
       }
     }
     add_repeats(plan, sum);

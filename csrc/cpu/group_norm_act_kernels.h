@@ -23,8 +23,7 @@ SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>&
 // Rows x n elements, from column j0 on.  The data's addresses are copied so that the compiler need not expect the
 // stores to change them.
 template <int Rows, bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride,
-                      int64_t n) {
+void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n) {
   constexpr int L = lanes<Acc<T>>;
   const Data<T> data = shared;
   int64_t j = 0;
@@ -71,9 +70,7 @@ void elementwise_of(const Job<T>& job, int64_t unit, int64_t segment, const Colu
 // Calls f(kind, residual) with the job's activation and whether it has a residual, as constants.
 template <class T, class F>
 void for_kind(const Job<T>& job, const F& f) {
-  const auto with = [&](auto kind) {
-    job.data.residual ? f(kind, std::true_type()) : f(kind, std::false_type());
-  };
+  const auto with = [&](auto kind) { job.data.residual ? f(kind, std::true_type()) : f(kind, std::false_type()); };
   if (job.activation == Activation::relu)
     with(std::integral_constant<Activation, Activation::relu>());
   else if (job.activation == Activation::silu)

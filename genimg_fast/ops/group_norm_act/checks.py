@@ -55,9 +55,7 @@ def _check(
     statistics: tuple[Tensor, ...] = (),
 ) -> None:
     torch._check(input.dim() >= 2, lambda: f"group_norm_act: input must be (N, C, ...), got {input.dim()}-d")
-    torch._check(
-        input.dtype in WIDE_DTYPE, lambda: f"group_norm_act: input must be {DTYPES}, got {input.dtype}"
-    )
+    torch._check(input.dtype in WIDE_DTYPE, lambda: f"group_norm_act: input must be {DTYPES}, got {input.dtype}")
     samples, channels = input.shape[:2]
     torch._check(
         num_groups > 0 and channels % num_groups == 0,
@@ -68,8 +66,18 @@ def _check(
     for tensors, shape, dtypes, words in (
         (like_input, input.shape, (input.dtype,), "residual and grad_output must have the input's shape, dtype"),
         (per_channel, (channels,), own, "weight and bias must have shape (C,), the input's dtype or float32"),
-        (per_sample, (samples, channels), own, "scale and shift must have shape (N, C), the input's dtype or float32"),
-        (statistics, (samples, num_groups), (wide,), "mean and invstd must have shape (N, num_groups), wide dtype"),
+        (
+            per_sample,
+            (samples, channels),
+            own,
+            "scale and shift must have shape (N, C), the input's dtype or float32",
+        ),
+        (
+            statistics,
+            (samples, num_groups),
+            (wide,),
+            "mean and invstd must have shape (N, num_groups), wide dtype",
+        ),
     ):
         for tensor in tensors:
             torch._check(

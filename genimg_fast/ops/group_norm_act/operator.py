@@ -134,13 +134,14 @@ if KERNELS.in_library:
         samples, channels = call.input.shape[:2]
         shapes = ((channels,), (channels,), (samples, channels), (samples, channels))
         return (
-            *(dense_like(call.input) if n else call.input.new_empty(0) for n in (call.need_input, call.need_residual)),
+            *(
+                dense_like(call.input) if n else call.input.new_empty(0)
+                for n in (call.need_input, call.need_residual)
+            ),
             *(call.mean.new_empty(shape if call.need_parameters else 0) for shape in shapes),
         )
 
-    torch.library.register_autograd(
-        "genimg_fast::group_norm_act", _backward, setup_context=_keep_for_backward
-    )
+    torch.library.register_autograd("genimg_fast::group_norm_act", _backward, setup_context=_keep_for_backward)
     torch.library.register_autograd(
         "genimg_fast::group_norm_act_backward",
         partial(double_backward, gradients_reference),

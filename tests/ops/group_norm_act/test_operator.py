@@ -62,5 +62,15 @@ def test_opcheck(layout, dtype, own, device):
         forward = (x.detach().requires_grad_(), *others, 3, 1e-5, 3, 0.2)
         torch.library.opcheck(OPERATORS.group_norm_act.default, forward)
         for needed in itertools.product([True, False], repeat=3):
-            backward = (torch.randn_like(x), x.detach().requires_grad_(), *others, mean, invstd, 3, 3, 0.2, *needed)
+            backward = (
+                torch.randn_like(x),
+                x.detach().requires_grad_(),
+                *others,
+                mean,
+                invstd,
+                3,
+                3,
+                0.2,
+                *needed,
+            )
             torch.library.opcheck(OPERATORS.group_norm_act_backward.default, backward)
