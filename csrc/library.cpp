@@ -39,6 +39,21 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "Tensor mean, Tensor invstd, bool training, int activation, float negative_slope, "
       "bool need_input, bool need_residual) "
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  // activation(group_norm(input) * (1 + scale) + shift + residual), activations 0 identity, 1 relu, 2 leaky_relu, 3
+  // silu. weight and bias are (C,), scale and shift (N, C), each of the input's dtype, if that has 16 bits, or wide
+  // like mean.  mean and invstd, (N, num_groups) in float32 or float64, are what backward needs.
+  m.def(
+      "group_norm_act(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
+      "int num_groups, float eps, int activation, float negative_slope) "
+      "-> (Tensor output, Tensor mean, Tensor invstd)");
+  // Its gradients.  Those that are not needed come back as empty tensors; those of the parameters, as wide as mean, are
+  // needed all or none.
+  m.def(
+      "group_norm_act_backward(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor? scale, Tensor? shift, Tensor mean, Tensor invstd, int num_groups, int activation, "
+      "float negative_slope, bool need_input, bool need_residual, bool need_parameters) "
+      "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale, "
+      "Tensor grad_shift)");
   // z = mu + exp(logvar / 2) * noise and the KL divergence of N(mu, exp(logvar)) from the prior (N(0, 1) without one),
   // per sample or per element.  Exactly one of noise and seed is given; seed is a 0-dimensional int64 tensor.  Every
   // other tensor has mu's shape.  logvar is clamped first; -inf and inf switch that off, free_bits = 0 the lower bound

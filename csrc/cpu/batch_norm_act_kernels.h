@@ -3,6 +3,7 @@
 
 // In this order: parts have no include guards, and include nothing themselves.
 // clang-format off
+#include "moments.h"
 #include "batch_norm_act_formulas.h"
 #include "batch_norm_act_forward.h"
 #include "batch_norm_act_backward.h"

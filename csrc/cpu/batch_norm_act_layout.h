@@ -2,6 +2,7 @@
 // The views of batch_norm_act's data, and what its kernels are given; see batch_norm_act.cpp.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "../batch_norm_act.h"
 #include "common.h"

@@ -13,12 +13,15 @@ from genimg_fast.ops.cell_update import (
     lstm_cell_update,
     lstm_cell_update_reference,
 )
+from genimg_fast.ops.group_norm_act import group_norm_act, group_norm_act_reference
 from genimg_fast.ops.recurrent import gru, gru_reference, lstm, lstm_reference, rnn, rnn_reference
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
 __all__ = [
     "batch_norm_act",
     "batch_norm_act_reference",
+    "group_norm_act",
+    "group_norm_act_reference",
     "gru",
     "gru_cell_update",
     "gru_cell_update_reference",

@@ -23,12 +23,13 @@ PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
 _PLAIN_OR_NONE = {*PLAIN_TENSORS, type(None)}
 
 # Reasons for PyTorch that backend "native" accepts: it sees the operations it has to see, raises the error that
-# users know, or has nothing to compute.
+# users know, gives the dtype that they know, or has nothing to compute.
 REFERENCE = "backend is 'reference'"
 TRANSFORMED = "the call is being transformed or exported"
 INVALID = "the arguments are not valid"
 EMPTY = "the input is empty"
-LEFT_TO_TORCH = frozenset((REFERENCE, TRANSFORMED, INVALID, EMPTY))
+AUTOCAST = "autocast has it computed in float32"
+LEFT_TO_TORCH = frozenset((REFERENCE, TRANSFORMED, INVALID, EMPTY, AUTOCAST))
 
 
 # new(Operands, (...)) makes a named tuple in a third of the time that Operands(...) takes.

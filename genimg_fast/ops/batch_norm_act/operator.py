@@ -11,6 +11,7 @@ from torch import Tensor
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._checks import WIDE_DTYPE
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, new
+from genimg_fast.ops._layout import dense_like
 from genimg_fast.ops.batch_norm_act.checks import check_backward, check_operands
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
 from genimg_fast.ops.batch_norm_act.gradients import gradients_reference
@@ -243,14 +244,6 @@ def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) ->
     keep_inputs(ctx, inputs, output, 7)
 
 
-def _dense_like(input: Tensor) -> Tensor:
-    """An empty tensor with the dtype, shape and strides the kernels give their outputs."""
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
-    if not input.is_contiguous() and channels_last and input.is_contiguous(memory_format=channels_last):
-        return torch.empty_like(input, memory_format=channels_last)
-    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
-
-
 def _statistics_like(input: Tensor, count: int) -> list[Tensor]:
     return [input.new_empty(input.shape[1], dtype=WIDE_DTYPE[input.dtype]) for _ in range(count)]
 
@@ -263,25 +256,25 @@ if KERNELS.in_library:
     def _(*arguments: Any) -> tuple[Tensor, ...]:
         operands = Operands(*arguments[:6])
         check_operands(operands)
-        return _dense_like(operands.input), *_statistics_like(operands.input, 2)
+        return dense_like(operands.input), *_statistics_like(operands.input, 2)
 
     @torch.library.register_fake("genimg_fast::batch_norm_act_train_functional")
     def _(*arguments: Any) -> tuple[Tensor, ...]:
         operands = Operands._make((*arguments[:4], None, None))
         check_operands(operands)
-        return _dense_like(operands.input), *_statistics_like(operands.input, 3)
+        return dense_like(operands.input), *_statistics_like(operands.input, 3)
 
     @torch.library.register_fake("genimg_fast::batch_norm_act_eval")
     def _(*arguments: Any) -> Tensor:
         operands = Operands(*arguments[:6])
         check_operands(operands)
-        return _dense_like(operands.input)
+        return dense_like(operands.input)
 
     @torch.library.register_fake("genimg_fast::batch_norm_act_backward")
     def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         call = Backward(*arguments)
         check_backward(call)
-        dense, nothing = _dense_like(call.input), call.input.new_empty(0)
+        dense, nothing = dense_like(call.input), call.input.new_empty(0)
         return (
             dense if call.need_input else nothing,
             torch.empty_like(dense) if call.need_residual else torch.empty_like(nothing),

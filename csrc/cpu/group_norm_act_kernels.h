@@ -1,0 +1,159 @@
+// Kernels of group_norm_act for one SIMD level; see group_norm_act.cpp for the two views, units and segments.
+// Included by for_each_simd_level.h only.
+
+// In this order: parts have no include guards, and include nothing themselves.
+// clang-format off
+#include "vec_math.h"
+#include "moments.h"
+#include "group_norm_act_formulas.h"
+#include "group_norm_act_forward.h"
+#include "group_norm_act_backward.h"
+// clang-format on
+
+// The elementwise pass of an item: one segment of a unit.
+
+template <bool Tail, bool Backward, Activation Kind, bool Residual, class T>
+SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n) {
+  if constexpr (Backward)
+    backward_step<Tail, Kind, Residual>(data, p, i, n);
+  else
+    forward_step<Tail, Kind, Residual>(data, p, i, n);
+}
+
+// Rows x n elements, from column j0 on.  The data's addresses are copied so that the compiler need not expect the
+// stores to change them.
+template <int Rows, bool Backward, Activation Kind, bool Residual, class T>
+void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n) {
+  constexpr int L = lanes<Acc<T>>;
+  const Data<T> data = shared;
+  int64_t j = 0;
+  for (; j + L <= n; j += L) {
+    const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
+    for (int u = 0; u < Rows; ++u)
+      elementwise_step<false, Backward, Kind, Residual>(data, p, start + u * stride + j, 0);
+  }
+  if (j < n) {
+    const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
+    for (int u = 0; u < Rows; ++u)
+      elementwise_step<true, Backward, Kind, Residual>(data, p, start + u * stride + j, n - j);
+  }
+}
+
+template <bool Backward, Activation Kind, bool Residual, class T>
+void elementwise_of(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+  constexpr int L = lanes<Acc<T>>;
+  const Plan& plan = job.plan;
+  const Data<T> data = job.data;
+  const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
+  if (!plan.columns) {
+    const int64_t base = unit * plan.per_group * plan.inner;
+    for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
+      const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
+      const int64_t start = base + plan.piece_start(k), n = plan.piece_size(k);
+      int64_t i = 0;
+      for (; i + L <= n; i += L) elementwise_step<false, Backward, Kind, Residual>(data, p, start + i, 0);
+      if (i < n) elementwise_step<true, Backward, Kind, Residual>(data, p, start + i, n - i);
+    });
+    return;
+  }
+  const int64_t base = unit * plan.channels * plan.inner, full = std::min(last, plan.rows);
+  int64_t r = first;
+  // Several rows share their parameters; not where writing past the caches wants consecutive addresses.
+  for (; !data.streaming && r + 4 <= full; r += 4)
+    elementwise_rows<4, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
+  for (; r < full; ++r)
+    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
+  if (last > plan.rows)
+    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + plan.rows * plan.width, plan.width, plan.rest);
+}
+
+// Calls f(kind, residual) with the job's activation and whether it has a residual, as constants.
+template <class T, class F>
+void for_kind(const Job<T>& job, const F& f) {
+  const auto with = [&](auto kind) { job.data.residual ? f(kind, std::true_type()) : f(kind, std::false_type()); };
+  if (job.activation == Activation::relu)
+    with(std::integral_constant<Activation, Activation::relu>());
+  else if (job.activation == Activation::silu)
+    with(std::integral_constant<Activation, Activation::silu>());
+  else
+    with(std::integral_constant<Activation, Activation::leaky_relu>());
+}
+
+template <bool Backward, class T>
+void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+  if (!job.data.y && !job.data.dr) return;
+  for_kind(job, [&](auto kind, auto residual) {
+    elementwise_of<Backward, kind.value, residual.value>(job, unit, segment, columns);
+  });
+  if (job.data.streaming) stream_fence();
+}
+
+// Sums of a segment, from which `finish` gets what its unit's elements share.
+template <bool Backward, class T>
+void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, double* first,
+          double* second) {
+  if constexpr (Backward)
+    for_kind(job, [&](auto kind, auto residual) {
+      gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, first, second);
+    });
+  else
+    statistics(job, unit, segment, first, second);
+}
+
+template <bool Backward, class T>
+void finish(const Job<T>& job, int64_t unit, const double* const partial[2], double* const row[2]) {
+  if constexpr (Backward)
+    finish_gradients(job, unit, partial, row);
+  else
+    finish_statistics(job, unit, partial, row);
+}
+
+// What the sums need of the columns, and what the elementwise pass needs besides.
+template <bool Backward, class T>
+void before_sums(const Job<T>& job, int64_t unit, const Columns<Acc<T>>& columns) {
+  if (Backward && job.plan.columns) set_columns(job, unit, columns);
+}
+template <bool Backward, class T>
+void before_elementwise(const Job<T>& job, int64_t unit, const Columns<Acc<T>>& columns) {
+  if (!job.plan.columns) return;
+  if (Backward)
+    set_corrections(job, unit, columns);
+  else
+    set_columns(job, unit, columns);
+}
+
+// All passes of one unit.  The elementwise pass goes backwards: what was read last is still in the cache.
+template <bool Backward, class T>
+void whole_unit(const Job<T>& job, int64_t unit, const Scratch<T>& scratch) {
+  const Plan& plan = job.plan;
+  before_sums<Backward>(job, unit, scratch.columns);
+  for (int64_t s = 0; s < plan.segments; ++s)
+    sums<Backward>(job, unit, s, scratch.columns, scratch.partial[0] + s * plan.partial_size(),
+                   scratch.partial[1] + s * plan.partial_size());
+  finish<Backward>(job, unit, scratch.partial, scratch.row);
+  before_elementwise<Backward>(job, unit, scratch.columns);
+  for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise<Backward>(job, unit, s, scratch.columns);
+}
+
+// One pass over one segment.
+template <bool Backward, class T>
+void sums_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch, double* first,
+                  double* second) {
+  before_sums<Backward>(job, unit, scratch.columns);
+  sums<Backward>(job, unit, segment, scratch.columns, first, second);
+}
+template <bool Backward, class T>
+void elementwise_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch) {
+  before_sums<Backward>(job, unit, scratch.columns);
+  before_elementwise<Backward>(job, unit, scratch.columns);
+  elementwise<Backward>(job, unit, segment, scratch.columns);
+}
+
+// Parameters in the type of arithmetic.
+template <class T>
+void widen_all(const T* from, Acc<T>* to, int64_t n) {
+  constexpr int L = lanes<Acc<T>>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, load(from + i));
+  if (i < n) store_first(to + i, load_first(from + i, n - i), n - i);
+}

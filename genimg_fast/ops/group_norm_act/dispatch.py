@@ -1,0 +1,74 @@
+"""What the kernels take, and where PyTorch's own are faster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
+from genimg_fast.ops._dispatch import AUTOCAST, EMPTY, INVALID, Kernels, Preference, refusal
+from genimg_fast.ops.group_norm_act.operands import Operands, Options
+
+# To call a custom operator from Python costs a few microseconds more than to call a built-in one.
+SMALLEST_NATIVE_NUMEL = 8 << 10
+
+_PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
+_RESIDUAL = "a residual of the input's shape, dtype and device"
+
+
+def _unlike(operands: Operands, options: Options) -> str | None:
+    """Tell what the kernels refuse from what PyTorch itself does, whose own error is what the user then sees.
+
+    This is everything that the operators check, and more: they take a few inputs that PyTorch refuses.
+    """
+    input, residual, weight, bias, scale, shift = operands
+    num_groups = options.num_groups
+    shape, dtype, numel = input.shape, input.dtype, input.numel()
+    if len(shape) < 2:
+        return INVALID
+    wide = WIDE_DTYPE.get(dtype)
+    if wide is None:
+        return refusal(DTYPES, dtype)
+    if numel == 0:
+        return EMPTY
+    # torch's F.group_norm refuses one value a group only if there is but one sample and group.
+    if not isinstance(num_groups, int) or num_groups < 1 or shape[1] % num_groups or numel == num_groups:
+        return INVALID
+    if dtype is not wide and torch.is_autocast_enabled(input.device.type):
+        return AUTOCAST
+    if weight is not None and bias is not None and weight.dtype is not bias.dtype:
+        return INVALID
+    for tensor, expected in (
+        (weight, shape[1:2]), (bias, shape[1:2]), (scale, shape[:2]), (shift, shape[:2]),
+    ):  # fmt: skip
+        if tensor is None:
+            continue
+        if tensor.shape != expected or tensor.device != input.device:
+            return INVALID
+        kind = tensor.dtype
+        if kind is not dtype and kind is not wide:
+            if torch.is_autocast_enabled(input.device.type):
+                return AUTOCAST
+            return refusal(_PARAMETERS, f"{kind} beside {dtype} input")
+    if residual is not None and (
+        residual.shape != shape or residual.dtype is not dtype or residual.device != input.device
+    ):
+        return refusal(_RESIDUAL, f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}")
+    return None
+
+
+def _starts_faster(input: Tensor) -> bool:
+    return type(input) is Tensor and input.is_cpu and input.numel() < SMALLEST_NATIVE_NUMEL
+
+
+KERNELS = Kernels(
+    "group_norm_act",
+    [_PARAMETERS, _RESIDUAL],
+    _unlike,
+    {
+        "cpu": Preference(
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, which start faster there",
+            _starts_faster,
+        )
+    },
+)

@@ -1,0 +1,50 @@
+"""The definition of what is right, in plain PyTorch."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from genimg_fast.ops.group_norm_act.checks import activation_code, check_modulation
+
+
+def group_norm_act_reference(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str = "silu",
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Compute :func:`group_norm_act` with PyTorch's own operators: the definition of what is right.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x = torch.randn(8, 64, 16, 16)
+        >>> expected = gf.ops.group_norm_act_reference(x, 32)
+        >>> torch.allclose(gf.ops.group_norm_act(x, 32), expected, atol=1e-5)
+        True
+    """
+    activation_code(activation)
+    output = F.group_norm(input, num_groups, weight, bias, eps)
+    check_modulation(input, scale, "scale")
+    check_modulation(input, shift, "shift")
+    over_planes = (..., *(None,) * (input.dim() - 2))
+    if scale is not None:
+        output = output * (1 + scale).to(output.dtype)[over_planes]
+    if shift is not None:
+        output = output + shift.to(output.dtype)[over_planes]
+    if residual is not None:
+        output = output + residual
+    if activation == "relu":
+        return F.relu(output)
+    if activation == "leaky_relu":
+        return F.leaky_relu(output, negative_slope)
+    if activation == "silu":
+        return F.silu(output)
+    return output

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from ops.group_norm_act.calls import make
+
+import genimg_fast as gf
+from genimg_fast.ops import group_norm_act, group_norm_act_reference
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 3, 3), (64, 16, 8, 8)], ids=["small", "large"])
+def test_a_trace_warns_of_nothing(shape, recwarn):
+    x, weight, bias, *_ = make(shape)
+
+    def evaluate(x):
+        return group_norm_act(x, 4, weight, bias)
+
+    with gf.backend("auto"):
+        traced = torch.jit.trace(evaluate, x)
+    assert [w.category for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)] == []
+    torch.testing.assert_close(traced(x), evaluate(x))
+
+
+def test_native_backend_says_what_it_cannot_do():
+    x, c = torch.randn(8, 4), torch.ones(4, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"'native'.*, float32, got torch.bfloat16 beside torch.float16 input"):
+        group_norm_act(x.half(), 2, c, c)
+    with pytest.raises(RuntimeError, match=r"'native'.*a residual of the input's shape"):
+        group_norm_act(x, 2, residual=x[:1])
+    assert "a residual of the input's shape" in gf.info().operators["group_norm_act"]["cpu"][1]
+
+
+def test_auto_leaves_to_torch_what_is_faster_there(device):
+    small = torch.randn(2, 4, device=device, requires_grad=True)
+    large = torch.randn(64, 64, 8, 8, device=device, requires_grad=True)
+    with gf.backend("auto"):
+        if device == "cpu":
+            assert "Silu" in type(group_norm_act(small, 2).grad_fn).__name__
+        assert type(group_norm_act(large, 2).grad_fn).__name__ == "_GroupNormActBackward"
+        y = group_norm_act(large, 2, residual=large[:1])
+        assert "Silu" in type(y.grad_fn).__name__
+
+
+def test_autocast_leaves_16_bits_to_torch(device):
+    x = torch.randn(8, 4, 5, 5, device=device, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast(device, torch.bfloat16):
+        assert "Silu" in type(group_norm_act(x, 2).grad_fn).__name__
+        assert type(group_norm_act(x.float(), 2).grad_fn).__name__ == "_GroupNormActBackward"
+
+
+def test_transforms_run_on_torch():
+    x, tangent = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    results = []
+    for function in (group_norm_act, group_norm_act_reference):
+        gradient = torch.func.grad(lambda t, f=function: f(t, 2).square().sum())(x)
+        _, derivative = torch.func.jvp(lambda t, f=function: f(t, 2), (x,), (tangent,))
+        results.append((gradient, derivative))
+    torch.testing.assert_close(*results)
+
+
+def test_transforms_inside_compile_run_on_torch():
+    x, tangent = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    results = []
+    for function in (group_norm_act, group_norm_act_reference):
+        torch._dynamo.reset()
+
+        def derivative(x, t, f=function):
+            return torch.func.jvp(lambda x: f(x, 2), (x,), (t,))[1]
+
+        results.append(torch.compile(derivative, backend="aot_eager", fullgraph=True)(x, tangent))
+    torch.testing.assert_close(*results)
+    assert results[0].norm() > 0
+
+
+def test_default_device_keeps_the_kernel():
+    x = torch.randn(4, 6, 5, 5, requires_grad=True)
+    with torch.device("cpu"):
+        assert type(group_norm_act(x, 2).grad_fn).__name__ == "_GroupNormActBackward"
