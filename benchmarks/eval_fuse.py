@@ -5,11 +5,12 @@
 Needs torchvision; models of timm, segmentation-models-pytorch and diffusers (pip install ".[zoo]") are taken
 where those are installed. A model runs in training mode and its operators are watched. Pairs are the batch norms
 whose result goes straight into a ReLU or LeakyReLU, and into nothing else; sums are those whose result goes into
-an addition and from there into such an activation. The table says how many of them are no longer there after
-gf.fuse: one operator does it. Then a fused copy and the model take steps of SGD in float64; the other columns
-are the largest relative error of the outputs of all steps, of the last gradients, of the buffers, and of the
-outputs in evaluation afterwards. Behind a slash is what torch itself is off by when the images of a batch stand
-in the opposite order: deep networks with random weights magnify the last bit.
+an addition and from there into such an activation; group norms are those whose result goes into one of these or
+SiLU. The table says how many of them are no longer there after gf.fuse: one operator does it. Then a fused copy
+and the model take steps of SGD in float64; the other columns are the largest relative error of the outputs of
+all steps, of the last gradients, of the buffers, and of the outputs in evaluation afterwards. Behind a slash is
+what torch itself is off by when the images of a batch stand in the opposite order: deep networks with random
+weights magnify the last bit.
 """
 
 import argparse
@@ -69,6 +70,7 @@ class Counts(NamedTuple):
     norms: int
     pairs: int
     sums: int
+    groups: int
 
 
 def count(model: nn.Module, x: Tensor) -> Counts:
@@ -82,8 +84,10 @@ def count(model: nn.Module, x: Tensor) -> Counts:
         result = calls[position][2][0]
         return [j for j in range(position + 1, len(calls)) if result in calls[j][1]]
 
-    norms = pairs = sums = 0
+    norms = pairs = sums = groups = 0
     for position, (name, _, _) in enumerate(calls):
+        if name == "native_group_norm":
+            groups += any(calls[j][0] in (*ACTIVATIONS, "silu", "silu_") for j in users(position)[:1])
         if name not in NORMS:
             continue
         norms += 1
@@ -96,7 +100,7 @@ def count(model: nn.Module, x: Tensor) -> Counts:
         elif first in ("add", "add_"):
             behind = users(using[0])
             sums += bool(behind) and calls[behind[0]][0] in ACTIVATIONS
-    return Counts(norms, pairs, sums)
+    return Counts(norms, pairs, sums, groups)
 
 
 def tensors(output: Any) -> list[Tensor]:
@@ -193,9 +197,9 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     rows: dict[str, Any] = {}
-    total = [0, 0, 0, 0, 0]
-    print("| Model | batch norms | pairs fused | sums fused | outputs | gradients | buffers | evaluation |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    total = [0] * 7
+    print("| Model | batch norms | pairs | sums | group norms | outputs | gradients | buffers | evaluation |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     with gf.backend("native"):
         for name, model, x in models():
             if args.names and not any(part in name for part in args.names):
@@ -203,13 +207,11 @@ def main() -> None:
             model.train()
             fused = gf.fuse(copy.deepcopy(model))
             before, after = (count(m, x) for m in (model, fused))
-            done = before.pairs - after.pairs, before.sums - after.sums
-            total = [
-                a + b
-                for a, b in zip(total, (before.norms, done[0], before.pairs, done[1], before.sums), strict=True)
-            ]
+            done = [a - b for a, b in zip(before[1:], after[1:], strict=True)]
+            counted = (before.norms, *(n for pair in zip(done, before[1:], strict=True) for n in pair))
+            total = [a + b for a, b in zip(total, counted, strict=True)]
             errors: list[tuple[float, float]] = []
-            if args.steps > 0 and before.norms > 0:
+            if args.steps > 0 and before.norms + before.groups > 0:
                 for layer in (*fused.modules(), *model.modules()):
                     if "dropout" in type(layer).__name__.lower() or type(layer).__name__ == "StochasticDepth":
                         layer.p = 0.0  # else images in another order would lose other values
@@ -220,10 +222,11 @@ def main() -> None:
                     reordered[part] = [t.flip(0) for t in reordered[part]]
                 errors = [(error(a, b), error(c, b)) for a, b, c in zip(ours, torchs, reordered, strict=True)]
             rows[name] = {"before": before, "after": after, "errors": errors}
-            shown = " | ".join(f"{ours:.0e} / {torchs:.0e}" for ours, torchs in errors) or " | | |"
-            reached = f"{done[0]} of {before.pairs} | {done[1]} of {before.sums}"
+            shown = " | ".join(f"{ours:.0e} / {torchs:.0e}" for ours, torchs in errors) or "| | |"
+            reached = " | ".join(f"{a} of {b}" for a, b in zip(done, before[1:], strict=True))
             print(f"| {name} | {before.norms} | {reached} | {shown} |", flush=True)
-    print(f"| all {len(rows)} | {total[0]} | {total[1]} of {total[2]} | {total[3]} of {total[4]} | | | | |")
+    shares = " | ".join(f"{total[k]} of {total[k + 1]}" for k in (1, 3, 5))
+    print(f"| all {len(rows)} | {total[0]} | {shares} | | | | |")
     if args.out:
         with open(args.out, "w") as file:
             json.dump({"machine": machine(), "models": rows}, file, indent=2)

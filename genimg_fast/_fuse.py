@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from genimg_fast.nn.pending import Pending, is_batch_norm, is_observed, listen, stop_listening
+from genimg_fast.nn.pending import Pending, is_batch_norm, is_group_norm, is_observed, listen, stop_listening
 from genimg_fast.nn.rewriting import NotRewritableError, fused_class, plain_class
 from genimg_fast.nn.stands_for import STAND_INS, become_torchs
 
@@ -16,13 +16,14 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fuse(model: Model) -> Model:
-    """Make a model's batch norms run as one operator with what follows them, and its other layers fused, in place.
+    """Make a model's norms run as one operator with what follows them, and its other layers fused, in place.
 
-    Batch norm followed by ReLU or LeakyReLU becomes one operator wherever the two meet when the model runs: as
-    layers, as functions (``torch.nn.functional.relu``, ``torch.relu``, ``Tensor.relu_``), with an addition between
-    them, at the end of one block and the beginning of another. ``Sequential`` and recurrent layers become those of
-    :mod:`genimg_fast.nn`. For that, the methods of the model's classes run in a form that is written anew from
-    their source; conditions and loops stay as they are, and nothing is traced. Numbers are torch's.
+    Batch norm followed by ReLU or LeakyReLU, and group or instance norm followed by these or SiLU, becomes one
+    operator wherever the two meet when the model runs: as layers, as functions
+    (``torch.nn.functional.relu``, ``torch.relu``, ``Tensor.relu_``), with an addition between them, at the
+    end of one block and the beginning of another. ``Sequential`` and recurrent layers become those of
+    :mod:`genimg_fast.nn`. For that, the methods of the model's classes run in a form that is written anew
+    from their source; conditions and loops stay as they are, and nothing is traced. Numbers are torch's.
 
     Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are. A model that was
     loaded whole, from what ``torch.save(model)`` wrote, has torch's layers: this makes them fused again. A layer
@@ -73,7 +74,7 @@ def _fuse(model: nn.Module) -> dict[str, str]:
 
 
 def _may_gain(module: nn.Module) -> bool:
-    """Whether a module calls batch norms, its own or others', in a forward that somebody wrote."""
+    """Whether a module calls norms, its own or others', in a forward that somebody wrote."""
     cls = type(module)
     if plain_class(cls) is not cls or isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return False
@@ -81,10 +82,16 @@ def _may_gain(module: nn.Module) -> bool:
         module
     ):
         return False
-    norms = nn.modules.batchnorm._BatchNorm
-    if isinstance(module, norms) and not is_batch_norm(module):
+    if isinstance(module, _NORMS) and not _is_norm(module):
         return True
-    return any(isinstance(m, norms) or is_batch_norm(m) for m in module.modules() if m is not module)
+    return any(isinstance(m, _NORMS) or _is_norm(m) for m in module.modules() if m is not module)
+
+
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return is_batch_norm(module) or is_group_norm(module)
 
 
 def unfuse(model: Model) -> Model:
@@ -111,11 +118,11 @@ def unfuse(model: Model) -> Model:
 
 
 class FusedNorm(NamedTuple):
-    """A batch norm in a report.
+    """A norm in a report.
 
     Attributes:
         name: Of the layer in the model; the class of the one around for a call of a function.
-        fused: What runs with it as one operator: ``"relu"``, ``"leaky_relu"``, ``"add + relu"``, ``"add"``;
+        fused: What runs with it as one operator: ``"relu"``, ``"silu"``, ``"add + relu"``, ``"add"`` ...;
             ``""`` for nothing.
         why: Why nothing does.
     """
@@ -126,16 +133,14 @@ class FusedNorm(NamedTuple):
 
 
 class FuseReport(list[FusedNorm]):
-    """The batch norms of a model in the order in which they run; as text, a table."""
+    """The norms of a model in the order in which they run; as text, a table."""
 
     def __str__(self) -> str:
-        rows = [("batch norm", "runs as one with"), *((n.name, n.fused or f"nothing: {n.why}") for n in self)]
+        rows = [("norm", "runs as one with"), *((n.name, n.fused or f"nothing: {n.why}") for n in self)]
         width = max(len(name) for name, _ in rows)
         count = sum(norm.fused != "" for norm in self)
         lines = [f"{name:{width}}  {what}" for name, what in rows]
-        return "\n".join(
-            [*lines, f"{count} of {len(self)} batch norms run as one operator with what follows them"]
-        )
+        return "\n".join([*lines, f"{count} of {len(self)} norms run as one operator with what follows them"])
 
 
 def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseReport:
@@ -149,7 +154,7 @@ def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseRepo
         **named_inputs: Likewise.
 
     Returns:
-        A row for each call of a batch norm, and for each that was not reached. ``print`` shows a table.
+        A row for each call of a norm, and for each that was not reached. ``print`` shows a table.
 
     Raises:
         Exception: Whatever the model raises for these inputs.
@@ -159,10 +164,10 @@ def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseRepo
         >>> nn = torch.nn
         >>> model = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.BatchNorm1d(8), nn.Tanh())
         >>> print(gf.fuse_report(model, torch.randn(4, 8)))
-        batch norm  runs as one with
-        0           relu
-        2           nothing: goes to Tanh
-        1 of 2 batch norms run as one operator with what follows them
+        norm  runs as one with
+        0     relu
+        2     nothing: goes to Tanh
+        1 of 2 norms run as one operator with what follows them
     """
     twin = copy.deepcopy(model)
     left = _fuse(unfuse(twin))
@@ -184,7 +189,7 @@ def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseRepo
         stop_listening(told)
     seen = {norm.name for norm in report}
     for name, module in twin.named_modules():
-        if name not in seen and is_batch_norm(module):
+        if name not in seen and _is_norm(module):
             report.append(FusedNorm(name, "", _why_not_seen(name, module, left)))
     return report
 

@@ -1,8 +1,9 @@
 """Everything in ``torch.nn``, with fused layers in place of some and beside them.
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
-submodule is there. ``BatchNorm1d/2d/3d``, ``Sequential``, ``RNN``, ``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell``
-run on the fused operators; ``BatchNormAct1d/2d/3d``, ``SyncBatchNormAct``, ``ConvLSTM2d``,
+submodule is there. ``BatchNorm1d/2d/3d``, ``GroupNorm``, ``InstanceNorm1d/2d/3d``, ``Sequential``, ``RNN``,
+``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell`` run on the fused operators; ``BatchNormAct1d/2d/3d``,
+``SyncBatchNormAct``, ``GroupNormAct``, ``InstanceNormAct2d``, ``ConditionalInstanceNormAct2d``, ``ConvLSTM2d``,
 ``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
 
 These names alone are replaced. Below them are torch's very modules with all that is in them:
@@ -30,6 +31,15 @@ from genimg_fast.nn.batch_norm_act import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
+from genimg_fast.nn.group_norm_act import (
+    ConditionalInstanceNormAct2d,
+    GroupNorm as GroupNorm,
+    GroupNormAct,
+    InstanceNorm1d as InstanceNorm1d,
+    InstanceNorm2d as InstanceNorm2d,
+    InstanceNorm3d as InstanceNorm3d,
+    InstanceNormAct2d,
+)
 from genimg_fast.nn.recurrent import (
     GRU as GRU,
     LSTM as LSTM,
@@ -48,9 +58,12 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "ConditionalInstanceNormAct2d",
     "ConvLSTM2d",
     "DiagonalGaussian",
     "GaussianReparameterization",
+    "GroupNormAct",
+    "InstanceNormAct2d",
     "SyncBatchNormAct",
 ]
 

@@ -1,4 +1,4 @@
-"""Batch norms that wait for the activation, or the addition and the activation, that may follow them.
+"""Norms that wait for the activation, or the addition and the activation, that may follow them.
 
 In methods that :mod:`genimg_fast.nn.rewriting` has written anew, and in :class:`genimg_fast.nn.Sequential`,
 calls go through :func:`call`. A batch norm's call there returns a :class:`Pending` value: the batch norm has not
@@ -6,7 +6,7 @@ run. If a ReLU or LeakyReLU comes next, all of it runs as one operator, with wha
 anything else does, the batch norm runs as it always would.
 
 Invariants:
-    * Every batch norm that was called has run when the method that called it is left (:func:`leave`), and those of
+    * Every norm that was called has run when the method that called it is left (:func:`leave`), and those of
       one layer run in the order of their calls: running statistics are what they would have been.
     * What a batch norm waits with does not change meanwhile: where gradients are recorded, torch allows no change
       of a batch norm's input; where none are, and for what was added, whatever else it is handed to comes behind.
@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -31,10 +32,21 @@ from genimg_fast.nn.batch_norm_act import (
     forward_batch_norm,
     normalise_again,
 )
+from genimg_fast.nn.group_norm_act import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    forward_group_norm,
+    forward_instance_norm,
+)
 from genimg_fast.nn.stands_for import torch_class
 from genimg_fast.ops.batch_norm_act import batch_norm_act
+from genimg_fast.ops.group_norm_act import group_norm_act
 
 Waiting = list["Pending"]
+_OF_BATCH_NORM = frozenset(("relu", "leaky_relu"))
+_OF_GROUP_NORM = frozenset((*_OF_BATCH_NORM, "silu"))
 
 
 class Norm:
@@ -46,6 +58,7 @@ class Norm:
         alone: Runs it as written.
         fused: Runs it with an activation, a slope and a residual.
         again: As ``fused``, without a trace in running statistics.
+        activations: Names of those that ``fused`` takes.
     """
 
     def __init__(
@@ -55,8 +68,9 @@ class Norm:
         alone: Callable[[], Tensor],
         fused: Callable[[str, float, Tensor | None], Tensor],
         again: Callable[[str, float, Tensor | None], Tensor],
+        activations: frozenset[str] = _OF_BATCH_NORM,
     ) -> None:
-        self.input, self.layer = input, layer
+        self.input, self.layer, self.activations = input, layer, activations
         self.alone, self.fused, self.again = alone, fused, again
         self.version = _version(input)
         self.has_run = False
@@ -108,10 +122,12 @@ class Pending:
 
     def activate(self, activation: str, negative_slope: float, in_place: bool) -> Tensor:
         """Apply an activation; in place, it is applied for all that have this value."""
-        if not self.waits:
-            value = self.value()
+        if not self.waits or activation not in self.norm.activations:
+            value = self.value(f"goes to {activation}, which is not fused with it")
             if activation == "relu":
                 return F.relu_(value) if in_place else F.relu(value)
+            if activation == "silu":
+                return F.silu(value, inplace=in_place)
             return F.leaky_relu(value, negative_slope, inplace=in_place)
         result = self.norm.run(activation, negative_slope, self.residual)
         _tell(self, activation, "")
@@ -184,8 +200,8 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         activation = None if parse is None else parse(*args[1:], **kwargs)
         if activation is not None:
             return args[0].activate(*activation)
-    if function is F.batch_norm and not (args and type(args[0]) is Pending):
-        pending = _functional(*args, **kwargs)
+    if function in (F.batch_norm, F.group_norm) and not (args and type(args[0]) is Pending):
+        pending = (_functional if function is F.batch_norm else _functional_group_norm)(*args, **kwargs)
         if pending is not None:
             waiting.append(pending)
             return pending
@@ -255,6 +271,8 @@ def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dic
                 return only.activate("relu", 0.0, layer.inplace)
             if cls is nn.LeakyReLU:
                 return only.activate("leaky_relu", layer.negative_slope, layer.inplace)
+            if cls is nn.SiLU:
+                return only.activate("silu", 0.0, layer.inplace)
             if cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
                 return only
             if waits is not None and issubclass(cls, nn.Sequential):
@@ -314,8 +332,30 @@ def _is_frozen(layer: nn.Module) -> bool:
     )
 
 
+def is_group_norm(layer: nn.Module) -> bool:
+    """Whether a layer is a group norm, or an instance norm, whose call may wait."""
+    return _group_norm_forward(layer) is not None
+
+
+def _group_norm_forward(layer: nn.Module) -> Any:
+    forward = getattr(torch_class(type(layer)), "forward", None)
+    if forward in _GROUP_NORM_FORWARDS:
+        return forward_group_norm
+    return forward_instance_norm if forward in _INSTANCE_NORM_FORWARDS else None
+
+
 def _of_layer(layer: Any, input: Tensor) -> Pending | None:
-    """Let a batch norm's call wait, if the layer is one."""
+    """Let a norm's call wait, if the layer is one."""
+    run = _group_norm_forward(layer)
+    if run is not None:
+        if is_observed(layer) or input.dim() < 3 or getattr(layer, "track_running_stats", False):
+            return None
+
+        def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
+            result: Tensor = run(layer, input, activation, slope, residual)
+            return result
+
+        return Pending(Norm(input, layer, lambda: layer(input), fused, fused, _OF_GROUP_NORM))
     if not is_batch_norm(layer) or is_observed(layer):
         return None
     if _is_frozen(layer):
@@ -379,6 +419,22 @@ def _functional(
     )
 
 
+def _functional_group_norm(
+    input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Pending | None:
+    """Let a call of ``torch.nn.functional.group_norm`` wait."""
+    if not isinstance(input, Tensor):
+        return None
+
+    def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
+        return group_norm_act(
+            input, num_groups, weight, bias, eps, activation=activation, negative_slope=slope, residual=residual
+        )
+
+    alone = functools.partial(F.group_norm, input, num_groups, weight, bias, eps)
+    return Pending(Norm(input, None, alone, fused, fused, _OF_GROUP_NORM))
+
+
 def _keep_safe(waiting: Waiting, args: tuple[Any, ...]) -> None:
     """Run what waits with a tensor that is handed to something else, which might change it."""
     recorded = torch.is_grad_enabled()
@@ -405,6 +461,10 @@ def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> tuple[st
     return ("leaky_relu", negative_slope, inplace) if type(negative_slope) in (float, int) else None
 
 
+def _silu(inplace: bool = False) -> tuple[str, float, bool]:
+    return "silu", 0.0, inplace
+
+
 _NOTHING: dict[Any, Any] = {}
 _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu: _relu,
@@ -412,15 +472,18 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu_: lambda: _relu(True),
     torch.relu_: lambda: _relu(True),
     F.leaky_relu: _leaky_relu,
+    F.silu: _silu,
     F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, True),
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FORWARDS = (
-    nn.BatchNorm2d.forward,
-    nn.SyncBatchNorm.forward,
-    *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d)),
-)
+    nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
+)  # fmt: skip
+_GROUP_NORM_FORWARDS = (nn.GroupNorm.forward, GroupNorm.forward)
+_INSTANCE_NORM_FORWARDS = (
+    nn.InstanceNorm2d.forward, *(c.forward for c in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d))
+)  # fmt: skip
 
 Told = Callable[[Pending, str, str], None]
 _LISTENERS: list[Told] = []

@@ -13,6 +13,7 @@ import genimg_fast.nn as nn
 
 def test_every_public_name_of_torch_nn_is_there():
     replaced = {"Sequential", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"}
+    replaced |= {"GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"}
     replaced |= {"RNN", "GRU", "LSTM", "GRUCell", "LSTMCell"}
     for name in dir(torch.nn):
         if not name.startswith("_"):

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings(  # of the tools
 
 ARGUMENTS = {
     "BatchNorm1d": (3,), "BatchNorm2d": (3,), "BatchNorm3d": (3,), "Sequential": (torch.nn.ReLU(),),
+    "GroupNorm": (1, 3), "InstanceNorm1d": (3,), "InstanceNorm2d": (3,), "InstanceNorm3d": (3,),
     "RNN": (3, 4, 2, "relu"), "GRU": (3, 4), "LSTM": (3, 4, 2), "GRUCell": (3, 4), "LSTMCell": (3, 4),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize("name", ARGUMENTS)
@@ -320,7 +321,10 @@ def test_torch_fx_takes_new_layers_as_leaves(layer, arguments):
     torch.testing.assert_close(traced.eval()(*arguments), layer.eval()(*arguments))
 
 
-@pytest.mark.parametrize("name", [*(name for name in ARGUMENTS if name != "Sequential"), "BatchNormAct2d"])
+# Tracers look into Sequential anyhow, and torch's group norm asks nothing of its input.
+@pytest.mark.parametrize(
+    "name", [*(n for n in ARGUMENTS if n not in ("Sequential", "GroupNorm")), "BatchNormAct2d"]
+)
 def test_torch_fx_looks_into_derived_layers_and_its_root_as_into_torchs(name):
     layer = getattr(nn, name)
 

@@ -39,12 +39,13 @@ def group_norm_act_reference(
         output = output * (1 + scale).to(output.dtype)[over_planes]
     if shift is not None:
         output = output + shift.to(output.dtype)[over_planes]
-    if residual is not None:
-        output = output + residual
+    return activate(output if residual is None else output + residual, activation, negative_slope)
+
+
+def activate(input: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """Apply an activation by its name."""
     if activation == "relu":
-        return F.relu(output)
+        return F.relu(input)
     if activation == "leaky_relu":
-        return F.leaky_relu(output, negative_slope)
-    if activation == "silu":
-        return F.silu(output)
-    return output
+        return F.leaky_relu(input, negative_slope)
+    return F.silu(input) if activation == "silu" else input
