@@ -1,7 +1,8 @@
 """Image-to-image translation: Isola et al. 2017, https://arxiv.org/abs/1611.07004."""
 
 import math
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,18 +10,25 @@ from torch import Tensor
 from genimg_fast import nn
 from genimg_fast._evaluating import evaluating
 from genimg_fast._images import check_layout, check_values
-from genimg_fast.models.common import check_images, check_sizes
+from genimg_fast.models.common import check_choice, check_images, check_sizes
 from genimg_fast.models.dcgan import init_weights
 from genimg_fast.models.pretrained import BaseModel
 from genimg_fast.models.registry import register_model
 from genimg_fast.options import ConvImageSize, Decay, PositiveInt
 
+Norm = Literal["batch", "instance"]
+
+
+def _make_norm(norm: str, width: int) -> nn.Module:
+    check_choice("norm", norm, ("batch", "instance"))
+    return nn.BatchNorm2d(width) if norm == "batch" else nn.InstanceNorm2d(width, affine=True)
+
 
 class UNetGenerator(nn.Module):
     """Images to images through an hourglass down to 1x1 whose two halves are joined at every resolution.
 
-    Halvings are 4x4 convolutions, batch norm, LeakyReLU(0.2); doublings ReLU, 4x4 transposed convolutions, batch
-    norm and, in the three behind the innermost, dropout. Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597.
+    Halvings are 4x4 convolutions, a norm, LeakyReLU(0.2); doublings ReLU, 4x4 transposed convolutions, a norm
+    and, in the three behind the innermost, dropout. Ronneberger et al. 2015, https://arxiv.org/abs/1505.04597.
 
     Args:
         in_channels: Channels of the images that come in.
@@ -29,9 +37,10 @@ class UNetGenerator(nn.Module):
             times as many.
         image_size: Height and width of the images: a power of two, at least 8.
         dropout: Probability of the dropout.
+        norm: ``"batch"``, or ``"instance"`` for batches of one image.
 
     Raises:
-        ValueError: If a size does not fit.
+        ValueError: If a size does not fit, or the norm is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -47,6 +56,7 @@ class UNetGenerator(nn.Module):
         image_size: int = 256,
         *,
         dropout: float = 0.5,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, out_channels=out_channels, channels=channels)
@@ -61,7 +71,7 @@ class UNetGenerator(nn.Module):
             normed = 0 < level < depth - 1
             halve: list[nn.Module] = [nn.Conv2d(inputs, width, 4, stride=2, padding=1, bias=not normed)]
             if normed:
-                halve.append(nn.BatchNorm2d(width))
+                halve.append(_make_norm(norm, width))
             halve.append(nn.LeakyReLU(0.2) if level < depth - 1 else nn.ReLU())
             self.down.append(nn.Sequential(*halve))
         for level in reversed(range(depth)):
@@ -72,7 +82,7 @@ class UNetGenerator(nn.Module):
                 width = widths[level - 1]
                 double = [
                     nn.ConvTranspose2d(inputs, width, 4, stride=2, padding=1, bias=False),
-                    nn.BatchNorm2d(width),
+                    _make_norm(norm, width),
                 ]
                 double.append(nn.Dropout(dropout) if depth - 4 <= level < depth - 1 and dropout else nn.Identity())
                 double.append(nn.ReLU())
@@ -105,9 +115,10 @@ class ResNetGenerator(nn.Module):
         channels: Feature channels at full resolution; they double with every halving.
         n_blocks: Number of residual blocks.
         dropout: Probability of dropout within the blocks.
+        norm: ``"batch"``, or ``"instance"`` for batches of one image.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or the norm is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -116,14 +127,21 @@ class ResNetGenerator(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, channels: int = 64, n_blocks: int = 6, *, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 64,
+        n_blocks: int = 6,
+        *,
+        dropout: float = 0.0,
+        norm: str = "batch",
     ) -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, out_channels=out_channels, channels=channels, n_blocks=n_blocks)
         self.in_channels = in_channels
 
         def normed(convolution: nn.Module, width: int) -> list[nn.Module]:
-            return [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+            return [convolution, _make_norm(norm, width), nn.ReLU()]
 
         c = channels
         self.encode = nn.Sequential(
@@ -131,7 +149,7 @@ class ResNetGenerator(nn.Module):
             *normed(nn.Conv2d(c, 2 * c, 3, stride=2, padding=1, bias=False), 2 * c),
             *normed(nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1, bias=False), 4 * c),
         )
-        self.blocks = nn.Sequential(*(_ResidualBlock(4 * c, dropout) for _ in range(n_blocks)))
+        self.blocks = nn.Sequential(*(_ResidualBlock(4 * c, dropout, norm) for _ in range(n_blocks)))
         self.decode = nn.Sequential(
             *normed(nn.ConvTranspose2d(4 * c, 2 * c, 4, stride=2, padding=1, bias=False), 2 * c),
             *normed(nn.ConvTranspose2d(2 * c, c, 4, stride=2, padding=1, bias=False), c),
@@ -148,13 +166,14 @@ class ResNetGenerator(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, norm: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect", bias=False)
-        self.norm1 = nn.BatchNormAct2d(width, activation="relu")
+        act: Any = partial(nn.InstanceNormAct2d, affine=True) if norm == "instance" else nn.BatchNormAct2d
+        self.norm1 = act(width, activation="relu")
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect", bias=False)
-        self.norm2 = nn.BatchNormAct2d(width, activation="identity")
+        self.norm2 = act(width, activation="identity")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(self.dropout(self.norm1(self.conv1(x)))), residual=x)
@@ -168,9 +187,10 @@ class PatchDiscriminator(nn.Module):
         channels: Feature channels after the first convolution; they double with every further one, up to eight
             times as many.
         n_layers: Number of halvings: patches have 16, 34, 70, 142 pixels a side for 1, 2, 3, 4.
+        norm: ``"batch"`` or ``"instance"``.
 
     Raises:
-        ValueError: If a size is below 1.
+        ValueError: If a size is below 1, or the norm is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -179,7 +199,7 @@ class PatchDiscriminator(nn.Module):
         torch.Size([2, 1, 30, 30])
     """
 
-    def __init__(self, in_channels: int, channels: int = 64, n_layers: int = 3) -> None:
+    def __init__(self, in_channels: int, channels: int = 64, n_layers: int = 3, *, norm: str = "batch") -> None:
         super().__init__()
         check_sizes(in_channels=in_channels, channels=channels, n_layers=n_layers)
         self.in_channels = in_channels
@@ -192,7 +212,7 @@ class PatchDiscriminator(nn.Module):
             width = channels * min(2**level, 8)
             layers += [
                 nn.Conv2d(inputs, width, 4, stride=2 if level < n_layers else 1, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                _make_norm(norm, width),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
             inputs = width
@@ -223,9 +243,10 @@ class Pix2Pix(BaseModel):
         n_layers: Depth of the discriminator; by default it follows the image size: 3, that is patches of 70 pixels
             a side, from 256 pixels on, one less for every halving, down to 1.
         dropout: Probability of the generator's dropout.
+        norm: Of both networks: ``"batch"``, or ``"instance"`` for batches of one image.
 
     Raises:
-        ValueError: If a size does not fit, or the network is unknown.
+        ValueError: If a size does not fit, or the network or the norm is unknown.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -244,18 +265,21 @@ class Pix2Pix(BaseModel):
         network: Literal["unet", "resnet"] = "unet",
         n_layers: PositiveInt | None = None,
         dropout: Decay = 0.5,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         depth = _halvings(image_size)
         self.generator: nn.Module
         if network == "unet":
-            self.generator = UNetGenerator(in_channels, out_channels, channels, image_size, dropout=dropout)
+            self.generator = UNetGenerator(
+                in_channels, out_channels, channels, image_size, dropout=dropout, norm=norm
+            )
         elif network == "resnet":
-            self.generator = ResNetGenerator(in_channels, out_channels, channels, dropout=dropout)
+            self.generator = ResNetGenerator(in_channels, out_channels, channels, dropout=dropout, norm=norm)
         else:
             raise ValueError(f"network must be 'unet' or 'resnet', got {network!r}")
         layers = min(max(depth - 5, 1), 3) if n_layers is None else n_layers
-        self.discriminator = PatchDiscriminator(in_channels + out_channels, channels, layers)
+        self.discriminator = PatchDiscriminator(in_channels + out_channels, channels, layers, norm=norm)
         self.in_channels, self.out_channels, self.image_size = in_channels, out_channels, image_size
 
     def forward(self, images: Tensor) -> Tensor:

@@ -25,3 +25,21 @@ def test_translate_says_what_varies(network):
     assert not torch.allclose(plain, model.translate(images, batch_statistics=True))
     assert all(module.training for module in model.modules())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("network", ["unet", "resnet"])
+def test_instance_norm_judges_each_image_by_itself(network: str) -> None:
+    torch.manual_seed(0)
+    model = gf.models.Pix2Pix(
+        1, 2, channels=4, image_size=32, network=network, dropout=0.0, norm="instance"
+    ).train()
+    images, targets = torch.rand(3, 1, 32, 32) * 2 - 1, torch.rand(3, 2, 32, 32) * 2 - 1
+    assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    torch.testing.assert_close(model(images)[:1], model(images[:1]))
+    torch.testing.assert_close(model.translate(images), model(images))
+    logits = model.discriminator(images, targets)
+    torch.testing.assert_close(logits[:1], model.discriminator(images[:1], targets[:1]))
+    (model(images).square().sum() + logits.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    with pytest.raises(ValueError, match="norm must be one of batch, instance, got 'layer'"):
+        gf.models.Pix2Pix(norm="layer")
