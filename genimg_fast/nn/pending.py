@@ -188,6 +188,8 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     """
     if waiting:
         _keep_safe(waiting, args)
+    elif type(function) in LEAVES and len(args) == 1 and type(args[0]) is not Pending:
+        return function(*args, **kwargs)
     if isinstance(function, nn.Module):
         return _call_layer(waiting, function, args, kwargs)
     if type(function) is types.MethodType:
@@ -465,6 +467,14 @@ def _silu(inplace: bool = False) -> tuple[str, float, bool]:
     return "silu", 0.0, inplace
 
 
+# Layers that are called as they are, unless something waits: a short cut, for these are most of a network's.
+LEAVES = frozenset(
+    (
+        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
+        nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
+        nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.Flatten, nn.Unflatten,
+    )
+)  # fmt: skip
 _NOTHING: dict[Any, Any] = {}
 _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu: _relu,

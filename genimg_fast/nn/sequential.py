@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genimg_fast.nn.pending import Waiting, call, done, leave, waits_with
+from genimg_fast.nn.pending import LEAVES, Pending, Waiting, call, done, leave, waits_with
 from genimg_fast.nn.stands_for import StandIn
 
 
@@ -14,7 +14,9 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
     """Run the modules in order; the result may be pending."""
     waiting: Waiting = []
     for module in self._modules.values():
-        input = call(waiting, module, input)
+        # What waits here is `input`, or nothing.
+        direct = type(module) in LEAVES and type(input) is not Pending
+        input = module(input) if direct else call(waiting, module, input)  # type: ignore[misc]
     return leave(waiting, input)
 
 
