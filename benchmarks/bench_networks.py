@@ -1,7 +1,7 @@
 """Forward and backward pass of whole networks of others, after gf.fuse, against eager PyTorch and torch.compile.
 
-One network: `pytest benchmarks/bench_networks.py -k resnet18`. The autoencoder is that of Stable Diffusion: it needs
-diffusers.
+One network: `pytest benchmarks/bench_networks.py -k resnet18`. The autoencoder is that of Stable Diffusion, and
+needs diffusers.
 """
 
 import copy

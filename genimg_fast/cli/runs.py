@@ -10,8 +10,8 @@ from torch import Tensor
 
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
+from genimg_fast.data.clips import TooFewFramesError, identify_clips
 from genimg_fast.data.dataset import identify, pieces, same_data
-from genimg_fast.data.sequences import TooFewFramesError, identify_clips
 from genimg_fast.models import BaseFrameModel
 from genimg_fast.options import Folder, OptionError, Reader, Seed, integers
 from genimg_fast.training import Picture, load_run, save_output

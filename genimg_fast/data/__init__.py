@@ -2,8 +2,10 @@
 
 from genimg_fast.data.adapt import as_batched
 from genimg_fast.data.augment import Augmented
+from genimg_fast.data.clips import FrameFolders
 from genimg_fast.data.dataset import BatchedDataset, BatchStream, ImageDataset, batches
-from genimg_fast.data.sequences import FrameFolders, MovingDigits, load_sequences
+from genimg_fast.data.moving_digits import MovingDigits
+from genimg_fast.data.sequences import load_sequences
 from genimg_fast.data.sources import load_dataset, load_pairs
 
 __all__ = [

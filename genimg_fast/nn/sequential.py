@@ -16,7 +16,7 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
     for module in self._modules.values():
         # What waits here is `input`, or nothing.
         direct = type(module) in LEAVES and type(input) is not Pending
-        input = module(input) if direct else call(waiting, module, input)  # type: ignore[misc]
+        input = module(input) if direct else call(waiting, module, input)
     return leave(waiting, input)
 
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from genimg_fast._signatures import Option, options_of
 from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
 from genimg_fast.data.cache import CacheError
+from genimg_fast.data.clips import TooFewFramesError, identify_clips
 from genimg_fast.data.dataset import identify
 from genimg_fast.data.decode import UnreadableError
-from genimg_fast.data.sequences import TooFewFramesError, identify_clips
 from genimg_fast.data.sources import side_of_pairs
 from genimg_fast.data.stored import StoredImages
 from genimg_fast.options import ConvImageSize, Folder, OptionError, Probability, Reader, about_option, integers
