@@ -57,7 +57,9 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
         inner = grad * (gain * weight)
         inner_mean = inner.mean([2, *planes], keepdim=True)
         product_mean = (inner * normalised).mean([2, *planes], keepdim=True)
-        grad_input = ((inner - inner_mean - normalised * product_mean) * invstd).reshape(input.shape).to(input.dtype)
+        grad_input = (
+            ((inner - inner_mean - normalised * product_mean) * invstd).reshape(input.shape).to(input.dtype)
+        )
     if call.need_residual:
         grad_residual = grad.reshape(input.shape).to(input.dtype)
     if not call.need_parameters:
