@@ -43,7 +43,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
             before = before + spread(call.shift)
         if call.residual is not None:
             before = before + call.residual.to(wide).view(grouped)
-        # What the gradients of the first two record in torch: a second derivative of zeros by what they were given.
+        # What the first two's gradients record in torch: a second derivative of zeros by what they were given.
         if call.activation == ACTIVATIONS["relu"]:
             grad = torch.ops.aten.threshold_backward(grad, before, 0)
         elif call.activation == ACTIVATIONS["leaky_relu"]:
