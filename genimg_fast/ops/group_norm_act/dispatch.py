@@ -9,8 +9,9 @@ from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
 from genimg_fast.ops._dispatch import AUTOCAST, EMPTY, INVALID, Kernels, Preference, refusal
 from genimg_fast.ops.group_norm_act.operands import Operands, Options
 
-# To call a custom operator from Python costs a few microseconds more than to call a built-in one.
-SMALLEST_NATIVE_NUMEL = 8 << 10
+# To call a custom operator from Python costs a few microseconds more than to call a built-in one; and what backward
+# does for every channel takes more than PyTorch's does where a channel has few elements.
+SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE = 8 << 10, 32
 
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
 _RESIDUAL = "a residual of the input's shape, dtype and device"
@@ -57,8 +58,13 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     return None
 
 
-def _starts_faster(input: Tensor) -> bool:
-    return type(input) is Tensor and input.is_cpu and input.numel() < SMALLEST_NATIVE_NUMEL
+def _is_small(input: Tensor) -> bool:
+    if type(input) is not Tensor or not input.is_cpu:
+        return False
+    numel = input.numel()
+    if numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
+        return True
+    return numel < SMALLEST_NATIVE_PLANE * input.shape[0] * input.shape[1]
 
 
 KERNELS = Kernels(
@@ -67,8 +73,9 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, which start faster there",
-            _starts_faster,
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements or planes of fewer than {SMALLEST_NATIVE_PLANE}, which "
+            "are faster there",
+            _is_small,
         )
     },
 )

@@ -19,6 +19,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
     input, wide = call.input, call.mean.dtype
     samples, channels = input.shape[:2]
     groups = call.num_groups, channels // call.num_groups
+    grouped = (samples, *groups, *input.shape[2:])
     planes = list(range(3, input.dim() + 1))
 
     def spread(tensor: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
         return tensor.to(wide).view(-1, groups[0], tensor.shape[-1] // groups[0], *[1] * len(planes))
 
     # Everything below is (N, groups, channels of a group, ...).
-    x, grad = (t.to(wide).unflatten(1, groups) for t in (input, call.grad_output))
+    x, grad = (t.to(wide).view(grouped) for t in (input, call.grad_output))
     mean, invstd = spread(call.mean.detach()), spread(call.invstd.detach())
     if x.requires_grad:
         own_variance, own_mean = torch.var_mean(x, [2, *planes], correction=0, keepdim=True)
@@ -41,23 +42,26 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
         if call.shift is not None:
             before = before + spread(call.shift)
         if call.residual is not None:
-            before = before + call.residual.to(wide).unflatten(1, groups)
-        # What the gradient of the activation records in torch.
+            before = before + call.residual.to(wide).view(grouped)
+        # What the first two's gradients record in torch: a second derivative of zeros by what they were given.
         if call.activation == ACTIVATIONS["relu"]:
             grad = torch.ops.aten.threshold_backward(grad, before, 0)
         elif call.activation == ACTIVATIONS["leaky_relu"]:
             grad = torch.ops.aten.leaky_relu_backward(grad, before, call.negative_slope, False)
-        else:
-            grad = torch.ops.aten.silu_backward(grad, before)
+        else:  # silu_backward has no derivative of its own
+            sigmoid = before.sigmoid()
+            grad = grad * (sigmoid * (1 + before * (1 - sigmoid)))
     nothing = input.new_empty(0)
     grad_input = grad_residual = nothing
     if call.need_input:
         inner = grad * (gain * weight)
         inner_mean = inner.mean([2, *planes], keepdim=True)
         product_mean = (inner * normalised).mean([2, *planes], keepdim=True)
-        grad_input = ((inner - inner_mean - normalised * product_mean) * invstd).flatten(1, 2).to(input.dtype)
+        grad_input = (
+            ((inner - inner_mean - normalised * product_mean) * invstd).reshape(input.shape).to(input.dtype)
+        )
     if call.need_residual:
-        grad_residual = grad.flatten(1, 2).to(input.dtype)
+        grad_residual = grad.reshape(input.shape).to(input.dtype)
     if not call.need_parameters:
         return grad_input, grad_residual, *(nothing.to(wide) for _ in range(4))
     sums, products = grad, grad * normalised

@@ -7,7 +7,7 @@ from genimg_fast.ops import group_norm_act, group_norm_act_reference
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 3, 3), (64, 16, 8, 8)], ids=["small", "large"])
-def test_a_trace_warns_of_nothing(shape, recwarn):
+def test_a_trace_consists_of_torchs_operators(shape):
     x, weight, bias, *_ = make(shape)
 
     def evaluate(x):
@@ -15,7 +15,7 @@ def test_a_trace_warns_of_nothing(shape, recwarn):
 
     with gf.backend("auto"):
         traced = torch.jit.trace(evaluate, x)
-    assert [w.category for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)] == []
+    assert "genimg_fast" not in str(traced.graph)
     torch.testing.assert_close(traced(x), evaluate(x))
 
 

@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 from ops.group_norm_act.calls import KINDS, OPERATORS, make, run, statistics_dtype
@@ -53,7 +51,7 @@ def test_second_order_inside_compile(device):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize(("dtype", "own"), KINDS[:3] + KINDS[4:5])
+@pytest.mark.parametrize(("dtype", "own"), [KINDS[0], KINDS[4]])
 def test_opcheck(layout, dtype, own, device):
     x, weight, bias, residual, scale, shift = make((4, 6, 5, 7), dtype, own, device=device, layout=layout)
     mean = torch.zeros(4, 3, dtype=statistics_dtype(dtype), device=device)
@@ -61,7 +59,7 @@ def test_opcheck(layout, dtype, own, device):
     for others in [(residual, weight, bias, scale, shift), (None,) * 5]:
         forward = (x.detach().requires_grad_(), *others, 3, 1e-5, 3, 0.2)
         torch.library.opcheck(OPERATORS.group_norm_act.default, forward)
-        for needed in itertools.product([True, False], repeat=3):
+        for needed in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
             backward = (
                 torch.randn_like(x),
                 x.detach().requires_grad_(),
