@@ -26,8 +26,6 @@ struct Access {
   int element_bytes;
 };
 
-constexpr int kMaxWidth = 64;  // accesses in a row of a tile, where groups allow it
-
 Access choose_access(const GroupNormActShape& shape, std::initializer_list<const void*> data) {
   const int64_t group_channels = shape.channels / shape.groups;
   const bool columns = shape.channels_last && shape.inner > 1 && shape.channels > 1;
@@ -89,7 +87,8 @@ Rows make_rows(Pass pass, int64_t rows, int64_t length, const DeviceFacts& facts
   return layout;
 }
 
-Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+// Tiles `widest` accesses wide, where groups allow it; without slices yet.
+Columns make_tiles(const GroupNormActShape& shape, const Access& access, int64_t widest) {
   Columns layout{};
   const int64_t group_channels = shape.channels / shape.groups, vector = access.vector;
   layout.samples = shape.samples;
@@ -104,12 +103,19 @@ Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& ac
     layout.unit = static_cast<int>(shape.channels / vector);
     const int64_t step = std::lcm(group_channels, vector) / vector;  // the least with whole groups
     const int64_t steps = layout.unit / step;
-    const int64_t tiles = divide_up(steps, std::max<int64_t>(1, kMaxWidth / step));
+    const int64_t tiles = divide_up(steps, std::max<int64_t>(1, widest / step));
     layout.width = static_cast<int>(step * divide_up(steps, tiles));
     layout.unit_tiles = layout.tiles = static_cast<int>(divide_up(layout.unit, layout.width));
     layout.parts = 1;
   }
   layout.height = kThreads / layout.width;
+  layout.slices = 1;
+  layout.slice = layout.rows;
+  return layout;
+}
+
+Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+  Columns layout = make_tiles(shape, access, kMaxWidth);
   const int64_t slices = count_slices(pass, shape.inner, layout.height, shape.samples * layout.tiles, facts);
   set_slices(layout, shape.inner, layout.height, slices);
   return layout;
@@ -137,43 +143,63 @@ bool is_too_large(const GroupNormActShape& shape, const Access& access) {
 
 // Policy.
 
-constexpr int64_t kSmallGroup = 128 << 10;  // bytes that one multiprocessor reads in the time of two launches
-constexpr size_t kFreeShared = 32 << 10;    // dynamic shared memory that, with the kernel's own, needs no opt-in
+constexpr int64_t kSmall = 128 << 10;     // bytes that one multiprocessor reads in the time of two launches
+constexpr size_t kFreeShared = 16 << 10;  // dynamic shared memory that, with a kernel's own, needs no opt-in
 
 int kept_accesses(int vector) { return vector == 1 ? kKept<1> : kKept<4>; }
 
-OnChip on_chip_plan(const GroupNormActShape& shape, const Access& access) {
+OnChip on_chip_rows(const GroupNormActShape& shape, const Access& access) {
   const int64_t channel = shape.inner / access.vector, accesses = shape.channels / shape.groups * channel;
   OnChip plan{shape.samples * shape.groups,           static_cast<int>(accesses), 0, 0, 0,
               Divider(static_cast<uint32_t>(channel))};
-  plan.team = static_cast<int>(
-      std::min<int64_t>(kOnChipThreads, power_of_two_at_least(divide_up(accesses, kept_accesses(access.vector)))));
+  const int64_t kept = kept_accesses(access.vector);
+  plan.team = static_cast<int>(std::min<int64_t>(kOnChipThreads, power_of_two_at_least(divide_up(accesses, kept))));
   plan.threads = std::max(128, plan.team);
-  plan.parked = static_cast<int>(std::max<int64_t>(0, divide_up(accesses, plan.team) - kept_accesses(access.vector)));
+  plan.parked = static_cast<int>(std::max<int64_t>(0, divide_up(accesses, plan.team) - kept));
   return plan;
 }
 
-int64_t shared_bytes(const OnChip& plan, const GroupNormActShape& shape, const Access& access) {
-  const int64_t coefficients = plan.threads / plan.team * (shape.channels / shape.groups);
-  return int64_t{plan.parked} * plan.threads * access.vector * access.element_bytes +
-         coefficients * 2 * (shape.dtype == DType::float64 ? 8 : 4);
+// The narrowest tiles that do not waste memory transactions (64 bytes): as many blocks as possible.
+Columns on_chip_columns(const GroupNormActShape& shape, const Access& access) {
+  return make_tiles(shape, access, access.vector > 1 ? 4 : 16);
 }
 
-int64_t shared_limit(const GroupNormActShape& shape, const DeviceFacts& facts) {
-  return facts.shared_bytes_per_block - 2 * (kOnChipThreads / 32) * (shape.dtype == DType::float64 ? 8 : 4);
+// What a launch that holds its data on chip needs.
+struct Needs {
+  int64_t blocks;
+  int64_t bytes;         // of input that one team, in Columns one block, holds
+  int64_t shared;        // dynamic shared memory: needed,
+  int64_t shared_limit;  // and available
+};
+
+Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+  const int64_t access_bytes = int64_t{access.vector} * access.element_bytes;
+  const int64_t wide = shape.dtype == DType::float64 ? 8 : 4, pair = 2 * wide, partial = 3 * wide;
+  if (access.columns) {
+    const Columns layout = on_chip_columns(shape, access);
+    const int64_t parked = divide_up(layout.rows, layout.height) - kept_accesses(access.vector);
+    return {layout.blocks(), int64_t{layout.rows} * layout.width * access_bytes,
+            std::max<int64_t>(0, parked) * kThreads * access_bytes,
+            facts.shared_bytes_per_block - (kThreads * partial + kMaxWidth * pair) * access.vector};
+  }
+  const OnChip plan = on_chip_rows(shape, access);
+  const int64_t teams = plan.threads / plan.team;
+  return {divide_up(plan.groups, teams), plan.accesses * access_bytes,
+          int64_t{plan.parked} * plan.threads * access_bytes + teams * (shape.channels / shape.groups) * pair,
+          facts.shared_bytes_per_block - kOnChipThreads / 32 * pair};
 }
 
-// The whole policy: on_chip where a block can hold a group, and either groups are small or they keep at least 3/4 of
+// The whole policy: on_chip where blocks can hold whole groups, and either these are small or they keep at least 3/4 of
 // the device busy.
 GroupNormMethod choose_method(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
                               GroupNormMethod wanted) {
-  if (wanted == GroupNormMethod::split || access.columns || is_too_large(shape, access)) return GroupNormMethod::split;
-  const OnChip plan = on_chip_plan(shape, access);
-  if (shared_bytes(plan, shape, access) > shared_limit(shape, facts)) return GroupNormMethod::split;
+  if (wanted == GroupNormMethod::split || is_too_large(shape, access)) return GroupNormMethod::split;
+  if (access.columns && on_chip_columns(shape, access).parts > 1) return GroupNormMethod::split;
+  const Needs needs = on_chip_needs(shape, access, facts);
+  if (needs.shared > needs.shared_limit) return GroupNormMethod::split;
   const int64_t multiprocessors = std::max(1, facts.multiprocessors);
-  const bool small = int64_t{plan.accesses} * access.vector * access.element_bytes <= kSmallGroup;
-  const int64_t waves = divide_up(plan.groups, multiprocessors);
-  const bool busy = plan.groups * 4 >= waves * multiprocessors * 3;
+  const int64_t waves = divide_up(needs.blocks, multiprocessors);
+  const bool small = needs.bytes <= kSmall, busy = needs.blocks * 4 >= waves * multiprocessors * 3;
   return small || busy || wanted == GroupNormMethod::on_chip ? GroupNormMethod::on_chip : GroupNormMethod::split;
 }
 
@@ -213,13 +239,10 @@ int launch_blocks(Kernel kernel, int64_t blocks, int threads, gpu::stream_t stre
 
 Sizes sizes_of(const GroupNormActShape& shape) {
   const int64_t group_channels = shape.channels / shape.groups;
-  return {shape.samples * shape.groups,
-          shape.samples * shape.channels,
-          static_cast<int>(shape.channels),
-          static_cast<int>(shape.groups),
-          static_cast<int>(group_channels),
-          shape.channels * shape.inner,
-          shape.channels_last ? group_channels : group_channels * shape.inner};
+  return {shape.samples * shape.groups,     shape.samples * shape.channels,
+          static_cast<int>(shape.channels), static_cast<int>(shape.groups),
+          static_cast<int>(group_channels), Divider(static_cast<uint32_t>(group_channels)),
+          shape.channels * shape.inner,     shape.channels_last ? group_channels : group_channels * shape.inner};
 }
 
 // The kernels only read these; PerChannel serves batch_norm_act's running statistics too, hence the cast.
@@ -272,17 +295,20 @@ BackwardArguments<T> backward_arguments(const GroupNormActShape& shape, const Gr
 template <class T, int V>
 int launch_on_chip(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
                    const ForwardArguments<T>& args, gpu::stream_t stream) {
-  const OnChip plan = on_chip_plan(shape, access);
-  const auto bytes = static_cast<size_t>(shared_bytes(plan, shape, access));
-  const int64_t blocks = divide_up(plan.groups, plan.threads / plan.team);
-  if (blocks > INT32_MAX) return kInvalidConfiguration;
-  if (bytes > kFreeShared) {
-    // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
-    const int error = gpu::set_max_dynamic_smem(forward_on_chip<T, V>, static_cast<size_t>(shared_limit(shape, facts)));
-    if (error) return error;
-  }
-  return gpu::launch(forward_on_chip<T, V>, dim3(static_cast<unsigned>(blocks)),
-                     dim3(static_cast<unsigned>(plan.threads)), bytes, stream, plan, args);
+  const Needs needs = on_chip_needs(shape, access, facts);
+  if (needs.blocks > INT32_MAX) return kInvalidConfiguration;
+  const auto launch = [&](auto kernel, int threads, const auto& plan) {
+    if (static_cast<size_t>(needs.shared) > kFreeShared) {
+      // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
+      const int error = gpu::set_max_dynamic_smem(kernel, static_cast<size_t>(needs.shared_limit));
+      if (error) return error;
+    }
+    return gpu::launch(kernel, dim3(static_cast<unsigned>(needs.blocks)), dim3(static_cast<unsigned>(threads)),
+                       static_cast<size_t>(needs.shared), stream, plan, args);
+  };
+  if (access.columns) return launch(forward_columns_on_chip<T, V>, kThreads, on_chip_columns(shape, access));
+  const OnChip plan = on_chip_rows(shape, access);
+  return launch(forward_rows_on_chip<T, V>, plan.threads, plan);
 }
 
 // Bytes of (S1, S2), and of (p, q), at the head of the workspace of backward.

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
   for (int j = 0; j < V; ++j) plain[j] = weighted[j] = 0;
   if (walk.left > 0) {
     Coefficients<Acc> of[A];
-    load_coefficients<T>(args.sizes, args.parameters, args.mean, args.invstd, walk.row, of);
+    load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
     in_chunks<U>(walk, [&](const Walk& at, auto n) {
       Raw<T, V> grads[U], input[U], residual[U];
       load_chunk<T, V>(args.grad_output, at, n, grads);
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t group = static_cast<int64_t>(blockIdx.x) * (kThreads / plan.team) + threadIdx.x / plan.team;
   const bool valid = group < args.sizes.groups_in_all;
   const int64_t first_row = valid ? group * args.sizes.group_channels : 0;
-  const int first_channel = args.sizes.channel(first_row);
+  const int first_channel = args.sizes.template spot<1>(first_row).channel;
   const Acc invstd = valid ? args.invstd[group] : Acc(0);
   Partial<Acc> total{0, 0, 0};
   for (int base = 0; base < args.sizes.group_channels; base += rows) {
@@ -175,10 +175,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
   const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
   if (walk.left == 0) return;
   Coefficients<Acc> of[A];
-  load_coefficients<T>(args.sizes, args.parameters, args.mean, args.invstd, walk.row, of);
+  const Spot<A> spot = args.sizes.template spot<A>(walk.row);
+  load_coefficients<T>(args.parameters, args.mean, args.invstd, spot, of);
   typename PairOf<Acc>::type terms[A];
 #pragma unroll
-  for (int j = 0; j < A; ++j) terms[j] = __ldg(between.terms + args.sizes.group(walk.row + j));
+  for (int j = 0; j < A; ++j) terms[j] = __ldg(between.terms + spot.group[j]);
   in_chunks<U>(walk, [&](const Walk& at, auto n) {
     Raw<T, V> grads[U], input[U], residual[U];
     load_chunk<T, V>(args.grad_output, at, n, grads);

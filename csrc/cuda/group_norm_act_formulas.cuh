@@ -7,10 +7,19 @@
 
 namespace genimg_fast::cuda::group_norm {
 
+// Where a thread's A neighbouring channels are: of one sample, but perhaps of several groups.
+template <int A>
+struct Spot {
+  int64_t row;  // of the first: sample * channels + channel
+  int channel;
+  int64_t group[A];  // sample * groups + group
+};
+
 // Sizes that every kernel needs.
 struct Sizes {
   int64_t groups_in_all, rows_in_all;  // of all samples: groups, and channels
   int channels, groups, group_channels;
+  Divider by_group_channels;
   int64_t sample, group_step;  // elements from one sample, and inside it from one group's first element, to the next
 
   // The group's first element, about which moments are taken: where the mean is large beside the standard deviation,
@@ -19,10 +28,16 @@ struct Sizes {
     const int64_t n = divide(group, groups);
     return n * sample + (group - n * groups) * group_step;
   }
-  __device__ __forceinline__ int channel(int64_t row) const {
-    return static_cast<int>(row - divide(row, channels) * channels);
+  template <int A>
+  __device__ __forceinline__ Spot<A> spot(int64_t row) const {
+    const int64_t n = divide(row, channels);
+    Spot<A> spot;
+    spot.row = row;
+    spot.channel = static_cast<int>(row - n * channels);
+#pragma unroll
+    for (int j = 0; j < A; ++j) spot.group[j] = n * groups + by_group_channels(spot.channel + j);
+    return spot;
   }
-  __device__ __forceinline__ int64_t group(int64_t row) const { return divide(row, group_channels); }
 };
 
 template <class T>
@@ -56,16 +71,14 @@ __device__ __forceinline__ Coefficients<Accumulator<T>> coefficients(const Param
   return {mean, invstd * parameters.u(channel, row), parameters.b(channel, row)};
 }
 
-// Of a thread's A neighbouring channels.
 template <class T, int A>
-__device__ __forceinline__ void load_coefficients(const Sizes& sizes, const Parameters<T>& parameters,
-                                                  const Accumulator<T>* means, const Accumulator<T>* invstds,
-                                                  int64_t row, Coefficients<Accumulator<T>> (&of)[A]) {
-  const int channel = sizes.channel(row);
+__device__ __forceinline__ void load_coefficients(const Parameters<T>& parameters, const Accumulator<T>* means,
+                                                  const Accumulator<T>* invstds, const Spot<A>& spot,
+                                                  Coefficients<Accumulator<T>> (&of)[A]) {
 #pragma unroll
   for (int j = 0; j < A; ++j) {
-    const int64_t group = sizes.group(row + j);
-    of[j] = coefficients(parameters, channel + j, row + j, __ldg(means + group), __ldg(invstds + group));
+    of[j] = coefficients(parameters, spot.channel + j, spot.row + j, __ldg(means + spot.group[j]),
+                         __ldg(invstds + spot.group[j]));
   }
 }
 
@@ -210,6 +223,21 @@ __device__ __forceinline__ const Partial<Acc>* combine_columns(const Columns& la
   }
   __syncthreads();
   return partials;
+}
+
+// Combines what combine_columns has left, by group: calls result(k, combined) for group k of the tile, or for the part
+// of a group that the tile is, in one thread.
+template <class Combine, int V, class Acc, class Result>
+__device__ __forceinline__ void combine_groups(const Columns& layout, int group_channels, const Partial<Acc>* channels,
+                                               Result result) {
+  const int held = layout.accesses(layout.tile_of(blockIdx.x)) * V, span = min(held, group_channels);
+  const int lane = threadIdx.x % 32;
+  for (int k = threadIdx.x / 32; k * span < held; k += kThreads / 32) {
+    Partial<Acc> sum{0, 0, 0};
+    for (int c = lane; c < span; c += 32) sum = Combine::combine(sum, channels[k * span + c]);
+    for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
+    if (lane == 0) result(k, sum);
+  }
 }
 
 }  // namespace genimg_fast::cuda::group_norm

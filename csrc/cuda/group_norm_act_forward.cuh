@@ -81,10 +81,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
 #pragma unroll
   for (int j = 0; j < A; ++j) origin[j] = 0;
   if (walk.left > 0) {
+    Spot<A> spot;
+    if constexpr (Layout::columns) {
+      spot = sizes.template spot<A>(walk.row);
+    } else {
+      spot.group[0] = walk.row;
+    }
+    const int64_t first = sizes.origin(spot.group[0]);
 #pragma unroll
     for (int j = 0; j < A; ++j) {
-      const int64_t group = Layout::columns ? sizes.group(walk.row + j) : walk.row;
-      origin[j] = gpu::convert<Acc>(input[sizes.origin(group)]);
+      origin[j] = gpu::convert<Acc>(input[first + (spot.group[j] - spot.group[0]) * sizes.group_step]);
     }
   }
   in_chunks<kChunk<V>>(walk, [&](const Walk& at, auto n) {
@@ -106,17 +112,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
     }
   } else {
     const Partial<Acc>* channels = combine_columns<Moments>(layout, mine);
-    const int tile = layout.tile_of(blockIdx.x), held = layout.accesses(tile) * V;
-    const int span = min(held, sizes.group_channels);  // channels of one group in the tile
+    const int tile = layout.tile_of(blockIdx.x);
     const int64_t first =
-        layout.sample_of(blockIdx.x) * sizes.groups + layout.first_access(tile) * V / sizes.group_channels;
+        layout.sample_of(blockIdx.x) * sizes.groups + sizes.by_group_channels(layout.first_access(tile) * V);
     const int part = layout.slice_of(blockIdx.x) * layout.parts + tile % layout.parts;
-    for (int k = threadIdx.x / 32; k * span < held; k += kThreads / 32) {
-      Partial<Acc> sum{0, 0, 0};
-      for (int c = threadIdx.x % 32; c < span; c += 32) sum = Moments::combine(sum, channels[k * span + c]);
-      for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Moments>(sum, lane_mask);
-      if (threadIdx.x % 32 == 0) parts.parts[(first + k) * parts.count + part] = sum;
-    }
+    combine_groups<Moments, V>(layout, sizes.group_channels, channels, [&](int k, const Partial<Acc>& sum) {
+      parts.parts[(first + k) * parts.count + part] = sum;
+    });
   }
 }
 
@@ -150,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
   const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
   if (walk.left == 0) return;
   Coefficients<Acc> of[A];
-  load_coefficients<T>(args.sizes, args.parameters, args.mean, args.invstd, walk.row, of);
+  load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
   in_chunks<U>(walk, [&](const Walk& at, auto n) {
     Raw<T, V> raw[U], residual[U];
     load_chunk<T, V>(args.input, at, n, raw);
@@ -224,7 +226,7 @@ __device__ __forceinline__ void sum_team(int team, Acc& a, Acc& b) {
 //   4. Each thread normalises what it holds and writes the output.
 template <class T, int V>
 __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
-    forward_on_chip(const OnChip plan, const ForwardArguments<T> args) {
+    forward_rows_on_chip(const OnChip plan, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
   using Word = Raw<T, V>;
@@ -297,7 +299,7 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
       args.mean[group] = mean;
       args.invstd[group] = invstd;
     }
-    const int first_channel = args.sizes.channel(first_row);
+    const int first_channel = args.sizes.template spot<1>(first_row).channel;
     for (int c = lane; c < args.sizes.group_channels; c += team) {
       const Coefficients<Acc> k = coefficients(args.parameters, first_channel + c, first_row + c, mean, invstd);
       pairs[c].x = k.a;
@@ -346,6 +348,127 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
       if ((r + u) * team < left) write(r + u, parked[(r - R + u) * plan.threads], residual[u]);
     }
   }
+}
+
+// Procedure overview: all of forward with one read of the input, channels_last; a block holds all rows of a tile.
+//   1. Each thread loads its accesses and sums them by channel; the block adds up its groups' channels.
+//   2. As above, deviations and their squares.
+//   3. The block writes mean and invstd; each thread computes the coefficients of its channels.
+//   4. Each thread normalises what it holds and writes the output.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_columns_on_chip(const Columns layout, const ForwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  using Pair = typename PairOf<Acc>::type;
+  using Word = Raw<T, V>;
+  constexpr int R = kKept<V>, U = 4;
+  DYN_SHARED(Word, memory);
+  SHARED(Pair, groups, [kMaxWidth * V]);
+  Word* const parked = memory + threadIdx.x;
+  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+
+  Word kept[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r < walk.left) kept[r] = load<T, V>(args.input + walk.offset + r * walk.step);
+  }
+  for (int r = R; r < walk.left; r += U) {
+    Word raw[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (r + u < walk.left) raw[u] = load<T, V>(args.input + walk.offset + (r + u) * walk.step);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (r + u < walk.left) parked[(r - R + u) * kThreads] = raw[u];
+    }
+  }
+  // Calls visit(x) with the elements of every access that the thread holds.
+  const auto for_each = [&](auto visit) {
+    Acc x[V];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r < walk.left) {
+        unpack<T, V>(kept[r], x);
+        visit(x);
+      }
+    }
+    for (int r = R; r < walk.left; ++r) {
+      unpack<T, V>(parked[(r - R) * kThreads], x);
+      visit(x);
+    }
+  };
+  Partial<Acc> mine[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) mine[j] = {Acc(0), Acc(0), Acc(0)};
+  for_each([&](const Acc(&x)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) mine[j].a += x[j];
+  });
+  const Acc inverse = Acc(1) / (static_cast<Acc>(args.sizes.group_channels) * static_cast<Acc>(layout.rows));
+  const Partial<Acc>* channels = combine_columns<Sums>(layout, mine);
+  combine_groups<Sums, V>(layout, args.sizes.group_channels, channels,
+                          [&](int k, const Partial<Acc>& sum) { groups[k].x = sum.a * inverse; });
+  __syncthreads();
+
+  const int column = static_cast<int>(threadIdx.x) % layout.width;
+  Acc mean[V];
+  int local[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    local[j] = args.sizes.by_group_channels(column * V + j);
+    mean[j] = walk.left > 0 ? groups[local[j]].x : Acc(0);
+    mine[j] = {Acc(0), Acc(0), Acc(0)};
+  }
+  for_each([&](const Acc(&x)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Acc d = x[j] - mean[j];
+      mine[j].a += d;
+      mine[j].b = multiply_add(d, d, mine[j].b);
+    }
+  });
+  channels = combine_columns<Sums>(layout, mine);
+  const int64_t first_group = layout.sample_of(blockIdx.x) * args.sizes.groups +
+                              args.sizes.by_group_channels(layout.first_access(layout.tile_of(blockIdx.x)) * V);
+  combine_groups<Sums, V>(layout, args.sizes.group_channels, channels, [&](int k, const Partial<Acc>& sum) {
+    const Acc correction = sum.a * inverse;
+    const Acc variance = multiply_add(-correction, sum.a, sum.b) * inverse;
+    groups[k].x += correction;
+    groups[k].y = Acc(1) / square_root(variance + args.eps);
+    args.mean[first_group + k] = groups[k].x;
+    args.invstd[first_group + k] = groups[k].y;
+  });
+  __syncthreads();
+
+  if (walk.left == 0) return;
+  const int channel = layout.first_access(layout.tile_of(blockIdx.x)) * V + column * V;
+  Coefficients<Acc> of[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const Pair group = groups[local[j]];
+    of[j] = coefficients(args.parameters, channel + j, walk.row + j, group.x, group.y);
+  }
+  const auto write = [&](int r, Word word) {
+    const int64_t at = walk.offset + r * walk.step;
+    Acc v[V];
+    unpack<T, V>(word, v);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = of[j].preactivation(v[j] - of[j].mean);
+    if (args.residual) {
+      Acc added[V];
+      unpack<T, V>(load<T, V>(args.residual + at), added);
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] += added[j];
+    }
+    args.activation.template apply<T>(v);
+    store<T, V>(args.output + at, pack<T, V>(v));
+  };
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r < walk.left) write(r, kept[r]);
+  }
+  for (int r = R; r < walk.left; ++r) write(r, parked[(r - R) * kThreads]);
 }
 
 }  // namespace genimg_fast::cuda::group_norm

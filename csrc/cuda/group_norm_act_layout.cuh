@@ -10,7 +10,8 @@
 namespace genimg_fast::cuda::group_norm {
 
 constexpr int kThreads = 256;        // of a block of the kernels that stream
-constexpr int kOnChipThreads = 512;  // most of one that holds its data on chip
+constexpr int kOnChipThreads = 512;  // most of one that holds contiguous data on chip
+constexpr int kMaxWidth = 64;        // accesses in a row of a tile, unless the least with whole groups are more
 
 // A thread's way: `left` accesses, `step` elements apart, the first one at element `offset` of the tensor.
 struct Walk {
