@@ -431,4 +431,27 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
   });
 }
 
+GroupNormActVisits group_norm_act_visits(const GroupNormActShape& shape, bool aligned, bool moments,
+                                         const DeviceFacts& facts, int64_t block, int limit) {
+  const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
+  GroupNormActVisits visits{0, access.vector, access.columns ? access.vector : 1, {}, {}};
+  if (is_too_large(shape, access)) return visits;
+  dispatch(shape.dtype, access, [&](auto instance) {
+    constexpr int V = decltype(instance)::V;
+    return with_layout(moments ? Pass::moments : Pass::elements, shape, access, facts, [&](const auto& layout) {
+      visits.blocks = layout.blocks();
+      for (int thread = 0; block >= 0 && thread < kThreads; ++thread) {
+        const Walk walk = layout.template walk<V>(static_cast<unsigned>(block), thread);
+        for (int k = 0; k < walk.left; ++k) {
+          if (k == limit && walk.left > 2 * limit) k = walk.left - limit;
+          visits.rows.push_back(walk.row);
+          visits.offsets.push_back(walk.offset + k * walk.step);
+        }
+      }
+      return 0;
+    });
+  });
+  return visits;
+}
+
 }  // namespace genimg_fast::cuda

@@ -3,6 +3,7 @@
 // header. Functions return a cudaError_t as int, 0 for success, and launch on `stream` without waiting for it.
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "device.h"
 
@@ -77,5 +78,18 @@ int group_norm_act_forward(const GroupNormActShape&, const GroupNormActForward&,
                            void* workspace, void* stream);
 int group_norm_act_backward(const GroupNormActShape&, const GroupNormActBackward&, const DeviceFacts&, void* workspace,
                             void* stream);
+
+// Which elements a block of a call's kernels visits, without a tensor: for tests of sizes too large to allocate.
+struct GroupNormActVisits {
+  int64_t blocks;
+  int vector, lanes;                   // elements and channels per access
+  std::vector<int64_t> rows, offsets;  // of each access's first element, thread after thread
+};
+
+// moments: of the kernel that reduces to moments, whose rows are groups, else of those whose rows are channels of a
+// sample.  block < 0: only the counts.  limit: accesses to report of each thread, at the start and at the end of its
+// way.
+GroupNormActVisits group_norm_act_visits(const GroupNormActShape&, bool aligned, bool moments, const DeviceFacts&,
+                                         int64_t block, int limit);
 
 }  // namespace genimg_fast::cuda

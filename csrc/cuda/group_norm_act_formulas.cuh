@@ -53,7 +53,8 @@ struct Parameters {
   // The only place that computes b, and with coefficients() and preactivation() the only one that arrives at v:
   // backward must see the very sign that forward saw.
   __device__ __forceinline__ Acc b(int channel, int64_t row) const {
-    return multiply_add(bias_of(channel), gain_of(row), shift ? shift.read(row) : Acc(0));
+    const Acc from_scale = bias ? bias.read(channel) * gain_of(row) : Acc(0);  // not 0 * infinity
+    return shift ? from_scale + shift.read(row) : from_scale;
   }
 };
 

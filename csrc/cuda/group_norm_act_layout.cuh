@@ -13,6 +13,8 @@ constexpr int kThreads = 256;        // of a block of the kernels that stream
 constexpr int kOnChipThreads = 512;  // most of one that holds contiguous data on chip
 constexpr int kMaxWidth = 64;        // accesses in a row of a tile, unless the least with whole groups are more
 
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
 // A thread's way: `left` accesses, `step` elements apart, the first one at element `offset` of the tensor.
 struct Walk {
   int64_t offset, step;
@@ -30,12 +32,12 @@ struct Rows {
   int team;           // a power of two
 
   __host__ __device__ int64_t blocks() const { return (rows + kThreads / team - 1) / (kThreads / team) * slices; }
-  __device__ __forceinline__ int slice_of(unsigned block) const { return static_cast<int>(block % slices); }
+  __host__ __device__ __forceinline__ int slice_of(unsigned block) const { return static_cast<int>(block % slices); }
 
   template <int V>
-  __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
+  __host__ __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
     const int begin = slice_of(block) * slice + thread % team;
-    const int end = slice_of(block) * slice + min(slice, length - slice_of(block) * slice);
+    const int end = slice_of(block) * slice + smaller(slice, length - slice_of(block) * slice);
     Walk w;
     w.row = static_cast<int64_t>(block / slices) * (kThreads / team) + thread / team;
     w.offset = (w.row * length + begin) * V;
@@ -60,19 +62,23 @@ struct Columns {
   int slices, slice;  // rows in a slice (fewer in the last)
 
   __host__ __device__ int64_t blocks() const { return samples * slices * tiles; }
-  __device__ __forceinline__ int tile_of(unsigned block) const { return static_cast<int>(block % tiles); }
-  __device__ __forceinline__ int slice_of(unsigned block) const { return static_cast<int>(block / tiles % slices); }
-  __device__ __forceinline__ int64_t sample_of(unsigned block) const { return block / tiles / slices; }
-  __device__ __forceinline__ int first_access(int tile) const {
+  __host__ __device__ __forceinline__ int tile_of(unsigned block) const { return static_cast<int>(block % tiles); }
+  __host__ __device__ __forceinline__ int slice_of(unsigned block) const {
+    return static_cast<int>(block / tiles % slices);
+  }
+  __host__ __device__ __forceinline__ int64_t sample_of(unsigned block) const { return block / tiles / slices; }
+  __host__ __device__ __forceinline__ int first_access(int tile) const {
     return tile / unit_tiles * unit + tile % unit_tiles * width;
   }
-  __device__ __forceinline__ int accesses(int tile) const { return min(width, unit - tile % unit_tiles * width); }
+  __host__ __device__ __forceinline__ int accesses(int tile) const {
+    return smaller(width, unit - tile % unit_tiles * width);
+  }
 
   template <int V>
-  __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
+  __host__ __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
     const int column = thread % width, line = thread / width, tile = tile_of(block);
     const int begin = slice_of(block) * slice + line;
-    const int end = slice_of(block) * slice + min(slice, rows - slice_of(block) * slice);
+    const int end = slice_of(block) * slice + smaller(slice, rows - slice_of(block) * slice);
     const int channel = (first_access(tile) + column) * V;
     Walk w;
     w.row = sample_of(block) * channels + channel;

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "binding.h"
 #include "cuda/group_norm_act.h"
@@ -121,10 +122,24 @@ std::string chosen(const std::string& dtype, const Sizes& sizes, bool channels_l
                                                facts_of(multiprocessors, shared_bytes), GroupNormMethod::automatic));
 }
 
+// The accesses of one block.
+py::dict visits(const std::string& dtype, const Sizes& sizes, bool channels_last, bool aligned, bool moments,
+                int multiprocessors, int64_t block, int limit) {
+  const GroupNormActVisits v = group_norm_act_visits(shape_of(dtype, sizes, channels_last), aligned, moments,
+                                                     facts_of(multiprocessors, 0), block, limit);
+  const auto array = [](const std::vector<int64_t>& values) {
+    return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  using namespace py::literals;
+  return py::dict("blocks"_a = v.blocks, "vector"_a = v.vector, "lanes"_a = v.lanes, "rows"_a = array(v.rows),
+                  "offsets"_a = array(v.offsets));
+}
+
 }  // namespace
 
 void bind_group_norm_act(py::module_& m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("chosen", &chosen);
+  m.def("visits", &visits);
 }

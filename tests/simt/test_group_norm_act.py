@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
@@ -281,6 +282,16 @@ def test_mean_far_from_zero(emulator: ModuleType, shape: Shape, way: str) -> Non
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_infinite_scale_without_bias(emulator: ModuleType, way: str) -> None:
+    problem = Problem((2, 8, 4, 2), torch.float32, way, "identity", residual=False, affine=False)
+    problem.tensors["scale"][:, ::2] = torch.inf
+    forward, _ = problem.forward(emulator)
+    x, scale, shift = (problem.tensors[name] for name in ("input", "scale", "shift"))
+    expected = torch.nn.functional.group_norm(x, 2, eps=EPS) * (1 + scale)[:, :, None] + shift[:, :, None]
+    torch.testing.assert_close(forward["output"], expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType, activation: str, way: str) -> None:
     problem = Problem((2, 8, 4, 2), torch.float32, way, activation, modulated=False)
@@ -342,6 +353,60 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way:
 )
 def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, channels_last: bool, method: str) -> None:
     assert emulator.group_norm_act.chosen(dtype, shape, channels_last, *H200.values()) == method
+
+
+# indices.
+
+
+def row_of(offsets: np.ndarray, shape: Shape, channels_last: bool, moments: bool) -> np.ndarray:
+    """What the elements at these offsets belong to: a channel of a sample, or with Rows of moments a group of one."""
+    _, channels, inner, groups = shape
+    if channels_last:
+        return offsets // (channels * inner) * channels + offsets % channels
+    return offsets // inner // (channels // groups if moments else 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 24, 900, 8), (1, 520, 130, 2)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_element_is_visited_once(
+    emulator: ModuleType, shape: Shape, dtype: str, moments: bool, channels_last: bool
+) -> None:
+    visited = np.zeros(np.prod(shape[:3]), dtype=int)
+    arguments = dtype, shape, channels_last, True, moments, 132
+    for block in range(emulator.group_norm_act.visits(*arguments, -1, 0)["blocks"]):
+        v = emulator.group_norm_act.visits(*arguments, block, 1 << 20)
+        np.add.at(visited, (v["offsets"][:, None] + np.arange(v["vector"])).ravel(), 1)
+        assert (row_of(v["offsets"], shape, channels_last and shape[2] > 1, moments) == v["rows"]).all()
+    assert (visited == 1).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [
+        ((3, 1000, 1 << 21, 10), False),  # 6.3e9 elements
+        ((5000, 300, 4096, 300), False),
+        ((3, 1000, 1 << 21, 10), True),
+        ((1 << 21, 24, 100, 8), True),
+    ],
+    ids=str,
+)
+def test_offsets_beyond_2_to_the_31(
+    emulator: ModuleType, shape: Shape, channels_last: bool, moments: bool, aligned: bool
+) -> None:
+    arguments = "float32", shape, channels_last, aligned, moments, 132
+    blocks = emulator.group_norm_act.visits(*arguments, -1, 0)["blocks"]
+    ends = []
+    for block in (0, blocks // 2, blocks - 1):
+        v = emulator.group_norm_act.visits(*arguments, block, 2)
+        assert (row_of(v["offsets"], shape, channels_last, moments) == v["rows"]).all()
+        ends += [v["offsets"].min(), v["offsets"].max() + v["vector"]]
+    assert ends[0] == 0
+    assert ends[-1] == np.prod(shape[:3], dtype=object) > 2**31
+    assert ends == sorted(ends) or channels_last  # slices of one row follow one another only there
 
 
 # sanitizers.
