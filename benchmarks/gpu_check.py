@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 SANITIZED = [
     "tests/ops/batch_norm_act/test_reference.py::test_options",
     "tests/ops/batch_norm_act/test_reference.py::test_layouts",
+    "tests/ops/group_norm_act/test_reference.py::test_options",
+    "tests/ops/group_norm_act/test_reference.py::test_layouts",
     "tests/ops/reparameterize_kl/test_reference.py::test_options",
     "tests/ops/reparameterize_kl/test_reference.py::test_layouts_that_differ",
     "tests/ops/reparameterize_kl/test_reference.py::test_large",
@@ -34,7 +36,11 @@ SANITIZED = [
 ]
 
 # Ways of computing that the environment can force.
-METHODS = {"batch_norm_act": ("split", "block", "group"), "recurrent": ("persistent", "steps")}
+METHODS = {
+    "batch_norm_act": ("split", "block", "group"),
+    "group_norm_act": ("split", "on_chip"),
+    "recurrent": ("persistent", "steps"),
+}
 
 
 def step(title: str, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

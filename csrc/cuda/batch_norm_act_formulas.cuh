@@ -5,9 +5,6 @@
 
 namespace genimg_fast::cuda {
 
-__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
-__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
-
 // identity is leaky_relu with slope 1; relu is not leaky_relu with slope 0, which turns infinities into NaN.
 template <class Acc>
 struct ActivationOf {
@@ -19,27 +16,6 @@ struct ActivationOf {
   __device__ __forceinline__ Acc operator()(Acc v, Acc passed) const {
     const bool positive = relu ? !(v <= 0) : v > 0;
     return positive ? passed : relu ? Acc(0) : passed * slope;
-  }
-};
-
-// A parameter or running statistic, one value per channel, or null: of Acc, or of T if `own`.
-template <class T>
-struct PerChannel {
-  using Acc = Accumulator<T>;
-  void* values;
-  bool own;
-
-  __device__ __forceinline__ explicit operator bool() const { return values != nullptr; }
-  __device__ __forceinline__ Acc read(int64_t channel) const {
-    return sizeof(T) < sizeof(Acc) && own ? gpu::convert<Acc>(static_cast<const T*>(values)[channel])
-                                          : static_cast<const Acc*>(values)[channel];
-  }
-  __device__ __forceinline__ void write(int64_t channel, Acc value) const {
-    if (sizeof(T) < sizeof(Acc) && own) {
-      static_cast<T*>(values)[channel] = gpu::convert<T>(value);
-    } else {
-      static_cast<Acc*>(values)[channel] = value;
-    }
   }
 };
 

@@ -2,62 +2,15 @@
 // From what the threads of batch_norm_act's kernels found to one result per channel: by threads, blocks and tiles,
 // always in the same order.
 #include "batch_norm_act_layout.cuh"
+#include "reductions.cuh"
 
 namespace genimg_fast::cuda {
-
-__device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
-__device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }
-// Of counts: within 2 ulp, without the slow path that an exact quotient needs.
-__device__ __forceinline__ float quotient(float x, float y) { return __fdividef(x, y); }
-__device__ __forceinline__ double quotient(double x, double y) { return x / y; }
-
-// Pairwise, in place; V is a power of two.
-template <class Acc, int V>
-__device__ __forceinline__ Acc sum_of(Acc (&values)[V]) {
-#pragma unroll
-  for (int half = V / 2; half > 0; half /= 2) {
-#pragma unroll
-    for (int j = 0; j < half; ++j) values[j] += values[j + half];
-  }
-  return values[0];
-}
-
-// Moments: n values with mean a and sum of squared deviations b.  Sums: two sums, n is not used.
-template <class Acc>
-struct Partial {
-  Acc n, a, b;
-};
-
-struct Moments {
-  // Chan's merge.  An empty side adds nothing, whatever the other holds: no product of infinity and zero.
-  template <class Acc>
-  static __device__ __forceinline__ Partial<Acc> combine(const Partial<Acc>& l, const Partial<Acc>& r) {
-    const Acc n = l.n + r.n;
-    const Acc share = n > 0 ? quotient(r.n, n) : Acc(0);
-    const Acc delta = r.a - l.a;
-    return {n, multiply_add(delta, share, l.a), l.b + r.b + delta * (delta * (l.n * share))};
-  }
-};
-
-struct Sums {
-  template <class Acc>
-  static __device__ __forceinline__ Partial<Acc> combine(const Partial<Acc>& l, const Partial<Acc>& r) {
-    return {Acc(0), l.a + r.a, l.b + r.b};
-  }
-};
 
 // Partial results of the A channels of one thread.
 template <class Acc, int A>
 struct Partials {
   Acc n, a[A], b[A];
 };
-
-template <class Combine, class Acc>
-__device__ __forceinline__ Partial<Acc> combine_with_lane(const Partial<Acc>& mine, int lane_mask) {
-  return Combine::combine(mine, Partial<Acc>{__shfl_xor_sync(0xffffffffu, mine.n, lane_mask),
-                                             __shfl_xor_sync(0xffffffffu, mine.a, lane_mask),
-                                             __shfl_xor_sync(0xffffffffu, mine.b, lane_mask)});
-}
 
 // The team of channel k is threads [k * team, (k + 1) * team); its members' partial results become total[k].
 template <class Combine, class Acc>
@@ -111,15 +64,6 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   }
   combine_team<Combine>(tiling, sum, total);
 }
-
-template <class Acc>
-struct PairOf {
-  using type = float2;
-};
-template <>
-struct PairOf<double> {
-  using type = double2;
-};
 
 // Where the blocks of a tile meet: slice s of channel c leaves its (a, b) in staged[c * slices + s] and counts itself
 // in arrived[tile], which is zero at launch.

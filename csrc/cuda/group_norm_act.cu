@@ -1,0 +1,457 @@
+// Host side of the group_norm_act kernels: which kernel runs for which shape, and the launches.
+#include <algorithm>
+#include <initializer_list>
+#include <numeric>
+
+#include "group_norm_act.h"
+#include "group_norm_act_backward.cuh"
+#include "group_norm_act_forward.cuh"
+
+namespace genimg_fast::cuda {
+namespace {
+
+using namespace group_norm;
+
+int64_t power_of_two_at_least(int64_t x) {
+  int64_t p = 1;
+  while (p < x) p *= 2;
+  return p;
+}
+
+// Access: how wide, and in which layout.
+
+struct Access {
+  bool columns;
+  int vector;  // elements per access
+  int element_bytes;
+};
+
+Access choose_access(const GroupNormActShape& shape, std::initializer_list<const void*> data) {
+  const int64_t group_channels = shape.channels / shape.groups;
+  const bool columns = shape.channels_last && shape.inner > 1 && shape.channels > 1;
+  Access access{columns, 1, element_bytes(shape.dtype)};
+  const int64_t vector = 16 / access.element_bytes;
+  if (shape.dtype == DType::float64) return access;  // 8-byte accesses of neighbouring threads are wide enough
+  for (const void* p : data) {
+    if (!is_aligned(p, 16)) return access;
+  }
+  const bool whole = columns ? shape.channels % vector == 0 : shape.inner % vector == 0;
+  // A tile has to hold whole groups, unless accesses do not cross from one group to the next.
+  const bool fits = !columns || group_channels % vector == 0 || std::lcm(group_channels, vector) <= kThreads * vector;
+  if (whole && fits) access.vector = static_cast<int>(vector);
+  return access;
+}
+
+// Tiling.
+
+constexpr int kBlocksPerMultiprocessor = 4;
+constexpr int kAccessesPerThread = 4;       // at least, where there are so many,
+constexpr int kMostAccessesPerThread = 16;  // and at most, of a kernel that does not reduce
+constexpr int64_t kMaxLength = INT32_MAX - kThreads;
+
+// Kernels that stream differ in the number of slices they can have.
+enum class Pass { moments, gradients, elements };
+
+constexpr int64_t kMaxMomentSlices = 1024;
+constexpr int64_t kMaxGradientSlices = 64;  // each costs memory for two values per channel of a sample
+
+// How many slices a piece of `length` steps of a thread (`at_once` of them by the block's threads together) is cut
+// into, where `blocks` blocks would do without.
+int64_t count_slices(Pass pass, int64_t length, int64_t at_once, int64_t blocks, const DeviceFacts& facts) {
+  const int64_t for_device = divide_up(int64_t{std::max(1, facts.multiprocessors)} * kBlocksPerMultiprocessor, blocks);
+  const int64_t most = divide_up(length, at_once * kAccessesPerThread);
+  switch (pass) {
+    case Pass::moments:
+      return std::min({for_device, most, kMaxMomentSlices});
+    case Pass::gradients:
+      return std::min({for_device, most, kMaxGradientSlices});
+    default:
+      return std::min(std::max(for_device, divide_up(length, at_once * kMostAccessesPerThread)), most);
+  }
+}
+
+template <class Layout>
+void set_slices(Layout& layout, int64_t length, int64_t at_once, int64_t slices) {
+  layout.slice = static_cast<int>(std::min(length, divide_up(divide_up(length, slices), at_once) * at_once));
+  layout.slices = static_cast<int>(divide_up(length, layout.slice));
+}
+
+Rows make_rows(Pass pass, int64_t rows, int64_t length, const DeviceFacts& facts) {
+  Rows layout{};
+  layout.rows = rows;
+  layout.length = static_cast<int>(length);
+  layout.team =
+      static_cast<int>(std::min<int64_t>(kThreads, power_of_two_at_least(divide_up(length, kAccessesPerThread))));
+  const int64_t blocks = divide_up(rows, kThreads / layout.team);
+  set_slices(layout, length, layout.team, count_slices(pass, length, layout.team, blocks, facts));
+  return layout;
+}
+
+// Tiles `widest` accesses wide, where groups allow it; without slices yet.
+Columns make_tiles(const GroupNormActShape& shape, const Access& access, int64_t widest) {
+  Columns layout{};
+  const int64_t group_channels = shape.channels / shape.groups, vector = access.vector;
+  layout.samples = shape.samples;
+  layout.rows = static_cast<int>(shape.inner);
+  layout.channels = static_cast<int>(shape.channels);
+  if (group_channels % vector == 0 && group_channels / vector > kMaxWidth) {
+    layout.unit = static_cast<int>(group_channels / vector);
+    layout.unit_tiles = layout.parts = static_cast<int>(divide_up(layout.unit, kMaxWidth));
+    layout.width = static_cast<int>(divide_up(layout.unit, layout.unit_tiles));
+    layout.tiles = static_cast<int>(shape.groups * layout.unit_tiles);
+  } else {
+    layout.unit = static_cast<int>(shape.channels / vector);
+    const int64_t step = std::lcm(group_channels, vector) / vector;  // the least with whole groups
+    const int64_t steps = layout.unit / step;
+    const int64_t tiles = divide_up(steps, std::max<int64_t>(1, widest / step));
+    layout.width = static_cast<int>(step * divide_up(steps, tiles));
+    layout.unit_tiles = layout.tiles = static_cast<int>(divide_up(layout.unit, layout.width));
+    layout.parts = 1;
+  }
+  layout.height = kThreads / layout.width;
+  layout.slices = 1;
+  layout.slice = layout.rows;
+  return layout;
+}
+
+Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+  Columns layout = make_tiles(shape, access, kMaxWidth);
+  const int64_t slices = count_slices(pass, shape.inner, layout.height, shape.samples * layout.tiles, facts);
+  set_slices(layout, shape.inner, layout.height, slices);
+  return layout;
+}
+
+// Calls run with the layout of a pass.
+template <class Run>
+int with_layout(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts, Run run) {
+  if (access.columns) return run(make_columns(pass, shape, access, facts));
+  const int64_t inner = shape.inner / access.vector;
+  if (pass == Pass::moments) {
+    return run(make_rows(pass, shape.samples * shape.groups, shape.channels / shape.groups * inner, facts));
+  }
+  return run(make_rows(pass, shape.samples * shape.channels, inner, facts));
+}
+
+int part_count(const Rows& layout) { return layout.slices; }
+int part_count(const Columns& layout) { return layout.slices * layout.parts; }
+
+// Indices inside a block are 32-bit.
+bool is_too_large(const GroupNormActShape& shape, const Access& access) {
+  const int64_t length = access.columns ? shape.inner : shape.channels / shape.groups * (shape.inner / access.vector);
+  return length > kMaxLength || shape.channels > kMaxLength || shape.groups > kMaxLength;
+}
+
+// Policy.
+
+constexpr int64_t kSmall = 128 << 10;     // bytes that one multiprocessor reads in the time of two launches
+constexpr size_t kFreeShared = 16 << 10;  // dynamic shared memory that, with a kernel's own, needs no opt-in
+
+int kept_accesses(int vector) { return vector == 1 ? kKept<1> : kKept<4>; }
+
+OnChip on_chip_rows(const GroupNormActShape& shape, const Access& access) {
+  const int64_t channel = shape.inner / access.vector, accesses = shape.channels / shape.groups * channel;
+  OnChip plan{shape.samples * shape.groups,           static_cast<int>(accesses), 0, 0, 0,
+              Divider(static_cast<uint32_t>(channel))};
+  const int64_t kept = kept_accesses(access.vector);
+  plan.team = static_cast<int>(std::min<int64_t>(kOnChipThreads, power_of_two_at_least(divide_up(accesses, kept))));
+  plan.threads = std::max(128, plan.team);
+  plan.parked = static_cast<int>(std::max<int64_t>(0, divide_up(accesses, plan.team) - kept));
+  return plan;
+}
+
+// The narrowest tiles that do not waste memory transactions (64 bytes): as many blocks as possible.
+Columns on_chip_columns(const GroupNormActShape& shape, const Access& access) {
+  return make_tiles(shape, access, access.vector > 1 ? 4 : 16);
+}
+
+// What a launch that holds its data on chip needs.
+struct Needs {
+  int64_t blocks;
+  int64_t bytes;         // of input that one team, in Columns one block, holds
+  int64_t shared;        // dynamic shared memory: needed,
+  int64_t shared_limit;  // and available
+};
+
+Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+  const int64_t access_bytes = int64_t{access.vector} * access.element_bytes;
+  const int64_t wide = shape.dtype == DType::float64 ? 8 : 4, pair = 2 * wide, partial = 3 * wide;
+  if (access.columns) {
+    const Columns layout = on_chip_columns(shape, access);
+    const int64_t parked = divide_up(layout.rows, layout.height) - kept_accesses(access.vector);
+    return {layout.blocks(), int64_t{layout.rows} * layout.width * access_bytes,
+            std::max<int64_t>(0, parked) * kThreads * access_bytes,
+            facts.shared_bytes_per_block - (kThreads * partial + kMaxWidth * pair) * access.vector};
+  }
+  const OnChip plan = on_chip_rows(shape, access);
+  const int64_t teams = plan.threads / plan.team;
+  return {divide_up(plan.groups, teams), plan.accesses * access_bytes,
+          int64_t{plan.parked} * plan.threads * access_bytes + teams * (shape.channels / shape.groups) * pair,
+          facts.shared_bytes_per_block - kOnChipThreads / 32 * pair};
+}
+
+// The whole policy: on_chip where blocks can hold whole groups, and either these are small or they keep at least 3/4 of
+// the device busy.
+GroupNormMethod choose_method(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
+                              GroupNormMethod wanted) {
+  if (wanted == GroupNormMethod::split || is_too_large(shape, access)) return GroupNormMethod::split;
+  if (access.columns && on_chip_columns(shape, access).parts > 1) return GroupNormMethod::split;
+  const Needs needs = on_chip_needs(shape, access, facts);
+  if (needs.shared > needs.shared_limit) return GroupNormMethod::split;
+  const int64_t multiprocessors = std::max(1, facts.multiprocessors);
+  const int64_t waves = divide_up(needs.blocks, multiprocessors);
+  const bool small = needs.bytes <= kSmall, busy = needs.blocks * 4 >= waves * multiprocessors * 3;
+  return small || busy || wanted == GroupNormMethod::on_chip ? GroupNormMethod::on_chip : GroupNormMethod::split;
+}
+
+Access forward_access(const GroupNormActShape& shape, const GroupNormActForward& call) {
+  return choose_access(shape, {call.input, call.residual, call.output});
+}
+
+Access backward_access(const GroupNormActShape& shape, const GroupNormActBackward& call) {
+  return choose_access(shape, {call.grad_output, call.input, call.residual, call.grad_input, call.grad_residual});
+}
+
+// Launches.
+
+template <class T_, int V_>
+struct Instance {
+  using T = T_;
+  static constexpr int V = V_;
+};
+
+template <class Launch>
+int dispatch(DType dtype, const Access& access, Launch launch) {
+  return dispatch_element(dtype, [&](auto element) {
+    using T = typename decltype(element)::T;
+    if constexpr (!std::is_same<T, double>::value) {
+      if (access.vector > 1) return launch(Instance<T, kVector<T>>{});
+    }
+    return launch(Instance<T, 1>{});
+  });
+}
+
+template <class Kernel, class... Arguments>
+int launch_blocks(Kernel kernel, int64_t blocks, int threads, gpu::stream_t stream, const Arguments&... arguments) {
+  if (blocks > INT32_MAX) return kInvalidConfiguration;
+  return gpu::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0, stream,
+                     arguments...);
+}
+
+Sizes sizes_of(const GroupNormActShape& shape) {
+  const int64_t group_channels = shape.channels / shape.groups;
+  return {shape.samples * shape.groups,     shape.samples * shape.channels,
+          static_cast<int>(shape.channels), static_cast<int>(shape.groups),
+          static_cast<int>(group_channels), Divider(static_cast<uint32_t>(group_channels)),
+          shape.channels * shape.inner,     shape.channels_last ? group_channels : group_channels * shape.inner};
+}
+
+// The kernels only read these; PerChannel serves batch_norm_act's running statistics too, hence the cast.
+template <class T>
+PerChannel<T> per_channel(const GroupNormActValues& values) {
+  return {const_cast<void*>(values.values), values.own_dtype};
+}
+
+template <class T, class Call>
+Parameters<T> parameters_of(const Call& call) {
+  return {per_channel<T>(call.weight), per_channel<T>(call.bias), per_channel<T>(call.scale),
+          per_channel<T>(call.shift)};
+}
+
+template <class T>
+ForwardArguments<T> forward_arguments(const GroupNormActShape& shape, const GroupNormActForward& call) {
+  using Acc = Accumulator<T>;
+  return {sizes_of(shape),
+          static_cast<const T*>(call.input),
+          static_cast<const T*>(call.residual),
+          static_cast<T*>(call.output),
+          parameters_of<T>(call),
+          static_cast<Acc*>(call.mean),
+          static_cast<Acc*>(call.invstd),
+          static_cast<Acc>(call.eps),
+          {call.activation, static_cast<Acc>(call.negative_slope)}};
+}
+
+template <class T>
+BackwardArguments<T> backward_arguments(const GroupNormActShape& shape, const GroupNormActBackward& call) {
+  using Acc = Accumulator<T>;
+  const double count = static_cast<double>(shape.channels / shape.groups) * static_cast<double>(shape.inner);
+  return {sizes_of(shape),
+          static_cast<const T*>(call.grad_output),
+          static_cast<const T*>(call.input),
+          call.activation == kIdentity ? nullptr : static_cast<const T*>(call.residual),
+          static_cast<T*>(call.grad_input),
+          static_cast<T*>(call.grad_residual),
+          parameters_of<T>(call),
+          static_cast<const Acc*>(call.mean),
+          static_cast<const Acc*>(call.invstd),
+          static_cast<Acc*>(call.grad_weight),
+          static_cast<Acc*>(call.grad_bias),
+          static_cast<Acc*>(call.grad_scale),
+          static_cast<Acc*>(call.grad_shift),
+          static_cast<Acc>(1 / count),
+          {call.activation, static_cast<Acc>(call.negative_slope)}};
+}
+
+template <class T, int V>
+int launch_on_chip(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
+                   const ForwardArguments<T>& args, gpu::stream_t stream) {
+  const Needs needs = on_chip_needs(shape, access, facts);
+  if (needs.blocks > INT32_MAX) return kInvalidConfiguration;
+  const auto launch = [&](auto kernel, int threads, const auto& plan) {
+    if (static_cast<size_t>(needs.shared) > kFreeShared) {
+      // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
+      const int error = gpu::set_max_dynamic_smem(kernel, static_cast<size_t>(needs.shared_limit));
+      if (error) return error;
+    }
+    return gpu::launch(kernel, dim3(static_cast<unsigned>(needs.blocks)), dim3(static_cast<unsigned>(threads)),
+                       static_cast<size_t>(needs.shared), stream, plan, args);
+  };
+  if (access.columns) return launch(forward_columns_on_chip<T, V>, kThreads, on_chip_columns(shape, access));
+  const OnChip plan = on_chip_rows(shape, access);
+  return launch(forward_rows_on_chip<T, V>, plan.threads, plan);
+}
+
+// Bytes of (S1, S2), and of (p, q), at the head of the workspace of backward.
+struct BetweenBytes {
+  int slices;
+  size_t sums, terms;
+};
+
+BetweenBytes between_bytes(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts) {
+  BetweenBytes bytes{};
+  with_layout(Pass::gradients, shape, access, facts, [&](const auto& layout) { return bytes.slices = layout.slices; });
+  const size_t pair = shape.dtype == DType::float64 ? 16 : 8;
+  bytes.sums = pair * static_cast<size_t>(shape.samples * shape.channels) * static_cast<size_t>(bytes.slices);
+  bytes.terms = pair * static_cast<size_t>(shape.samples * shape.groups);
+  return bytes;
+}
+
+Finish finish_plan(const GroupNormActShape& shape, int slices) {
+  Finish plan{};
+  const int64_t group_channels = power_of_two_at_least(shape.channels / shape.groups);
+  plan.readers = static_cast<int>(std::min<int64_t>(32, power_of_two_at_least(divide_up(slices, 4))));
+  plan.team = static_cast<int>(std::min<int64_t>(kThreads, group_channels * plan.readers));
+  return plan;
+}
+
+}  // namespace
+
+GroupNormMethod group_norm_act_forward_method(const GroupNormActShape& shape, const GroupNormActForward& call,
+                                              const DeviceFacts& facts, GroupNormMethod method) {
+  return choose_method(shape, forward_access(shape, call), facts, method);
+}
+
+size_t group_norm_act_forward_workspace(const GroupNormActShape& shape, const GroupNormActForward& call,
+                                        const DeviceFacts& facts, GroupNormMethod method) {
+  const Access access = forward_access(shape, call);
+  if (choose_method(shape, access, facts, method) == GroupNormMethod::on_chip || is_too_large(shape, access)) return 0;
+  int parts = 0;
+  with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) { return parts = part_count(layout); });
+  const size_t part = shape.dtype == DType::float64 ? sizeof(Partial<double>) : sizeof(Partial<float>);
+  return part * static_cast<size_t>(shape.samples * shape.groups) * static_cast<size_t>(parts);
+}
+
+size_t group_norm_act_backward_workspace(const GroupNormActShape& shape, const GroupNormActBackward& call,
+                                         const DeviceFacts& facts) {
+  const Access access = backward_access(shape, call);
+  if (is_too_large(shape, access)) return 0;
+  const BetweenBytes bytes = between_bytes(shape, access, facts);
+  return bytes.sums + bytes.terms;
+}
+
+int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActForward& call, const DeviceFacts& facts,
+                           GroupNormMethod method, void* workspace, void* opaque_stream) {
+  const auto stream = static_cast<gpu::stream_t>(opaque_stream);
+  const Access access = forward_access(shape, call);
+  if (is_too_large(shape, access)) return kInvalidConfiguration;
+  return dispatch(shape.dtype, access, [&](auto instance) {
+    using T = typename decltype(instance)::T;
+    constexpr int V = decltype(instance)::V;
+    using Acc = Accumulator<T>;
+    const auto args = forward_arguments<T>(shape, call);
+    if (choose_method(shape, access, facts, method) == GroupNormMethod::on_chip) {
+      return launch_on_chip<T, V>(shape, access, facts, args, stream);
+    }
+    Parts<Acc> parts{static_cast<Partial<Acc>*>(workspace), 0};
+    int error = with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) {
+      parts.count = part_count(layout);
+      return launch_blocks(reduce_moments<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
+                           layout, args.sizes, args.input, parts);
+    });
+    if (error) return error;
+    const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / 32);
+    error = launch_blocks(finish_moments<T>, finishing, kThreads, stream, args, parts);
+    if (error) return error;
+    return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
+      return launch_blocks(normalize<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream, layout,
+                           args);
+    });
+  });
+}
+
+int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBackward& call, const DeviceFacts& facts,
+                            void* workspace, void* opaque_stream) {
+  const auto stream = static_cast<gpu::stream_t>(opaque_stream);
+  const Access access = backward_access(shape, call);
+  if (is_too_large(shape, access)) return kInvalidConfiguration;
+  const BetweenBytes bytes = between_bytes(shape, access, facts);
+  return dispatch(shape.dtype, access, [&](auto instance) {
+    using T = typename decltype(instance)::T;
+    constexpr int V = decltype(instance)::V;
+    using Acc = Accumulator<T>;
+    using Pair = typename PairOf<Acc>::type;
+    auto args = backward_arguments<T>(shape, call);
+    auto* const memory = static_cast<unsigned char*>(workspace);
+    const Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums),
+                               bytes.slices};
+    int error = with_layout(Pass::gradients, shape, access, facts, [&](const auto& layout) {
+      return launch_blocks(reduce_gradients<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
+                           layout, args, between);
+    });
+    const bool parameters = call.grad_weight || call.grad_bias;
+    if (error || !(parameters || call.grad_input || call.grad_scale || call.grad_shift)) return error;
+    const Finish finish = finish_plan(shape, bytes.slices);
+    const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / finish.team);
+    error = launch_blocks(finish_gradients<T>, finishing, kThreads, stream, finish, args, between);
+    if (error) return error;
+    if (parameters) {
+      error = launch_blocks(parameter_gradients<T>, divide_up(shape.channels, 32), kThreads, stream, args, between);
+    }
+    if (error || !call.grad_input) return error;
+    if (call.grad_residual) {
+      // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
+      args.grad_output = args.grad_residual;
+      args.residual = nullptr;
+      args.activation.kind = kIdentity;
+    }
+    return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
+      return launch_blocks(apply_gradients<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
+                           layout, args, between);
+    });
+  });
+}
+
+GroupNormActVisits group_norm_act_visits(const GroupNormActShape& shape, bool aligned, bool moments,
+                                         const DeviceFacts& facts, int64_t block, int limit) {
+  const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
+  GroupNormActVisits visits{0, access.vector, access.columns ? access.vector : 1, {}, {}};
+  if (is_too_large(shape, access)) return visits;
+  dispatch(shape.dtype, access, [&](auto instance) {
+    constexpr int V = decltype(instance)::V;
+    return with_layout(moments ? Pass::moments : Pass::elements, shape, access, facts, [&](const auto& layout) {
+      visits.blocks = layout.blocks();
+      for (int thread = 0; block >= 0 && thread < kThreads; ++thread) {
+        const Walk walk = layout.template walk<V>(static_cast<unsigned>(block), thread);
+        for (int k = 0; k < walk.left; ++k) {
+          if (k == limit && walk.left > 2 * limit) k = walk.left - limit;
+          visits.rows.push_back(walk.row);
+          visits.offsets.push_back(walk.offset + k * walk.step);
+        }
+      }
+      return 0;
+    });
+  });
+  return visits;
+}
+
+}  // namespace genimg_fast::cuda

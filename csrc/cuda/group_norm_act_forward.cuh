@@ -1,0 +1,474 @@
+#pragma once
+// Kernels of group_norm_act's forward: three that stream, and one that holds its data on chip.
+#include "group_norm_act_formulas.cuh"
+
+namespace genimg_fast::cuda::group_norm {
+
+// Where the moments of a group's parts are: parts[group * count + part].
+template <class Acc>
+struct Parts {
+  Partial<Acc>* parts;
+  int count;
+};
+
+// Moments of a thread's channels.  Deviations are from a value near the thread's own mean, that of its first access:
+// what differs between such a value and the mean of all is itself variance, so no digit cancels that counts.
+template <class T, int V, int A>
+struct ThreadMoments {
+  using Acc = Accumulator<T>;
+  Acc pivot[A], sum[V], squares[V];
+  int accesses;
+
+  __device__ __forceinline__ ThreadMoments() : accesses(0) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sum[j] = squares[j] = 0;
+#pragma unroll
+    for (int j = 0; j < A; ++j) pivot[j] = 0;
+  }
+  __device__ __forceinline__ void begin(Raw<T, V> first) {
+    Acc x[V];
+    unpack<T, V>(first, x);
+    if constexpr (A == 1) {
+      pivot[0] = sum_of(x) * (Acc(1) / V);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) pivot[j] = x[j];
+    }
+  }
+  __device__ __forceinline__ void add(Raw<T, V> raw) {
+    Acc x[V];
+    unpack<T, V>(raw, x);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Acc d = x[j] - pivot[A == 1 ? 0 : j];
+      sum[j] += d;
+      squares[j] = multiply_add(d, d, squares[j]);
+    }
+    ++accesses;
+  }
+  // About `origin`.
+  __device__ __forceinline__ void finish(const Acc (&origin)[A], Partial<Acc> (&result)[A]) {
+    if (accesses == 0) {
+#pragma unroll
+      for (int j = 0; j < A; ++j) result[j] = {Acc(0), Acc(0), Acc(0)};
+      return;
+    }
+    if constexpr (A == 1) {
+      sum_of(sum);
+      sum_of(squares);
+    }
+    const Acc n = static_cast<Acc>(accesses) * (A == 1 ? V : 1);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      const Acc mean = sum[j] / n;
+      result[j] = {n, pivot[j] - origin[j] + mean, multiply_add(-mean, sum[j], squares[j])};
+    }
+  }
+};
+
+// Procedure overview: moments of the groups' parts.
+//   1. Each thread reduces its accesses to moments.
+//   2. Rows: each team combines its threads' moments, which are those of one part of a group.
+//      Columns: the block combines them by channel, then a warp for each group those of its channels in the tile.
+template <class T, int V, class Layout>
+__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 4)
+    reduce_moments(const Layout layout, const Sizes sizes, const T* input, const Parts<Accumulator<T>> parts) {
+  using Acc = Accumulator<T>;
+  constexpr int A = kLanes<V, Layout>;
+  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+  ThreadMoments<T, V, A> moments;
+  Acc origin[A];
+#pragma unroll
+  for (int j = 0; j < A; ++j) origin[j] = 0;
+  if (walk.left > 0) {
+    Spot<A> spot;
+    if constexpr (Layout::columns) {
+      spot = sizes.template spot<A>(walk.row);
+    } else {
+      spot.group[0] = walk.row;
+    }
+    const int64_t first = sizes.origin(spot.group[0]);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      origin[j] = gpu::convert<Acc>(input[first + (spot.group[j] - spot.group[0]) * sizes.group_step]);
+    }
+  }
+  in_chunks<kChunk<V>>(walk, [&](const Walk& at, auto n) {
+    Raw<T, V> raw[kChunk<V>];
+    load_chunk<T, V>(input, at, n, raw);
+    if (moments.accesses == 0) moments.begin(raw[0]);
+#pragma unroll
+    for (int u = 0; u < kChunk<V>; ++u) {
+      if (u < n) moments.add(raw[u]);
+    }
+  });
+  Partial<Acc> mine[A];
+  moments.finish(origin, mine);
+
+  if constexpr (!Layout::columns) {
+    const Partial<Acc> sum = combine_team<Moments>(layout.team, mine[0]);
+    if (threadIdx.x % layout.team == 0 && walk.row < layout.rows) {
+      parts.parts[walk.row * parts.count + layout.slice_of(blockIdx.x)] = sum;
+    }
+  } else {
+    const Partial<Acc>* channels = combine_columns<Moments>(layout, mine);
+    const int tile = layout.tile_of(blockIdx.x);
+    const int64_t first =
+        layout.sample_of(blockIdx.x) * sizes.groups + sizes.by_group_channels(layout.first_access(tile) * V);
+    const int part = layout.slice_of(blockIdx.x) * layout.parts + tile % layout.parts;
+    combine_groups<Moments, V>(layout, sizes.group_channels, channels, [&](int k, const Partial<Acc>& sum) {
+      parts.parts[(first + k) * parts.count + part] = sum;
+    });
+  }
+}
+
+// Procedure overview: a warp for each group combines its parts and writes mean and invstd.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_moments(const ForwardArguments<T> args, const Parts<Accumulator<T>> parts) {
+  using Acc = Accumulator<T>;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (group >= args.sizes.groups_in_all) return;
+  Partial<Acc> sum{0, 0, 0};
+#pragma unroll 4
+  for (int p = threadIdx.x % 32; p < parts.count; p += 32) {
+    sum = Moments::combine(sum, parts.parts[group * parts.count + p]);
+  }
+  for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Moments>(sum, lane_mask);
+  if (threadIdx.x % 32 == 0) {
+    args.mean[group] = gpu::convert<Acc>(args.input[args.sizes.origin(group)]) + sum.a;
+    args.invstd[group] = Acc(1) / square_root(sum.b / sum.n + args.eps);
+  }
+}
+
+// Procedure overview: the elementwise part of forward.
+//   1. Each thread computes the coefficients of its channels.
+//   2. It normalises, adds the residual, activates and writes its accesses.
+template <class T, int V, class Layout>
+__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 4)
+    normalize(const Layout layout, const ForwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  constexpr int A = kLanes<V, Layout>, U = kChunk<V>;
+  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+  if (walk.left == 0) return;
+  Coefficients<Acc> of[A];
+  load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
+  in_chunks<U>(walk, [&](const Walk& at, auto n) {
+    Raw<T, V> raw[U], residual[U];
+    load_chunk<T, V>(args.input, at, n, raw);
+    if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (u < n) {
+        Acc v[V];
+        unpack<T, V>(raw[u], v);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const Coefficients<Acc>& k = of[A == 1 ? 0 : j];
+          v[j] = k.preactivation(v[j] - k.mean);
+        }
+        if (args.residual) {
+          Acc r[V];
+          unpack<T, V>(residual[u], r);
+#pragma unroll
+          for (int j = 0; j < V; ++j) v[j] += r[j];
+        }
+        args.activation.template apply<T>(v);
+        store<T, V>(args.output + at.offset + u * at.step, pack<T, V>(v));
+      }
+    }
+  });
+}
+
+// Contiguous groups that a block holds on chip: `accesses` each, by a team of threads each.
+struct OnChip {
+  int64_t groups;
+  int accesses;
+  int team, threads;  // team: a power of two; threads: of the block, a multiple of it
+  int parked;         // accesses that each thread keeps in shared memory, the others are in registers
+  Divider channel;    // by the accesses of a channel
+};
+
+// Accesses that a thread keeps in registers.
+template <int V>
+constexpr int kKept = V == 1 ? 8 : 4;
+
+// The sums of a team of threads, for all of them, with the same bits.
+template <class Acc>
+__device__ __forceinline__ void sum_team(int team, Acc& a, Acc& b) {
+  SHARED(Acc, warps, [2][kOnChipThreads / 32]);
+  for (int lane_mask = min(team, 32) / 2; lane_mask > 0; lane_mask /= 2) {
+    a += __shfl_xor_sync(0xffffffffu, a, lane_mask);
+    b += __shfl_xor_sync(0xffffffffu, b, lane_mask);
+  }
+  if (team <= 32) return;
+  const int warp = threadIdx.x / 32, first = threadIdx.x / team * (team / 32);
+  __syncthreads();  // the last sums may still be being read
+  if (threadIdx.x % 32 == 0) {
+    warps[0][warp] = a;
+    warps[1][warp] = b;
+  }
+  __syncthreads();
+  a = warps[0][first];
+  b = warps[1][first];
+  for (int w = 1; w < team / 32; ++w) {
+    a += warps[0][first + w];
+    b += warps[1][first + w];
+  }
+}
+
+// Procedure overview: all of forward with one read of the input, contiguous groups.
+//   1. Each thread loads its accesses, the first ones into registers, the others into its own places in shared memory
+//      (thread t's access r lies at parked[r * threads + t]), and sums them; its team computes the mean.
+//   2. From what they hold, the same threads sum deviations and their squares.  The sum of the deviations, which would
+//      be zero, corrects both moments for the rounding of the mean.
+//   3. The team writes mean and invstd and leaves the coefficients of its channels in shared memory.
+//   4. Each thread normalises what it holds and writes the output.
+template <class T, int V>
+__global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
+    forward_rows_on_chip(const OnChip plan, const ForwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  using Pair = typename PairOf<Acc>::type;
+  using Word = Raw<T, V>;
+  constexpr int R = kKept<V>, U = 4;
+  DYN_SHARED(unsigned char, memory);
+  Word* const parked = reinterpret_cast<Word*>(memory) + threadIdx.x;
+  const int team = plan.team, lane = threadIdx.x % team, local = threadIdx.x / team;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * (plan.threads / team) + local;
+  const int left = group < plan.groups ? plan.accesses - lane : 0;  // of them every team-th
+  const int64_t base = (group * plan.accesses + lane) * V;
+  const T* const input = args.input + base;
+  Pair* const pairs =
+      reinterpret_cast<Pair*>(memory + sizeof(Word) * plan.parked * plan.threads) + local * args.sizes.group_channels;
+
+  Word kept[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r * team < left) kept[r] = load<T, V>(input + int64_t{r * team} * V);
+  }
+  // Calls visit(word) for every access that the thread holds.
+  const auto for_each = [&](auto visit) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r * team < left) visit(kept[r]);
+    }
+    for (int r = R; r * team < left; ++r) visit(parked[(r - R) * plan.threads]);
+  };
+  for (int r = R; r * team < left; r += U) {
+    Word raw[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if ((r + u) * team < left) raw[u] = load<T, V>(input + int64_t{(r + u) * team} * V);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if ((r + u) * team < left) parked[(r - R + u) * plan.threads] = raw[u];
+    }
+  }
+  const Acc inverse = Acc(1) / (static_cast<Acc>(plan.accesses) * V);
+  Acc sum = 0, unused = 0;
+  for_each([&](Word word) {
+    Acc x[V];
+    unpack<T, V>(word, x);
+    sum += sum_of(x);
+  });
+  sum_team(team, sum, unused);
+  Acc mean = sum * inverse;
+
+  Acc rest = 0, squares = 0;
+  for_each([&](Word word) {
+    Acc x[V], square[V];
+    unpack<T, V>(word, x);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      x[j] -= mean;
+      square[j] = x[j] * x[j];
+    }
+    rest += sum_of(x);
+    squares += sum_of(square);
+  });
+  sum_team(team, rest, squares);
+  const Acc correction = rest * inverse;
+  const Acc variance = multiply_add(-correction, rest, squares) * inverse;
+  const Acc invstd = Acc(1) / square_root(variance + args.eps);
+  mean += correction;
+
+  const int64_t first_row = group * args.sizes.group_channels;
+  if (group < plan.groups) {
+    if (lane == 0) {
+      args.mean[group] = mean;
+      args.invstd[group] = invstd;
+    }
+    const int first_channel = args.sizes.template spot<1>(first_row).channel;
+    for (int c = lane; c < args.sizes.group_channels; c += team) {
+      const Coefficients<Acc> k = coefficients(args.parameters, first_channel + c, first_row + c, mean, invstd);
+      pairs[c].x = k.a;
+      pairs[c].y = k.b;
+    }
+  }
+  __syncthreads();
+
+  const auto write = [&](int r, Word word, Word residual) {
+    const Pair pair = pairs[plan.channel(lane + r * team)];
+    const Coefficients<Acc> k{mean, pair.x, pair.y};
+    Acc v[V];
+    unpack<T, V>(word, v);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = k.preactivation(v[j] - k.mean);
+    if (args.residual) {
+      Acc added[V];
+      unpack<T, V>(residual, added);
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] += added[j];
+    }
+    args.activation.template apply<T>(v);
+    store<T, V>(args.output + base + int64_t{r * team} * V, pack<T, V>(v));
+  };
+  Word residual[U] = {};
+  const auto load_residual = [&](int r) {
+    if (args.residual) {
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        if ((r + u) * team < left) residual[u] = load<T, V>(args.residual + base + int64_t{(r + u) * team} * V);
+      }
+    }
+  };
+#pragma unroll
+  for (int r = 0; r < R; r += U) {
+    load_residual(r);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if ((r + u) * team < left) write(r + u, kept[r + u], residual[u]);
+    }
+  }
+  for (int r = R; r * team < left; r += U) {
+    load_residual(r);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if ((r + u) * team < left) write(r + u, parked[(r - R + u) * plan.threads], residual[u]);
+    }
+  }
+}
+
+// Procedure overview: all of forward with one read of the input, channels_last; a block holds all rows of a tile.
+//   1. Each thread loads its accesses and sums them by channel; the block adds up its groups' channels.
+//   2. As above, deviations and their squares.
+//   3. The block writes mean and invstd; each thread computes the coefficients of its channels.
+//   4. Each thread normalises what it holds and writes the output.
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_columns_on_chip(const Columns layout, const ForwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  using Pair = typename PairOf<Acc>::type;
+  using Word = Raw<T, V>;
+  constexpr int R = kKept<V>, U = 4;
+  DYN_SHARED(Word, memory);
+  SHARED(Pair, groups, [kMaxWidth * V]);
+  Word* const parked = memory + threadIdx.x;
+  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+
+  Word kept[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r < walk.left) kept[r] = load<T, V>(args.input + walk.offset + r * walk.step);
+  }
+  for (int r = R; r < walk.left; r += U) {
+    Word raw[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (r + u < walk.left) raw[u] = load<T, V>(args.input + walk.offset + (r + u) * walk.step);
+    }
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (r + u < walk.left) parked[(r - R + u) * kThreads] = raw[u];
+    }
+  }
+  // Calls visit(x) with the elements of every access that the thread holds.
+  const auto for_each = [&](auto visit) {
+    Acc x[V];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (r < walk.left) {
+        unpack<T, V>(kept[r], x);
+        visit(x);
+      }
+    }
+    for (int r = R; r < walk.left; ++r) {
+      unpack<T, V>(parked[(r - R) * kThreads], x);
+      visit(x);
+    }
+  };
+  Partial<Acc> mine[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) mine[j] = {Acc(0), Acc(0), Acc(0)};
+  for_each([&](const Acc(&x)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) mine[j].a += x[j];
+  });
+  const Acc inverse = Acc(1) / (static_cast<Acc>(args.sizes.group_channels) * static_cast<Acc>(layout.rows));
+  const Partial<Acc>* channels = combine_columns<Sums>(layout, mine);
+  combine_groups<Sums, V>(layout, args.sizes.group_channels, channels,
+                          [&](int k, const Partial<Acc>& sum) { groups[k].x = sum.a * inverse; });
+  __syncthreads();
+
+  const int column = static_cast<int>(threadIdx.x) % layout.width;
+  Acc mean[V];
+  int local[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    local[j] = args.sizes.by_group_channels(column * V + j);
+    mean[j] = walk.left > 0 ? groups[local[j]].x : Acc(0);
+    mine[j] = {Acc(0), Acc(0), Acc(0)};
+  }
+  for_each([&](const Acc(&x)[V]) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Acc d = x[j] - mean[j];
+      mine[j].a += d;
+      mine[j].b = multiply_add(d, d, mine[j].b);
+    }
+  });
+  channels = combine_columns<Sums>(layout, mine);
+  const int64_t first_group = layout.sample_of(blockIdx.x) * args.sizes.groups +
+                              args.sizes.by_group_channels(layout.first_access(layout.tile_of(blockIdx.x)) * V);
+  combine_groups<Sums, V>(layout, args.sizes.group_channels, channels, [&](int k, const Partial<Acc>& sum) {
+    const Acc correction = sum.a * inverse;
+    const Acc variance = multiply_add(-correction, sum.a, sum.b) * inverse;
+    groups[k].x += correction;
+    groups[k].y = Acc(1) / square_root(variance + args.eps);
+    args.mean[first_group + k] = groups[k].x;
+    args.invstd[first_group + k] = groups[k].y;
+  });
+  __syncthreads();
+
+  if (walk.left == 0) return;
+  const int channel = layout.first_access(layout.tile_of(blockIdx.x)) * V + column * V;
+  Coefficients<Acc> of[V];
+#pragma unroll
+  for (int j = 0; j < V; ++j) {
+    const Pair group = groups[local[j]];
+    of[j] = coefficients(args.parameters, channel + j, walk.row + j, group.x, group.y);
+  }
+  const auto write = [&](int r, Word word) {
+    const int64_t at = walk.offset + r * walk.step;
+    Acc v[V];
+    unpack<T, V>(word, v);
+#pragma unroll
+    for (int j = 0; j < V; ++j) v[j] = of[j].preactivation(v[j] - of[j].mean);
+    if (args.residual) {
+      Acc added[V];
+      unpack<T, V>(load<T, V>(args.residual + at), added);
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] += added[j];
+    }
+    args.activation.template apply<T>(v);
+    store<T, V>(args.output + at, pack<T, V>(v));
+  };
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    if (r < walk.left) write(r, kept[r]);
+  }
+  for (int r = R; r < walk.left; ++r) write(r, parked[(r - R) * kThreads]);
+}
+
+}  // namespace genimg_fast::cuda::group_norm

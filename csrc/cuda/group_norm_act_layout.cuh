@@ -1,0 +1,145 @@
+#pragma once
+// Where a thread of a group_norm_act kernel finds its elements.
+//
+// Three template parameters describe how a kernel reads: T, the element; V, elements per access (16 bytes, or 1 when
+// sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last.  Either layout keeps
+// a thread on the same channels, with the same distance from each access to the next, so that a step costs one
+// addition.
+#include "common.cuh"
+
+namespace genimg_fast::cuda::group_norm {
+
+constexpr int kThreads = 256;        // of a block of the kernels that stream
+constexpr int kOnChipThreads = 512;  // most of one that holds contiguous data on chip
+constexpr int kMaxWidth = 64;        // accesses in a row of a tile, unless the least with whole groups are more
+
+__host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+// A thread's way: `left` accesses, `step` elements apart, the first one at element `offset` of the tensor.
+struct Walk {
+  int64_t offset, step;
+  int64_t row;  // of the first element's channel: sample * channels + channel; in Rows the row
+  int left;
+};
+
+// Rows of `length` accesses one behind the other, each cut into `slices`.  A row is a channel of a sample, or where
+// moments are taken, a whole group.  A team of threads takes a slice; a block has one team or several.
+struct Rows {
+  static constexpr bool columns = false;
+  int64_t rows;
+  int length;
+  int slices, slice;  // accesses in a slice (fewer in the last)
+  int team;           // a power of two
+
+  __host__ __device__ int64_t blocks() const { return (rows + kThreads / team - 1) / (kThreads / team) * slices; }
+  __host__ __device__ __forceinline__ int slice_of(unsigned block) const { return static_cast<int>(block % slices); }
+
+  template <int V>
+  __host__ __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
+    const int begin = slice_of(block) * slice + thread % team;
+    const int end = slice_of(block) * slice + smaller(slice, length - slice_of(block) * slice);
+    Walk w;
+    w.row = static_cast<int64_t>(block / slices) * (kThreads / team) + thread / team;
+    w.offset = (w.row * length + begin) * V;
+    w.step = int64_t{team} * V;
+    w.left = w.row < rows && begin < end ? (end - begin + team - 1) / team : 0;
+    return w;
+  }
+};
+
+// Samples of `rows` rows of all channels.  Rows are cut into tiles of `width` accesses and samples into `slices` of
+// neighbouring rows; a block takes one slice of one tile, `height` rows at a time, and each thread steps down its own
+// column.  A tile holds whole groups, or, with several tiles to a `unit`, a part of one.
+struct Columns {
+  static constexpr bool columns = true;
+  int64_t samples;
+  int rows, channels;
+  int width, height;
+  int unit;        // accesses that a run of `unit_tiles` tiles covers: of a group, or of all channels
+  int unit_tiles;  // the last one of a unit may be narrower
+  int parts;       // tiles that a group is cut into
+  int tiles;
+  int slices, slice;  // rows in a slice (fewer in the last)
+
+  __host__ __device__ int64_t blocks() const { return samples * slices * tiles; }
+  __host__ __device__ __forceinline__ int tile_of(unsigned block) const { return static_cast<int>(block % tiles); }
+  __host__ __device__ __forceinline__ int slice_of(unsigned block) const {
+    return static_cast<int>(block / tiles % slices);
+  }
+  __host__ __device__ __forceinline__ int64_t sample_of(unsigned block) const { return block / tiles / slices; }
+  __host__ __device__ __forceinline__ int first_access(int tile) const {
+    return tile / unit_tiles * unit + tile % unit_tiles * width;
+  }
+  __host__ __device__ __forceinline__ int accesses(int tile) const {
+    return smaller(width, unit - tile % unit_tiles * width);
+  }
+
+  template <int V>
+  __host__ __device__ __forceinline__ Walk walk(unsigned block, int thread) const {
+    const int column = thread % width, line = thread / width, tile = tile_of(block);
+    const int begin = slice_of(block) * slice + line;
+    const int end = slice_of(block) * slice + smaller(slice, rows - slice_of(block) * slice);
+    const int channel = (first_access(tile) + column) * V;
+    Walk w;
+    w.row = sample_of(block) * channels + channel;
+    w.offset = (sample_of(block) * rows + begin) * channels + channel;
+    w.step = int64_t{height} * channels;
+    w.left = column < accesses(tile) && line < height && begin < end ? (end - begin + height - 1) / height : 0;
+    return w;
+  }
+};
+
+// Channels per access, each of them with values of its own.
+template <int V, class Layout>
+constexpr int kLanes = Layout::columns ? V : 1;
+
+// A number of accesses that the compiler knows.
+template <int N>
+struct Exactly {
+  __host__ __device__ constexpr operator int() const { return N; }
+};
+
+// Calls chunk(walk, n) for n accesses at a time, from the walk's next one on: Exactly<U> while there are so many.
+template <int U, class Chunk>
+__device__ __forceinline__ void in_chunks(Walk walk, Chunk chunk) {
+  for (; walk.left >= U; walk.left -= U) {
+    chunk(walk, Exactly<U>{});
+    walk.offset += U * walk.step;
+  }
+  if (U > 1 && walk.left > 0) chunk(walk, walk.left);
+}
+
+template <class T, int V, int U, class Count>
+__device__ __forceinline__ void load_chunk(const T* data, const Walk& walk, Count n, Raw<T, V> (&raw)[U]) {
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    if (u < n) raw[u] = load<T, V>(data + walk.offset + u * walk.step);
+  }
+}
+
+// Accesses in flight per thread and tensor, as many as registers allow: with one tensor, and with two or three.
+template <int V>
+constexpr int kChunk = V == 1 ? 8 : 4;
+template <int V>
+constexpr int kGradientChunk = V == 1 ? 4 : 2;
+
+__device__ __forceinline__ int64_t divide(int64_t a, int b) {
+  // The 64-bit division is many times slower.
+  return a >> 31 == 0 ? static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b)) : a / b;
+}
+
+// n / divisor for n < 2^31 by a multiplication (Granlund and Montgomery, Division by Invariant Integers, 1994).
+struct Divider {
+  uint32_t multiplier;
+  int shift;
+
+  explicit Divider(uint32_t divisor) : shift(31) {
+    while ((uint64_t{1} << (shift - 31)) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
+  }
+  __device__ __forceinline__ int operator()(int n) const {
+    return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier) >> shift);
+  }
+};
+
+}  // namespace genimg_fast::cuda::group_norm

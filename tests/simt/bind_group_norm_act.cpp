@@ -1,0 +1,145 @@
+// The group_norm_act launchers in Python, on numpy arrays.  Arrays of data have the shape (samples, channels, inner),
+// or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "binding.h"
+#include "cuda/group_norm_act.h"
+
+namespace py = pybind11;
+using namespace genimg_fast::cuda;
+using simt::check;
+using simt::kDTypes;
+using simt::pointer;
+
+namespace {
+
+const std::map<std::string, GroupNormMethod> kMethods = {{"automatic", GroupNormMethod::automatic},
+                                                         {"split", GroupNormMethod::split},
+                                                         {"on_chip", GroupNormMethod::on_chip}};
+
+std::string name_of(GroupNormMethod method) {
+  for (const auto& [name, value] : kMethods) {
+    if (value == method) return name;
+  }
+  return "";
+}
+
+using Sizes = std::array<int64_t, 4>;  // samples, channels, inner, groups
+
+GroupNormActShape shape_of(const std::string& dtype, const Sizes& sizes, bool channels_last) {
+  return {kDTypes.at(dtype), sizes[0], sizes[1], sizes[2], sizes[3], channels_last};
+}
+
+DeviceFacts facts_of(int multiprocessors, int shared_bytes) { return {multiprocessors, shared_bytes, true}; }
+
+struct Pointers {
+  const py::dict& arrays;
+  GroupNormActShape shape;
+
+  int64_t wide_bytes() const { return shape.dtype == DType::float64 ? 8 : 4; }
+  int64_t rows() const { return shape.samples * shape.channels; }
+  void* data(const char* name) const {
+    return pointer(arrays, name, rows() * shape.inner * element_bytes(shape.dtype));
+  }
+  void* wide(const char* name, int64_t count) const { return pointer(arrays, name, count * wide_bytes()); }
+  // Of the data's own dtype if the array has elements of that size.
+  GroupNormActValues values(const char* name, int64_t count) const {
+    const int64_t bytes = element_bytes(shape.dtype);
+    const bool own = bytes != wide_bytes() && arrays.contains(name) && !arrays[name].is_none() &&
+                     py::reinterpret_borrow<py::array>(arrays[name]).itemsize() == bytes;
+    return {pointer(arrays, name, count * (own ? bytes : wide_bytes())), own};
+  }
+};
+
+// Exactly as large as asked for, so that ASan sees an overrun, and full of rubbish.
+std::unique_ptr<unsigned char[]> workspace(size_t bytes) {
+  auto memory = std::make_unique<unsigned char[]>(bytes);
+  std::memset(memory.get(), 0xab, bytes);
+  return memory;
+}
+
+std::string forward(const std::string& dtype, const Sizes& sizes, bool channels_last, const py::dict& arrays,
+                    double eps, int activation, double slope, const std::string& method, int multiprocessors,
+                    int shared_bytes) {
+  const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
+  const DeviceFacts facts = facts_of(multiprocessors, shared_bytes);
+  const Pointers at{arrays, shape};
+  const GroupNormActForward call{at.data("input"),
+                                 at.data("residual"),
+                                 at.values("weight", shape.channels),
+                                 at.values("bias", shape.channels),
+                                 at.values("scale", at.rows()),
+                                 at.values("shift", at.rows()),
+                                 at.data("output"),
+                                 at.wide("mean", shape.samples * shape.groups),
+                                 at.wide("invstd", shape.samples * shape.groups),
+                                 eps,
+                                 activation,
+                                 slope};
+  const GroupNormMethod wanted = kMethods.at(method);
+  const auto memory = workspace(group_norm_act_forward_workspace(shape, call, facts, wanted));
+  check(group_norm_act_forward(shape, call, facts, wanted, memory.get(), nullptr));
+  return name_of(group_norm_act_forward_method(shape, call, facts, wanted));
+}
+
+void backward(const std::string& dtype, const Sizes& sizes, bool channels_last, const py::dict& arrays, int activation,
+              double slope, int multiprocessors) {
+  const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
+  const DeviceFacts facts = facts_of(multiprocessors, 0);
+  const Pointers at{arrays, shape};
+  const GroupNormActBackward call{at.data("grad_output"),
+                                  at.data("input"),
+                                  at.data("residual"),
+                                  at.values("weight", shape.channels),
+                                  at.values("bias", shape.channels),
+                                  at.values("scale", at.rows()),
+                                  at.values("shift", at.rows()),
+                                  at.wide("mean", shape.samples * shape.groups),
+                                  at.wide("invstd", shape.samples * shape.groups),
+                                  at.data("grad_input"),
+                                  at.data("grad_residual"),
+                                  at.wide("grad_weight", shape.channels),
+                                  at.wide("grad_bias", shape.channels),
+                                  at.wide("grad_scale", at.rows()),
+                                  at.wide("grad_shift", at.rows()),
+                                  activation,
+                                  slope};
+  const auto memory = workspace(group_norm_act_backward_workspace(shape, call, facts));
+  check(group_norm_act_backward(shape, call, facts, memory.get(), nullptr));
+}
+
+// What the policy would choose.
+std::string chosen(const std::string& dtype, const Sizes& sizes, bool channels_last, int multiprocessors,
+                   int shared_bytes) {
+  return name_of(group_norm_act_forward_method(shape_of(dtype, sizes, channels_last), {},
+                                               facts_of(multiprocessors, shared_bytes), GroupNormMethod::automatic));
+}
+
+// The accesses of one block.
+py::dict visits(const std::string& dtype, const Sizes& sizes, bool channels_last, bool aligned, bool moments,
+                int multiprocessors, int64_t block, int limit) {
+  const GroupNormActVisits v = group_norm_act_visits(shape_of(dtype, sizes, channels_last), aligned, moments,
+                                                     facts_of(multiprocessors, 0), block, limit);
+  const auto array = [](const std::vector<int64_t>& values) {
+    return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+  };
+  using namespace py::literals;
+  return py::dict("blocks"_a = v.blocks, "vector"_a = v.vector, "lanes"_a = v.lanes, "rows"_a = array(v.rows),
+                  "offsets"_a = array(v.offsets));
+}
+
+}  // namespace
+
+void bind_group_norm_act(py::module_& m) {
+  m.def("forward", &forward);
+  m.def("backward", &backward);
+  m.def("chosen", &chosen);
+  m.def("visits", &visits);
+}

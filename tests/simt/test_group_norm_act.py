@@ -1,0 +1,447 @@
+"""The group_norm_act kernels, executed by the SIMT emulator, against PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
+from memory import DTYPES, Outputs, aligned, arrays, name_of
+from torch import Tensor
+
+Shape = tuple[int, int, int, int]  # samples, channels, inner, groups
+WAYS = ["split", "on_chip", "channels_last split", "channels_last on_chip"]  # layout and method
+ACTIVATIONS = {
+    "identity": (0, 0.0),
+    "relu": (1, 0.0),
+    "leaky_relu": (2, 0.2),
+    "leaky_relu, odd slope": (2, -1.5),
+    "silu": (3, 0.0),
+}
+SHAPES: list[Shape] = [
+    (3, 24, 1, 4),  # one element per channel
+    (70, 4, 2, 2),  # groups smaller than a warp, more of them than a block has teams for
+    (2, 96, 16, 32),  # three channels to a group: accesses along channels cross from one group to the next
+    (2, 32, 49, 32),  # one channel to a group, odd
+    (5, 6, 35, 3),
+    (2, 40, 24, 4),
+    (1, 12, 640, 1),  # one group
+    (2, 36, 20, 4),  # channels a multiple of 4, but not of 8
+    (1, 520, 6, 2),  # groups wider than a tile
+    (1, 1056, 3, 11),  # several tiles of several groups
+    (1, 2, 5, 1),
+]
+# Where a group with channels_last is cut into several tiles.
+CUT = [
+    ((1, 520, 6, 2), torch.float32),
+    ((1, 520, 6, 2), torch.float64),
+    ((1, 1056, 3, 11), torch.float64),
+]
+H200 = {"multiprocessors": 132, "shared_bytes": 227 << 10}
+EPS = 1e-5
+
+
+@dataclass
+class Problem:
+    """Tensors of one call, filled from a seed."""
+
+    shape: Shape
+    dtype: torch.dtype
+    way: str = "split"
+    activation: str = "silu"
+    residual: bool = True
+    affine: bool = True
+    modulated: bool = True  # with scale and shift
+    own: bool = False  # parameters are of the data's dtype
+    shift: int = 0  # elements after an address aligned to 16 bytes
+    multiprocessors: int = 8
+    shared_bytes: int = 227 << 10
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+
+        def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1, mean: float = 0) -> Tensor:
+            return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + mean).to(dtype)
+
+        n, c, inner, _ = self.shape
+        parameters = self.dtype if self.own else self.wide
+        self.tensors = {
+            "input": random((n, c, inner), self.dtype, 2, 3),
+            "residual": random((n, c, inner), self.dtype) if self.residual else None,
+            "weight": random((c,), parameters, 0.3, 1) if self.affine else None,
+            "bias": random((c,), parameters, 0.3) if self.affine else None,
+            "scale": random((n, c), parameters, 0.3) if self.modulated else None,
+            "shift": random((n, c), parameters, 0.3) if self.modulated else None,
+        }
+        self.grad_output = random((n, c, inner), self.dtype)
+
+    @property
+    def channels_last(self) -> bool:
+        return self.way.startswith("channels_last")
+
+    def turned(self, t: Tensor) -> Tensor:
+        """Data from (samples, channels, inner) to memory order or back."""
+        return t.transpose(1, 2) if self.channels_last and t.dim() == 3 else t
+
+    def run(self, function: Callable, outputs: Outputs, more: dict[str, Tensor], *arguments: object) -> object:
+        inputs = {
+            name: aligned(self.turned(t), self.shift if t.dim() == 3 else 0)
+            for name, t in {**self.tensors, **more}.items()
+            if t is not None
+        }
+        memory = arrays({**inputs, **outputs.tensors})
+        result = function(name_of(self.dtype), self.shape, self.channels_last, memory, *arguments)
+        outputs.check()
+        for name, t in outputs.tensors.items():
+            outputs.tensors[name] = None if t is None else self.turned(t)
+        return result
+
+    def add_data(self, outputs: Outputs, name: str, *, when: bool = True) -> None:
+        n, c, inner, _ = self.shape
+        outputs.add(name, *((n, inner, c) if self.channels_last else (n, c, inner)), when=when)
+
+    def forward(self, emulator: ModuleType) -> tuple[dict[str, Tensor], str]:
+        n, _, _, groups = self.shape
+        out = Outputs(self.dtype, self.shift)
+        self.add_data(out, "output")
+        for name in ("mean", "invstd"):
+            out.add(name, n, groups, dtype=self.wide)
+        facts = self.way.split()[-1], self.multiprocessors, self.shared_bytes
+        used = self.run(emulator.group_norm_act.forward, out, {}, EPS, *ACTIVATIONS[self.activation], *facts)
+        return out.tensors, used
+
+    def backward(
+        self,
+        emulator: ModuleType,
+        forward: dict[str, Tensor],
+        *,
+        need_input: bool = True,
+        need_residual: bool | None = None,
+        need_parameters: bool = True,
+    ) -> dict[str, Tensor | None]:
+        n, c, _, _ = self.shape
+        out = Outputs(self.dtype, self.shift)
+        self.add_data(out, "grad_input", when=need_input)
+        self.add_data(out, "grad_residual", when=self.residual if need_residual is None else need_residual)
+        for name in ("grad_weight", "grad_bias"):
+            out.add(name, c, dtype=self.wide, when=need_parameters)
+        for name in ("grad_scale", "grad_shift"):
+            out.add(name, n, c, dtype=self.wide, when=need_parameters)
+        more = {"grad_output": self.grad_output, "mean": forward["mean"], "invstd": forward["invstd"]}
+        arguments = *ACTIVATIONS[self.activation], self.multiprocessors
+        self.run(emulator.group_norm_act.backward, out, more, *arguments)
+        return out.tensors
+
+    def torch(self, *, exact: bool) -> dict[str, Tensor]:
+        """What PyTorch makes of it, in float64 if ``exact``; grad_* as well."""
+        n, c, inner, groups = self.shape
+        leaves = {
+            name: t.to(torch.float64 if exact else t.dtype, copy=True)
+            for name, t in self.tensors.items()
+            if t is not None
+        }
+        x = leaves["input"]
+        for name, value, shape in (
+            ("weight", 1, (c,)),
+            ("bias", 0, (c,)),
+            ("scale", 0, (n, c)),
+            ("shift", 0, (n, c)),
+        ):
+            leaves.setdefault(name, torch.full(shape, value, dtype=torch.float64 if exact else self.wide))
+        for t in leaves.values():
+            t.requires_grad_()
+        wide = x.detach().to(torch.float64 if exact else self.wide)
+        _, mean, invstd = torch.native_group_norm(wide, None, None, n, c, inner, groups, EPS)
+        gain = 1 + leaves["scale"]
+        y = torch.nn.functional.group_norm(x, groups, eps=EPS) * (leaves["weight"] * gain)[:, :, None]
+        y = y + (leaves["bias"] * gain + leaves["shift"])[:, :, None]
+        if "residual" in leaves:
+            y = y + leaves["residual"]
+        y = activate(y, self.activation).to(x.dtype)
+        grads = torch.autograd.grad(y, list(leaves.values()), self.grad_output.to(y.dtype))
+        named = {f"grad_{name}": g for name, g in zip(leaves, grads, strict=True)}
+        return {"output": y.detach(), "mean": mean, "invstd": invstd, **named}
+
+
+def activate(y: Tensor, activation: str) -> Tensor:
+    kind, slope = ACTIVATIONS[activation]
+    if kind == 2:
+        return torch.nn.functional.leaky_relu(y, slope)
+    return [lambda y: y, torch.relu, None, torch.nn.functional.silu][kind](y)
+
+
+def assert_accurate(ours: dict[str, Tensor | None], problem: Problem, *, times: float) -> None:
+    torchs, exact = (problem.torch(exact=exact) for exact in (False, True))
+    for name, value in ours.items():
+        if value is not None:
+            if problem.own:  # what the kernels leave in float32, autograd rounds
+                value = value.to(torchs[name].dtype)
+            assert_as_accurate_as_torch(value, torchs[name], exact[name], times=times, ulps=8, name=name)
+
+
+def check(emulator: ModuleType, problem: Problem) -> str:
+    forward, used = problem.forward(emulator)
+    assert_accurate(forward, problem, times=FORWARD)
+    assert_accurate(problem.backward(emulator, forward), problem, times=GRADIENT)
+    return used
+
+
+# results.
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_shapes(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
+    used = check(emulator, Problem(shape, dtype, way))
+    cut = way.startswith("channels_last") and (shape, dtype) in CUT
+    assert used == ("split" if cut else way.split()[-1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 40, 24, 4), (5, 6, 35, 3), (2, 96, 16, 32)], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_16_bits_throughout(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
+    check(emulator, Problem(shape, dtype, way, own=True))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("residual", "affine", "modulated"),
+    [(False, False, False), (False, True, False), (True, False, False), (False, False, True), (True, True, True)],
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_options(
+    emulator: ModuleType, activation: str, residual: bool, affine: bool, modulated: bool, way: str
+) -> None:
+    problem = Problem(
+        (3, 24, 20, 8), torch.float32, way, activation, residual=residual, affine=affine, modulated=modulated
+    )
+    check(emulator, problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_misaligned_addresses(emulator: ModuleType, dtype: torch.dtype, way: str) -> None:
+    check(emulator, Problem((2, 40, 24, 4), dtype, way, shift=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [
+        ((1, 4, 6008, 1), "on_chip"),
+        ((1, 3, 9001, 3), "on_chip"),
+        ((1, 40, 601, 4), "channels_last on_chip"),
+        ((1, 16, 1200, 4), "channels_last on_chip"),
+        ((1, 3, 1201, 3), "channels_last on_chip"),
+    ],
+    ids=str,
+)
+def test_more_data_than_registers_hold(emulator: ModuleType, shape: Shape, way: str, dtype: torch.dtype) -> None:
+    assert check(emulator, Problem(shape, dtype, way)) == "on_chip"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 2, 20000, 1), (1, 3, 5001, 3), (2, 24, 900, 8), (1, 520, 130, 2)], ids=str)
+@pytest.mark.parametrize("way", ["split", "channels_last split"])
+def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
+    check(emulator, Problem(shape, dtype, way, multiprocessors=132))
+
+
+@pytest.mark.parametrize("way", ["on_chip", "channels_last on_chip"])
+def test_what_does_not_fit_is_split(emulator: ModuleType, way: str) -> None:
+    assert check(emulator, Problem((1, 4, 3000, 1), torch.float32, way, shared_bytes=4 << 10)) == "split"
+
+
+@pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3)), ids=str)
+@pytest.mark.parametrize("way", ["split", "channels_last split"])
+def test_only_gradients_that_are_needed(emulator: ModuleType, needed: tuple[bool, bool, bool], way: str) -> None:
+    problem = Problem((3, 24, 20, 8), torch.float32, way, "relu")
+    forward, _ = problem.forward(emulator)
+    names = ("need_input", "need_residual", "need_parameters")
+    out = problem.backward(emulator, forward, **dict(zip(names, needed, strict=True)))
+    assert_accurate(out, problem, times=GRADIENT)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(2, 16, 60, 4), (1, 6, 700, 2)], ids=str)
+def test_mean_far_from_zero(emulator: ModuleType, shape: Shape, way: str) -> None:
+    """A variance from E[x^2] - E[x]^2 would have no correct digit here."""
+    problem = Problem(shape, torch.float32, way, residual=False)
+    problem.tensors["input"] += 1e4
+    forward, _ = problem.forward(emulator)
+    exact = problem.torch(exact=True)
+    torch.testing.assert_close(forward["invstd"].double(), exact["invstd"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_infinite_scale_without_bias(emulator: ModuleType, way: str) -> None:
+    problem = Problem((2, 8, 4, 2), torch.float32, way, "identity", residual=False, affine=False)
+    problem.tensors["scale"][:, ::2] = torch.inf
+    forward, _ = problem.forward(emulator)
+    x, scale, shift = (problem.tensors[name] for name in ("input", "scale", "shift"))
+    expected = torch.nn.functional.group_norm(x, 2, eps=EPS) * (1 + scale)[:, :, None] + shift[:, :, None]
+    torch.testing.assert_close(forward["output"], expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType, activation: str, way: str) -> None:
+    problem = Problem((2, 8, 4, 2), torch.float32, way, activation, modulated=False)
+    values = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0])
+    residual = values.expand(2, 8, 4).clone()
+    problem.tensors["residual"] = residual
+    forward, _ = problem.forward(emulator)
+    exact = problem.torch(exact=True)
+    torch.testing.assert_close(forward["output"], exact["output"].float(), equal_nan=True)
+    out = problem.backward(emulator, forward)
+    torch.testing.assert_close(out["grad_residual"], exact["grad_residual"].float(), equal_nan=True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, way: str, dtype: torch.dtype) -> None:
+    problem = Problem((3, 24, 40, 8), dtype, way, "relu")
+    forward, _ = problem.forward(emulator)
+    problem.grad_output.fill_(1)
+    backward = problem.backward(emulator, forward)
+    assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
+# determinism.
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(2, 8, 900, 2), (9, 12, 6, 4)], ids=str)
+def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way: str) -> None:
+    def run(seed: int, resident: int) -> list[bytes]:
+        emulator.seed(seed)
+        emulator.resident_blocks(resident)
+        problem = Problem(shape, torch.float32, way)
+        forward, _ = problem.forward(emulator)
+        results = [*forward.values(), *problem.backward(emulator, forward).values()]
+        return [t.numpy().tobytes() for t in results if t is not None]
+
+    expected = run(0, 4)
+    for seed in range(1, 5):
+        assert run(seed, 1 + seed) == expected
+
+
+# policy.
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "channels_last", "method"),
+    [
+        ((8, 320, 64 * 64, 32), "bfloat16", False, "on_chip"),
+        ((8, 320, 64 * 64, 32), "float32", False, "on_chip"),
+        ((1, 320, 64 * 64, 32), "float32", False, "split"),  # 32 groups of 164 kB: too few blocks
+        ((1, 128, 512 * 512, 32), "bfloat16", False, "split"),  # 2 MB
+        ((128, 512, 4 * 4, 32), "float32", False, "on_chip"),
+        ((64, 512, 1, 512), "float32", False, "on_chip"),
+        ((8, 320, 64 * 64, 32), "bfloat16", True, "split"),  # 328 kB in rows of 80 bytes
+        ((8, 512, 16 * 16, 32), "bfloat16", True, "on_chip"),
+    ],
+    ids=str,
+)
+def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, channels_last: bool, method: str) -> None:
+    assert emulator.group_norm_act.chosen(dtype, shape, channels_last, *H200.values()) == method
+
+
+# indices.
+
+
+def row_of(offsets: np.ndarray, shape: Shape, channels_last: bool, moments: bool) -> np.ndarray:
+    """What the elements at these offsets belong to: a channel of a sample, or with Rows of moments a group of one."""
+    _, channels, inner, groups = shape
+    if channels_last:
+        return offsets // (channels * inner) * channels + offsets % channels
+    return offsets // inner // (channels // groups if moments else 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 24, 900, 8), (1, 520, 130, 2)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_element_is_visited_once(
+    emulator: ModuleType, shape: Shape, dtype: str, moments: bool, channels_last: bool
+) -> None:
+    visited = np.zeros(np.prod(shape[:3]), dtype=int)
+    arguments = dtype, shape, channels_last, True, moments, 132
+    for block in range(emulator.group_norm_act.visits(*arguments, -1, 0)["blocks"]):
+        v = emulator.group_norm_act.visits(*arguments, block, 1 << 20)
+        np.add.at(visited, (v["offsets"][:, None] + np.arange(v["vector"])).ravel(), 1)
+        assert (row_of(v["offsets"], shape, channels_last and shape[2] > 1, moments) == v["rows"]).all()
+    assert (visited == 1).all()
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "channels_last"),
+    [
+        ((3, 1000, 1 << 21, 10), False),  # 6.3e9 elements
+        ((5000, 300, 4096, 300), False),
+        ((3, 1000, 1 << 21, 10), True),
+        ((1 << 21, 24, 100, 8), True),
+    ],
+    ids=str,
+)
+def test_offsets_beyond_2_to_the_31(
+    emulator: ModuleType, shape: Shape, channels_last: bool, moments: bool, aligned: bool
+) -> None:
+    arguments = "float32", shape, channels_last, aligned, moments, 132
+    blocks = emulator.group_norm_act.visits(*arguments, -1, 0)["blocks"]
+    ends = []
+    for block in (0, blocks // 2, blocks - 1):
+        v = emulator.group_norm_act.visits(*arguments, block, 2)
+        assert (row_of(v["offsets"], shape, channels_last, moments) == v["rows"]).all()
+        ends += [v["offsets"].min(), v["offsets"].max() + v["vector"]]
+    assert ends[0] == 0
+    assert ends[-1] == np.prod(shape[:3], dtype=object) > 2**31
+    assert ends == sorted(ends) or channels_last  # slices of one row follow one another only there
+
+
+# sanitizers.
+
+SANITIZED = """
+import itertools, sys
+import numpy as np
+import simt_kernels as emulator
+
+kernels = emulator.group_norm_act
+large = sys.argv[1:] == ["large"]
+shapes = [(2, 24, 60, 8), (3, 6, 35, 2), (1, 1, 5000, 1), (1, 520, 6, 2)] + ([(1, 2, 30000, 1)] if large else [])
+for seed, shape, dtype, way in itertools.product(
+    (0, 1), shapes, ("float32", "bfloat16"), ("split", "on_chip", "channels_last split", "channels_last on_chip")
+):
+    emulator.seed(seed)
+    n, c, inner, groups = shape
+    element = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
+    own = element if seed else np.float32
+    data = lambda: (np.arange(n * c * inner) % 97).astype(element)
+    arrays = {name: data() for name in ("input", "residual", "output")}
+    arrays |= {name: data() for name in ("grad_output", "grad_input", "grad_residual")}
+    arrays |= {name: np.ones((n, groups), np.float32) for name in ("mean", "invstd")}
+    arrays |= {name: np.ones(c, own) for name in ("weight", "bias")}
+    arrays |= {name: np.ones((n, c), own) for name in ("scale", "shift")}
+    arrays |= {name: np.ones(c, np.float32) for name in ("grad_weight", "grad_bias")}
+    arrays |= {name: np.ones((n, c), np.float32) for name in ("grad_scale", "grad_shift")}
+    last = way.startswith("channels_last")
+    kernels.forward(dtype, shape, last, arrays, 1e-5, 3, 0.0, way.split()[-1], 4, 227 << 10)
+    kernels.backward(dtype, shape, last, arrays, 2, 0.2, 4)
+print("done")
+"""
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(("sanitizer", "size"), [("asan", "large"), ("tsan", "small")])
+def test_sanitizer_has_nothing_to_say(run_clean: Callable[..., None], sanitizer: str, size: str) -> None:
+    run_clean(sanitizer, ["-c", SANITIZED, size])
