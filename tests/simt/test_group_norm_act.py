@@ -359,7 +359,7 @@ def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, channels
 
 
 def row_of(offsets: np.ndarray, shape: Shape, channels_last: bool, moments: bool) -> np.ndarray:
-    """What the elements at these offsets belong to: a channel of a sample, or with Rows of moments a group of one."""
+    """What the elements at these offsets belong to: a channel of a sample, or a group of one."""
     _, channels, inner, groups = shape
     if channels_last:
         return offsets // (channels * inner) * channels + offsets % channels
