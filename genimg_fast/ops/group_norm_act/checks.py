@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -83,5 +85,5 @@ def _check(
             torch._check(
                 tensor is None
                 or (tensor.shape == shape and tensor.dtype in dtypes and tensor.device == input.device),
-                lambda words=words: f"group_norm_act: {words} and the input's device",
+                partial(str, f"group_norm_act: {words} and the input's device"),
             )
