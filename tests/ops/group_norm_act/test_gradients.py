@@ -154,7 +154,7 @@ def test_backward_alone_may_be_transformed(activation, create_graph, device):
     tensors = make((6, 6, 7, 9), torch.float64, device=device)
 
     def plain(x, groups, weight, bias, *, activation, residual, scale, shift):
-        """The same in steps; the derivatives that torch has for its group norm and SiLU are of reverse mode only."""
+        """The same in steps: the derivatives that torch has for its group norm and SiLU are for reverse mode."""
         grouped = x.view(x.shape[0], groups, -1)
         variance, mean = torch.var_mean(grouped, 2, correction=0, keepdim=True)
         y = ((grouped - mean) * (variance + 1e-5).rsqrt()).view_as(x)
