@@ -102,8 +102,8 @@ def test_values_far_from_zero(activation, dtype, own, device):
     check(tensors, groups=2, activation=activation)
 
 
-# Infinite parameters are not among them: the kernels have bias * (1 + scale) in one, so that what is infinite in torch's
-# sums of products may be NaN here, and the reverse.
+# Infinite parameters are not among them: the kernels have bias * (1 + scale) in one, so that where torch's steps give an
+# infinity this may be NaN, and the reverse.
 INFINITE = {
     "input": {"input": [INF]},
     "input, weight zero": {"input": [INF], "weight": 0.0},
@@ -146,7 +146,8 @@ def test_infinity_and_nan_reach_what_they_reach_in_torch(case, activation, layou
             y = function(leaves["input"], 2, **arguments, activation=activation, negative_slope=0.2)
             gradients = torch.autograd.grad(y, list(leaves.values()), values["grad_output"])
             # How far finite values agree is tested elsewhere.
-            results.append([torch.where(t.isfinite(), 0.0, t.detach()) for t in (y, *gradients)])
+            # A gradient that is not finite is infinite or NaN by the order of its terms.
+            results.append([torch.where(y.isfinite(), 0.0, y.detach()), *(t.isfinite() for t in gradients)])
         torch.testing.assert_close(*results, equal_nan=True)
 
 
