@@ -102,8 +102,8 @@ def test_values_far_from_zero(activation, dtype, own, device):
     check(tensors, groups=2, activation=activation)
 
 
-# Infinite parameters are not among them: the kernels have bias * (1 + scale) in one, so that where torch's steps give an
-# infinity this may be NaN, and the reverse.
+# Infinite parameters are not among them: the kernels have bias * (1 + scale) in one, so that where torch's steps
+# give an infinity this may be NaN, and the reverse.
 INFINITE = {
     "input": {"input": [INF]},
     "input, weight zero": {"input": [INF], "weight": 0.0},
