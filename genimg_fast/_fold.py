@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,7 @@ def fold(model: Any, run: Callable[[Any], Any]) -> Any:
     with torch.no_grad(), _Watch(twin) as watch:
         before = run(twin)
         watch.leaves(before)
+    watch.leaves_what_is_held()
     pairs = watch.pairs()
     for producer, norm in pairs:
         _fold_into(producer, norm)
@@ -119,6 +121,13 @@ class _Watch(TorchDispatchMode):
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and id(value) in self.made and id(value) not in self.inside:
                 self.norm_of[self.made[id(value)][0]].add(None)
+
+    def leaves_what_is_held(self) -> None:
+        """Note as used what somebody has a reference to: a result of a kind of its own, or a layer."""
+        for layer, output in self.made.values():
+            # This one, that in the tuple, and the argument of getrefcount.
+            if sys.getrefcount(output) > 3:
+                self.norm_of[layer].add(None)
 
     def _produced(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
         self.made[id(output)] = layer, output

@@ -65,7 +65,7 @@ def _fuse(model: nn.Module) -> dict[str, str]:
             module.__class__ = STAND_INS[cls]
         elif _may_gain(module):
             try:
-                module.__class__ = fused_class(cls)
+                object.__setattr__(module, "__class__", fused_class(cls))  # past a __setattr__ of the module's own
             except NotRewritableError as error:
                 left[name] = f"{cls.__name__}.forward: {error}"
             except TypeError as error:  # __class__ assignment: another layout of the object
@@ -113,7 +113,7 @@ def unfuse(model: Model) -> Model:
         become_torchs(module)
         cls = type(module)
         if plain_class(cls) is not cls:
-            module.__class__ = plain_class(cls)
+            object.__setattr__(module, "__class__", plain_class(cls))
     return model
 
 
@@ -181,9 +181,10 @@ def fuse_report(model: nn.Module, *inputs: Any, **named_inputs: Any) -> FuseRepo
         with_sum = ["add"] if value.residual is not None else []
         report.append(FusedNorm(name, " + ".join([*with_sum, *([activation] if activation else [])]), why))
 
+    inputs, named_inputs = copy.deepcopy((inputs, named_inputs))  # which a model may change
     listen(told)
     try:
-        with torch.set_grad_enabled(twin.training):
+        with torch.random.fork_rng(), torch.set_grad_enabled(twin.training):
             twin(*inputs, **named_inputs)
     finally:
         stop_listening(told)

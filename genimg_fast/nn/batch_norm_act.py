@@ -14,6 +14,9 @@ from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS
 from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
+WAITING: dict[int, Any] = {}
+"""Calls of layers that have not run yet, by the layers' ids; see :mod:`genimg_fast.nn.pending`."""
+
 
 def forward_batch_norm(
     module: nn.modules.batchnorm._BatchNorm,
@@ -36,6 +39,8 @@ def forward_batch_norm(
     """
     if is_leaf(module, input):
         return leaf(module, input, residual)
+    if WAITING and not torch.compiler.is_compiling() and id(module) in WAITING:
+        WAITING[id(module)].settle()
     module._check_input_dim(input)
     running_mean, running_var = running_statistics(module)
     weight: Tensor | None = module.weight

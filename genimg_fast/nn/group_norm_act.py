@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
-from genimg_fast.ops._checks import WIDE_DTYPE
+from genimg_fast.ops._checks import WIDE_DTYPE, check_type
 from genimg_fast.ops._dispatch import PLAIN_TENSORS
 from genimg_fast.ops.group_norm_act import group_norm_act
 from genimg_fast.ops.group_norm_act.checks import activation_code
@@ -85,7 +85,8 @@ def _is_group_norm(module: Any, input: Tensor) -> bool:
     # Autocast runs group norm in float32, and instance norm as it comes.
     if input.dtype is not wide and torch.is_autocast_enabled(input.device.type):
         return False
-    return sizes[0] > 0 and math.prod(sizes[2:]) > 1
+    # In another layout torch's result is a contiguous tensor.
+    return sizes[0] > 0 and math.prod(sizes[2:]) > 1 and input.is_contiguous()
 
 
 class GroupNorm(nn.GroupNorm, StandIn):
@@ -329,7 +330,11 @@ class ConditionalInstanceNormAct2d(_Activated, nn.InstanceNorm2d):
         )  # fmt: skip
 
     def _of_style(self, values: Tensor, style: Tensor, samples: int) -> Tensor:
+        check_type(style, "style")
         if style.shape == (samples,) and style.dtype == torch.int64:
+            if style.is_cpu and samples > 0 and not 0 <= int(style.min()) <= int(style.max()) < self.num_styles:
+                found = f"{style.min()}..{style.max()}"
+                raise ValueError(f"styles must lie in 0..{self.num_styles - 1}, got {found}")
             return values[style]
         if style.shape == (samples, self.num_styles) and style.is_floating_point():
             return style.to(values.dtype) @ values

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from genimg_fast.nn.batch_norm_act import (
+    WAITING,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -45,6 +46,7 @@ from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.group_norm_act import group_norm_act
 
 Waiting = list["Pending"]
+_CALL = nn.Module.__call__
 _OF_BATCH_NORM = frozenset(("relu", "leaky_relu"))
 _OF_GROUP_NORM = frozenset((*_OF_BATCH_NORM, "silu"))
 
@@ -74,6 +76,15 @@ class Norm:
         self.alone, self.fused, self.again = alone, fused, again
         self.version = _version(input)
         self.has_run = False
+        self.pending: Pending | None = None  # its value
+        self._key = id(layer)
+        if isinstance(layer, nn.Module) and not torch.compiler.is_compiling():
+            WAITING[self._key] = self
+
+    def settle(self) -> None:
+        """Run the norm by itself, as its layer is called again by somebody else."""
+        if not self.has_run and self.pending is not None:
+            self.pending.value("its layer is called again")
 
     def run(self, activation: str, negative_slope: float, residual: Tensor | None) -> Tensor:
         """Run the batch norm; a second time, statistics stay what they are."""
@@ -85,6 +96,8 @@ class Norm:
         if self.has_run:
             return self.again(activation, negative_slope, residual)
         self.has_run = True
+        if not torch.compiler.is_compiling() and WAITING.get(self._key) is self:
+            del WAITING[self._key]
         if activation == "identity" and residual is None:
             return self.alone()
         return self.fused(activation, negative_slope, residual)
@@ -100,6 +113,8 @@ class Pending:
 
     def __init__(self, norm: Norm, residual: Tensor | None = None) -> None:
         self.norm, self.residual = norm, residual
+        if residual is None:
+            norm.pending = self
         self.layers: list[Any] = [norm.layer]  # those whose calls returned it
         self._value: Tensor | None = None
         self._became: Pending | None = None  # this value after an addition in place
@@ -156,6 +171,13 @@ def done(value: Any, why: str = "") -> Any:
     return value.value(why) if type(value) is Pending else value
 
 
+def keep(value: Any) -> Any:
+    """Let a value wait past the next statement, unless nobody could tell that its input was changed meanwhile."""
+    if type(value) is Pending and not torch.compiler.is_compiling() and value.norm.input.is_inference():
+        return value.value("inference mode does not tell if its input is changed")
+    return value
+
+
 def settle(waiting: Waiting) -> None:
     """Run all that waits, in the order of the calls."""
     for value in waiting:
@@ -187,7 +209,7 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         The result, which may be pending.
     """
     if waiting:
-        _keep_safe(waiting, args)
+        _keep_safe(waiting, function, args, kwargs)
     elif type(function) in LEAVES and len(args) == 1 and type(args[0]) is not Pending:
         return function(*args, **kwargs)
     if isinstance(function, nn.Module):
@@ -199,7 +221,10 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
             return _entered(waiting, waits(function.__self__, *args, **kwargs), None)
     if args and type(args[0]) is Pending:
         parse = _ACTIVATIONS.get(function) if isinstance(function, _FUNCTIONS) else None
-        activation = None if parse is None else parse(*args[1:], **kwargs)
+        try:
+            activation = None if parse is None else parse(*args[1:], **kwargs)
+        except TypeError:  # the function itself will say what is wrong
+            activation = None
         if activation is not None:
             return args[0].activate(*activation)
     if function in (F.batch_norm, F.group_norm) and not (args and type(args[0]) is Pending):
@@ -215,15 +240,22 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
+def change(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function whose name says that it works in place."""
+    settle(waiting)
+    return function(*(done(a) for a in args), **kwargs)
+
+
 def method(waiting: Waiting, value: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a method of a value that may be pending."""
+    run = change if name.endswith("_") and not name.endswith("__") else call
     if type(value) is not Pending:
-        return call(waiting, getattr(value, name), *args, **kwargs)
+        return run(waiting, getattr(value, name), *args, **kwargs)
     if name in ("relu", "relu_") and not args and not kwargs:
         return value.activate("relu", 0.0, name == "relu_")
     if name in ("add", "add_") and len(args) == 1 and not kwargs:
         return (add if name == "add" else add_in_place)(waiting, value, args[0])
-    return call(waiting, getattr(value.value(f"goes to {name}"), name), *args, **kwargs)
+    return run(waiting, getattr(value.value(f"goes to {name}"), name), *args, **kwargs)
 
 
 def add(waiting: Waiting, one: Any, other: Any) -> Any:
@@ -269,15 +301,17 @@ def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dic
             value.value("its layer is called again")
     if type(only) is Pending:
         if not is_observed(layer):
-            if cls is nn.ReLU:
+            if cls in _FORWARD_OF and cls.forward is not _FORWARD_OF[cls]:
+                pass  # somebody has replaced it
+            elif cls is nn.ReLU:
                 return only.activate("relu", 0.0, layer.inplace)
-            if cls is nn.LeakyReLU:
+            elif cls is nn.LeakyReLU:
                 return only.activate("leaky_relu", layer.negative_slope, layer.inplace)
-            if cls is nn.SiLU:
+            elif cls is nn.SiLU:
                 return only.activate("silu", 0.0, layer.inplace)
-            if cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
+            elif cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
                 return only
-            if waits is not None and issubclass(cls, nn.Sequential):
+            elif waits is not None and issubclass(cls, nn.Sequential):
                 return _entered(waiting, waits(layer, only), layer)
         only = only.value(f"goes to {cls.__name__}")
         args = (only,)
@@ -315,7 +349,7 @@ def is_observed(layer: nn.Module) -> bool:
         or layer._backward_pre_hooks
         or layer._compiled_call_impl is not None
         or "forward" in layer.__dict__
-        or type(layer).__call__ is not nn.Module.__call__
+        or type(layer).__call__ is not _CALL
         or _has_any_global_hook()
     )
 
@@ -437,16 +471,46 @@ def _functional_group_norm(
     return Pending(Norm(input, None, alone, fused, fused, _OF_GROUP_NORM))
 
 
-def _keep_safe(waiting: Waiting, args: tuple[Any, ...]) -> None:
-    """Run what waits with a tensor that is handed to something else, which might change it."""
-    recorded = torch.is_grad_enabled()
+def _keep_safe(waiting: Waiting, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run what waits with a tensor that is handed to something else, which might change it.
+
+    Functions of Python, the layers' methods among them, may do anything.
+    """
+    if isinstance(function, nn.Module):
+        if type(function) in LEAVES and not getattr(function, "inplace", False):
+            return
+    elif not _only_computes(function):
+        settle(waiting)
+        return
+    elif type(function) is not types.FunctionType and "out" not in kwargs:
+        return
+    bound = getattr(function, "__self__", None)
+    handed = [a for a in (bound, *args, *kwargs.values()) if isinstance(a, Tensor)]
     for value in waiting:
         if value.waits:
-            held = value.residual is not None and any(a is value.residual for a in args)
-            if held or (not recorded and any(a is value.norm.input for a in args)):
+            held = [value.norm.input] if value.residual is None else [value.norm.input, value.residual]
+            if any(_share_memory(a, h) for a in handed for h in held):
                 value.value("its input is used meanwhile")
     if not any(value.waits for value in waiting):
         waiting.clear()
+
+
+_is_alias_of: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    if one is other or torch.compiler.is_compiling():
+        return one is other
+    return _is_alias_of(one, other)
+
+
+def _only_computes(function: Any) -> bool:
+    """Whether a function is one of torch's that leave everything alone but what they are given."""
+    if isinstance(function, _FUNCTIONS) and function in _ACTIVATIONS:
+        return True
+    if type(function) in (types.FunctionType, types.MethodType):
+        return getattr(function, "__module__", None) == "torch.nn.functional"
+    return True
 
 
 def _version(tensor: Tensor) -> int:
@@ -475,10 +539,14 @@ LEAVES = frozenset(
         nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.Flatten, nn.Unflatten,
     )
 )  # fmt: skip
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_FORWARD_OF: dict[Any, Any] = {
+    cls: cls.forward for cls in (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Identity, *_DROPOUTS)
+}
 _NOTHING: dict[Any, Any] = {}
 _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu: _relu,
-    torch.relu: _relu,
+    torch.relu: lambda: _relu(),
     F.relu_: lambda: _relu(True),
     torch.relu_: lambda: _relu(True),
     F.leaky_relu: _leaky_relu,
@@ -486,7 +554,6 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, True),
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FORWARDS = (
     nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
 )  # fmt: skip

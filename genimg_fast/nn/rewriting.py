@@ -38,7 +38,9 @@ _HELPERS: dict[str, Callable[..., Any]] = {
     _METHOD: pending.method,
     "_gf_add": pending.add,
     "_gf_add_in_place": pending.add_in_place,
+    "_gf_change": pending.change,
     "_gf_done": pending.done,
+    "_gf_keep": pending.keep,
     "_gf_leave": pending.leave,
     "_gf_settle": pending.settle,
 }
@@ -126,7 +128,8 @@ def _tree(function: Any) -> ast.FunctionDef:
         raise NotRewritableError("it is no plain function")
     if tree.decorator_list:
         raise NotRewritableError("it is decorated")
-    if not any(_same_code(function.__code__, code) for code in _codes_of(file)):
+    running = function.__code__
+    if not any(c.co_firstlineno == running.co_firstlineno and _same_code(running, c) for c in _codes_of(file)):
         raise NotRewritableError("its source is not what is running")
     return tree
 
@@ -181,17 +184,19 @@ def _rewritten(
         if isinstance(node, ast.Name) and node.id in _LOOK_AT_NAMES:
             raise NotRewritableError(f"it calls {node.id}()")
         names = [getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "arg", "")]
+        if "__class__" in names:
+            raise NotRewritableError("it asks for its class")
         if any(isinstance(n, str) and n.startswith("__") and not n.endswith("__") for n in names):
             raise NotRewritableError("it has names that begin with two underscores")
     writer = _Writer(_names_that_wait(tree.body) | outside, nested=nested)
+    documented = ast.get_docstring(tree, clean=False) is not None
+    written = writer.block(tree.body[documented:], None)
+    # Whatever leaves the method, an error too, all norms that were called have run.
     body: list[ast.stmt] = [
+        *tree.body[:documented],
         ast.Assign([ast.Name(_WAITING, ast.Store())], ast.List([], ast.Load())),
-        *writer.block(tree.body, None),
-        ast.Expr(_helper("_gf_leave", _waiting())),
+        ast.Try([*written, ast.Pass()], [], [], [writer.settle()]),
     ]
-    docstring = ast.get_docstring(tree, clean=False) is not None
-    if docstring:
-        body = [tree.body[0], body[0], *writer.block(tree.body[1:], None), body[-1]]
     arguments = _without_annotations(tree.args)
     copied = ast.FunctionDef(tree.name, arguments, body, tree.decorator_list, **_NO_TYPES)
     return ast.copy_location(copied, tree)
@@ -250,6 +255,17 @@ def _waiting() -> ast.Name:
     return ast.Name(_WAITING, ast.Load())
 
 
+def _may_read_statistics(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute():
+            return node.attr in _STATISTICS
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=name), *_]):
+            return name in _STATISTICS
+        case ast.Call(func=ast.Name(id="getattr")):
+            return True
+    return False
+
+
 def _reads(statement: ast.stmt | None, name: str) -> bool:
     return statement is not None and any(
         isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
@@ -274,7 +290,7 @@ class _Writer:
         written: list[ast.stmt] = []
         following = [*statements[1:], after]
         for statement, next_one in zip(statements, following, strict=False):
-            if any(getattr(node, "attr", "") in _STATISTICS for node in ast.walk(statement)):
+            if any(_may_read_statistics(node) for node in ast.walk(statement)):
                 written.append(ast.copy_location(self.settle(), statement))
             written += [ast.copy_location(new, statement) for new in self.statement(statement, next_one)]
         return written
@@ -360,7 +376,19 @@ class _Writer:
             isinstance(value, ast.Call)
             and getattr(value.func, "attr", getattr(value.func, "id", "")) in ("add", "add_")
         )
-        return self.expression(value, not is_sum or self.sum_may_wait(target, after))
+        written = self.expression(value, not is_sum or self.sum_may_wait(target, after))
+        if self.is_gone_with(target, after) or not _may_wait(value, self.names):
+            return written
+        return _helper("_gf_keep", written)
+
+    def is_gone_with(self, target: ast.Name, after: ast.stmt | None) -> bool:
+        """Tell whether the next statement reads a name once, and nobody after it: it gives it another value."""
+        match after:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) if name == target.id:
+                return sum(isinstance(n, ast.Name) and n.id == name for n in ast.walk(value)) == 1
+            case ast.Return(value=ast.expr() as value):
+                return sum(isinstance(n, ast.Name) and n.id == target.id for n in ast.walk(value)) == 1
+        return False
 
     def sum_may_wait(self, target: ast.Name, after: ast.stmt | None) -> bool:
         """Tell whether a sum may wait: what was added must not change before, so for the next statement only."""
@@ -403,7 +431,11 @@ class _Writer:
                     first: list[ast.expr] = [_waiting(), of, ast.Constant(node.func.attr)]
                     return ast.Call(ast.Name(_METHOD, ast.Load()), first + arguments, keywords)
                 function = self.expression(node.func)
-                return ast.Call(ast.Name(_CALL, ast.Load()), [_waiting(), function, *arguments], keywords)
+                name = getattr(node.func, "attr", "")
+                # torch.relu_(x) is looked at where it is called; x.relu_(), x being no pending value, is not.
+                in_place = name.endswith("_") and not (name in ("relu_", "leaky_relu_") and node.args)
+                helper = "_gf_change" if in_place and not name.endswith("__") else _CALL
+                return ast.Call(ast.Name(helper, ast.Load()), [_waiting(), function, *arguments], keywords)
             case ast.BinOp(op=ast.Add()) if _may_wait(node, self.names):
                 sides = self.expression(node.left, True), self.expression(node.right, True)
                 return _helper("_gf_add", _waiting(), *sides)
@@ -477,8 +509,8 @@ def fused_class(cls: _Class) -> _Class:
     """
     if cls in _REASONS:
         raise NotRewritableError(_REASONS[cls])
-    fused = _FUSED[cls]() if cls in _FUSED else None
-    if fused is None:
+    fused: Any = _FUSED[cls]() if cls in _FUSED else None
+    if fused is None or any(vars(owner).get(name) is not f for (owner, name), f in fused._gf_written.items()):
         try:
             fused = _derive(cls)
         except NotRewritableError as error:
@@ -498,10 +530,13 @@ def _derive(cls: Any) -> Any:
         "__init_subclass__" in vars(base) for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")
     ):
         raise NotRewritableError("its class has an __init_subclass__")
+    new = inspect.signature(cls.__new__).parameters.values() if cls.__new__ is not object.__new__ else ()
+    if any(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in list(new)[1:]):
+        raise NotRewritableError("its class has a __new__ that takes arguments")
     if "__slots__" in cls.__dict__ or "__reduce__" in _own_names(cls) or "__reduce_ex__" in _own_names(cls):
         raise NotRewritableError("its class has __slots__, or pickles in a way of its own")
     if cls.forward is nn.Sequential.forward:
-        methods: dict[str, Any] = {"forward": Sequential.forward}
+        methods: dict[str, Any] = {"forward": Sequential.forward, "_gf_written": {}}
     else:
         methods = _methods(cls)
     names: dict[str, Any] = {
@@ -515,7 +550,7 @@ def _derive(cls: Any) -> Any:
     names |= {name: f for name, f in (("__copy__", _copied), ("__deepcopy__", _deep_copied)) if name not in own}
     try:
         fused = type(cls)(cls.__name__, (cls,), names | methods)
-    except TypeError as error:
+    except Exception as error:  # whatever a metaclass raises
         raise NotRewritableError(f"no class can be derived from its: {error}") from None
     fused.__reduce_ex__ = functools.partialmethod(_reduce_as_plain, fused)
     return fused
@@ -529,6 +564,7 @@ def _methods(cls: Any) -> dict[str, Any]:
     """Write ``forward``, and the methods that it leads to, anew."""
     written: dict[str, Any] = {}
     above: dict[Any, Callable[..., Any]] = {}  # what super() leads to, by the functions as written
+    sources: dict[tuple[type, str], Any] = {}
     names = ["forward"]
     while names:
         name = names.pop()
@@ -541,6 +577,7 @@ def _methods(cls: Any) -> dict[str, Any]:
                 if name == "forward" and owner is owners[0]:
                     raise
                 break  # called as it is
+            sources[owner, name] = function
             if owner is owners[0]:
                 written[name] = _entry(function, waiting)
             else:
@@ -548,7 +585,7 @@ def _methods(cls: Any) -> dict[str, Any]:
             names += sorted(attributes_of_self(function))
             if "super" not in function.__code__.co_names:
                 break
-    return {**written, "_gf_above": above}
+    return {**written, "_gf_above": above, "_gf_written": sources}
 
 
 def _entry(plain: Any, waiting: Callable[..., Any]) -> Callable[..., Any]:

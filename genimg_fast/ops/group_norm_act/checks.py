@@ -85,5 +85,5 @@ def _check(
             torch._check(
                 tensor is None
                 or (tensor.shape == shape and tensor.dtype in dtypes and tensor.device == input.device),
-                partial("group_norm_act: {} and the input's device".format, words),
+                partial(str, f"group_norm_act: {words} and the input's device"),
             )
