@@ -382,7 +382,7 @@ class ChangesBound(Net):
 
 
 def test_changes_in_place() -> None:
-    for form in (Changes, ChangesSummand, ChangesView, ChangesBound):
+    for form in (Changes, ChangesSummand, ChangesView, ChangesBound, UsesBoth):
         plain = form().eval()
         fused = gf.fuse(copy.deepcopy(plain))
         for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
@@ -391,6 +391,16 @@ def test_changes_in_place() -> None:
     model = gf.fuse(Changes())
     with pytest.raises(RuntimeError, match=r"modified by an inplace|changed in place"):  # torch's would raise, too
         model(X).sum().backward()
+
+
+class UsesBoth(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv1(x) * 1
+        y = self.bn1(x)
+        out = y + r
+        z = y.sin()
+        r = self.act(r.mul_(2))
+        return F.relu(out) + z + r
 
 
 class Unused(Net):
@@ -428,8 +438,13 @@ class TwiceWithin(nn.Module):
 
 
 class CalledByOthers(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = End(self.conv1, self.bn1)
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(x)
+        y = y + self.inner(x * 3).relu()
         z = self.bn1.forward(x * 2)
         w = self.bn2(x)
         v = checkpoint(self.bn2, x * 2, use_reentrant=False)

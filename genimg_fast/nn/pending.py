@@ -78,7 +78,9 @@ class Norm:
         self.has_run = False
         self.pending: Pending | None = None  # its value
         self._key = id(layer)
-        if isinstance(layer, nn.Module) and not torch.compiler.is_compiling():
+        if layer is not None and not torch.compiler.is_compiling():
+            if self._key in WAITING:
+                WAITING[self._key].settle()
             WAITING[self._key] = self
 
     def settle(self) -> None:
@@ -95,7 +97,7 @@ class Norm:
             )
         if self.has_run:
             return self.again(activation, negative_slope, residual)
-        self.has_run = True
+        self.has_run, self.pending = True, None
         if not torch.compiler.is_compiling() and WAITING.get(self._key) is self:
             del WAITING[self._key]
         if activation == "identity" and residual is None:
@@ -118,6 +120,7 @@ class Pending:
         self.layers: list[Any] = [norm.layer]  # those whose calls returned it
         self._value: Tensor | None = None
         self._became: Pending | None = None  # this value after an addition in place
+        self._sums: list[Pending] = []  # with this value
 
     def value(self, why: str = "") -> Tensor:
         """Get the tensor; ``why`` says, for a report, what asks for it."""
@@ -128,6 +131,10 @@ class Pending:
             self._value = self.norm.run("identity", 0.0, self.residual)
             if first:
                 _tell(self, "", why)
+            for total in self._sums:  # now, while what was added is what it was
+                if total._value is None and total._became is None and total.residual is not None:
+                    total._value = self._value + total.residual
+            self._sums = []
         return self._value
 
     @property
@@ -159,6 +166,7 @@ class Pending:
             return None
         total = Pending(self.norm, other)
         total.layers = self.layers
+        self._sums.append(total)
         return total
 
     def become(self, other: Pending) -> None:
@@ -179,8 +187,8 @@ def keep(value: Any) -> Any:
 
 
 def settle(waiting: Waiting) -> None:
-    """Run all that waits, in the order of the calls."""
-    for value in waiting:
+    """Run all that waits."""
+    for value in reversed(waiting):  # a sum before what it is a sum of
         if value.waits:
             value.value("what comes next may have any effect")
     waiting.clear()
@@ -486,7 +494,7 @@ def _keep_safe(waiting: Waiting, function: Any, args: tuple[Any, ...], kwargs: d
         return
     bound = getattr(function, "__self__", None)
     handed = [a for a in (bound, *args, *kwargs.values()) if isinstance(a, Tensor)]
-    for value in waiting:
+    for value in reversed(waiting):
         if value.waits:
             held = [value.norm.input] if value.residual is None else [value.norm.input, value.residual]
             if any(_share_memory(a, h) for a in handed for h in held):

@@ -13,6 +13,18 @@ from torch import Tensor
 import genimg_fast as gf
 from genimg_fast import nn, ops
 
+
+class Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.act = torch.nn.BatchNorm2d(8), torch.nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        z = y + x
+        return self.act(z) + self.act(self.norm(x)) + y
+
+
 # Shape of the input, and the call.
 CALLS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "batch_norm_act": ((64, 8, 10, 10), lambda x: ops.batch_norm_act(x, training=True, residual=x)),
@@ -35,6 +47,8 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "BatchNormAct2d": ((64, 8, 10, 10), lambda x: nn.BatchNormAct2d(8)(x, x)),
     "SyncBatchNormAct": ((64, 8, 10, 10), lambda x: nn.SyncBatchNormAct(8)(x)),
     "Sequential": ((64, 8, 10, 10), lambda x: nn.Sequential(nn.BatchNorm2d(8), nn.ReLU())(x)),
+    "fused": ((64, 8, 10, 10), lambda x: gf.fuse(Block())(x)),
+    "GroupNormAct": ((64, 8, 10, 10), lambda x: nn.GroupNormAct(2, 8)(x, x)),
     "GaussianReparameterization": ((4, 6), lambda x: nn.GaussianReparameterization()(x, x)),
     "RNN": ((3, 4, 5), lambda x: nn.RNN(5, 6)(x)),
     "GRU": ((3, 4, 5), lambda x: nn.GRU(5, 6, bidirectional=True)(x)),
