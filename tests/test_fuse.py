@@ -603,6 +603,26 @@ class Decorated(Net):
         return self.act(self.bn1(x))
 
 
+class AsksForClass(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(x)
+        return F.relu(x) if type(self) is AsksForClass else x
+
+
+class AsksSuper(Attributes):
+    def forward(self, x: Tensor) -> Tensor:
+        return super(self.__class__, self).forward(x)
+
+
+@pytest.mark.parametrize("form", [AsksForClass, AsksSuper])
+def test_classes_that_ask_for_themselves_stay(form: type[nn.Module]) -> None:
+    plain = form()
+    fused = gf.fuse(copy.deepcopy(plain))
+    assert type(fused) is form
+    torch.testing.assert_close(fused(X), plain(X))
+    assert "its class is asked for in forward" in gf.fuse_report(plain, X)[0].why
+
+
 namespace: dict = {"Net": Net}
 exec("class NoSource(Net):\n    def forward(self, x):\n        return self.act(self.bn1(x))\n", namespace)
 

@@ -184,8 +184,6 @@ def _rewritten(
         if isinstance(node, ast.Name) and node.id in _LOOK_AT_NAMES:
             raise NotRewritableError(f"it calls {node.id}()")
         names = [getattr(node, "id", ""), getattr(node, "attr", ""), getattr(node, "arg", "")]
-        if "__class__" in names:
-            raise NotRewritableError("it asks for its class")
         if any(isinstance(n, str) and n.startswith("__") and not n.endswith("__") for n in names):
             raise NotRewritableError("it has names that begin with two underscores")
     writer = _Writer(_names_that_wait(tree.body) | outside, nested=nested)
@@ -530,6 +528,9 @@ def _derive(cls: Any) -> Any:
         "__init_subclass__" in vars(base) for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")
     ):
         raise NotRewritableError("its class has an __init_subclass__")
+    attributes = [f for b in cls.__mro__ if b not in (nn.Module, object) for f in vars(b).values()]
+    if asking := [f.__name__ for f in attributes if isinstance(f, types.FunctionType) and _asks_for_class(f)]:
+        raise NotRewritableError(f"its class is asked for in {asking[0]}")
     new = inspect.signature(cls.__new__).parameters.values() if cls.__new__ is not object.__new__ else ()
     if any(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in list(new)[1:]):
         raise NotRewritableError("its class has a __new__ that takes arguments")
@@ -554,6 +555,27 @@ def _derive(cls: Any) -> Any:
         raise NotRewritableError(f"no class can be derived from its: {error}") from None
     fused.__reduce_ex__ = functools.partialmethod(_reduce_as_plain, fused)
     return fused
+
+
+def _asks_for_class(function: Any) -> bool:
+    """Whether a method looks at the class of its object, of which the derived one would be another."""
+    names = function.__code__.co_names
+    if "__class__" in names:
+        return True
+    if "type" not in names or not function.__code__.co_varnames:
+        return False
+    try:
+        tree = _tree(function)
+    except NotRewritableError:
+        return True
+    this = function.__code__.co_varnames[0]
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "type"
+        and any(isinstance(a, ast.Name) and a.id == this for a in node.args)
+        for node in ast.walk(tree)
+    )
 
 
 def _own_names(cls: type) -> set[str]:
