@@ -138,7 +138,7 @@ def test_autocast_gives_torchs_dtypes() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="num_channels \\(6\\) must be divisible by num_groups \\(4\\)"):
+    with pytest.raises(ValueError, match=r"num_channels .*must be divisible by num_groups"):
         nn.GroupNormAct(4, 6)
     for build in (nn.GroupNormAct, nn.ConditionalInstanceNormAct2d):
         with pytest.raises(ValueError, match="unknown activation 'gelu'; choose one of identity, relu"):
