@@ -8,8 +8,8 @@ anything else does, the batch norm runs as it always would.
 Invariants:
     * Every norm that was called has run when the method that called it is left (:func:`leave`), and those of
       one layer run in the order of their calls: running statistics are what they would have been.
-    * What a batch norm waits with does not change meanwhile: where gradients are recorded, torch allows no change
-      of a batch norm's input; where none are, and for what was added, whatever else it is handed to comes behind.
+    * What a norm waits with does not change meanwhile: before it, or what shares its memory, is handed to what may
+      change it, the norm runs. A change that nobody here sees raises an error, as a tensor counts its changes.
 """
 
 from __future__ import annotations
