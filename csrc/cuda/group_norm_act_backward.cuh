@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
     apply_gradients(const Layout layout, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   constexpr int A = kLanes<V, Layout>, U = kGradientChunk<V>;
-  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+  const Walk walk = layout.template walk<V>(block_from_end(), threadIdx.x);
   if (walk.left == 0) return;
   Coefficients<Acc> of[A];
   const Spot<A> spot = args.sizes.template spot<A>(walk.row);

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
     normalize(const Layout layout, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
   constexpr int A = kLanes<V, Layout>, U = kChunk<V>;
-  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+  const Walk walk = layout.template walk<V>(block_from_end(), threadIdx.x);
   if (walk.left == 0) return;
   Coefficients<Acc> of[A];
   load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);

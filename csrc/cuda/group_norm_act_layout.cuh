@@ -89,6 +89,10 @@ struct Columns {
   }
 };
 
+// The block's number in a kernel that comes back to data which another has just read: from the end, because that is
+// what the L2 cache still has of a large tensor.
+__device__ __forceinline__ unsigned block_from_end() { return gridDim.x - 1 - blockIdx.x; }
+
 // Channels per access, each of them with values of its own.
 template <int V, class Layout>
 constexpr int kLanes = Layout::columns ? V : 1;
