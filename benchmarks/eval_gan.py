@@ -13,6 +13,7 @@ conditional  a class-conditional DCGAN on scikit-learn's digits, trained as ``ge
              only
 pix2pix      thin lines to the digits that they are the ridges of: mean absolute error on held-out digits, beside
              those of two answers that need no network, the training mean and the input itself
+cyclegan     the same without pairs: lines of one half of the digits, the other half as they are
 
 The last command takes a folder with the four IDX files of Fashion-MNIST, and trains on its 60,000 images, at 32x32
 pixels, as ``genimg-fast train`` does by default:
@@ -20,6 +21,8 @@ pixels, as ``genimg-fast train`` does by default:
 conditional    a class-conditional DCGAN: samples of each requested class, judged by a classifier that has seen the
                real training images only; how much samples of a class that it reads as such vary, by their mean
                distance in its features, over how much real test images do
+cyclegan       T-shirts to pullovers and back, without pairs: how the classifier reads translated test images, and
+               how far those that went there and back are from what they were
 unconditional  a DCGAN: how many samples of each class there are, precision and recall against real test images
 
 Exit status 1 if a figure misses what the project asks for. The Fréchet distance of a DCGAN on digits comes from
@@ -42,7 +45,15 @@ from torch.nn.functional import max_pool2d
 import genimg_fast as gf
 from genimg_fast import nn
 from genimg_fast.metrics import judge_classes
-from genimg_fast.training import GANTrainer, Pix2PixTrainer, Recipe, find_trainable, fit, save_grid
+from genimg_fast.training import (
+    CycleGANTrainer,
+    GANTrainer,
+    Pix2PixTrainer,
+    Recipe,
+    find_trainable,
+    fit,
+    save_grid,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -247,6 +258,65 @@ def pix2pix(args: argparse.Namespace) -> dict[str, bool]:
     }
 
 
+def train_cyclegan(a: Any, b: Any, args: argparse.Namespace, *, steps: int) -> CycleGANTrainer:
+    """Train on images of two kinds at 32x32."""
+    steps = args.steps or steps
+    torch.manual_seed(args.seed)
+    trainer = CycleGANTrainer(
+        gf.models.CycleGAN(1, channels=16, image_size=32, n_residual=4),
+        recipe=Recipe(schedule="linear", decay_steps=steps, channels_last=True),
+        seed=args.seed,
+    )
+    started = time.perf_counter()
+    fit(trainer, gf.data.UnpairedImages(a, b), steps=steps, batch_size=8, seed=args.seed, progress=True)
+    print(f"CycleGAN at 32x32: {steps} steps of 8 in {time.perf_counter() - started:.0f} s; averaged weights")
+    return trainer
+
+
+def lines_to_digits(args: argparse.Namespace) -> dict[str, bool]:
+    training, held_out = split_digits(args.seed)
+    lines, digits = training.split(0.5, seed=args.seed)
+    thin = gf.data.ImageDataset(((ridges(lines[:][0]) + 1) * 127.5).to(torch.uint8))
+    trainer = train_cyclegan(thin, digits, args, steps=2000)
+    target = held_out[:][0]
+    source, mean = ridges(target), digits[:][0].mean(0)
+    answers = {
+        "network": trainer.sampler.translate(source), "training mean": mean.expand_as(target), "input": source
+    }  # fmt: skip
+    errors = {name: (answer - target).abs().mean().item() for name, answer in answers.items()}
+    print("  lines to digits, mean absolute error on held-out digits, in [-1, 1]: ", end="")
+    print(", ".join(f"{name} {error:.4f}" for name, error in errors.items()))
+    pictures = trainer.pictures(torch.cat([source, target], 3)[:16], torch.zeros(16))
+    pictures["translations"].save(args.out / "cyclegan-digits.png")
+    return {
+        "error at least 30% below that of the training mean": errors["network"] <= 0.7 * errors["training mean"],
+        "error below that of the input itself": errors["network"] < errors["input"],
+    }
+
+
+def shirts_to_pullovers(args: argparse.Namespace) -> dict[str, bool]:
+    training, test = read_splits(args.fashion_mnist, 32, CLASSES)
+    kinds = [CLASSES.index(name) for name in ("T-shirt", "pullover")]
+    trainer = train_cyclegan(*(training.take(training.labels == kind) for kind in kinds), args, steps=3000)
+    judge = Judge(training, test, steps=args.steps)
+    checks = {}
+    for direction, (source, target) in (("a2b", kinds), ("b2a", kinds[::-1])):
+        images = test[:][0][test.labels == source]
+        translated = trainer.sampler.translate(images, direction=direction)
+        back = trainer.sampler.translate(translated, direction="b2a" if direction == "a2b" else "a2b")
+        before, after = ((judge.look(each)[1] == target).double().mean().item() for each in (images, translated))
+        error = (back - images).abs().mean().item()
+        print(
+            f"  {len(images)} test images, {CLASSES[source]} to {CLASSES[target]}: read as {CLASSES[target]} ",
+            end="",
+        )
+        print(f"{before:.1%} before, {after:.1%} after; mean absolute error of the way there and back {error:.4f}")
+        checks[f"at least 80% become a {CLASSES[target]}"] = after >= 0.8
+    a, b = (test[:][0][test.labels == kind][:16] for kind in kinds)
+    trainer.pictures(torch.cat([a, b], 3), torch.zeros(16))["translations"].save(args.out / "cyclegan.png")
+    return checks
+
+
 def train_on_clothes(name: str, training: gf.data.ImageDataset, args: argparse.Namespace) -> Any:
     trainable = find_trainable(name)
     asked = {} if args.steps is None else {"steps": args.steps}
@@ -298,8 +368,14 @@ def clothes(args: argparse.Namespace) -> dict[str, bool]:
     }
 
 
-PARTS = {"gaussians": gaussians, "relativistic": relativistic, "conditional": conditional, "pix2pix": pix2pix}
-CLOTHES_PARTS = {"conditional": clothes_of_a_class, "unconditional": clothes}
+PARTS = {
+    "gaussians": gaussians,
+    "relativistic": relativistic,
+    "conditional": conditional,
+    "pix2pix": pix2pix,
+    "cyclegan": lines_to_digits,
+}
+CLOTHES_PARTS = {"conditional": clothes_of_a_class, "cyclegan": shirts_to_pullovers, "unconditional": clothes}
 
 if __name__ == "__main__":
     sys.exit(main())

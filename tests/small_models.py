@@ -10,6 +10,7 @@ SMALL_MODELS = {
     "cdcgan": {"num_classes": 3, **CONVOLUTIONAL},
     "resgan": CONVOLUTIONAL,
     "mlp-gan": {"z_dim": 8, "c_dim": 2, "image_size": 16, "hidden": (12, 10)},
+    "cyclegan": {"c_dim": 2, "channels": 4, "image_size": 16, "n_residual": 1},
     "pix2pix": {"in_channels": 1, "out_channels": 2, "channels": 4, "image_size": 16},
     "autoencoder": CONVOLUTIONAL,
     "glo": {"num_images": 4, **CONVOLUTIONAL},

@@ -11,6 +11,7 @@ from genimg_fast.training import (
     AutoencoderTrainer,
     BaseTrainer,
     Callback,
+    CycleGANTrainer,
     FrameFillerTrainer,
     FramePredictorTrainer,
     GANTrainer,
@@ -46,6 +47,9 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
         gf.models.FrameFiller(channels=4, n_blocks=2, hidden_size=4), **o
     ),
     "pix2pix": lambda **o: Pix2PixTrainer(gf.models.Pix2Pix(1, 1, channels=4, image_size=16), **o),
+    "cyclegan": lambda **o: CycleGANTrainer(
+        gf.models.CycleGAN(1, channels=4, image_size=16, n_residual=1), buffer_size=20, **o
+    ),
     "autoencoder": lambda **o: AutoencoderTrainer(gf.models.Autoencoder(**SIZES), **o),
     "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
     "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
@@ -60,6 +64,9 @@ def data_for(name: str, digits: gf.data.ImageDataset) -> Any:
         return gf.data.MovingDigits(40, frames=5, image_size=16)
     if name == "pix2pix":  # a digit beside its negative
         return gf.data.ImageDataset(torch.cat([digits.images, -digits.images], 3), digits.labels)
+    if name == "cyclegan":  # digits and negatives, 40 of each
+        negatives = gf.data.ImageDataset(~digits.images[40:80])
+        return gf.data.UnpairedImages(gf.data.ImageDataset(digits.images[:40]), negatives)
     if name == "glo":
         return gf.data.ImageDataset(digits.images[:40], torch.arange(40))
     return digits

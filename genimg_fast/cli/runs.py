@@ -189,6 +189,7 @@ def load_data(
     source = other or config["data"]
     with blaming("data"):
         dataset = load(source)
+        source = source if isinstance(source, str) else " ".join(source)
         prefix = "" if other is None else "val_"
         same = same_data(config, {f"{prefix}{name}": value for name, value in content(dataset).items()}, prefix)
         if share is None:

@@ -24,10 +24,12 @@ from genimg_fast.cli.runs import (
     storage_of,
     write,
 )
-from genimg_fast.data import ImageDataset, load_pairs
+from genimg_fast.data import ImageDataset, UnpairedImages, load_dataset, load_pairs, load_unpaired
 from genimg_fast.data.dataset import identify
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import Autoencoder, BaseVAE, Pix2Pix
+from genimg_fast.data.unpaired import kinds_in
+from genimg_fast.models import Autoencoder, BaseVAE, CycleGAN, Pix2Pix
+from genimg_fast.models.cyclegan import Direction
 from genimg_fast.options import File, OptionError, PositiveInt, Reader
 from genimg_fast.training import Picture, plot_latents
 
@@ -82,11 +84,12 @@ def translate(
     n: PositiveInt | None = None,
     dropout: bool = False,
     batch_statistics: bool = False,
+    direction: Direction | None = None,
     data: Annotated[str, Reader(str, "FOLDER")] | None = None,
     look: Look,
     session: Session,
 ) -> int:
-    """Translate images; show input, output and target.
+    """Translate images; show input, output and target, or, without pairs, the way back.
 
     They go into a picture of all; or, as they come, however many there are, into a new or empty folder, or an
     .npz file.
@@ -94,22 +97,31 @@ def translate(
     Args:
         run: Run folder, or checkpoint.
         out: Picture to write, or FOLDER/, or .npz.
-        n: Number of pairs; default: 16, if there are so many.
+        n: Number of pairs, or images; default: 16, if there are so many.
         dropout: Whether to keep dropout on, for variation.
         batch_statistics: Whether to normalise with the statistics of these images, as the paper does; of more than
             fit into a batch, with those of each batch.
-        data: Folder of pairs; default: what the run held out, else what it trained on.
+        direction: Which way a CycleGAN translates; default: a2b.
+        data: Folder of pairs, for a CycleGAN of images; default: what the run held out, else what it trained on.
         look: What pictures look like.
         session: Random numbers, and the device.
 
     Example:
         genimg-fast translate runs/00000-pix2pix-maps --n 16
         genimg-fast translate runs/00000-pix2pix-maps --data validation/ --n 1000 --out translated/
+        genimg-fast translate runs/00001-cyclegan-horses-zebras --direction b2a --data more-zebras/
     """
     check_out(out)
     model, config = load_with_settings(run, session.device)
+    if isinstance(model, CycleGAN):
+        for name, value in (("dropout", dropout), ("batch_statistics", batch_statistics)):
+            if value:
+                raise OptionError(name, "is for pix2pix, and this is a CycleGAN")
+        return _translate_kind(model, config, direction or "a2b", data, n, out, look, session)
     if not isinstance(model, Pix2Pix):
-        raise OptionError("run", f"{config['model']} translates no images; this is for pix2pix")
+        raise OptionError("run", f"{config['model']} translates no images; this is for pix2pix and cyclegan")
+    if direction not in (None, config["direction"]):
+        raise OptionError("direction", f"must be {config['direction']}, which the run has learnt, got {direction}")
 
     def load(source: str) -> ImageDataset:
         return load_pairs(
@@ -129,6 +141,42 @@ def translate(
             output = model.translate(source, dropout=dropout, batch_statistics=batch_statistics)
             panels = {"input": source, "output": output, "target": target}
             yield Picture(images=panels, caption=real.caption("pairs"))
+
+    return write(made(), out, n=len(indices), look=look)
+
+
+def _translate_kind(
+    model: Any,
+    config: dict[str, Any],
+    direction: Direction,
+    data: str | None,
+    n: int | None,
+    out: str,
+    look: Look,
+    session: Session,
+) -> int:
+    """Translate images of one kind, and back."""
+    settings = {
+        "image_size": model.image_size, "channels": model.c_dim,
+        "skip_broken": config.get("skip_broken", False), **storage_of(config),
+    }  # fmt: skip
+    if data is not None and kinds_in(data) is None:
+        with blaming("data"):
+            real = Real(load_dataset(data, **settings), "", data)
+    else:
+        cut = {} if data else {"crops": config.get("crops", 0), "seed": config.get("seed", 0)}
+        real = load_data(
+            config, data, lambda paths: load_unpaired(paths, **settings, **cut), UnpairedImages.identify
+        )
+        kind = direction[0]
+        real = real._replace(dataset=getattr(real.dataset, kind), source=f"kind {kind.upper()} of {real.source}")
+    indices = choose(real, n, most=16, seed=session.seed)
+
+    def made() -> Iterator[Picture]:
+        for images, _ in batches(real, indices, model.image_size, session.find_device()):
+            output = model.translate(images, direction=direction)
+            back = model.translate(output, direction="b2a" if direction == "a2b" else "a2b")
+            yield Picture(images={"input": images, "output": output, "back": back}, caption=real.caption())
 
     return write(made(), out, n=len(indices), look=look)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from genimg_fast._close_names import invalid_choice
 from genimg_fast._native import get_backend, set_backend
@@ -19,7 +20,7 @@ from genimg_fast._version import __version__
 from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, ending_at_signals, find_device, say
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
-from genimg_fast.data import Augmented, ImageDataset
+from genimg_fast.data import ImageDataset
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint
 from genimg_fast.models.pretrained import read_config
 from genimg_fast.options import Folder, OptionError, Reader, Share, integers
@@ -228,7 +229,7 @@ def run_training(
     session = Session(**{name: value for name, value in values.items() if name in options_of(Session)})
     given = {name: value for name, value in values.items() if name not in options_of(Session)}
     options = thing.resolve(**given)
-    before = _run_before(thing, options["data"], session)
+    before = _run_before(thing, options, session)
     if before is not None:
         with suppress(OSError, ValueError):  # what is wrong with the run is told when it is opened
             options = thing.resolve(read_config(find_checkpoint(before).parent), **given)
@@ -237,16 +238,16 @@ def run_training(
         return _run_training(thing, options, session, device, before, flags or {})
 
 
-def _run_before(thing: Trainable, source: str, session: Session) -> Path | None:
+def _run_before(thing: Trainable, options: Mapping[str, Any], session: Session) -> Path | None:
     """Find the run to go on with."""
     if session.resume != "auto":
         return None if session.resume is None else Path(session.resume)
     with blaming("resume"):
-        return RunFolder.latest(session.out, _run_name(thing, source))
+        return RunFolder.latest(session.out, _run_name(thing, options))
 
 
-def _run_name(thing: Trainable, source: str) -> str:
-    return f"{thing.name}-{Path(source).resolve().name}"
+def _run_name(thing: Trainable, options: Mapping[str, Any]) -> str:
+    return "-".join([thing.name, *(Path(source).resolve().name for source in thing.data.sources(options))])
 
 
 def _keep_freed_memory() -> None:
@@ -291,6 +292,8 @@ def _run_training(
     if before is not None:
         callbacks.append(_TellStep())
     trainer = thing.make_trainer(dataset, options, device=device, sync_batch_norm=session.sync_batch_norm)
+    if options["batch_size"] < 2 and any(isinstance(m, _BatchNorm) for m in trainer.model.modules()):
+        raise OptionError("batch_size", "must be at least 2 for batch norm, got 1")
     model_args = thing.model_args(dataset, options)
     if rank() == 0 and model_args.get("num_classes") == 1:
         say(f"{thing.name} on one class only, {dataset.class_names[0]}: subfolders make classes")
@@ -313,17 +316,17 @@ def _run_training(
         "backend": get_backend(),
         "versions": {"genimg_fast": __version__, "torch": str(torch.__version__)},
     }
-    if thing.data.augments and (options["flip"] or options["shift"] > 0):
-        with blaming("shift"):
-            dataset = Augmented(dataset, flip=options["flip"], shift=options["shift"])
+    with blaming("shift"):
+        dataset = thing.data.augmented(dataset, options)
 
-    run = _open_run(thing, options["data"], session, before, config, flags)
+    run = _open_run(thing, options, session, before, config, flags)
     run.scale = session.scale
     torch.manual_seed(options["seed"] + rank())  # each process draws its own noise
     if rank() == 0:
-        source = session.val_data or options["data"]
+        sources = " ".join(thing.data.sources(options))
+        source = session.val_data or sources
         held_out = "" if validation is None else f" ({len(validation)} of {source} held out)"
-        what = f"{len(dataset)} {loaded.what} of {options['data']}{held_out}"
+        what = f"{len(dataset)} {loaded.what} of {sources}{held_out}"
         say(f"{thing.name} on {what}, {device}, writing to {run.path}")
         if before is None and session.resume == "auto":
             say("no run to go on with: starting anew")
@@ -377,7 +380,7 @@ def _hold_out(
         config: dict[str, Any] = {"val_split": session.val_split}
     else:
         source = str(session.val_data)
-        if Path(source).resolve() == Path(options["data"]).resolve():
+        if [Path(source).resolve()] == [Path(each).resolve() for each in thing.data.sources(options)]:
             raise OptionError(flag, f"{source} is the value of --data; --val-split holds a share of it out")
         channels = dataset[torch.zeros(1, dtype=torch.int64)][0].shape[-3]
         with blaming(flag):
@@ -408,14 +411,14 @@ def _fit_batch_size(thing: Trainable, options: Mapping[str, Any], dataset: Any, 
     number, most = len(dataset), len(dataset) // world_size()
     each = f" for each of {world_size()} processes" if world_size() > 1 else ""
     more = f"; {loaded.more}" if loaded.more else ""
-    size, source = options["batch_size"], options["data"]
+    size, source = options["batch_size"], " ".join(thing.data.sources(options))
     if size is not None:
         if size > most:
             words = f"must be at most {most}, the number of {loaded.what} in {source}{each}{more}"
             raise OptionError("batch_size", words)
         return size
     size = min(thing.batch_size, most - most % options["accumulate"])
-    if size < 2:  # batch norm needs two
+    if size < min(2, thing.batch_size):
         raise OptionError("data", f"{number} {loaded.what} in {source} are too few{each}{more}")
     if size < thing.batch_size and rank() == 0:
         say(f"batch size {size} instead of {thing.batch_size}: there are {number} {loaded.what}{more}")
@@ -424,7 +427,7 @@ def _fit_batch_size(thing: Trainable, options: Mapping[str, Any], dataset: Any, 
 
 def _open_run(
     thing: Trainable,
-    source: str,
+    options: Mapping[str, Any],
     session: Session,
     before: Path | None,
     config: dict[str, Any],
@@ -438,7 +441,7 @@ def _open_run(
                 return RunFolder.reopen(before, **settings)
             except CheckpointError as error:
                 older = (
-                    RunFolder.find(session.out, _run_name(thing, source))[1:] if session.resume == "auto" else []
+                    RunFolder.find(session.out, _run_name(thing, options))[1:] if session.resume == "auto" else []
                 )
                 fitting = next((run for run in older if _can_go_on(run, settings)), None)
                 if fitting is None:
@@ -446,7 +449,7 @@ def _open_run(
                 raise CheckpointError(f"{error}; those of {fitting} are the same") from error
     with blaming("out"):
         # The first process makes the folder, the others hear of it.
-        made = RunFolder.create(session.out, _run_name(thing, source), config).path if rank() == 0 else None
+        made = RunFolder.create(session.out, _run_name(thing, options), config).path if rank() == 0 else None
         return RunFolder(gather_objects(made)[0], config)
 
 

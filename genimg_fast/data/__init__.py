@@ -7,6 +7,7 @@ from genimg_fast.data.dataset import BatchedDataset, BatchStream, ImageDataset, 
 from genimg_fast.data.moving_digits import MovingDigits
 from genimg_fast.data.sequences import load_sequences
 from genimg_fast.data.sources import load_dataset, load_pairs
+from genimg_fast.data.unpaired import UnpairedImages, load_unpaired
 
 __all__ = [
     "Augmented",
@@ -15,9 +16,11 @@ __all__ = [
     "FrameFolders",
     "ImageDataset",
     "MovingDigits",
+    "UnpairedImages",
     "as_batched",
     "batches",
     "load_dataset",
     "load_pairs",
     "load_sequences",
+    "load_unpaired",
 ]

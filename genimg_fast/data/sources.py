@@ -146,6 +146,19 @@ def side_of_pairs(path: str | Path) -> int:
     return max(sides)
 
 
+def side_of_images(path: str | Path) -> int:
+    """Get the shorter side of the smallest of a few images in a folder and its subfolders; 0 if there is none."""
+    path = Path(path)
+    if not path.is_dir():
+        return 0
+    subfolders, files = list_folder(path)
+    sides = []
+    for file in images_among(files + [f for sub in subfolders for f in files_below(sub, above=path)])[:50]:
+        with suppress(ValueError), open_image(file) as image:  # reading the images will tell
+            sides.append(min(image.size))
+    return min(sides, default=0)
+
+
 def load_pairs(
     path: str | Path,
     *,

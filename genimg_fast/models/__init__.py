@@ -1,5 +1,6 @@
 """Image-generation models, and a registry to build them by name."""
 
+from genimg_fast.models.cyclegan import CycleGAN
 from genimg_fast.models.dcgan import DCGAN, WGAN, ConditionalDCGAN, DCGANDiscriminator, DCGANGenerator
 from genimg_fast.models.exporting import export
 from genimg_fast.models.frame_filler import FrameFiller, FrameFilling
@@ -44,6 +45,7 @@ __all__ = [
     "BaseVAE",
     "ConditionalDCGAN",
     "ConditionalVAE",
+    "CycleGAN",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DeepImagePrior",

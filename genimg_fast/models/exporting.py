@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -15,6 +16,7 @@ from genimg_fast._files import replacing
 from genimg_fast._native import backend
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models.common import check_choice
+from genimg_fast.models.cyclegan import CycleGAN
 from genimg_fast.models.gan import BaseGAN
 from genimg_fast.models.pix2pix import Pix2Pix
 from genimg_fast.models.pretrained import BaseModel, load_run
@@ -22,7 +24,7 @@ from genimg_fast.models.reconstruction import GLO, Autoencoder, into_unit_ball
 from genimg_fast.models.vae import BaseVAE
 
 Format = Literal["onnx", "torch-export", "safetensors"]
-PartName = Literal["sampler", "encoder", "decoder", "translator"]
+PartName = Literal["sampler", "encoder", "decoder", "translator", "a2b", "b2a"]
 
 _MOST_BYTES = 2**31  # of a file of ONNX
 # The largest error, as a share of the largest number of an output, that can come of another order of sums.
@@ -56,6 +58,7 @@ def export(
     ``encoder``     images                    means and logarithms of variances, or codes, (batch, z_dim)
     ``decoder``     latents, or codes         images
     ``translator``  images                    images
+    ``a2b, b2a``    images of one kind        images of the other
     =============== ========================= ==========================================================
 
     Those of a class-conditional model have classes, int64 of shape (batch,), as their last input. The program
@@ -67,7 +70,7 @@ def export(
         path: The file, or for safetensors the folder.
         to: ``"onnx"``; ``"torch-export"``, a program for ``torch.export.load``; or ``"safetensors"``, what
             :meth:`BaseModel.save_pretrained` writes.
-        part: What to export, not for safetensors; by default the sampler or the translator.
+        part: What to export, not for safetensors; by default the sampler, the translator or ``"a2b"``.
         batch: Number of images that the program takes; any by default.
 
     Returns:
@@ -165,6 +168,11 @@ def parts(model: nn.Module) -> dict[str, _Part]:
             "encoder": _Part(model.encode, {"images": images(model.c_dim, model.image_size)}, ("codes",)),
             "decoder": _Part(model.decode, {"codes": noise(model.z_dim)}, ("images",)),
         }
+    if isinstance(model, CycleGAN):
+        given = {"images": images(model.c_dim, model.image_size)}
+        return {
+            way: _Part(partial(model.forward, direction=way), given, ("translations",)) for way in ("a2b", "b2a")
+        }
     if isinstance(model, Pix2Pix):
         return {
             "translator": _Part(
@@ -207,7 +215,7 @@ def choose_part(model: nn.Module, name: str | None = None) -> PartName:
         names = ", ".join(get_args(PartName))
         raise ValueError(f"{type(model).__name__} has no part that runs by itself: no {names}")
     if name is None:
-        name = next((part for part in found if part in ("sampler", "translator")), None)
+        name = next((part for part in found if part in ("sampler", "translator", "a2b")), None)
     if name not in found:
         raise ValueError(f"part must be one of {', '.join(found)}, got {name!r}")
     return name  # type: ignore[return-value]

@@ -180,10 +180,10 @@ class _ResidualBlock(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges overlapping patches of an image, given another image that it should fit: a logit for each patch.
+    """Judges overlapping patches of an image, given another image that it should fit, or alone: a logit for each.
 
     Args:
-        in_channels: Channels of both images together.
+        in_channels: Channels of all images together.
         channels: Feature channels after the first convolution; they double with every further one, up to eight
             times as many.
         n_layers: Number of halvings: patches have 16, 34, 70, 142 pixels a side for 1, 2, 3, 4.
@@ -219,12 +219,16 @@ class PatchDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers, nn.Conv2d(inputs, 1, 4, stride=1, padding=1))
         self.apply(init_weights)
 
-    def forward(self, condition: Tensor, images: Tensor) -> Tensor:
-        """Judge images, (batch, channels, height, width), given their conditions; return (batch, 1, ..., ...)."""
-        both = torch.cat((condition, images), dim=1)
-        check_layout(both, self.in_channels, "condition and images together")
-        check_values(both)
-        return self.main(both)
+    def forward(self, *images: Tensor) -> Tensor:
+        """Judge images, (batch, channels, height, width), behind those that they should fit, if there are any.
+
+        Returns:
+            Logits of shape (batch, 1, ..., ...).
+        """
+        together = torch.cat(images, dim=1) if len(images) > 1 else images[0]
+        check_layout(together, self.in_channels, "condition and images together" if len(images) > 1 else "images")
+        check_values(together)
+        return self.main(together)
 
 
 @register_model("pix2pix")
@@ -268,7 +272,7 @@ class Pix2Pix(BaseModel):
         norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        depth = _halvings(image_size)
+        _halvings(image_size)
         self.generator: nn.Module
         if network == "unet":
             self.generator = UNetGenerator(
@@ -278,7 +282,7 @@ class Pix2Pix(BaseModel):
             self.generator = ResNetGenerator(in_channels, out_channels, channels, dropout=dropout, norm=norm)
         else:
             raise ValueError(f"network must be 'unet' or 'resnet', got {network!r}")
-        layers = min(max(depth - 5, 1), 3) if n_layers is None else n_layers
+        layers = patch_layers(image_size) if n_layers is None else n_layers
         self.discriminator = PatchDiscriminator(in_channels + out_channels, channels, layers, norm=norm)
         self.in_channels, self.out_channels, self.image_size = in_channels, out_channels, image_size
 
@@ -329,6 +333,11 @@ class Pix2Pix(BaseModel):
             finally:
                 for norm, track in zip(norms, tracked, strict=True):
                     norm.track_running_stats = track
+
+
+def patch_layers(image_size: int) -> int:
+    """Choose how deep a :class:`PatchDiscriminator` is."""
+    return min(max(int(math.log2(image_size)) - 5, 1), 3)
 
 
 def _halvings(image_size: int) -> int:

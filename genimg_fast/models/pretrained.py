@@ -33,7 +33,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "model": lambda v: isinstance(v, str),
     "code": lambda v: isinstance(v, str),
     "model_args": lambda v: isinstance(v, dict) and all(isinstance(key, str) for key in v),
-    "data": lambda v: isinstance(v, str),
+    "data": lambda v: isinstance(v, str) or (isinstance(v, list) and all(isinstance(path, str) for path in v)),
     "classes": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
     "frames": lambda v: type(v) is int and v >= 1,
     "context": lambda v: v is None or (type(v) is int and v >= 1),

@@ -4,6 +4,7 @@ from genimg_fast.models.checkpoint import load_checkpoint
 from genimg_fast.models.pretrained import load_run
 from genimg_fast.training import catalog  # noqa: F401 - it registers what can be trained
 from genimg_fast.training.callbacks import Callback, MLflowLogger, TensorBoardLogger, WandbLogger
+from genimg_fast.training.cyclegan import CycleGANTrainer
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.outputs import save_output
@@ -25,6 +26,7 @@ __all__ = [
     "AutoencoderTrainer",
     "BaseTrainer",
     "Callback",
+    "CycleGANTrainer",
     "FrameFillerTrainer",
     "FramePredictorTrainer",
     "GANTrainer",

@@ -16,13 +16,15 @@ from genimg_fast.models import (
     Autoencoder,
     ConditionalDCGAN,
     ConditionalVAE,
+    CycleGAN,
     FrameFiller,
     FramePredictor,
     Pix2Pix,
     ResidualGAN,
     RowRNN,
 )
-from genimg_fast.training.data_kinds import Follows, pairs, sequences
+from genimg_fast.training.cyclegan import CycleGANTrainer
+from genimg_fast.training.data_kinds import Follows, pairs, sequences, unpaired
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.sequence import FrameFillerTrainer, FramePredictorTrainer, RowRNNTrainer
 from genimg_fast.training.trainables import trainable
@@ -194,3 +196,15 @@ trainable(
     defaults={"steps": 20000, "batch_size": 8},
     picture="translations",
 )(Pix2Pix)
+trainable(
+    "cyclegan",
+    trainer=CycleGANTrainer,
+    data=unpaired,
+    text="Train a translator between two kinds of images, without pairs.",
+    examples=(
+        "genimg-fast train cyclegan --data horses/ zebras/ --image-size 256 --flip",
+        "genimg-fast train cyclegan --data summer2winter/ --image-size 64 --channels 32 --batch-size 4",
+    ),
+    defaults={"steps": 20000, "batch_size": 1, "schedule": "linear"},
+    picture="translations",
+)(CycleGAN)

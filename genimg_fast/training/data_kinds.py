@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from genimg_fast._signatures import Option, options_of
-from genimg_fast.data import Augmented, FrameFolders, ImageDataset, load_dataset, load_pairs, load_sequences
+from genimg_fast.data import (
+    Augmented,
+    FrameFolders,
+    ImageDataset,
+    UnpairedImages,
+    load_dataset,
+    load_pairs,
+    load_sequences,
+    load_unpaired,
+)
 from genimg_fast.data.cache import CacheError
 from genimg_fast.data.clips import TooFewFramesError, identify_clips
 from genimg_fast.data.dataset import identify
 from genimg_fast.data.decode import UnreadableError
-from genimg_fast.data.sources import side_of_pairs
+from genimg_fast.data.sources import side_of_images, side_of_pairs
 from genimg_fast.data.stored import StoredImages
+from genimg_fast.data.unpaired import find_kinds
 from genimg_fast.options import ConvImageSize, Folder, OptionError, Probability, Reader, about_option, integers
 
 
@@ -108,6 +118,17 @@ class DataKind(ABC):
         except ValueError as error:
             raise about_option(error, {p: option.name for p, option in parameters.items()}) or error from None
 
+    def sources(self, options: Mapping[str, Any]) -> list[str]:
+        """Get what the data is read from: names, files or folders."""
+        data = options["data"]
+        return [data] if isinstance(data, str) else list(data)
+
+    def augmented(self, dataset: Any, options: Mapping[str, Any]) -> Any:
+        """Let the images of a data set change at random, if the options say so."""
+        if not self.augments or not (options["flip"] or options["shift"] > 0):
+            return dataset
+        return Augmented(dataset, flip=options["flip"], shift=options["shift"])
+
     @abstractmethod
     def load(self, options: Mapping[str, Any]) -> Loaded:
         """Read what the options say; raise what :meth:`read` does."""
@@ -166,6 +187,45 @@ class Pairs(DataKind):
         notes += _where(dataset)
         config = {"skip_broken": options["skip_broken"], **_storage(options), **identify(dataset)}
         return Loaded(dataset=dataset, what="images", config=config, decided={"image_size": size}, notes=notes)
+
+
+class Unpaired(DataKind):
+    """Images of two kinds."""
+
+    side = 256  # pixels of either image, unless they are smaller
+    reads = staticmethod(load_unpaired)
+    names: ClassVar = {**DataKind.names, "paths": "data"}
+    kinds: ClassVar = {
+        **DataKind.kinds,
+        "paths": list[Annotated[str, Reader(str, "FOLDER")]],
+        "image_size": ConvImageSize | None,
+        "cache": Folder | None,
+    }
+    defaults: ClassVar = {"image_size": Follows(f"{side}, or near to that of smaller images")}
+    augments = True
+
+    def load(self, options: Mapping[str, Any]) -> Loaded:
+        """Read images of both kinds, at a size near to theirs unless one is asked for."""
+        size: int | None = options["image_size"]
+        notes: tuple[str, ...] = ()
+        if size is None:
+            side = min(side_of_images(kind) or self.side for kind in find_kinds(options["data"]))
+            size = min(self.side, 2 ** max(3, round(math.log2(side))))
+            if size < self.side:
+                notes = (f"image size {size} instead of {self.side}: the images have {side} pixels a side",)
+        dataset: UnpairedImages = self.read(options, image_size=size)
+        notes += tuple(dict.fromkeys(_where(dataset.a) + _where(dataset.b)))
+        config = {
+            **{name: options[name] for name in ("crops", "flip", "shift", "skip_broken")},
+            **_storage(options),
+            **dataset.identify(),
+        }
+        notes += (f"{len(dataset.a)} images of kind A, {len(dataset.b)} of kind B",)
+        return Loaded(dataset=dataset, what="images", config=config, decided={"image_size": size}, notes=notes)
+
+    def augmented(self, dataset: UnpairedImages, options: Mapping[str, Any]) -> UnpairedImages:
+        """Let the images of either kind change at random, if the options say so."""
+        return UnpairedImages(*(DataKind.augmented(self, kind, options) for kind in (dataset.a, dataset.b)))
 
 
 class Sequences(DataKind):
@@ -233,4 +293,4 @@ def _storage(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-images, pairs, sequences = Images(), Pairs(), Sequences()
+images, pairs, sequences, unpaired = Images(), Pairs(), Sequences(), Unpaired()

@@ -62,6 +62,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def gather_rows(values: Tensor) -> Tensor:
+    """Put the rows of all processes, as many each, into the order in which a batch was dealt out to them."""
+    if world_size() == 1:
+        return values
+    gathered = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(gathered, values.contiguous())
+    return torch.stack(gathered, 1).flatten(0, 1)
+
+
 def highest_of_processes(value: int, device: torch.device) -> int:
     """Tell every process the highest of the numbers, below 2**24, that they pass."""
     if world_size() == 1:

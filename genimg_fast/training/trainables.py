@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +19,7 @@ from genimg_fast._close_names import did_you_mean
 from genimg_fast._signatures import REQUIRED, Option, document, options_of
 from genimg_fast.data import ImageDataset
 from genimg_fast.models.registry import create_model, is_model, register_model
-from genimg_fast.options import ConvImageSize, integers
+from genimg_fast.options import ConvImageSize
 from genimg_fast.training.data_kinds import DataKind, Follows, images
 from genimg_fast.training.loop import fit
 from genimg_fast.training.trainer import Recipe
@@ -194,7 +194,6 @@ class Trainable:
         if option.name == "steps" and default is REQUIRED:
             default = 1000
         if option.name == "batch_size":
-            option = replace(option, type=Annotated[int, integers(2)])  # batch norm needs two
             default = Follows(f"{default}, or all if there are fewer")
         if isinstance(default, Follows):
             return replace(option, default=None, optional=True, help=f"{option.help}; default: {default.words}")

@@ -32,7 +32,10 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "dcgan", "--steps", "1e3"], "argument --steps: must be an integer of at least 1, got '1e3'"),
         (["train", "dcgan", "--image-size", "20"], "argument --image-size: must be one of 8, 16, 32,"),
         (["train", "dcgan", "--image-size", "4"], "argument --image-size: must be one of 8, 16, 32,"),
-        (["train", "dcgan", "--batch-size", "1"], "argument --batch-size: must be an integer of at least 2"),
+        (
+            ["train", "dcgan", "--batch-size", "1"],
+            "argument --batch-size: must be at least 2 for batch norm, got 1",
+        ),
         (["train", "dcgan", "--batch-size", "1798"], "argument --batch-size: must be at most 1797, the number of"),
         (["train", "dcgan", "--lr", "-1"], "argument --lr: must be a number above 0, got '-1'"),
         (["train", "dcgan", "--lr", "nan"], "argument --lr: must be a number above 0"),

@@ -190,6 +190,42 @@ def test_train_pix2pix_on_a_folder_of_pairs(
     assert json.loads((run / "config.json").read_text())["direction"] == "b2a"
 
 
+def test_train_cyclegan_on_two_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, colour in (("horses", 40), ("zebras", 200)):
+        (tmp_path / kind).mkdir()
+        for index in range(6):
+            Image.new("L", (8, 8), colour + index).save(tmp_path / kind / f"{index}.png")
+    folders = [str(tmp_path / kind) for kind in ("horses", "zebras")]
+    flags = ["train", "cyclegan", "--data", *folders, "--channels", "2", "--n-residual", "1", "--flip"]
+    flags += ["--steps", "2", "--val-split", "0.3", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "image size 8 instead of 256: the images have 8 pixels a side" in out
+    assert "6 images of kind A, 6 of kind B" in out
+    run = tmp_path / "00000-cyclegan-horses-zebras"
+    assert "val_cycle" in (run / "stats.jsonl").read_text()
+    assert (run / "translations-000002.png").exists()
+    assert json.loads((run / "config.json").read_text())["data"] == folders
+    assert main([*flags, "--steps", "3", "--resume", "auto"]) == 0
+    grid = str(tmp_path / "grid.png")
+    for more in ([], ["--direction", "b2a"], ["--data", folders[1]], ["--data", str(tmp_path / "horses")]):
+        assert main(["translate", str(run), "--out", grid, *more]) == 0
+    out = capsys.readouterr().out
+    assert "2 held-out images of kind A of" in out
+    assert "2 held-out images of kind B of" in out
+    assert "6 images of" in out
+    for wrong, message in (
+        (["--dropout"], "--dropout: is for pix2pix, and this is a CycleGAN"),
+        (["--data", str(tmp_path / "none")], "is neither a folder nor one of"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["translate", str(run), "--out", grid, *wrong])
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "cyclegan", "--data", *folders, folders[0], "--out", str(tmp_path)])
+    assert "argument --data: must be two folders, or one with two, got 3" in capsys.readouterr().err
+
+
 def test_clipped_weights_go_without_gradient_penalty(tmp_path: Path) -> None:
     flags = ["train", "wgan", *SMALL, "--channels", "2", "--clip-weights", "0.01", "--steps", "1"]
     assert main([*flags, "--out", str(tmp_path), "--device", "cpu"]) == 0

@@ -22,6 +22,7 @@ PARTS = {
     "glo": ["sampler", "decoder"],
     "mlp-gan": ["sampler"],
     "mlp-vae": ["sampler", "encoder", "decoder"],
+    "cyclegan": ["a2b", "b2a"],
     "pix2pix": ["translator"],
     "resgan": ["sampler"],
     "rnn": [],
@@ -122,7 +123,7 @@ def test_of_a_saved_model_as_safetensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("rnn", {}, "RNN has no part that runs by itself: no sampler, encoder, decoder, translator"),
+        ("rnn", {}, "RNN has no part that runs by itself: no sampler, encoder, decoder, translator, a2b, b2a"),
         ("dcgan", {"part": "encoder"}, "part must be one of sampler, got 'encoder'"),
         ("autoencoder", {}, "part must be one of encoder, decoder, got None"),
         (
