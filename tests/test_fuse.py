@@ -2,9 +2,12 @@
 
 import copy
 import functools
+import importlib
 import io
+import linecache
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -644,6 +647,50 @@ def test_what_cannot_be_rewritten_is_left_and_said() -> None:
     assert torch.equal(gf.fuse(replaced)(X), X + 1)
 
 
+SOURCE = """
+import torch
+class Edited(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.act = torch.nn.BatchNorm2d(4), torch.nn.ReLU()
+    def forward(self, x):
+        return self.act(self.bn1(x)) * 2
+"""
+
+
+def test_a_file_that_was_edited_after_its_import_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_model.py"
+    file.write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("edited_model")
+    plain = module.Edited()
+    file.write_text(SOURCE.replace("* 2", "* 3"))
+    linecache.checkcache()
+    torch.testing.assert_close(gf.fuse(copy.deepcopy(plain))(X), plain(X))
+    assert "its source is not what is running" in gf.fuse_report(module.Edited(), X)[0].why
+
+
+class FailsBehind(Net):
+    def forward(self, x: Tensor, *, fail: bool = False) -> Tensor:
+        y = self.bn1(x)
+        if fail:
+            raise OverflowError("behind the norm")
+        return self.act(y)
+
+
+def test_an_error_behind_a_norm_leaves_what_torch_would() -> None:
+    plain = FailsBehind()
+    fused = gf.fuse(copy.deepcopy(plain))
+    for model in (plain, fused):
+        with pytest.raises(OverflowError, match="behind the norm"):
+            model(X, fail=True)
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+    assert int(fused.bn1.num_batches_tracked) == 1
+    torch.testing.assert_close(fused(X), plain(X))
+
+
 class OwnCall(Net):
     def __call__(self, x: Tensor) -> Tensor:
         return super().__call__(x) + 1
@@ -782,7 +829,13 @@ class BatchStatistics(Net):
         return self.bn1(self.conv1(x))
 
 
-@pytest.mark.parametrize("form", [UsedElsewhere, ConvTwice, NormTwice, Returned, BatchStatistics])
+class Held(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.conv1(x)
+        return self.bn1(self.features)
+
+
+@pytest.mark.parametrize("form", [UsedElsewhere, ConvTwice, NormTwice, Returned, BatchStatistics, Held])
 def test_what_must_not_be_folded(form: type[nn.Module]) -> None:
     model = form()
     if form is not BatchStatistics:
