@@ -264,7 +264,7 @@ def train_cyclegan(a: Any, b: Any, args: argparse.Namespace, *, steps: int) -> C
     torch.manual_seed(args.seed)
     trainer = CycleGANTrainer(
         gf.models.CycleGAN(1, channels=16, image_size=32, n_residual=4),
-        recipe=Recipe(schedule="linear", decay_steps=steps, channels_last=True),
+        recipe=Recipe(schedule="linear", decay_steps=steps),
         seed=args.seed,
     )
     started = time.perf_counter()
