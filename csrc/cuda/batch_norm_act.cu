@@ -219,24 +219,32 @@ Plan backward_plan(const BatchNormActShape& shape, const BatchNormActBackward& c
 
 // Launches.
 
-template <class T_, int V_, int A_>
+template <class T_, int V_, int A_, bool Silu_>
 struct Instance {
   using T = T_;
   static constexpr int V = V_, A = A_;
+  static constexpr bool Silu = Silu_;
 };
 
-// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here.
-template <class Launch>
-int dispatch(DType dtype, const Access& access, Launch launch) {
+template <bool Silu, class Launch>
+int dispatch_access(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
     using T = typename decltype(element)::T;
     if constexpr (!std::is_same<T, double>::value) {
       constexpr int V = kVector<T>;
-      if (access.lanes > 1) return launch(Instance<T, V, V>{});
-      if (access.vector > 1) return launch(Instance<T, V, 1>{});
+      if (access.lanes > 1) return launch(Instance<T, V, V, Silu>{});
+      if (access.vector > 1) return launch(Instance<T, V, 1, Silu>{});
     }
-    return launch(Instance<T, 1, 1>{});
+    return launch(Instance<T, 1, 1, Silu>{});
   });
+}
+
+// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named above, and
+// once more for SiLU if it has to do with the activation.
+template <class Launch>
+int dispatch(DType dtype, const Access& access, int activation, Launch launch) {
+  return activation == kSilu ? dispatch_access<true>(dtype, access, launch)
+                             : dispatch_access<false>(dtype, access, launch);
 }
 
 template <class Kernel, class... Arguments>
@@ -269,11 +277,6 @@ int prepare_meeting(const Plan& plan, void* workspace, gpu::stream_t stream, Mee
   return gpu::memset_async(workspace, 0, plan.counter_bytes, stream);
 }
 
-template <class Acc>
-ActivationOf<Acc> activation_of(int activation, double negative_slope) {
-  return {activation == 2 ? static_cast<Acc>(negative_slope) : Acc(1), activation == 1};
-}
-
 template <class T>
 ForwardArguments<T> forward_arguments(const Access& access, const BatchNormActForward& call, bool training) {
   using Acc = Accumulator<T>;
@@ -302,7 +305,7 @@ BackwardArguments<T> backward_arguments(const Access& access, const BatchNormAct
   BackwardArguments<T> args{};
   args.grad_output = static_cast<const T*>(call.grad_output);
   args.input = static_cast<const T*>(call.input);
-  args.residual = call.activation == 0 ? nullptr : static_cast<const T*>(call.residual);
+  args.residual = call.activation == kIdentity ? nullptr : static_cast<const T*>(call.residual);
   args.grad_input = static_cast<T*>(call.grad_input);
   args.grad_residual = static_cast<T*>(call.grad_residual);
   args.weight = {call.weight.values, call.weight.own_dtype};
@@ -345,28 +348,28 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = forward_access(shape, call);
   const Plan plan = make_plan(access, 1, facts, method);
-  return dispatch(shape.dtype, access, [&](auto instance) {
+  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
     const auto args = forward_arguments<T>(access, call, true);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
     if (plan.method != Method::split) {
-      return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
+      return launch_on_chip(train_on_chip<T, I::V, I::A, I::Silu>, plan, stream, args, meeting);
     }
     const int error = launch_tiles(reduce_moments<T, I::V, I::A>, plan.tiling, stream, args, meeting);
     if (error) return error;
-    return launch_tiles(normalize<T, I::V, I::A>, elementwise_tiling(access), stream, args);
+    return launch_tiles(normalize<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream, args);
   });
 }
 
 int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForward& call, void* opaque_stream) {
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = forward_access(shape, call);
-  return dispatch(shape.dtype, access, [&](auto instance) {
+  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    return launch_tiles(normalize<T, I::V, I::A>, elementwise_tiling(access), stream,
+    return launch_tiles(normalize<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream,
                         forward_arguments<T>(access, call, false));
   });
 }
@@ -376,26 +379,27 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = backward_access(shape, call);
   const Plan plan = backward_plan(shape, call, facts, method);
-  return dispatch(shape.dtype, access, [&](auto instance) {
+  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
     auto args = backward_arguments<T>(access, call);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
     if (plan.method != Method::split) {
-      return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
+      return launch_on_chip(backward_on_chip<T, I::V, I::A, I::Silu>, plan, stream, args, meeting);
     }
     auto reduce = args;
     if (call.training) reduce.grad_input = nullptr;  // depends on the sums
-    const int error = launch_tiles(reduce_gradients<T, I::V, I::A>, plan.tiling, stream, reduce, meeting);
+    const int error = launch_tiles(reduce_gradients<T, I::V, I::A, I::Silu>, plan.tiling, stream, reduce, meeting);
     if (error || !call.training || !call.grad_input) return error;
     if (call.grad_residual) {
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
-      args.activation = activation_of<Accumulator<T>>(0, 0);
+      args.activation = activation_of<Accumulator<T>>(kIdentity, 0);
+      return launch_tiles(apply_gradients<T, I::V, I::A, false>, elementwise_tiling(access), stream, args);
     }
-    return launch_tiles(apply_gradients<T, I::V, I::A>, elementwise_tiling(access), stream, args);
+    return launch_tiles(apply_gradients<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream, args);
   });
 }
 
@@ -404,7 +408,7 @@ BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool al
   const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
   const Tiling t = elementwise ? elementwise_tiling(access) : make_plan(access, held, facts, method).tiling;
   BatchNormActVisits visits{t.tiles(), t.slices, access.vector, access.lanes, 0, {}, {}};
-  dispatch(shape.dtype, access, [&](auto instance) {
+  dispatch_access<false>(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     if (slice < 0) return 0;
     visits.slice_elements = t.count<I::V>(slice);

@@ -1,23 +1,10 @@
 #pragma once
 // The maths of batch_norm_act, y = activation((x - mean) * invstd * weight + bias + residual), that forward and
-// backward share, and their arguments.  The activation is run-time data: these kernels wait for memory.
+// backward share, and their arguments.
+#include "activation.cuh"
 #include "batch_norm_act_reductions.cuh"
 
 namespace genimg_fast::cuda {
-
-// identity is leaky_relu with slope 1; relu is not leaky_relu with slope 0, which turns infinities into NaN.
-template <class Acc>
-struct ActivationOf {
-  Acc slope;
-  bool relu;
-
-  // `passed` where the activation's input v is on the positive side, else what the other side makes of it.  With
-  // passed = v this is the activation, with passed = gradient its derivative.
-  __device__ __forceinline__ Acc operator()(Acc v, Acc passed) const {
-    const bool positive = relu ? !(v <= 0) : v > 0;
-    return positive ? passed : relu ? Acc(0) : passed * slope;
-  }
-};
 
 template <class T>
 struct ForwardArguments {

@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_moments(const Raw<T, V>* raw, int valid, con
 }
 
 // Normalises, adds the residual, activates and writes `valid` accesses.
-template <class T, int V, int A, int U>
+template <class T, int V, int A, bool Silu, int U>
 __device__ __forceinline__ void write_output(const ForwardArguments<T>& args, const Affine<Accumulator<T>, A>& affine,
                                              const Raw<T, V>* raw, const int64_t (&offsets)[U], int valid) {
   using Acc = Accumulator<T>;
@@ -71,10 +71,10 @@ __device__ __forceinline__ void write_output(const ForwardArguments<T>& args, co
       if (args.residual) unpack<T, V>(residual[u], r);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        Acc v = affine.preactivation(affine.normalized(x[j], j), j);
-        if (args.residual) v += r[j];
-        x[j] = args.activation(v, v);
+        x[j] = affine.preactivation(affine.normalized(x[j], j), j);
+        if (args.residual) x[j] += r[j];
       }
+      args.activation.template apply_as<T, Silu>(x);
       store<T, V>(args.output + offsets[u], pack<T, V>(x));
     }
   }
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Procedure overview: the elementwise part of forward.
 //   1. Each thread loads the parameters and statistics of its channels: of the batch in training, else running ones.
 //   2. It normalises, adds the residual, activates and writes its accesses.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
   constexpr int U = kChunk<V>;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, co
     Raw<T, V> raw[U];
     const int valid = take(tiling, walk, offsets);
     load_chunk<T, V>(args.input, offsets, valid, raw);
-    write_output<T, V, A, U>(args, affine, raw, offsets, valid);
+    write_output<T, V, A, Silu>(args, affine, raw, offsets, valid);
   }
 }
 
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, co
 //      result, waits for the tile's other blocks and combines what all of them staged; every block gets the same bits.
 //   3. The tile's first block writes mean, invstd and running statistics.
 //   4. Each thread normalises what it holds and writes the output.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_on_chip(const Tiling tiling, const ForwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
   using Acc = Accumulator<T>;
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
 #pragma unroll
   for (int r = 0; r < R; r += U) {
     const int valid = take(tiling, walk, offsets);
-    write_output<T, V, A, U>(args, affine, kept + r, offsets, valid);
+    write_output<T, V, A, Silu>(args, affine, kept + r, offsets, valid);
   }
   place = parked + threadIdx.x;
   while (walk.left > 0) {
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       if (u < valid) raw[u] = place[u * tiling.threads];
     }
     place += U * tiling.threads;
-    write_output<T, V, A, U>(args, affine, raw, offsets, valid);
+    write_output<T, V, A, Silu>(args, affine, raw, offsets, valid);
   }
 }
 

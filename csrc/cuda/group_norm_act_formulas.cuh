@@ -2,8 +2,8 @@
 // The maths of group_norm_act that forward and backward share, and their arguments.  With
 //   u = weight * (1 + scale), a = invstd * u, b = bias * (1 + scale) + shift
 // of a channel of a sample, the output is activation(v), v = (x - mean) * a + b + residual.
+#include "activation.cuh"
 #include "group_norm_act_layout.cuh"
-#include "reductions.cuh"
 
 namespace genimg_fast::cuda::group_norm {
 
@@ -83,59 +83,6 @@ __device__ __forceinline__ void load_coefficients(const Parameters<T>& parameter
   }
 }
 
-// The activation.  Which one it is differs between calls, not between threads: the choice is made per access.
-enum : int { kIdentity, kRelu, kLeakyRelu, kSilu };
-
-// 16-bit data have no digit that the fast functions would spoil.
-template <class T>
-__device__ __forceinline__ float logistic(float v) {
-  return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-v) : expf(-v)));
-}
-template <class T>
-__device__ __forceinline__ double logistic(double v) {
-  return 1 / (1 + exp(-v));
-}
-
-template <class Acc>
-struct Activation {
-  int kind;
-  Acc slope;
-
-  template <class T, int V>
-  __device__ __forceinline__ void apply(Acc (&v)[V]) const {
-    if (kind == kIdentity) return;
-    if (kind == kRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = v[j] <= 0 ? Acc(0) : v[j];
-    } else if (kind == kLeakyRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = v[j] > 0 ? v[j] : v[j] * slope;
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[j] *= logistic<T>(v[j]);
-    }
-  }
-
-  // Turns the gradients behind the activation into those before it.
-  template <class T, int V>
-  __device__ __forceinline__ void differentiate(const Acc (&v)[V], Acc (&grad)[V]) const {
-    if (kind == kIdentity) return;
-    if (kind == kRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) grad[j] = v[j] <= 0 ? Acc(0) : grad[j];
-    } else if (kind == kLeakyRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) grad[j] = v[j] > 0 ? grad[j] : grad[j] * slope;
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const Acc s = logistic<T>(v[j]);
-        grad[j] *= s * multiply_add(v[j], Acc(1) - s, Acc(1));
-      }
-    }
-  }
-};
-
 // Arguments.
 
 template <class T>
@@ -149,7 +96,7 @@ struct ForwardArguments {
   Acc* mean;
   Acc* invstd;
   Acc eps;
-  Activation<Acc> activation;
+  ActivationOf<Acc> activation;
 };
 
 template <class T>
@@ -169,7 +116,7 @@ struct BackwardArguments {
   Acc* grad_scale;
   Acc* grad_shift;
   Acc inverse_count;  // of the elements of a group
-  Activation<Acc> activation;
+  ActivationOf<Acc> activation;
 };
 
 // Partial results of a block's threads.
