@@ -2,14 +2,14 @@
 
     python benchmarks/eval_fuse.py [NAME ...] [--steps 3] [--out eval_fuse.json]
 
-Needs torchvision; models of timm, segmentation-models-pytorch and diffusers (pip install ".[zoo]") are taken
-where those are installed. A model runs in training mode and its operators are watched. Pairs are the batch norms
-whose result goes straight into a ReLU, LeakyReLU or SiLU, and into nothing else; sums are those whose result goes
-into an addition and from there into such an activation; group norms are those whose result goes into one. The table says how many of them are no longer there after gf.fuse: one operator does it. Then a fused copy
-and the model take steps of SGD in float64; the other columns are the largest relative error of the outputs of
-all steps, of the last gradients, of the buffers, and of the outputs in evaluation afterwards. Behind a slash is
-what torch itself is off by when the images of a batch stand in the opposite order: deep networks with random
-weights magnify the last bit.
+Needs torchvision; models of timm, segmentation-models-pytorch and diffusers (pip install ".[zoo]") are taken where
+those are installed. A model runs in training mode and its operators are watched. Pairs are the batch norms whose
+result goes straight into a ReLU, LeakyReLU or SiLU, and into nothing else; sums are those whose result goes into
+an addition and from there into such an activation; group norms are those whose result goes into one. The table
+says how many of them are no longer there after gf.fuse: one operator does it. Then a fused copy and the model take
+steps of SGD in float64; the other columns are the largest relative error of the outputs of all steps, of the last
+gradients, of the buffers, and of the outputs in evaluation afterwards. Behind a slash is what torch itself is off
+by when the images of a batch stand in the opposite order: deep networks with random weights magnify the last bit.
 """
 
 import argparse

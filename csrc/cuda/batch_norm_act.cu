@@ -219,32 +219,31 @@ Plan backward_plan(const BatchNormActShape& shape, const BatchNormActBackward& c
 
 // Launches.
 
-template <class T_, int V_, int A_, bool Silu_>
+template <class T_, int V_, int A_>
 struct Instance {
   using T = T_;
   static constexpr int V = V_, A = A_;
-  static constexpr bool Silu = Silu_;
 };
 
-template <bool Silu, class Launch>
-int dispatch_access(DType dtype, const Access& access, Launch launch) {
+// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here, and
+// those that stream once more for SiLU.
+template <class Launch>
+int dispatch(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
     using T = typename decltype(element)::T;
     if constexpr (!std::is_same<T, double>::value) {
       constexpr int V = kVector<T>;
-      if (access.lanes > 1) return launch(Instance<T, V, V, Silu>{});
-      if (access.vector > 1) return launch(Instance<T, V, 1, Silu>{});
+      if (access.lanes > 1) return launch(Instance<T, V, V>{});
+      if (access.vector > 1) return launch(Instance<T, V, 1>{});
     }
-    return launch(Instance<T, 1, 1, Silu>{});
+    return launch(Instance<T, 1, 1>{});
   });
 }
 
-// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named above, and
-// once more for SiLU if it has to do with the activation.
+// Calls launch with whether the activation is SiLU, as a constant.
 template <class Launch>
-int dispatch(DType dtype, const Access& access, int activation, Launch launch) {
-  return activation == kSilu ? dispatch_access<true>(dtype, access, launch)
-                             : dispatch_access<false>(dtype, access, launch);
+int dispatch_silu(bool silu, Launch launch) {
+  return silu ? launch(std::true_type{}) : launch(std::false_type{});
 }
 
 template <class Kernel, class... Arguments>
@@ -275,6 +274,12 @@ int prepare_meeting(const Plan& plan, void* workspace, gpu::stream_t stream, Mee
   meeting->staged =
       reinterpret_cast<typename PairOf<Acc>::type*>(static_cast<unsigned char*>(workspace) + plan.counter_bytes);
   return gpu::memset_async(workspace, 0, plan.counter_bytes, stream);
+}
+
+template <class Acc>
+ActivationOf<Acc> activation_of(int activation, double negative_slope) {
+  return {activation == kLeakyRelu ? static_cast<Acc>(negative_slope) : Acc(1), activation == kRelu,
+          activation == kSilu};
 }
 
 template <class T>
@@ -348,29 +353,33 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = forward_access(shape, call);
   const Plan plan = make_plan(access, 1, facts, method);
-  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
+  return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
     const auto args = forward_arguments<T>(access, call, true);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
     if (plan.method != Method::split) {
-      return launch_on_chip(train_on_chip<T, I::V, I::A, I::Silu>, plan, stream, args, meeting);
+      return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
     }
     const int error = launch_tiles(reduce_moments<T, I::V, I::A>, plan.tiling, stream, args, meeting);
     if (error) return error;
-    return launch_tiles(normalize<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream, args);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 
 int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForward& call, void* opaque_stream) {
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = forward_access(shape, call);
-  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
+  return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    return launch_tiles(normalize<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream,
-                        forward_arguments<T>(access, call, false));
+    const auto args = forward_arguments<T>(access, call, false);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 
@@ -379,27 +388,30 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = backward_access(shape, call);
   const Plan plan = backward_plan(shape, call, facts, method);
-  return dispatch(shape.dtype, access, call.activation, [&](auto instance) {
+  return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
     auto args = backward_arguments<T>(access, call);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
     if (plan.method != Method::split) {
-      return launch_on_chip(backward_on_chip<T, I::V, I::A, I::Silu>, plan, stream, args, meeting);
+      return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
     }
     auto reduce = args;
     if (call.training) reduce.grad_input = nullptr;  // depends on the sums
-    const int error = launch_tiles(reduce_gradients<T, I::V, I::A, I::Silu>, plan.tiling, stream, reduce, meeting);
+    const int error = dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(reduce_gradients<T, I::V, I::A, silu.value>, plan.tiling, stream, reduce, meeting);
+    });
     if (error || !call.training || !call.grad_input) return error;
     if (call.grad_residual) {
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
       args.activation = activation_of<Accumulator<T>>(kIdentity, 0);
-      return launch_tiles(apply_gradients<T, I::V, I::A, false>, elementwise_tiling(access), stream, args);
     }
-    return launch_tiles(apply_gradients<T, I::V, I::A, I::Silu>, elementwise_tiling(access), stream, args);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(apply_gradients<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 
@@ -408,7 +420,7 @@ BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool al
   const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
   const Tiling t = elementwise ? elementwise_tiling(access) : make_plan(access, held, facts, method).tiling;
   BatchNormActVisits visits{t.tiles(), t.slices, access.vector, access.lanes, 0, {}, {}};
-  dispatch_access<false>(shape.dtype, access, [&](auto instance) {
+  dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     if (slice < 0) return 0;
     visits.slice_elements = t.count<I::V>(slice);

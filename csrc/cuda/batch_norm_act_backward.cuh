@@ -11,16 +11,16 @@ __device__ __forceinline__ void activation_gradient(const BackwardArguments<T>& 
                                                     Raw<T, V> residual, Accumulator<T> (&grad)[V],
                                                     Accumulator<T> (&normalized)[V]) {
   using Acc = Accumulator<T>;
-  Acc r[V], v[V];
+  Acc r[V];
   unpack<T, V>(input, normalized);
   if (args.residual) unpack<T, V>(residual, r);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
     normalized[j] = affine.normalized(normalized[j], j);
-    v[j] = affine.preactivation(normalized[j], j);
-    if (args.residual) v[j] += r[j];
+    Acc v = affine.preactivation(normalized[j], j);
+    if (args.residual) v += r[j];
+    grad[j] = Silu ? grad[j] * silu_derivative<T>(v) : args.activation(v, grad[j]);
   }
-  args.activation.template differentiate_as<T, Silu>(v, grad);
 }
 
 // sum(g') and sum(g' * normalized) of a thread's channels.
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_gradients(const Tiling tili
 //      which is written here when wanted.
 //   2. Sums are combined as the moments of train_on_chip; the tile's first block writes grad_weight and grad_bias.
 //   3. Each thread computes grad_input from what it holds.
-template <class T, int V, int A, bool Silu>
+template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     backward_on_chip(const Tiling tiling, const BackwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
   using Acc = Accumulator<T>;
@@ -200,7 +200,11 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       if (u < valid) {
         Acc grad[V], normalized[V];
         unpack<T, V>(grad_raw[u], grad);
-        activation_gradient<T, V, A, Silu>(args, affine, input_raw[u], residual[u], grad, normalized);
+        if (args.activation.silu) {
+          activation_gradient<T, V, A, true>(args, affine, input_raw[u], residual[u], grad, normalized);
+        } else {
+          activation_gradient<T, V, A, false>(args, affine, input_raw[u], residual[u], grad, normalized);
+        }
         gradients.add(grad, normalized);
         input[u] = input_raw[u];
         grads[u] = pack<T, V>(grad);

@@ -71,10 +71,10 @@ __device__ __forceinline__ void write_output(const ForwardArguments<T>& args, co
       if (args.residual) unpack<T, V>(residual[u], r);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        x[j] = affine.preactivation(affine.normalized(x[j], j), j);
-        if (args.residual) x[j] += r[j];
+        Acc v = affine.preactivation(affine.normalized(x[j], j), j);
+        if (args.residual) v += r[j];
+        x[j] = Silu ? silu<T>(v) : args.activation(v, v);
       }
-      args.activation.template apply_as<T, Silu>(x);
       store<T, V>(args.output + offsets[u], pack<T, V>(x));
     }
   }
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, co
 //      result, waits for the tile's other blocks and combines what all of them staged; every block gets the same bits.
 //   3. The tile's first block writes mean, invstd and running statistics.
 //   4. Each thread normalises what it holds and writes the output.
-template <class T, int V, int A, bool Silu>
+template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_on_chip(const Tiling tiling, const ForwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
   using Acc = Accumulator<T>;
@@ -233,11 +233,15 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   Affine<Acc, A> affine;
   affine.load_parameters(args.weight, args.bias, walk.channel);
   affine.load_statistics(total + walk.local);
+  const auto write = [&](const Word* raw, int valid) {
+    if (args.activation.silu) {
+      write_output<T, V, A, true>(args, affine, raw, offsets, valid);
+    } else {
+      write_output<T, V, A, false>(args, affine, raw, offsets, valid);
+    }
+  };
 #pragma unroll
-  for (int r = 0; r < R; r += U) {
-    const int valid = take(tiling, walk, offsets);
-    write_output<T, V, A, Silu>(args, affine, kept + r, offsets, valid);
-  }
+  for (int r = 0; r < R; r += U) write(kept + r, take(tiling, walk, offsets));
   place = parked + threadIdx.x;
   while (walk.left > 0) {
     Word raw[U];
@@ -247,7 +251,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       if (u < valid) raw[u] = place[u * tiling.threads];
     }
     place += U * tiling.threads;
-    write_output<T, V, A, Silu>(args, affine, raw, offsets, valid);
+    write(raw, valid);
   }
 }
 

@@ -268,7 +268,7 @@ ForwardArguments<T> forward_arguments(const GroupNormActShape& shape, const Grou
           static_cast<Acc*>(call.mean),
           static_cast<Acc*>(call.invstd),
           static_cast<Acc>(call.eps),
-          activation_of<Acc>(call.activation, call.negative_slope)};
+          {call.activation, static_cast<Acc>(call.negative_slope)}};
 }
 
 template <class T>
@@ -289,7 +289,7 @@ BackwardArguments<T> backward_arguments(const GroupNormActShape& shape, const Gr
           static_cast<Acc*>(call.grad_scale),
           static_cast<Acc*>(call.grad_shift),
           static_cast<Acc>(1 / count),
-          activation_of<Acc>(call.activation, call.negative_slope)};
+          {call.activation, static_cast<Acc>(call.negative_slope)}};
 }
 
 template <class T, int V>
@@ -422,7 +422,7 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
-      args.activation = activation_of<Accumulator<T>>(kIdentity, 0);
+      args.activation.kind = kIdentity;
     }
     return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
       return launch_blocks(apply_gradients<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,

@@ -83,6 +83,44 @@ __device__ __forceinline__ void load_coefficients(const Parameters<T>& parameter
   }
 }
 
+// The activation.  Which one it is differs between calls, not between threads: the choice is made per access.
+template <class Acc>
+struct Activation {
+  int kind;
+  Acc slope;
+
+  template <class T, int V>
+  __device__ __forceinline__ void apply(Acc (&v)[V]) const {
+    if (kind == kIdentity) return;
+    if (kind == kRelu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = v[j] <= 0 ? Acc(0) : v[j];
+    } else if (kind == kLeakyRelu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = v[j] > 0 ? v[j] : v[j] * slope;
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) v[j] = silu<T>(v[j]);
+    }
+  }
+
+  // Turns the gradients behind the activation into those before it.
+  template <class T, int V>
+  __device__ __forceinline__ void differentiate(const Acc (&v)[V], Acc (&grad)[V]) const {
+    if (kind == kIdentity) return;
+    if (kind == kRelu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) grad[j] = v[j] <= 0 ? Acc(0) : grad[j];
+    } else if (kind == kLeakyRelu) {
+#pragma unroll
+      for (int j = 0; j < V; ++j) grad[j] = v[j] > 0 ? grad[j] : grad[j] * slope;
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) grad[j] *= silu_derivative<T>(v[j]);
+    }
+  }
+};
+
 // Arguments.
 
 template <class T>
@@ -96,7 +134,7 @@ struct ForwardArguments {
   Acc* mean;
   Acc* invstd;
   Acc eps;
-  ActivationOf<Acc> activation;
+  Activation<Acc> activation;
 };
 
 template <class T>
@@ -116,7 +154,7 @@ struct BackwardArguments {
   Acc* grad_scale;
   Acc* grad_shift;
   Acc inverse_count;  // of the elements of a group
-  ActivationOf<Acc> activation;
+  Activation<Acc> activation;
 };
 
 // Partial results of a block's threads.
