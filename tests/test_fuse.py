@@ -247,6 +247,14 @@ class Silus(Net):
         return self.smooth_in_place(y)
 
 
+class SiluResidual(Residual):
+    expected = ("silu", "add + silu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+
+
 class SiluInPlace(Net):
     """What others have of a value changes with it."""
 
@@ -261,7 +269,7 @@ class SiluInPlace(Net):
 
 FORMS = [
     Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops,
-    Ends, Helpers, Function, Cubes, Groups, Silus, SiluInPlace,
+    Ends, Helpers, Function, Cubes, Groups, Silus, SiluResidual, SiluInPlace,
 ]  # fmt: skip
 
 
@@ -525,7 +533,7 @@ def test_statistics_and_gradients_are_those_of_the_order_of_the_calls(form: type
         torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("form", [Residual, Silus])
+@pytest.mark.parametrize("form", [Residual, SiluResidual])
 def test_autocast_and_second_derivatives(form: type[nn.Module]) -> None:
     plain = form()
     fused = gf.fuse(copy.deepcopy(plain))
