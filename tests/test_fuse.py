@@ -657,6 +657,24 @@ class AsksSuper(Attributes):
         return super(self.__class__, self).forward(x)
 
 
+class AsksWhenMade(nn.Sequential):
+    """As torchvision's convolution, norm and activation, which its efficientnet and mobilenet are made of."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        if self.__class__ == nn.Sequential:
+            raise TypeError
+
+
+def test_classes_that_ask_for_themselves_when_they_are_made(ran: list[str]) -> None:
+    plain = AsksWhenMade(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(inplace=True))
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(X), plain(X))
+    assert ran == ["silu"]
+    assert type(fused[:2]).__name__ == "AsksWhenMade"
+    assert type(gf.unfuse(fused)) is AsksWhenMade
+
+
 @pytest.mark.parametrize("form", [AsksForClass, AsksSuper])
 def test_classes_that_ask_for_themselves_stay(form: type[nn.Module]) -> None:
     plain = form()
