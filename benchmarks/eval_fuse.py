@@ -2,15 +2,14 @@
 
     python benchmarks/eval_fuse.py [NAME ...] [--steps 3] [--out eval_fuse.json]
 
-Needs torchvision; models of timm, segmentation-models-pytorch and diffusers (pip install ".[zoo]") are taken
-where those are installed. A model runs in training mode and its operators are watched. Pairs are the batch norms
-whose result goes straight into a ReLU or LeakyReLU, and into nothing else; sums are those whose result goes into
-an addition and from there into such an activation; group norms are those whose result goes into one of these or
-SiLU. The table says how many of them are no longer there after gf.fuse: one operator does it. Then a fused copy
-and the model take steps of SGD in float64; the other columns are the largest relative error of the outputs of
-all steps, of the last gradients, of the buffers, and of the outputs in evaluation afterwards. Behind a slash is
-what torch itself is off by when the images of a batch stand in the opposite order: deep networks with random
-weights magnify the last bit.
+Needs torchvision; models of timm, segmentation-models-pytorch and diffusers (pip install ".[zoo]") are taken where
+those are installed. A model runs in training mode and its operators are watched. Pairs are the batch norms whose
+result goes straight into a ReLU, LeakyReLU or SiLU, and into nothing else; sums are those whose result goes into
+an addition and from there into such an activation; group norms are those whose result goes into one. The table
+says how many of them are no longer there after gf.fuse: one operator does it. Then a fused copy and the model take
+steps of SGD in float64; the other columns are the largest relative error of the outputs of all steps, of the last
+gradients, of the buffers, and of the outputs in evaluation afterwards. Behind a slash is what torch itself is off
+by when the images of a batch stand in the opposite order: deep networks with random weights magnify the last bit.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 import genimg_fast as gf
 
 NORMS = {"native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update"}
-ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_"}
+ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_", "silu", "silu_"}
 BY_NAME = {
     "torchvision": {
         "resnet18": 96, "resnet50": 96, "vgg16_bn": 64, "densenet121": 96, "mobilenet_v2": 96,
@@ -87,7 +86,7 @@ def count(model: nn.Module, x: Tensor) -> Counts:
     norms = pairs = sums = groups = 0
     for position, (name, _, _) in enumerate(calls):
         if name == "native_group_norm":
-            groups += any(calls[j][0] in (*ACTIVATIONS, "silu", "silu_") for j in users(position)[:1])
+            groups += any(calls[j][0] in ACTIVATIONS for j in users(position)[:1])
         if name not in NORMS:
             continue
         norms += 1

@@ -5,8 +5,9 @@
 namespace genimg_fast {
 
 inline Activation check_activation(int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2,
-                  "batch_norm_act: activation must be 0 (identity), 1 (relu) or 2 (leaky_relu), got ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3,
+                  "batch_norm_act: activation must be 0 (identity), 1 (relu), 2 (leaky_relu) or 3 (silu), got ",
+                  activation);
   return static_cast<Activation>(activation);
 }
 

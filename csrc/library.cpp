@@ -16,7 +16,7 @@ GENIMG_FAST_EXPORT const char* genimg_fast_build_info() {
 }
 
 STABLE_TORCH_LIBRARY(genimg_fast, m) {
-  // Batch norm with batch statistics, + residual, then activation (0 identity, 1 relu, 2 leaky_relu).
+  // Batch norm with batch statistics, + residual, then activation (0 identity, 1 relu, 2 leaky_relu, 3 silu).
   // mean and invstd (one value per channel, float32 or float64) are what backward needs; running statistics are updated
   // in place.  These and weight and bias may be of the input's dtype, if that has 16 bits, or wide like mean.
   m.def(

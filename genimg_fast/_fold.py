@@ -191,4 +191,6 @@ def _what_is_left(norm: Any) -> nn.Module:
         return nn.ReLU()
     if getattr(norm, "activation", "identity") == "leaky_relu":
         return nn.LeakyReLU(norm.negative_slope)
+    if getattr(norm, "activation", "identity") == "silu":
+        return nn.SiLU()
     return nn.Identity()

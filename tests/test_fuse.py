@@ -228,9 +228,51 @@ class Groups(nn.Module):
         return torch.sigmoid(self.norm1(x))
 
 
+class Silus(Net):
+    """As EfficientNets: layers and functions, in place or not, with a sum before them or not."""
+
+    expected = ("silu", "silu", "silu", "add + silu", "add + silu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.smooth, self.smooth_in_place = nn.SiLU(), nn.SiLU(inplace=True)
+        self.block = nn.Sequential(self.conv1, self.bn1, self.smooth_in_place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        x = F.silu(self.bn2(self.conv2(x)), inplace=True)
+        bn = self.bn1
+        y = F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training)
+        x = self.smooth(y)
+        x = F.silu(self.bn2(self.conv2(x)) + x)
+        y = self.bn1(x)
+        y += x
+        return self.smooth_in_place(y)
+
+
+class SiluResidual(Residual):
+    expected = ("silu", "add + silu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+
+
+class SiluInPlace(Net):
+    """What others have of a value changes with it."""
+
+    expected = ("silu",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        y = x
+        x = F.silu(x, inplace=True)
+        return y * 2 + x
+
+
 FORMS = [
     Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops,
-    Ends, Helpers, Function, Cubes, Groups,
+    Ends, Helpers, Function, Cubes, Groups, Silus, SiluResidual, SiluInPlace,
 ]  # fmt: skip
 
 
@@ -333,7 +375,7 @@ def test_torchs_tools(training: bool) -> None:
         assert "genimg_fast::" not in str(getattr(result, "graph", ""))
 
 
-@pytest.mark.parametrize("form", [Attributes, Residual, Sums, Ends, Function, UsedTwice])
+@pytest.mark.parametrize("form", [Attributes, Residual, Sums, Ends, Function, UsedTwice, Silus])
 def test_compiles_as_one_graph(form: type[nn.Module]) -> None:
     torch._dynamo.reset()
     fused = gf.fuse(form())
@@ -494,8 +536,9 @@ def test_statistics_and_gradients_are_those_of_the_order_of_the_calls(form: type
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_autocast_and_second_derivatives() -> None:
-    plain = Residual()
+@pytest.mark.parametrize("form", [Residual, SiluResidual])
+def test_autocast_and_second_derivatives(form: type[nn.Module]) -> None:
+    plain = form()
     fused = gf.fuse(copy.deepcopy(plain))
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(fused(X), plain(X), rtol=2e-2, atol=2e-2)
@@ -615,6 +658,24 @@ class AsksForClass(Net):
 class AsksSuper(Attributes):
     def forward(self, x: Tensor) -> Tensor:
         return super(self.__class__, self).forward(x)
+
+
+class AsksWhenMade(nn.Sequential):
+    """As torchvision's convolution, norm and activation, which its efficientnet and mobilenet are made of."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        if self.__class__ == nn.Sequential:
+            raise TypeError
+
+
+def test_classes_that_ask_for_themselves_when_they_are_made(ran: list[str]) -> None:
+    plain = AsksWhenMade(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(inplace=True))
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(X), plain(X))
+    assert ran == ["silu"]
+    assert type(fused[:2]).__name__ == "AsksWhenMade"
+    assert type(gf.unfuse(fused)) is AsksWhenMade
 
 
 @pytest.mark.parametrize("form", [AsksForClass, AsksSuper])
@@ -778,9 +839,12 @@ class Foldable(nn.Module):
         self.conv, self.bn1 = nn.Conv2d(4, 6, 3, groups=2, bias=False), nn.BatchNorm2d(6)
         self.up, self.bn2 = nn.ConvTranspose2d(6, 4, 3, groups=2), gf.nn.BatchNormAct2d(4, activation="relu")
         self.linear, self.bn3 = nn.Linear(4, 5), nn.BatchNorm1d(5, affine=False)
+        self.smooth = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.SiLU(inplace=True))
+        self.conv4, self.bn4 = nn.Conv2d(4, 4, 1), gf.nn.BatchNormAct2d(4, activation="silu")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn2(self.up(F.relu(self.bn1(self.conv(x)))))
+        x = self.bn4(self.conv4(self.smooth(x)))
         return self.bn3(self.linear(x.mean((2, 3))))
 
 
@@ -790,6 +854,7 @@ def test_folding(dtype: torch.dtype) -> None:
     x = X.to(dtype)
     folded = gf.fold_batch_norm(model, x)
     assert [type(m) for m in (folded.bn1, folded.bn2, folded.bn3)] == [nn.Identity, nn.ReLU, nn.Identity]
+    assert [type(m) for m in (folded.smooth[1], folded.bn4)] == [nn.Identity, nn.SiLU]
     assert type(model.bn1) is nn.BatchNorm2d
     tolerance = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {}
     torch.testing.assert_close(folded(x), model(x), **tolerance)

@@ -136,7 +136,7 @@ struct Operands {
                g,
                y,
                dr,
-               activation == Activation::relu,
+               activation,
                streams(plan, y) && streams(plan, dr),
                Acc<T>(activation == Activation::leaky_relu ? slope : 1),
                training,

@@ -2,38 +2,36 @@
 // Included by batch_norm_act_kernels.h only.
 
 // Gradient at the pre-activation, g', of the vector at element i; `centred` is x - mean.
-template <bool Tail, bool Relu, bool Residual, class T>
+template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE Vec<Acc<T>> activation_gradient(const Job<T>& job, const Parameters<Acc<T>>& p, const Vec<Acc<T>>& centred,
                                             int64_t i, int n) {
-  using V = Vec<Acc<T>>;
-  const V v = pre_activation<Tail, Residual>(job, p, centred, i, n);
-  const V g = read<Tail>(job.g + i, n);
-  if constexpr (Relu) return v <= 0 ? V{} : g;
-  return v > 0 ? g : g * splat(job.slope);
+  const Vec<Acc<T>> v = pre_activation<Tail, Residual>(job, p, centred, i, n);
+  return through_activation<Kind, Acc<T>>(read<Tail>(job.g + i, n), v, job.slope);
 }
 
-// Lanes beyond a tail read g as zero and add nothing.
-template <bool Tail, bool Relu, bool Residual, class T>
+// Lanes beyond a tail read g as zero and add nothing, whatever infinities their columns' values make of the rest.
+template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void add_gradients(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n, Vec<Acc<T>>& sum,
                                Vec<Acc<T>>& dot) {
   Vec<Acc<T>> centred = read<Tail>(job.x + i, n) - p.mean;
-  const Vec<Acc<T>> g = activation_gradient<Tail, Relu, Residual>(job, p, centred, i, n);
-  if constexpr (Tail) centred = keep_first<Acc<T>>(centred, n);  // the mean may be infinite
+  Vec<Acc<T>> g = activation_gradient<Tail, Kind, Residual>(job, p, centred, i, n);
+  if constexpr (Tail) centred = keep_first<Acc<T>>(centred, n);
+  if constexpr (Tail && Kind == Activation::silu) g = keep_first<Acc<T>>(g, n);
   sum += g;
   dot = mul_add(g, centred, dot);
 }
 
-template <bool Tail, bool Relu, bool Residual, class T>
+template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void column_gradients(const Job<T>& job, int64_t start, int64_t column, int rows, int n, Acc<T>* sum,
                                   Acc<T>* dot) {
   const Parameters<Acc<T>> p = parameters<false, true>(job, column);
   Vec<Acc<T>> s{}, d{};
-  for (int u = 0; u < rows; ++u) add_gradients<Tail, Relu, Residual>(job, p, start + u * job.plan.width, n, s, d);
+  for (int u = 0; u < rows; ++u) add_gradients<Tail, Kind, Residual>(job, p, start + u * job.plan.width, n, s, d);
   store(sum, load(sum) + s);
   store(dot, load(dot) + d);
 }
 
-template <bool Relu, bool Residual, class T>
+template <Activation Kind, bool Residual, class T>
 void column_gradient_tile(const Job<T>& job, int64_t start, int64_t column, int rows, int n, double* sum, double* dot) {
   constexpr int L = lanes<Acc<T>>;
   alignas(64) Acc<T> tile_sum[max_block] = {}, tile_dot[max_block] = {};
@@ -42,9 +40,9 @@ void column_gradient_tile(const Job<T>& job, int64_t start, int64_t column, int 
     const int64_t row = start + r * job.plan.width;
     int j = 0;
     for (; j + L <= n; j += L)
-      column_gradients<false, Relu, Residual>(job, row + j, column + j, quad, 0, tile_sum + j, tile_dot + j);
+      column_gradients<false, Kind, Residual>(job, row + j, column + j, quad, 0, tile_sum + j, tile_dot + j);
     if (j < n)
-      column_gradients<true, Relu, Residual>(job, row + j, column + j, quad, n - j, tile_sum + j, tile_dot + j);
+      column_gradients<true, Kind, Residual>(job, row + j, column + j, quad, n - j, tile_sum + j, tile_dot + j);
   }
   for (int j = 0; j < n; ++j) {
     sum[j] += tile_sum[j];
@@ -52,7 +50,7 @@ void column_gradient_tile(const Job<T>& job, int64_t start, int64_t column, int 
   }
 }
 
-template <bool Relu, bool Residual, class T>
+template <Activation Kind, bool Residual, class T>
 void piece_gradient_tile(const Job<T>& job, int64_t channel, int64_t first, int64_t last, double& sum, double& dot) {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -67,9 +65,9 @@ void piece_gradient_tile(const Job<T>& job, int64_t channel, int64_t first, int6
       V s[4] = {}, d[4] = {};
       int64_t i = from;
       for (; i + 4 * L <= to; i += 4 * L)
-        for (int u = 0; u < 4; ++u) add_gradients<false, Relu, Residual>(job, p, i + u * L, 0, s[u], d[u]);
-      for (; i + L <= to; i += L) add_gradients<false, Relu, Residual>(job, p, i, 0, s[0], d[0]);
-      if (i < to) add_gradients<true, Relu, Residual>(job, p, i, to - i, s[1], d[1]);
+        for (int u = 0; u < 4; ++u) add_gradients<false, Kind, Residual>(job, p, i + u * L, 0, s[u], d[u]);
+      for (; i + L <= to; i += L) add_gradients<false, Kind, Residual>(job, p, i, 0, s[0], d[0]);
+      if (i < to) add_gradients<true, Kind, Residual>(job, p, i, to - i, s[1], d[1]);
       sum += horizontal_sum<A>((s[0] + s[1]) + (s[2] + s[3]));
       dot += horizontal_sum<A>((d[0] + d[1]) + (d[2] + d[3]));
     }
@@ -77,7 +75,7 @@ void piece_gradient_tile(const Job<T>& job, int64_t channel, int64_t first, int6
 }
 
 // Sums of g' and of g' * (x - mean) of every column of the group, over the segment's rows.
-template <bool Relu, bool Residual, class T>
+template <Activation Kind, bool Residual, class T>
 void gradient_sums_of(const Job<T>& job, int64_t group, int64_t segment) {
   const Plan& plan = job.plan;
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
@@ -88,26 +86,21 @@ void gradient_sums_of(const Job<T>& job, int64_t group, int64_t segment) {
   std::fill_n(dot, j1 - j0, 0.0);
   if (!plan.columns) {
     for (int64_t k = first; k < last; k += plan.tile)
-      piece_gradient_tile<Relu, Residual>(job, group, k, std::min(k + plan.tile, last), *sum, *dot);
+      piece_gradient_tile<Kind, Residual>(job, group, k, std::min(k + plan.tile, last), *sum, *dot);
     return;
   }
   const int64_t full = std::min(last, plan.rows);
   for (int64_t r = first; r < full; r += plan.tile)
-    column_gradient_tile<Relu, Residual>(job, r * plan.width + j0, j0, std::min(plan.tile, full - r), j1 - j0, sum,
+    column_gradient_tile<Kind, Residual>(job, r * plan.width + j0, j0, std::min(plan.tile, full - r), j1 - j0, sum,
                                          dot);
   if (last > plan.rows && j0 < plan.rest)
-    column_gradient_tile<Relu, Residual>(job, plan.rows * plan.width + j0, j0, 1, std::min(j1, plan.rest) - j0, sum,
+    column_gradient_tile<Kind, Residual>(job, plan.rows * plan.width + j0, j0, 1, std::min(j1, plan.rest) - j0, sum,
                                          dot);
 }
 
 template <class T>
 void gradient_sums(const Job<T>& job, int64_t group, int64_t segment) {
-  if (job.relu)
-    job.residual ? gradient_sums_of<true, true>(job, group, segment)
-                 : gradient_sums_of<true, false>(job, group, segment);
-  else
-    job.residual ? gradient_sums_of<false, true>(job, group, segment)
-                 : gradient_sums_of<false, false>(job, group, segment);
+  for_kind(job, [&](auto kind, auto residual) { gradient_sums_of<kind.value, residual.value>(job, group, segment); });
 }
 
 template <class T>
@@ -139,11 +132,11 @@ void finish_gradients(const Job<T>& job, const Gradients<Acc<T>>& out, int64_t f
 }
 
 // dx = (g' + constant + (x - mean) * by_centred) * scale, dresidual = g'; in evaluation dx = g' * scale, whatever x is.
-template <bool Tail, bool Relu, bool Residual, class T>
+template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void backward_step(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n) {
   using V = Vec<Acc<T>>;
   const V centred = read<Tail>(job.x + i, n) - p.mean;
-  const V g = activation_gradient<Tail, Relu, Residual>(job, p, centred, i, n);
+  const V g = activation_gradient<Tail, Kind, Residual>(job, p, centred, i, n);
   if (job.dr) write<Tail>(job, job.dr + i, g, n);
   if (job.y)
     write<Tail>(job, job.y + i, (job.training ? mul_add(centred, p.by_centred, g + p.constant) : g) * p.scale, n);

@@ -38,6 +38,18 @@ SIMD_INLINE Parameters<Acc<T>> parameters(const Job<T>& job, int64_t column) {
   return p;
 }
 
+// Calls f(kind, residual) with the job's activation and whether it has a residual, as constants.
+template <class T, class F>
+void for_kind(const Job<T>& job, const F& f) {
+  const auto with = [&](auto kind) { job.residual ? f(kind, std::true_type()) : f(kind, std::false_type()); };
+  if (job.activation == Activation::relu)
+    with(std::integral_constant<Activation, Activation::relu>());
+  else if (job.activation == Activation::silu)
+    with(std::integral_constant<Activation, Activation::silu>());
+  else
+    with(std::integral_constant<Activation, Activation::leaky_relu>());
+}
+
 // What the activation is applied to.  Backward recomputes it, and has to find the sign that forward found: this is the
 // one expression of both.  x - mean comes first because x * scale + shift would cancel where |mean| >> std.
 template <bool Tail, bool Residual, class T>

@@ -79,13 +79,8 @@ void finish_statistics(const Job<T>& job, const Statistics<Acc<T>>& out, int64_t
 }
 
 // y = activation((x - mean) * scale + bias + residual)
-template <bool Tail, bool Relu, bool Residual, class T>
+template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void forward_step(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n) {
-  using V = Vec<Acc<T>>;
-  V v = pre_activation<Tail, Residual>(job, p, read<Tail>(job.x + i, n) - p.mean, i, n);
-  if constexpr (Relu)
-    v = v <= 0 ? V{} : v;
-  else
-    v = v > 0 ? v : v * splat(job.slope);
-  write<Tail>(job, job.y + i, v, n);
+  const Vec<Acc<T>> v = pre_activation<Tail, Residual>(job, p, read<Tail>(job.x + i, n) - p.mean, i, n);
+  write<Tail>(job, job.y + i, activate<Kind, Acc<T>>(v, job.slope), n);
 }

@@ -2,6 +2,7 @@
 // The views of batch_norm_act's data, and what its kernels are given; see batch_norm_act.cpp.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <utility>
 
 #include "../batch_norm_act.h"
@@ -99,9 +100,9 @@ struct Job {
   const T* g;         // gradient of the output
   T* y;               // output, or gradient of the input (or null)
   T* dr;              // gradient of the residual, or null
-  bool relu;
+  Activation activation;
   bool streaming;                                // outputs go past the caches
-  A slope;                                       // of the negative side; 1 for the identity
+  A slope;                                       // of a piecewise linear activation's negative side
   bool training;                                 // mean and scale depend on x
   double* partial[2];                            // [segment][column]
   A *mean, *scale, *bias;                        // per column

@@ -225,7 +225,8 @@ struct Instance {
   static constexpr int V = V_, A = A_;
 };
 
-// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here.
+// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here, and
+// those that stream once more for SiLU.
 template <class Launch>
 int dispatch(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
@@ -237,6 +238,12 @@ int dispatch(DType dtype, const Access& access, Launch launch) {
     }
     return launch(Instance<T, 1, 1>{});
   });
+}
+
+// Calls launch with whether the activation is SiLU, as a constant.
+template <class Launch>
+int dispatch_silu(bool silu, Launch launch) {
+  return silu ? launch(std::true_type{}) : launch(std::false_type{});
 }
 
 template <class Kernel, class... Arguments>
@@ -271,7 +278,8 @@ int prepare_meeting(const Plan& plan, void* workspace, gpu::stream_t stream, Mee
 
 template <class Acc>
 ActivationOf<Acc> activation_of(int activation, double negative_slope) {
-  return {activation == 2 ? static_cast<Acc>(negative_slope) : Acc(1), activation == 1};
+  return {activation == kLeakyRelu ? static_cast<Acc>(negative_slope) : Acc(1), activation == kRelu,
+          activation == kSilu};
 }
 
 template <class T>
@@ -302,7 +310,7 @@ BackwardArguments<T> backward_arguments(const Access& access, const BatchNormAct
   BackwardArguments<T> args{};
   args.grad_output = static_cast<const T*>(call.grad_output);
   args.input = static_cast<const T*>(call.input);
-  args.residual = call.activation == 0 ? nullptr : static_cast<const T*>(call.residual);
+  args.residual = call.activation == kIdentity ? nullptr : static_cast<const T*>(call.residual);
   args.grad_input = static_cast<T*>(call.grad_input);
   args.grad_residual = static_cast<T*>(call.grad_residual);
   args.weight = {call.weight.values, call.weight.own_dtype};
@@ -356,7 +364,9 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
     }
     const int error = launch_tiles(reduce_moments<T, I::V, I::A>, plan.tiling, stream, args, meeting);
     if (error) return error;
-    return launch_tiles(normalize<T, I::V, I::A>, elementwise_tiling(access), stream, args);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 
@@ -366,8 +376,10 @@ int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForwar
   return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    return launch_tiles(normalize<T, I::V, I::A>, elementwise_tiling(access), stream,
-                        forward_arguments<T>(access, call, false));
+    const auto args = forward_arguments<T>(access, call, false);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 
@@ -387,15 +399,19 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
     }
     auto reduce = args;
     if (call.training) reduce.grad_input = nullptr;  // depends on the sums
-    const int error = launch_tiles(reduce_gradients<T, I::V, I::A>, plan.tiling, stream, reduce, meeting);
+    const int error = dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(reduce_gradients<T, I::V, I::A, silu.value>, plan.tiling, stream, reduce, meeting);
+    });
     if (error || !call.training || !call.grad_input) return error;
     if (call.grad_residual) {
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
-      args.activation = activation_of<Accumulator<T>>(0, 0);
+      args.activation = activation_of<Accumulator<T>>(kIdentity, 0);
     }
-    return launch_tiles(apply_gradients<T, I::V, I::A>, elementwise_tiling(access), stream, args);
+    return dispatch_silu(args.activation.silu, [&](auto silu) {
+      return launch_tiles(apply_gradients<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    });
   });
 }
 

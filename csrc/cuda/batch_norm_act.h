@@ -42,7 +42,7 @@ struct BatchNormActForward {
   BatchNormActValues running_mean;  // training: optional, updated.  Evaluation: read
   BatchNormActValues running_var;   // likewise
   double momentum, eps;
-  int activation;  // 0 identity, 1 relu, 2 leaky_relu
+  int activation;  // 0 identity, 1 relu, 2 leaky_relu, 3 silu
   double negative_slope;
 };
 

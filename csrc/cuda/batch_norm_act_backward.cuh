@@ -5,7 +5,7 @@
 namespace genimg_fast::cuda {
 
 // The gradient behind the activation of one access, in place of grad; `normalized` receives (x - mean) * invstd.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __device__ __forceinline__ void activation_gradient(const BackwardArguments<T>& args,
                                                     const Affine<Accumulator<T>, A>& affine, Raw<T, V> input,
                                                     Raw<T, V> residual, Accumulator<T> (&grad)[V],
@@ -19,7 +19,7 @@ __device__ __forceinline__ void activation_gradient(const BackwardArguments<T>& 
     normalized[j] = affine.normalized(normalized[j], j);
     Acc v = affine.preactivation(normalized[j], j);
     if (args.residual) v += r[j];
-    grad[j] = args.activation(v, grad[j]);
+    grad[j] = Silu ? grad[j] * silu_derivative<T>(v) : args.activation(v, grad[j]);
   }
 }
 
@@ -74,7 +74,7 @@ __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, 
 //   1. Each thread computes the gradient behind the activation, g', and sums g' and g' * normalized.  It writes g' as
 //      grad_residual and, in evaluation, g' * invstd * weight as grad_input, where these are wanted.
 //   2. Sums are combined as in reduce_moments.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __global__ void __launch_bounds__(kThreads, 2)
     reduce_gradients(const Tiling tiling, const BackwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
   using Acc = Accumulator<T>;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (u < valid) {
           Acc grad[V], normalized[V];
           unpack<T, V>(grad_raw[u], grad);
-          activation_gradient<T, V, A>(args, affine, input[u], residual[u], grad, normalized);
+          activation_gradient<T, V, A, Silu>(args, affine, input[u], residual[u], grad, normalized);
           gradients.add(grad, normalized);
           if (args.grad_residual) store<T, V>(args.grad_residual + offsets[u], pack<T, V>(grad));
           if (args.grad_input) {
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Procedure overview: grad_input in training, once grad_weight and grad_bias are known.
 //   1. Each thread loads its channels' parameters, statistics and sums.
 //   2. It recomputes g' and the normalised input and writes grad_input.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __global__ void __launch_bounds__(kThreads, 2) apply_gradients(const Tiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
   constexpr int U = kGradientChunk<V>;
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 2) apply_gradients(const Tiling tili
       if (u < valid) {
         Acc grad[V], normalized[V];
         unpack<T, V>(grad_raw[u], grad);
-        activation_gradient<T, V, A>(args, affine, input[u], residual[u], grad, normalized);
+        activation_gradient<T, V, A, Silu>(args, affine, input[u], residual[u], grad, normalized);
 #pragma unroll
         for (int j = 0; j < V; ++j) grad[j] = input_gradient(affine, grad[j], normalized[j], j);
         store<T, V>(args.grad_input + offsets[u], pack<T, V>(grad));
@@ -200,7 +200,11 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       if (u < valid) {
         Acc grad[V], normalized[V];
         unpack<T, V>(grad_raw[u], grad);
-        activation_gradient<T, V, A>(args, affine, input_raw[u], residual[u], grad, normalized);
+        if (args.activation.silu) {
+          activation_gradient<T, V, A, true>(args, affine, input_raw[u], residual[u], grad, normalized);
+        } else {
+          activation_gradient<T, V, A, false>(args, affine, input_raw[u], residual[u], grad, normalized);
+        }
         gradients.add(grad, normalized);
         input[u] = input_raw[u];
         grads[u] = pack<T, V>(grad);

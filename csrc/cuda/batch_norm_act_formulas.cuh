@@ -1,6 +1,10 @@
 #pragma once
 // The maths of batch_norm_act, y = activation((x - mean) * invstd * weight + bias + residual), that forward and
-// backward share, and their arguments.  The activation is run-time data: these kernels wait for memory.
+// backward share, and their arguments.  The activation is run-time data: these kernels wait for memory.  But SiLU's
+// exponential takes instructions and registers, which cost blocks that are resident: kernels that stream are compiled
+// for it apart.  Those that hold their data on chip, whose registers are all given away already and which are most of
+// the code, branch around it.
+#include "activation.cuh"
 #include "batch_norm_act_reductions.cuh"
 
 namespace genimg_fast::cuda {
@@ -10,9 +14,10 @@ template <class Acc>
 struct ActivationOf {
   Acc slope;
   bool relu;
+  bool silu;  // neither of the others
 
-  // `passed` where the activation's input v is on the positive side, else what the other side makes of it.  With
-  // passed = v this is the activation, with passed = gradient its derivative.
+  // But for SiLU: `passed` where the activation's input v is on the positive side, else what the other side makes of
+  // it.  With passed = v this is the activation, with passed = gradient its derivative.
   __device__ __forceinline__ Acc operator()(Acc v, Acc passed) const {
     const bool positive = relu ? !(v <= 0) : v > 0;
     return positive ? passed : relu ? Acc(0) : passed * slope;

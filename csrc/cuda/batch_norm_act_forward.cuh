@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_moments(const Raw<T, V>* raw, int valid, con
 }
 
 // Normalises, adds the residual, activates and writes `valid` accesses.
-template <class T, int V, int A, int U>
+template <class T, int V, int A, bool Silu, int U>
 __device__ __forceinline__ void write_output(const ForwardArguments<T>& args, const Affine<Accumulator<T>, A>& affine,
                                              const Raw<T, V>* raw, const int64_t (&offsets)[U], int valid) {
   using Acc = Accumulator<T>;
@@ -73,7 +73,7 @@ __device__ __forceinline__ void write_output(const ForwardArguments<T>& args, co
       for (int j = 0; j < V; ++j) {
         Acc v = affine.preactivation(affine.normalized(x[j], j), j);
         if (args.residual) v += r[j];
-        x[j] = args.activation(v, v);
+        x[j] = Silu ? silu<T>(v) : args.activation(v, v);
       }
       store<T, V>(args.output + offsets[u], pack<T, V>(x));
     }
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 // Procedure overview: the elementwise part of forward.
 //   1. Each thread loads the parameters and statistics of its channels: of the batch in training, else running ones.
 //   2. It normalises, adds the residual, activates and writes its accesses.
-template <class T, int V, int A>
+template <class T, int V, int A, bool Silu>
 __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
   constexpr int U = kChunk<V>;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, co
     Raw<T, V> raw[U];
     const int valid = take(tiling, walk, offsets);
     load_chunk<T, V>(args.input, offsets, valid, raw);
-    write_output<T, V, A, U>(args, affine, raw, offsets, valid);
+    write_output<T, V, A, Silu>(args, affine, raw, offsets, valid);
   }
 }
 
@@ -233,11 +233,15 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   Affine<Acc, A> affine;
   affine.load_parameters(args.weight, args.bias, walk.channel);
   affine.load_statistics(total + walk.local);
+  const auto write = [&](const Word* raw, int valid) {
+    if (args.activation.silu) {
+      write_output<T, V, A, true>(args, affine, raw, offsets, valid);
+    } else {
+      write_output<T, V, A, false>(args, affine, raw, offsets, valid);
+    }
+  };
 #pragma unroll
-  for (int r = 0; r < R; r += U) {
-    const int valid = take(tiling, walk, offsets);
-    write_output<T, V, A, U>(args, affine, kept + r, offsets, valid);
-  }
+  for (int r = 0; r < R; r += U) write(kept + r, take(tiling, walk, offsets));
   place = parked + threadIdx.x;
   while (walk.left > 0) {
     Word raw[U];
@@ -247,7 +251,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       if (u < valid) raw[u] = place[u * tiling.threads];
     }
     place += U * tiling.threads;
-    write_output<T, V, A, U>(args, affine, raw, offsets, valid);
+    write(raw, valid);
   }
 }
 

@@ -2,8 +2,8 @@
 // The maths of group_norm_act that forward and backward share, and their arguments.  With
 //   u = weight * (1 + scale), a = invstd * u, b = bias * (1 + scale) + shift
 // of a channel of a sample, the output is activation(v), v = (x - mean) * a + b + residual.
+#include "activation.cuh"
 #include "group_norm_act_layout.cuh"
-#include "reductions.cuh"
 
 namespace genimg_fast::cuda::group_norm {
 
@@ -84,18 +84,6 @@ __device__ __forceinline__ void load_coefficients(const Parameters<T>& parameter
 }
 
 // The activation.  Which one it is differs between calls, not between threads: the choice is made per access.
-enum : int { kIdentity, kRelu, kLeakyRelu, kSilu };
-
-// 16-bit data have no digit that the fast functions would spoil.
-template <class T>
-__device__ __forceinline__ float logistic(float v) {
-  return __fdividef(1.0f, 1.0f + (sizeof(T) == 2 ? __expf(-v) : expf(-v)));
-}
-template <class T>
-__device__ __forceinline__ double logistic(double v) {
-  return 1 / (1 + exp(-v));
-}
-
 template <class Acc>
 struct Activation {
   int kind;
@@ -112,7 +100,7 @@ struct Activation {
       for (int j = 0; j < V; ++j) v[j] = v[j] > 0 ? v[j] : v[j] * slope;
     } else {
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] *= logistic<T>(v[j]);
+      for (int j = 0; j < V; ++j) v[j] = silu<T>(v[j]);
     }
   }
 
@@ -128,10 +116,7 @@ struct Activation {
       for (int j = 0; j < V; ++j) grad[j] = v[j] > 0 ? grad[j] : grad[j] * slope;
     } else {
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const Acc s = logistic<T>(v[j]);
-        grad[j] *= s * multiply_add(v[j], Acc(1) - s, Acc(1));
-      }
+      for (int j = 0; j < V; ++j) grad[j] *= silu_derivative<T>(v[j]);
     }
   }
 };

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
+from genimg_fast.ops._activations import activation_code
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
 from genimg_fast.ops.batch_norm_act import batch_norm_act
-from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS
 from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
 WAITING: dict[int, Any] = {}
@@ -30,7 +30,7 @@ def forward_batch_norm(
     Args:
         module: Supplies parameters, running statistics and mode.
         input: (N, C, *).
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         negative_slope: Slope of ``"leaky_relu"`` below zero.
         residual: Shape of ``input``; added before the activation.
 
@@ -194,8 +194,7 @@ class _BatchNormAct(nn.modules.batchnorm._BatchNorm):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs)
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        activation_code(activation)
         self.activation = activation
         self.negative_slope = negative_slope
 
@@ -242,7 +241,7 @@ class BatchNormAct2d(_BatchNormAct, BatchNorm2d):
         track_running_stats: Keep running statistics for evaluation.
         device: Of parameters and statistics.
         dtype: Likewise.
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         negative_slope: Slope of ``"leaky_relu"`` below zero.
         **kwargs: Whatever else this version's :class:`torch.nn.BatchNorm2d` takes.
 

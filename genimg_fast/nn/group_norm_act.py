@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
+from genimg_fast.ops._activations import activate, activation_code
 from genimg_fast.ops._checks import WIDE_DTYPE, check_type
 from genimg_fast.ops._dispatch import PLAIN_TENSORS
 from genimg_fast.ops.group_norm_act import group_norm_act
-from genimg_fast.ops.group_norm_act.checks import activation_code
-from genimg_fast.ops.group_norm_act.reference import activate
 
 
 def forward_group_norm(

@@ -1,9 +1,9 @@
 """Norms that wait for the activation, or the addition and the activation, that may follow them.
 
 In methods that :mod:`genimg_fast.nn.rewriting` has written anew, and in :class:`genimg_fast.nn.Sequential`,
-calls go through :func:`call`. A batch norm's call there returns a :class:`Pending` value: the batch norm has not
-run. If a ReLU or LeakyReLU comes next, all of it runs as one operator, with what was added between the two; if
-anything else does, the batch norm runs as it always would.
+calls go through :func:`call`. A norm's call there returns a :class:`Pending` value: the norm has not run. If a
+ReLU, LeakyReLU or SiLU comes next, all of it runs as one operator, with what was added between the two; if
+anything else does, the norm runs as it always would.
 
 Invariants:
     * Every norm that was called has run when the method that called it is left (:func:`leave`), and those of
@@ -42,13 +42,12 @@ from genimg_fast.nn.group_norm_act import (
     forward_instance_norm,
 )
 from genimg_fast.nn.stands_for import torch_class
+from genimg_fast.ops._activations import activate
 from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.group_norm_act import group_norm_act
 
 Waiting = list["Pending"]
 _CALL = nn.Module.__call__
-_OF_BATCH_NORM = frozenset(("relu", "leaky_relu"))
-_OF_GROUP_NORM = frozenset((*_OF_BATCH_NORM, "silu"))
 
 
 class Norm:
@@ -60,7 +59,6 @@ class Norm:
         alone: Runs it as written.
         fused: Runs it with an activation, a slope and a residual.
         again: As ``fused``, without a trace in running statistics.
-        activations: Names of those that ``fused`` takes.
     """
 
     def __init__(
@@ -70,9 +68,8 @@ class Norm:
         alone: Callable[[], Tensor],
         fused: Callable[[str, float, Tensor | None], Tensor],
         again: Callable[[str, float, Tensor | None], Tensor],
-        activations: frozenset[str] = _OF_BATCH_NORM,
     ) -> None:
-        self.input, self.layer, self.activations = input, layer, activations
+        self.input, self.layer = input, layer
         self.alone, self.fused, self.again = alone, fused, again
         self.version = _version(input)
         self.has_run = False
@@ -144,13 +141,8 @@ class Pending:
 
     def activate(self, activation: str, negative_slope: float, in_place: bool) -> Tensor:
         """Apply an activation; in place, it is applied for all that have this value."""
-        if not self.waits or activation not in self.norm.activations:
-            value = self.value(f"goes to {activation}, which is not fused with it")
-            if activation == "relu":
-                return F.relu_(value) if in_place else F.relu(value)
-            if activation == "silu":
-                return F.silu(value, inplace=in_place)
-            return F.leaky_relu(value, negative_slope, inplace=in_place)
+        if not self.waits:
+            return activate(self.value(f"goes to {activation}"), activation, negative_slope, in_place)
         result = self.norm.run(activation, negative_slope, self.residual)
         _tell(self, activation, "")
         if in_place:
@@ -399,7 +391,7 @@ def _of_layer(layer: Any, input: Tensor) -> Pending | None:
             result: Tensor = run(layer, input, activation, slope, residual)
             return result
 
-        return Pending(Norm(input, layer, lambda: layer(input), fused, fused, _OF_GROUP_NORM))
+        return Pending(Norm(input, layer, lambda: layer(input), fused, fused))
     if not is_batch_norm(layer) or is_observed(layer):
         return None
     if _is_frozen(layer):
@@ -476,7 +468,7 @@ def _functional_group_norm(
         )
 
     alone = functools.partial(F.group_norm, input, num_groups, weight, bias, eps)
-    return Pending(Norm(input, None, alone, fused, fused, _OF_GROUP_NORM))
+    return Pending(Norm(input, None, alone, fused, fused))
 
 
 def _keep_safe(waiting: Waiting, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

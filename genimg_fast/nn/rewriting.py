@@ -528,7 +528,14 @@ def _derive(cls: Any) -> Any:
         "__init_subclass__" in vars(base) for base in cls.__mro__ if base.__module__ not in ("builtins", "typing")
     ):
         raise NotRewritableError("its class has an __init_subclass__")
-    attributes = [f for b in cls.__mro__ if b not in (nn.Module, object) for f in vars(b).values()]
+    # Not __init__, which ran when the object was of its own class, and not torch's: Sequential's slices are of it.
+    attributes = [
+        f
+        for base in cls.__mro__
+        if base is not object and not base.__module__.startswith("torch.nn.")
+        for name, f in vars(base).items()
+        if name != "__init__"
+    ]
     if asking := [f.__name__ for f in attributes if isinstance(f, types.FunctionType) and _asks_for_class(f)]:
         raise NotRewritableError(f"its class is asked for in {asking[0]}")
     new = inspect.signature(cls.__new__).parameters.values() if cls.__new__ is not object.__new__ else ()

@@ -1,4 +1,4 @@
-"""A Sequential that runs batch norm and the activation behind it as one operator."""
+"""A Sequential that runs a norm and the activation behind it as one operator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
 
 
 class Sequential(nn.Sequential, StandIn):
-    """Here batch norm followed by ReLU or LeakyReLU runs fused.
+    """Here a norm followed by ReLU, LeakyReLU or SiLU runs fused.
 
     Modules with hooks run one by one, so that the hooks see what they always saw.
     """

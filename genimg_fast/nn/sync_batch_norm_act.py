@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genimg_fast.nn.batch_norm_act import _BatchNormAct, forward_batch_norm, running_statistics
+from genimg_fast.ops._activations import activate
 from genimg_fast.ops.batch_norm_act.operator import update_running_statistics
 
 
@@ -29,7 +30,7 @@ class SyncBatchNormAct(_BatchNormAct):
         process_group: The processes that share statistics; all by default.
         device: Of parameters and statistics.
         dtype: Likewise.
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         negative_slope: Slope of ``"leaky_relu"`` below zero.
 
     Raises:
@@ -86,11 +87,7 @@ class SyncBatchNormAct(_BatchNormAct):
             output = output + self.bias.view(shape)
         if residual is not None:
             output = output + residual
-        if self.activation == "relu":
-            output = output.relu()
-        elif self.activation == "leaky_relu":
-            output = nn.functional.leaky_relu(output, self.negative_slope)
-        return output.to(input.dtype)
+        return activate(output, self.activation, self.negative_slope).to(input.dtype)
 
     def _statistics(self, input: Tensor) -> tuple[float, Tensor, Tensor]:
         """Return number, mean and variance of all processes' values of each channel, in float64."""

@@ -37,10 +37,11 @@ def layer(dimensions: int, *args, **kwargs) -> torch.nn.Module:
     [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"eps": 0.1, "momentum": 0.7}],
     ids=str,
 )
-def test_same_as_torch_followed_by_the_activation(dimensions, shape, options):
-    ours = layer(dimensions, 5, **options, activation="leaky_relu", negative_slope=0.2)
+@pytest.mark.parametrize("activation", [torch.nn.LeakyReLU(0.2), torch.nn.SiLU()], ids=str)
+def test_same_as_torch_followed_by_the_activation(dimensions, shape, options, activation):
+    name = "silu" if isinstance(activation, torch.nn.SiLU) else "leaky_relu"
+    ours = layer(dimensions, 5, **options, activation=name, negative_slope=0.2)
     theirs = torch_layer(dimensions, 5, **options)
-    activation = torch.nn.LeakyReLU(0.2)
     for step in range(4):
         if step == 3:
             ours.eval()
@@ -156,14 +157,15 @@ def test_what_people_do_with_a_layer():
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         assert torch.equal(twin(x), expected)
     residual = torch.randn_like(x)
-    with_residual = nn.BatchNormAct2d(8, activation="relu")(x, residual)
-    torch.testing.assert_close(with_residual, torch.relu(torch.nn.BatchNorm2d(8)(x) + residual))
+    for name, activate in (("relu", torch.relu), ("silu", torch.nn.functional.silu)):
+        with_residual = nn.BatchNormAct2d(8, activation=name)(x, residual)
+        torch.testing.assert_close(with_residual, activate(torch.nn.BatchNorm2d(8)(x) + residual))
 
 
 def test_errors():
     with pytest.raises(ValueError, match="expected 4D input"):
         nn.BatchNormAct2d(8)(torch.randn(4, 8))
-    with pytest.raises(ValueError, match=r"'swish'.*relu"):
+    with pytest.raises(ValueError, match=r"'swish'.*relu, silu"):
         nn.BatchNormAct2d(8, activation="swish")
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
         nn.BatchNormAct1d(8)(torch.randn(1, 8))

@@ -27,6 +27,7 @@ def layers(source=torch.nn):
     return [
         torch.nn.Conv2d(3, 8, 3), source.BatchNorm2d(8), torch.nn.ReLU(),
         torch.nn.Conv2d(8, 8, 3), source.BatchNorm2d(8), torch.nn.LeakyReLU(0.2, inplace=True),
+        source.BatchNorm2d(8), torch.nn.SiLU(), source.BatchNorm2d(8), torch.nn.SiLU(inplace=True),
         source.BatchNorm2d(8), torch.nn.Tanh(),
     ]  # fmt: skip
 
@@ -47,7 +48,7 @@ def test_pairs_run_fused_with_torchs_numbers(source, activations):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours.state_dict(), plain.state_dict())
     alone = ["identity"] if source is nn else []
-    assert activations == ["relu", "leaky_relu", *alone] * 3
+    assert activations == ["relu", "leaky_relu", "silu", "silu", *alone] * 3
 
 
 def test_list_operations_keep_fusing(activations):

@@ -16,6 +16,7 @@ SPLITS = {"even": (3, 3), "ragged": (5, 1), "empty": (6, 0)}
 CHANNELS = 4
 OPTIONS: list[dict[str, Any]] = [
     {"activation": "relu"},
+    {"activation": "silu"},
     {"activation": "leaky_relu", "negative_slope": 0.2, "momentum": None},
     {"activation": "identity", "affine": False, "track_running_stats": False},
 ]

@@ -1,6 +1,6 @@
 """Batch norm, an optional residual and an activation as one operator.
 
-Batch norm: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1.
+Batch norm: Ioffe and Szegedy 2015, arXiv:1502.03167, algorithm 1. SiLU: Elfwing et al. 2017, arXiv:1702.03118.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._activations import activate, activation_code
 from genimg_fast.ops._dispatch import check_backend, new
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
-from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS, Operands, Options
+from genimg_fast.ops.batch_norm_act.operands import Operands, Options
 from genimg_fast.ops.batch_norm_act.operator import run_native
-from genimg_fast.ops.batch_norm_act.reference import add_and_activate, batch_norm_act_reference
+from genimg_fast.ops.batch_norm_act.reference import batch_norm_act_reference
 
 __all__ = ["batch_norm_act", "batch_norm_act_reference"]
 
@@ -34,7 +35,9 @@ def batch_norm_act(
     """Normalise each channel over the batch, add a residual, apply an activation, in one pass.
 
     Equals ``activation(F.batch_norm(input, ...) + residual)``: same numbers, running statistics, gradients of
-    first and second order and errors. Backward needs only the input and two values per channel.
+    first and second order and errors. Backward keeps the input, the residual if an activation follows it, and a
+    few values per channel; what the activation was applied to is computed again, ``"silu"``'s too, of which
+    PyTorch keeps a tensor of the input's size.
 
     Parameters and running statistics are of the input's dtype or, beside 16-bit input, all of float32. The
     arithmetic is in float32 (float64 for float64) either way.
@@ -48,7 +51,7 @@ def batch_norm_act(
         training: Normalise with the statistics of this batch (True) or the running ones (False).
         momentum: Share of this batch's statistics in the running ones.
         eps: Added to the variance.
-        activation: ``"identity"``, ``"relu"`` or ``"leaky_relu"``.
+        activation: ``"identity"``, ``"relu"``, ``"leaky_relu"`` or ``"silu"``.
         negative_slope: Slope of ``"leaky_relu"`` below zero.
         residual: Shape of ``input``; added before the activation.
 
@@ -66,9 +69,7 @@ def batch_norm_act(
         >>> gf.ops.batch_norm_act(x, training=True, activation="leaky_relu", negative_slope=0.2).shape
         torch.Size([8, 64, 16, 16])
     """
-    code = ACTIVATIONS.get(activation)
-    if code is None:
-        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+    code = activation_code(activation)
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
     if torch._C._get_tracing_state() is None:
         if KERNELS.is_slower("cpu", input):
@@ -78,7 +79,7 @@ def batch_norm_act(
                     input, weight, bias, running_mean, running_var, training, momentum, eps,
                     torch.backends.cudnn.enabled,
                 )  # fmt: skip
-                return add_and_activate(output, residual, activation, negative_slope)
+                return activate(output if residual is None else output + residual, activation, negative_slope)
         else:
             operands = new(Operands, (input, residual, weight, bias, running_mean, running_var))
             options = new(Options, (training, momentum, eps, code, negative_slope))

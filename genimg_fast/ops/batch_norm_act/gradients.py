@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS, Backward
+from genimg_fast.ops._activations import ACTIVATIONS, through_activation
+from genimg_fast.ops.batch_norm_act.operands import Backward
 
 
 def gradients_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -34,11 +35,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor
             before = before + call.bias.to(wide).view(shape)
         if call.residual is not None:
             before = before + call.residual.to(wide)
-        # What the gradient of the activation records in torch: a second derivative of zeros by what it was given.
-        if call.activation == ACTIVATIONS["relu"]:
-            grad = torch.ops.aten.threshold_backward(grad, before, 0)
-        else:
-            grad = torch.ops.aten.leaky_relu_backward(grad, before, call.negative_slope, False)
+        grad = through_activation(grad, before, call.activation, call.negative_slope)
     grad_bias, grad_weight = grad.sum(dims), (grad * normalised).sum(dims)
     grad_input = grad_residual = input.new_empty(0)
     if call.need_input:

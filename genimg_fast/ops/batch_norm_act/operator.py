@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._activations import ACTIVATIONS
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._checks import WIDE_DTYPE
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, new
@@ -15,7 +16,7 @@ from genimg_fast.ops._layout import dense_like
 from genimg_fast.ops.batch_norm_act.checks import check_backward, check_operands
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
 from genimg_fast.ops.batch_norm_act.gradients import gradients_reference
-from genimg_fast.ops.batch_norm_act.operands import ACTIVATIONS, Backward, EvalBackward, Operands, Options
+from genimg_fast.ops.batch_norm_act.operands import Backward, EvalBackward, Operands, Options
 
 
 def run_native(operands: Operands, options: Options) -> Tensor:
@@ -143,8 +144,11 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     training, eps, activation, negative_slope = ctx.options
     linear = activation == ACTIVATIONS["identity"]
     if bias is not None and torch.is_grad_enabled():
-        # The value of the forward pass, and a second derivative of zeros as in torch.
-        bias = torch.where(torch.ones_like(bias, dtype=torch.bool), bias, ctx.bias)
+        # The value of the forward pass, and the argument's second derivative: as in torch, zeros but for SiLU.
+        if activation == ACTIVATIONS["silu"]:
+            bias = bias + (ctx.bias - ctx.bias.detach())
+        else:
+            bias = torch.where(torch.ones_like(bias, dtype=torch.bool), bias, ctx.bias)
     tensors = grad_output, input, residual, weight, bias, mean, spread
     options = activation, negative_slope, need_input, need_residual and not linear
     if training:
@@ -194,6 +198,15 @@ def _backward_of_eval(*arguments: Any) -> Any:
         need_input=False,
         need_residual=True,
     )
+    if call.activation == ACTIVATIONS["silu"] and torch.is_grad_enabled():
+        # Its second derivative has the values of the forward pass, and goes through batch norm as that is now.
+        now = torch.batch_norm(input, weight, bias, mean, var, False, 0.0, call.eps, False)
+        through_activation = through_activation._replace(
+            input=input.detach(),
+            residual=through_activation.residual + (now - now.detach()),
+            weight=None if weight is None else weight.detach(),
+            bias=None if bias is None else bias.detach(),
+        )
     grad_residual = _call_backward(through_activation)[1]
     through_norm = whole._replace(
         grad_output=grad_residual,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from genimg_fast.ops._activations import activate, activation_code
+
 
 def batch_norm_act_reference(
     input: Tensor,
@@ -29,16 +31,6 @@ def batch_norm_act_reference(
         >>> torch.allclose(gf.ops.batch_norm_act(x, training=True), expected, atol=1e-5)
         True
     """
+    activation_code(activation)
     output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return add_and_activate(output, residual, activation, negative_slope)
-
-
-def add_and_activate(output: Tensor, residual: Tensor | None, activation: str, negative_slope: float) -> Tensor:
-    """Do what follows batch norm."""
-    if residual is not None:
-        output = output + residual
-    if activation == "relu":
-        return F.relu(output)
-    if activation == "leaky_relu":
-        return F.leaky_relu(output, negative_slope)
-    return output
+    return activate(output if residual is None else output + residual, activation, negative_slope)

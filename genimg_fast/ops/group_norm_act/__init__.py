@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._activations import activation_code
 from genimg_fast.ops._dispatch import check_backend, new
-from genimg_fast.ops.group_norm_act.checks import activation_code
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS
 from genimg_fast.ops.group_norm_act.operands import Operands, Options
 from genimg_fast.ops.group_norm_act.operator import run_native

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE, check_dtype, check_type
-from genimg_fast.ops.group_norm_act.operands import ACTIVATIONS, Backward, Operands
-
-
-def activation_code(activation: str) -> int:
-    """Return what the compiled operators call an activation."""
-    code = ACTIVATIONS.get(activation)
-    if code is None:
-        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-    return code
+from genimg_fast.ops.group_norm_act.operands import Backward, Operands
 
 
 def check_modulation(input: Tensor, tensor: Tensor | None, name: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genimg_fast.ops.group_norm_act.operands import ACTIVATIONS, Backward
+from genimg_fast.ops._activations import ACTIVATIONS, through_activation
+from genimg_fast.ops.group_norm_act.operands import Backward
 
 
 def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
@@ -43,14 +44,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
             before = before + spread(call.shift)
         if call.residual is not None:
             before = before + call.residual.to(wide).view(grouped)
-        # What the first two's gradients record in torch: a second derivative of zeros by what they were given.
-        if call.activation == ACTIVATIONS["relu"]:
-            grad = torch.ops.aten.threshold_backward(grad, before, 0)
-        elif call.activation == ACTIVATIONS["leaky_relu"]:
-            grad = torch.ops.aten.leaky_relu_backward(grad, before, call.negative_slope, False)
-        else:  # silu_backward has no derivative of its own
-            sigmoid = before.sigmoid()
-            grad = grad * (sigmoid * (1 + before * (1 - sigmoid)))
+        grad = through_activation(grad, before, call.activation, call.negative_slope)
     nothing = input.new_empty(0)
     grad_input = grad_residual = nothing
     if call.need_input:

@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# What the compiled operators call the activations.
-ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "silu": 3}
-
 
 class Operands(NamedTuple):
     """The tensors."""

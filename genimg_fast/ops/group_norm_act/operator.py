@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg_fast.ops._activations import ACTIVATIONS
 from genimg_fast.ops._autograd import call_backward, double_backward, keep_inputs
 from genimg_fast.ops._checks import WIDE_DTYPE
 from genimg_fast.ops._layout import dense_like
 from genimg_fast.ops.group_norm_act.checks import check_backward, check_operands
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS
 from genimg_fast.ops.group_norm_act.gradients import gradients_reference
-from genimg_fast.ops.group_norm_act.operands import ACTIVATIONS, Backward, Operands, Options
+from genimg_fast.ops.group_norm_act.operands import Backward, Operands, Options
 
 
 def run_native(operands: Operands, options: Options) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genimg_fast.ops.group_norm_act.checks import activation_code, check_modulation
+from genimg_fast.ops._activations import activate, activation_code
+from genimg_fast.ops.group_norm_act.checks import check_modulation
 
 
 def group_norm_act_reference(
@@ -43,12 +44,3 @@ def group_norm_act_reference(
     if shift is not None:
         output = output + shift.to(output.dtype)[over_planes]
     return activate(output if residual is None else output + residual, activation, negative_slope)
-
-
-def activate(input: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """Apply an activation by its name."""
-    if activation == "relu":
-        return F.relu(input)
-    if activation == "leaky_relu":
-        return F.leaky_relu(input, negative_slope)
-    return F.silu(input) if activation == "silu" else input

@@ -15,7 +15,7 @@ KINDS = [
     pytest.param(torch.bfloat16, torch.bfloat16, id="bfloat16 throughout"),
     pytest.param(torch.float16, torch.float16, id="float16 throughout"),
 ]
-ACTIVATIONS = ["identity", "relu", "leaky_relu"]
+ACTIVATIONS = ["identity", "relu", "leaky_relu", "silu"]
 SHAPES = [(16, 7), (5, 3, 33), (4, 5, 7, 9), (8, 64, 8, 8), (2, 3, 4, 5, 6), (3, 1, 17, 1), (64, 24, 4, 4)]
 INF = float("inf")
 OPERATORS = torch.ops.genimg_fast

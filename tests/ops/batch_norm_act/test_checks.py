@@ -64,7 +64,7 @@ def test_bad_input_gets_torchs_own_error(case, size):
 
 
 def test_unknown_activation_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'gelu'.*identity, relu, leaky_relu"):
+    with pytest.raises(ValueError, match=r"'gelu'.*identity, relu, leaky_relu, silu"):
         batch_norm_act(torch.randn(4, 6), training=True, activation="gelu")
 
 
@@ -75,7 +75,7 @@ RAW_BAD_INPUT = {
     "bias must have the input's dtype": {"bias": torch.ones(6, dtype=torch.float64)},
     "weight must have the input's dtype": {"weight": torch.ones(6, dtype=torch.bfloat16)},
     "running_mean must be contiguous": {"running_mean": torch.ones(12)[::2]},
-    "activation must be 0": {"activation": 3},
+    "activation must be 0": {"activation": 4},
     "input must": {"input": torch.ones(6)},
     "input must be float32": {"input": torch.ones(4, 6, dtype=torch.int64)},
 }

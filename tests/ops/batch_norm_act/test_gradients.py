@@ -43,7 +43,7 @@ def test_gradients_of_first_and_second_order(training, activation, device):
     assert gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("activation", ["relu", "identity"])
+@pytest.mark.parametrize("activation", ["relu", "identity", "silu"])
 def test_arguments_that_depend_on_each_other(activation, device):
     x, weight, _, _ = make((4, 3, 3, 2), torch.float64, device=device)
 
@@ -71,13 +71,14 @@ def test_one_tensor_as_input_and_residual(device):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("dtype", "own"), KINDS)
-def test_gradient_penalty_is_as_accurate_as_torchs(dtype, own, training, device):
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_gradient_penalty_is_as_accurate_as_torchs(dtype, own, training, activation, device):
     tensors = make((16, 8, 5, 5), dtype, own, device=device, residual=True)
 
     def penalty_gradients(function, wanted=None):
         x, weight, bias, residual = (t.to(wanted or t.dtype).clone().requires_grad_() for t in tensors)
         statistics = torch.zeros_like(bias), torch.ones_like(bias)
-        y = function(x, *statistics, weight, bias, training, residual=residual)
+        y = function(x, *statistics, weight, bias, training, activation=activation, residual=residual)
         slopes = torch.autograd.grad(y, (x, weight), y.detach().cos(), create_graph=True)
         penalty = slopes[0].square().sum() + slopes[1].square().sum() / x.numel()
         return torch.autograd.grad(penalty, (x, weight, residual), allow_unused=True)
@@ -93,7 +94,7 @@ def test_gradient_penalty_is_as_accurate_as_torchs(dtype, own, training, device)
 
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=4))[1:], ids=str)
-@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
 def test_only_the_gradients_that_are_needed(needed, activation, device):
     tensors = make((6, 5, 7, 9), device=device, residual=True)
     results = []
@@ -108,12 +109,13 @@ def test_only_the_gradients_that_are_needed(needed, activation, device):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 
 
-def test_saves_the_input_and_two_values_per_channel(device):
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_saves_the_input_and_two_values_per_channel(activation, device):
     x, weight, bias, _ = make((8, 16, 8, 8), device=device)
     x.requires_grad_()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        batch_norm_act(x, torch.zeros_like(bias), torch.ones_like(bias), weight, bias, True)
+        batch_norm_act(x, torch.zeros_like(bias), torch.ones_like(bias), weight, bias, True, activation=activation)
     assert sorted(t.numel() for t in saved) == [16, 16, 16, 16, x.numel()]
     assert any(t.data_ptr() == x.data_ptr() for t in saved)
 
@@ -185,7 +187,7 @@ def test_bias_may_change_before_backward(activation, training, device):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
 @pytest.mark.parametrize("backend", [None, "aot_eager", "inductor"])
 def test_statistics_and_bias_may_change_between_evaluation_and_backward(backend, activation):
     """Batch norm's gradient follows the statistics, the activation's branch does not, as eagerly in torch."""
@@ -209,10 +211,17 @@ def test_statistics_and_bias_may_change_between_evaluation_and_backward(backend,
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_backward_alone_may_be_transformed(activation, training, create_graph, device):
+    def in_steps(*arguments, activation, **options):
+        """The same; the derivative that torch has for SiLU's gradient is for reverse mode."""
+        if activation != "silu":
+            return batch_norm_act_reference(*arguments, activation=activation, **options)
+        before = batch_norm_act_reference(*arguments, activation="identity", **options)
+        return before * before.sigmoid()
+
     results = []
     tensors = make((6, 5, 7, 9), torch.float64, device=device, residual=True)
     v, t = torch.randn(2, *tensors[0].shape, dtype=torch.float64, device=device)
-    for function in (batch_norm_act, batch_norm_act_reference):
+    for function in (batch_norm_act, in_steps):
         leaves = [t.clone().requires_grad_() for t in tensors]
         x, weight, bias, residual = leaves
         statistics = torch.zeros_like(bias.detach()), torch.ones_like(bias.detach())

@@ -20,8 +20,9 @@ from genimg_fast.ops import batch_norm_act, batch_norm_act_reference
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("dtype", "own"), KINDS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_dtypes_and_ranks(shape, dtype, own, training, device):
-    check(make(shape, dtype, own, device=device), training=training)
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
+def test_dtypes_and_ranks(shape, dtype, own, training, activation, device):
+    check(make(shape, dtype, own, device=device), training=training, activation=activation)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -42,9 +43,10 @@ def test_layouts(layout, dtype, shape, device):
     assert ours["output"].stride() == torchs["output"].stride()
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_mean_far_from_zero(layout, device):
-    check(make((16, 8, 16, 16), device=device, layout=layout, offset=2000.0))
+def test_mean_far_from_zero(layout, activation, device):
+    check(make((16, 8, 16, 16), device=device, layout=layout, offset=2000.0), activation=activation)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -65,8 +67,10 @@ def test_any_slope(slope, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.usefixtures("simd_level")
 def test_every_simd_level(dtype, own, layout):
-    for shape in [(6, 37, 5, 7), (8, 16, 16, 16), (3, 2, 40, 41), (24, 40, 2, 2)]:
-        check(make(shape, dtype, own, layout=layout, residual=True))
+    for shape, activation in itertools.product(
+        [(6, 37, 5, 7), (8, 16, 16, 16), (3, 2, 40, 41), (24, 40, 2, 2)], ["leaky_relu", "silu"]
+    ):
+        check(make(shape, dtype, own, layout=layout, residual=True), activation=activation)
 
 
 INFINITE = {
@@ -119,8 +123,9 @@ def test_infinity_and_nan_reach_what_they_reach_in_torch(case, training, layout,
         torch.testing.assert_close(*results, equal_nan=True)
 
 
+@pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_bit_identical_from_run_to_run_and_across_threads(layout, device):
+def test_bit_identical_from_run_to_run_and_across_threads(layout, activation, device):
     tensors = make((32, 24, 14, 14), device=device, layout=layout)
     grad_output = torch.randn_like(tensors[0])
     threads = torch.get_num_threads()
@@ -128,7 +133,7 @@ def test_bit_identical_from_run_to_run_and_across_threads(layout, device):
     try:
         for count in (1, 2, 2):
             torch.set_num_threads(count)
-            results.append(run(batch_norm_act, tensors, grad_output, training=True, activation="relu"))
+            results.append(run(batch_norm_act, tensors, grad_output, training=True, activation=activation))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -136,13 +141,14 @@ def test_bit_identical_from_run_to_run_and_across_threads(layout, device):
             assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "silu"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_as_in_torch(dtype, device):
+def test_autocast_as_in_torch(dtype, activation, device):
     x, weight, bias, _ = make((4, 6, 5, 5), device=device)
     for data in (x, x.to(dtype)):
         with torch.autocast(device, dtype):
-            ours = batch_norm_act(data, None, None, weight, bias, True)
-            torchs = batch_norm_act_reference(data, None, None, weight, bias, True)
+            ours = batch_norm_act(data, None, None, weight, bias, True, activation=activation)
+            torchs = batch_norm_act_reference(data, None, None, weight, bias, True, activation=activation)
         assert ours.dtype == torchs.dtype
         torch.testing.assert_close(ours, torchs)
 
