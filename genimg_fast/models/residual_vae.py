@@ -1,7 +1,10 @@
-"""A VAE of pre-activation residual blocks (He et al. 2016, https://arxiv.org/abs/1603.05027) with group norm and SiLU.
+"""A VAE of pre-activation residual blocks with group norm and SiLU.
 
-The blocks are those of diffusion models and their autoencoders: Ho et al. 2020, https://arxiv.org/abs/2006.11239.
+He et al. 2016, https://arxiv.org/abs/1603.05027. The blocks are those of diffusion models and their autoencoders:
+Ho et al. 2020, https://arxiv.org/abs/2006.11239.
 """
+
+from itertools import pairwise
 
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
@@ -14,10 +17,10 @@ from genimg_fast.options import PositiveInt
 
 
 class _Block(nn.Module):
-    """Twice group norm, SiLU and a 3x3 convolution; beside it the input, through a 1x1 convolution if widths differ.
+    """Twice group norm, SiLU and a 3x3 convolution; beside it the input, or a 1x1 convolution if widths differ.
 
-    Norm and SiLU are one operator. The addition is not part of it: the operator adds before its activation, and in a
-    pre-activation block the sum goes on as it is.
+    Norm and SiLU are one operator. The addition is not part of it: the operator adds before its activation, and
+    the sum of a pre-activation block goes on as it is.
 
     Args:
         inputs: Channels that come in.
@@ -50,8 +53,9 @@ class _Block(nn.Module):
 class ResidualVAE(BaseVAE):
     """A VAE of residual blocks with group norm and SiLU, for images of 64x64 pixels and more.
 
-    A strided convolution, a block for each further halving and one at 4x4; the decoder is its mirror image. Nothing
-    depends on the other images of a batch: it trains in batches of any size, and does the same in evaluation.
+    A strided convolution, a block for each further halving and one at 4x4; the decoder is its mirror image.
+    Nothing depends on the other images of a batch: it trains in batches of any size, and does the same in
+    evaluation.
 
     Args:
         z_dim: Length of a latent vector.
@@ -86,8 +90,8 @@ class ResidualVAE(BaseVAE):
         super().__init__(z_dim=z_dim, c_dim=c_dim, image_size=4 * 2**n_blocks, likelihood=likelihood)
         widths = [channels * min(2**level, 8) for level in range(n_blocks)]
         last = widths[-1]
-        down = [_Block(a, b, "halve") for a, b in zip(widths[:-1], widths[1:], strict=True)]
-        up = [_Block(b, a, "double") for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        down = [_Block(a, b, "halve") for a, b in pairwise(widths)]
+        up = [_Block(b, a, "double") for a, b in pairwise(widths)]
         self.encoder = nn.Sequential(
             nn.Conv2d(c_dim, channels, 4, stride=2, padding=1), *down, _Block(last, last),
             group_norm_act(last), nn.Conv2d(last, 2 * z_dim, 4),

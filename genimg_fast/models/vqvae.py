@@ -1,14 +1,14 @@
 """An autoencoder whose codes are words of a learned vocabulary: van den Oord et al. 2017.
 
-https://arxiv.org/abs/1711.00937. The encoder makes a vector for each place of a grid, and each vector is replaced by
-the nearest one of a codebook: an image becomes a grid of whole numbers. Choosing the nearest has no derivative, so the
-decoder's gradient goes to the encoder as if nothing had been chosen (straight through), and a second term of the loss,
-the commitment, keeps the encoder's vectors near the codes that they get. The codes themselves are no parameters: each
-follows the mean of the vectors that chose it, as a moving average (appendix A.1).
+https://arxiv.org/abs/1711.00937. The encoder makes a vector for each place of a grid, and each vector is replaced
+by the nearest one of a codebook: an image becomes a grid of whole numbers. Choosing the nearest has no derivative,
+so the decoder's gradient goes to the encoder as if nothing had been chosen (straight through), and a second term
+of the loss, the commitment, keeps the encoder's vectors near the codes that they get. The codes themselves are no
+parameters: each follows the mean of the vectors that chose it, as a moving average (appendix A.1).
 
-Codes that hardly any vector chooses would stay where they are for good. They are put where a vector of the batch is,
-as in Dhariwal et al. 2020, https://arxiv.org/abs/2005.00341, section 3.1. All are at the very start, so that the
-codebook begins with vectors that the encoder makes.
+Codes that hardly any vector chooses would stay where they are for good. They are put where a vector of the batch
+is, as in Dhariwal et al. 2020, https://arxiv.org/abs/2005.00341, section 3.1. All are at the very start, so that
+the codebook begins with vectors that the encoder makes.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,8 @@ class Tally(NamedTuple):
 class Codebook(nn.Module):
     """Vectors to choose from, each of which follows the mean of those that choose it.
 
-    ``forward`` finds the nearest codes, and changes nothing; :meth:`update` does, once for each step of a training.
+    ``forward`` finds the nearest codes, and changes nothing; :meth:`update` does, once for each step of a
+    training.
 
     Args:
         num_codes: Number of codes.
@@ -105,15 +106,14 @@ class Codebook(nn.Module):
         """
         flat, codes = self._flat(vectors), self.codes.to(self._wide)
         with torch.autocast(vectors.device.type, enabled=False):
-            # |v - c|² without |v|², which all codes share. From their mean, so that an offset of all costs no digits.
+            # |v - c|² without |v|², which all codes share. From their mean, so that an offset of all costs no
+            # digits.
             origin = codes.mean(0)
             codes = codes - origin
             half_norms = codes.square().sum(1) / 2
             # An exported program, for any number of images, has no number of pieces.
             pieces = [flat] if torch.compiler.is_exporting() else flat.split(max(1, _MOST_PAIRS // self.num_codes))
-            nearest = [
-                torch.addmm(half_norms, piece - origin, codes.t(), alpha=-1).argmin(1) for piece in pieces
-            ]
+            nearest = [torch.addmm(half_norms, piece - origin, codes.t(), alpha=-1).argmin(1) for piece in pieces]
         return torch.cat(nearest).view(vectors.shape[0], *vectors.shape[2:])
 
     def look_up(self, indices: Tensor) -> Tensor:
@@ -227,9 +227,9 @@ class VQVAE(BaseModel):
     """A convolutional autoencoder whose codes are numbers of vectors in a codebook.
 
     van den Oord et al. 2017, https://arxiv.org/abs/1711.00937: strided convolutions and two residual blocks, and
-    the mirror image of that; here with group norm and SiLU. A step of training ends with an update of the codebook,
-    which the optimiser does not know; :class:`genimg_fast.training.VQVAETrainer` takes care of it. There is no
-    prior over the codes, so the model draws no images of its own.
+    the mirror image of that; here with group norm and SiLU. A step of training ends with an update of the
+    codebook, which the optimiser does not know; :class:`genimg_fast.training.VQVAETrainer` takes care of it. There
+    is no prior over the codes, so the model draws no images of its own.
 
     Args:
         c_dim: Colour channels of the images.

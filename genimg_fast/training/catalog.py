@@ -190,7 +190,7 @@ trainable(
         "genimg-fast train vqvae --data digits",
         "genimg-fast train vqvae --data faces/ --image-size 64 --channels 128 --num-codes 512 --code-dim 64",
     ),
-    defaults={"channels": 32, "n_halvings": 3, "num_codes": 64, "code_dim": 16, "steps": 1500, "schedule": "cosine"},
+    defaults={**_CODES, "n_halvings": 3, "num_codes": 64, "code_dim": 16},
     picture="reconstructions",
 )(VQVAE)
 trainable(

@@ -106,8 +106,8 @@ class VQVAETrainer(OneLossTrainer):
         tally = Tally(counts.squeeze(1), sums)
         moved = codebook.update(tally, spare if self.restart > 0 else None, restart=self.restart)
         return {
-            "loss": loss, "reconstruction": error, "commitment": commitment, "perplexity": _perplexity(tally.counts),
-            "codes_used": (tally.counts > 0).sum().to(loss), "moved": moved,
+            "loss": loss, "reconstruction": error, "commitment": commitment, "perplexity":
+            _perplexity(tally.counts), "codes_used": (tally.counts > 0).sum().to(loss), "moved": moved,
         }  # fmt: skip
 
     def _of(self, drawn: Tensor, vectors: Tensor, *, first: int) -> Tensor:
