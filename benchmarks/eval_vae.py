@@ -106,7 +106,7 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     if "vae" in args.models:
         checks |= of_vaes(args, training, images, labels)
     if "resvae" in args.models:
-        vae = train("resvae", training, args)
+        vae = train("resvae", training, args, image_size=32)
         found = compare_with_ppca(vae, training, images)
         checks |= {f"ResidualVAE: {check}": passed for check, passed in found.items()}
         pairs = {"input": images[:18], "output": vae.reconstruct(images[:18])}
