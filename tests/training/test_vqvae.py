@@ -17,9 +17,14 @@ from genimg_fast.training import NonFiniteLossError, Recipe, RunFolder, VQVAETra
 SIZES: dict[str, Any] = {"c_dim": 1, "image_size": 16, "channels": 8, "num_codes": 16, "code_dim": 4}
 
 
-def make(recipe: Recipe | None = None, sizes: dict[str, Any] | None = None, **options: Any) -> VQVAETrainer:
+def make(
+    recipe: Recipe | None = None,
+    sizes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> VQVAETrainer:
     torch.manual_seed(0)
-    return VQVAETrainer(gf.models.VQVAE(**SIZES | (sizes or {})), recipe=recipe, **options)
+    return VQVAETrainer(gf.models.VQVAE(**SIZES | (sizes or {})).to(dtype), recipe=recipe, **options)
 
 
 def buffers(model: Any) -> dict[str, Tensor]:
@@ -102,8 +107,7 @@ def test_parts_equal_the_whole_batch() -> None:
     """No image meets another in the networks; the codebook takes one step for all, with the same draws."""
     states = []
     for parts in (1, 4):
-        trainer = make(Recipe(accumulate=parts))
-        trainer.model.double()
+        trainer = make(Recipe(accumulate=parts), dtype=torch.float64)
         values = [trainer.step(batch()[0].double()) for _ in range(3)]
         states.append((trainer.model.state_dict(), values))
     torch.testing.assert_close(*states, rtol=1e-6, atol=1e-9)
@@ -135,8 +139,7 @@ def test_a_batch_with_no_numbers_does_not_reach_the_codebook(bad: float) -> None
     before = copy.deepcopy(trainer.model.state_dict())
     broken = images.clone()
     broken[3, 0, 5, 5] = bad
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:  # images are looked at, and numbers that are infinite refused
+    with pytest.MonkeyPatch().context() as patch:  # images are looked at, and numbers that are infinite refused
         patch.setattr("genimg_fast.models.vqvae.check_images", lambda *_: None)
         values = trainer.step(broken)
     assert not values["loss"].isfinite()
@@ -147,9 +150,8 @@ def test_a_batch_with_no_numbers_does_not_reach_the_codebook(bad: float) -> None
     before = buffers(trainer.model)
     trainer.step(images * torch.nan)
     torch.testing.assert_close(buffers(trainer.model), before, rtol=0, atol=0)
-    data = gf.data.ImageDataset(images)
     with pytest.raises(NonFiniteLossError, match="loss is nan at step 2"):
-        fit(trainer, data, steps=3, batch_size=8, log_every=1)
+        fit(trainer, images, steps=3, batch_size=8, log_every=1)
 
 
 def test_evaluation_changes_nothing(digits: gf.data.ImageDataset) -> None:
