@@ -1,6 +1,7 @@
 """What the VAEs learn of real handwritten digits in a few minutes: figures, pictures, and if they are good enough.
 
     python benchmarks/eval_vae.py --out FOLDER
+    python benchmarks/eval_vae.py --models resvae vqvae --out FOLDER
     python benchmarks/eval_vae.py --mnist FOLDER
     python benchmarks/eval_vae.py --fashion-mnist FOLDER
 
@@ -12,18 +13,27 @@ requested class, drawn from a class-conditional VAE, are judged by a support vec
 digits only. The training is that of ``genimg-fast train vae`` and ``cvae`` by default; their beta is for it alone:
 the ELBOs below are true ones.
 
-The second command takes a folder with the four IDX files of MNIST, or of a relative. A 784-200-200-50 ``MLPVAE``,
-trained by the package, is compared with the same layers in plain PyTorch, fed with pixels in [0, 1]: 10 epochs, in
-batches of 100, of pixels drawn anew each time with their brightness as probability; Adam with 1e-3, falling to 0
-by a cosine. The figure is the negative ELBO of the test images, pixels and latents drawn once.
+The VAE of residual blocks is compared with the same PPCA. The VQ-VAE is judged by the mean squared error of
+held-out pixels, against the mean of the training images and against PCA that spends as many bits on an image: in
+turn on the component with the largest error left, each of whose bits quarters it, with Lloyd's (1982) best
+quantiser of the training images' values for each component. Bits of the VQ-VAE are places of the grid times log2
+of the number of codes.
 
-The third one does as the first with Fashion-MNIST, at 32x32 pixels: 60,000 images to train on, the first 1,000 of
-the test images to judge by, and a convolutional network, trained on the same 60,000, as judge of classes.
+The second command does so for some of the models. The third takes a folder with the four IDX files of MNIST, or of
+a relative. A 784-200-200-50 ``MLPVAE``, trained by the package, is compared with the same layers in plain PyTorch,
+fed with pixels in [0, 1]: 10 epochs, in batches of 100, of pixels drawn anew each time with their brightness as
+probability; Adam with 1e-3, falling to 0 by a cosine. The figure is the negative ELBO of the test images, pixels
+and latents drawn once.
+
+The fourth one does as the first with Fashion-MNIST, for VAE and class-conditional VAE, at 32x32 pixels: 60,000
+images to train on, the first 1,000 of the test images to judge by, and a convolutional network, trained on the
+same 60,000, as judge of classes.
 
 Exit status 1 if a figure misses what the project asks for.
 """
 
 import argparse
+import math
 import sys
 import time
 from itertools import islice
@@ -39,7 +49,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import genimg_fast as gf
 from genimg_fast.losses import active_units, importance_weighted_bound
-from genimg_fast.models import MLPVAE, VAE
+from genimg_fast.models import MLPVAE, VQVAE, BaseVAE
 from genimg_fast.training import (
     Picture,
     Recipe,
@@ -53,12 +63,14 @@ from genimg_fast.training import (
 from genimg_fast.training.pictures import class_samples
 
 IMPORTANCE_SAMPLES = 100
+MODELS = ("vae", "resvae", "vqvae")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train VAEs on digits; print how good they are; draw pictures.")
     parser.add_argument("--out", type=Path, default=Path("eval-vae"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the training")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="vae: and its relatives")
     parser.add_argument("--steps", type=int, help="steps of each training instead of the default")
     parser.add_argument(
         "--mnist", type=Path, metavar="FOLDER", help="of IDX files: train on these instead of digits"
@@ -84,19 +96,42 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     digits = gf.data.load_dataset("digits", image_size=32)
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(args.seed))
     held_out, used = order[: len(digits) // 5], order[len(digits) // 5 :]
-    training = gf.data.ImageDataset(digits.images[used], digits.labels[used])
+    training = gf.data.ImageDataset(digits.images[used], digits.labels[used], class_names=digits.class_names)
     images, labels = digits[held_out]
     print(
         f"digits at 32x32: {len(training)} to train on, {len(images)} held out (seed {args.seed}); "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gf.info().backend} backend"
     )
+    checks: dict[str, bool] = {}
+    if "vae" in args.models:
+        checks |= of_vaes(args, training, images, labels)
+    if "resvae" in args.models:
+        vae = train("resvae", training, args, image_size=32)
+        found = compare_with_ppca(vae, training, images)
+        checks |= {f"ResidualVAE: {check}": passed for check, passed in found.items()}
+        pairs = {"input": images[:18], "output": vae.reconstruct(images[:18])}
+        Picture(images=pairs).save(args.out / "resvae-reconstructions.png")
+        samples = class_samples(vae, generator=torch.Generator().manual_seed(args.seed))
+        samples.save(args.out / "resvae-samples.png")
+    if "vqvae" in args.models:
+        vqvae = train("vqvae", training, args)
+        checks |= compare_with_pca(vqvae, training, images)
+        pairs = {"input": images[:36], "output": vqvae.reconstruct(images[:36])}
+        Picture(images=pairs).save(args.out / "vqvae-reconstructions.png")
+    print(f"pictures in {args.out}; {time.perf_counter() - started:.0f} s in all")
+    return checks
+
+
+def of_vaes(
+    args: argparse.Namespace, training: gf.data.ImageDataset, images: Tensor, labels: Tensor
+) -> dict[str, bool]:
     classifier = SVC(C=10).fit(training[:][0].flatten(1).numpy(), training.labels.numpy())
 
     def judge(of_images: Tensor, of_labels: Tensor) -> Tensor:
         return torch.from_numpy(classifier.predict(of_images.flatten(1).numpy())) == of_labels
 
     vae = train("vae", training, args)
-    checks = compare_with_ppca(vae, training, images, labels)
+    checks = compare_with_ppca(vae, training, images)
     reconstructions = vae.reconstruct(images)
     print(
         f"reconstructed digits read right by the classifier: {judge(reconstructions, labels).float().mean():.1%}"
@@ -117,7 +152,7 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     Picture(images=pairs).save(args.out / "reconstructions.png")
     class_samples(vae, generator=torch.Generator().manual_seed(args.seed)).save(args.out / "samples.png")
     by_class = drawn.view(10, 100, 1, 32, 32)[:, :10].transpose(0, 1).flatten(0, 1)
-    save_grid(by_class, args.out / "class-samples.png", columns=10, column_labels=digits.class_names)
+    save_grid(by_class, args.out / "class-samples.png", columns=10, column_labels=training.class_names)
     path = vae.interpolate(images[:9], images[9:18], steps=12, mode="spherical")
     save_grid(path.flatten(0, 1), args.out / "interpolation.png", columns=12)
     path = path[:4]
@@ -125,8 +160,7 @@ def on_digits(args: argparse.Namespace) -> dict[str, bool]:
     save_animation({"from": first, "morph": path, "to": last}, args.out / "interpolation.gif")
     flat.eval()
     with torch.no_grad():
-        plot_latents(flat.encode(images)[0], labels, digits.class_names, args.out / "latent.png")
-    print(f"pictures in {args.out}; {time.perf_counter() - started:.0f} s in all")
+        plot_latents(flat.encode(images)[0], labels, training.class_names, args.out / "latent.png")
     return checks
 
 
@@ -141,7 +175,7 @@ def on_clothes(args: argparse.Namespace) -> dict[str, bool]:
     judge = Judge(training, test, steps=args.steps)
 
     vae = train("vae", training, args)
-    checks = compare_with_ppca(vae, training, images, labels)
+    checks = compare_with_ppca(vae, training, images)
     reconstructions = vae.reconstruct(images)
     read = (judge.look(reconstructions)[1] == labels).double().mean()
     print(f"reconstructed clothes read right by the classifier: {read:.1%} (real ones: {judge.accuracy:.1%})")
@@ -165,17 +199,17 @@ def train(name: str, dataset: gf.data.ImageDataset, args: argparse.Namespace, **
     trainer = vae.make_trainer(dataset, options)
     fit(trainer, dataset, steps=options["steps"], batch_size=vae.batch_size, seed=args.seed)
     model = trainer.sampler
-    print(
-        f"\n{type(model).__name__}, {model.z_dim} latents, {model.likelihood} likelihood, trained with "
-        f"beta {trainer.beta:g}: {options['steps']} steps of {vae.batch_size} in "
-        f"{time.perf_counter() - started:.0f} s"
-    )
+    what = f"{options['steps']} steps of {vae.batch_size} in {time.perf_counter() - started:.0f} s"
+    if isinstance(model, BaseVAE):
+        what = f"{model.z_dim} latents, {model.likelihood} likelihood, trained with beta {trainer.beta:g}: {what}"
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"\n{type(model).__name__}, {parameters:,} parameters, {what}")
     return model
 
 
 @torch.no_grad()
 def compare_with_ppca(
-    vae: VAE, training: gf.data.ImageDataset, images: Tensor, labels: Tensor, draws: int = 20
+    vae: BaseVAE, training: gf.data.ImageDataset, images: Tensor, draws: int = 20
 ) -> dict[str, bool]:
     vae.eval()
     generator = torch.Generator().manual_seed(0)
@@ -208,6 +242,58 @@ def compare_with_ppca(
         "KL is between 5 and 60 nats": 5 <= kl.mean() <= 60,
         "held-out ELBO beats PPCA of the same latent size": (difference.mean() > 2 * error).item(),
     }
+
+
+@torch.no_grad()
+def compare_with_pca(vqvae: VQVAE, training: gf.data.ImageDataset, images: Tensor) -> dict[str, bool]:
+    indices = torch.cat([vqvae.eval().encode(piece) for piece in images.split(100)])
+    decoded = torch.cat([vqvae.decode(piece) for piece in indices.split(100)])
+    places, codes = vqvae.grid**2, vqvae.codebook.num_codes
+    counts = indices.flatten().bincount(minlength=codes)
+    perplexity = torch.special.entr(counts / counts.sum()).sum().exp().item()
+    bits = places * math.log2(codes)
+    seen, unseen = (each.flatten(1).double() for each in (training[:][0], images))
+    mean = seen.mean(0)
+    errors = {
+        "mean image": (unseen - mean).square().mean(),
+        "PCA": (unseen - quantised_pca(seen, unseen, int(bits))).square().mean(),
+        "VQ-VAE": (images - decoded).square().mean(),
+    }
+    print(
+        f"{bits:.0f} bits an image: {vqvae.grid}x{vqvae.grid} places, {codes} codes, of which held-out images use "
+        f"{(counts > 0).sum()}; perplexity {perplexity:.1f}"
+    )
+    print("held-out mean squared error of pixels in [-1, 1]:", end="")
+    print("".join(f"  {name} {error:.4f}" for name, error in errors.items()))
+    return {
+        "VQ-VAE: held-out error at most a tenth of that of the mean image": (
+            errors["VQ-VAE"] <= errors["mean image"] / 10
+        ).item(),
+        "VQ-VAE: perplexity is at least half the number of codes": perplexity >= codes / 2,
+    }
+
+
+def quantised_pca(seen: Tensor, unseen: Tensor, bits: int) -> Tensor:
+    """Code ``unseen``, (n, pixels), in ``bits`` bits each, by principal components of ``seen``; decode."""
+    mean = seen.mean(0)
+    _, values, components = torch.linalg.svd(seen - mean, full_matrices=False)
+    left, spent = values.square(), torch.zeros(len(values), dtype=torch.int64)
+    for _ in range(bits):
+        worst = left.argmax()
+        left[worst] /= 4
+        spent[worst] += 1
+    decoded = mean.expand_as(unseen)
+    for component, share in zip(components[spent > 0], spent[spent > 0], strict=True):
+        known = (seen - mean) @ component
+        levels = known.quantile((torch.arange(2 ** int(share)).double() + 0.5) / 2 ** int(share))
+        for _ in range(50):
+            nearest = torch.bucketize(known, (levels[1:] + levels[:-1]) / 2)
+            counts = nearest.bincount(minlength=len(levels))
+            sums = torch.zeros_like(levels).index_add_(0, nearest, known)
+            levels = torch.where(counts > 0, sums / counts.clamp(min=1), levels)
+        nearest = torch.bucketize((unseen - mean) @ component, (levels[1:] + levels[:-1]) / 2)
+        decoded = decoded + levels[nearest].unsqueeze(1) * component
+    return decoded
 
 
 class BlackAndWhite:

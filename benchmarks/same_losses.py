@@ -36,12 +36,24 @@ ALSO = {
     "mlp-gan": "--precision bf16 --clip-weights 0.1",
     "vae": "--warmup 10 --free-bits 0.1 --channels-last",
     "frame-predictor": "--context 3 --teacher-forcing 0.5 --core gru",
+    "vqvae": "--num-codes 32 --code-dim 4 --accumulate 2",
     "autoencoder": "--schedule linear --ema 0",
     "pix2pix": "--direction b2a --network resnet",
 }
 # What an older commit does not know, and this one does by default.
 OFF = {"cdcgan": "--no-minibatch-std"}
-LOSSES = ("loss", "loss_d", "loss_g", "real_logit", "fake_logit", "reconstruction", "kl", "mse", "l1")
+LOSSES = (
+    "loss",
+    "loss_d",
+    "loss_g",
+    "real_logit",
+    "fake_logit",
+    "reconstruction",
+    "kl",
+    "commitment",
+    "mse",
+    "l1",
+)
 
 
 def main() -> int:

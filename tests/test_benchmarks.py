@@ -33,9 +33,12 @@ def test_vae_evaluation_runs_and_can_fail(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 1, result.stderr  # three steps teach nothing
     assert "FAIL: samples are of the requested class in at least 90%" in result.stdout
+    assert "FAIL: ResidualVAE: held-out ELBO beats PPCA of the same latent size" in result.stdout
+    assert "FAIL: VQ-VAE: held-out error at most a tenth of that of the mean image" in result.stdout
     assert {f.name for f in tmp_path.iterdir()} == {
         "reconstructions.png", "samples.png", "class-samples.png",
         "interpolation.png", "interpolation.gif", "latent.png",
+        "resvae-reconstructions.png", "resvae-samples.png", "vqvae-reconstructions.png",
     }  # fmt: skip
 
 

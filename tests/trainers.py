@@ -20,6 +20,7 @@ from genimg_fast.training import (
     Recipe,
     RowRNNTrainer,
     VAETrainer,
+    VQVAETrainer,
 )
 
 
@@ -40,6 +41,7 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
     ),
     "wgan": lambda **o: GANTrainer(gf.models.WGAN(**SIZES), loss="wasserstein", gp=10.0, n_critic=2, **o),
     "vae": lambda **o: VAETrainer(gf.models.VAE(**SIZES, likelihood="gaussian"), **o),
+    "resvae": lambda **o: VAETrainer(gf.models.ResidualVAE(**SIZES, likelihood="gaussian"), **o),
     "frame-predictor": lambda **o: FramePredictorTrainer(
         gf.models.FramePredictor(channels=4, n_blocks=2, hidden_size=4), teacher_forcing=0.0, forcing_steps=5, **o
     ),
@@ -51,6 +53,9 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
         gf.models.CycleGAN(1, channels=4, image_size=16, n_residual=1), buffer_size=20, **o
     ),
     "autoencoder": lambda **o: AutoencoderTrainer(gf.models.Autoencoder(**SIZES), **o),
+    "vqvae": lambda **o: VQVAETrainer(
+        gf.models.VQVAE(c_dim=1, image_size=16, channels=4, num_codes=12, code_dim=3), **o
+    ),
     "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
     "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
 }

@@ -25,7 +25,7 @@ from genimg_fast.cli.runs import (
     write,
 )
 from genimg_fast.data import ImageDataset
-from genimg_fast.models import BaseFrameModel, BaseGAN, BaseVAE, FramePredictor, interpolate_latents
+from genimg_fast.models import VQVAE, BaseFrameModel, BaseGAN, BaseVAE, FramePredictor, interpolate_latents
 from genimg_fast.models.common import labels_to_sample
 from genimg_fast.options import OptionError, PositiveInt, Reader, integers
 from genimg_fast.training import Picture, draw_known_frames
@@ -76,6 +76,8 @@ def sample(
         return _sample_frames(model, config, out or "frames.gif", n, source, look, session)
     out = out or "grid.png"
     check_out(out)
+    if isinstance(model, VQVAE):
+        raise OptionError("run", f"{config['model']} has no prior over its codes to draw from, only reconstructs")
     if not hasattr(model, "sample"):
         raise OptionError("run", f"{config['model']} does not generate images")
     generator = session.generator()

@@ -28,7 +28,7 @@ from genimg_fast.data import ImageDataset, UnpairedImages, load_dataset, load_pa
 from genimg_fast.data.dataset import identify
 from genimg_fast.data.optional import optional_import
 from genimg_fast.data.unpaired import kinds_in
-from genimg_fast.models import Autoencoder, BaseVAE, CycleGAN, Pix2Pix
+from genimg_fast.models import VQVAE, Autoencoder, BaseVAE, CycleGAN, Pix2Pix
 from genimg_fast.models.cyclegan import Direction
 from genimg_fast.options import File, OptionError, PositiveInt, Reader
 from genimg_fast.training import Picture, plot_latents
@@ -62,7 +62,7 @@ def reconstruct(
     """
     check_out(out)
     model, config = load_with_settings(run, session.device)
-    _check_kind(model, config, (BaseVAE, Autoencoder), "VAE or an autoencoder")
+    _check_kind(model, config, (BaseVAE, Autoencoder, VQVAE), "VAE or an autoencoder")
     real = load_real(model, config, source)
     indices = choose(real, n, most=36, seed=session.seed)
 

@@ -13,6 +13,7 @@ from genimg_fast.models.pretrained import BaseModel, load
 from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
 from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
+from genimg_fast.models.residual_vae import ResidualVAE
 from genimg_fast.models.rnn import OUTPUT_ACTIVATIONS, RNN, RNNOutput
 from genimg_fast.models.row_rnn import RowPrediction, RowRNN
 from genimg_fast.models.vae import (
@@ -24,6 +25,7 @@ from genimg_fast.models.vae import (
     VAEOutput,
     interpolate_latents,
 )
+from genimg_fast.models.vqvae import VQVAE, Codebook, Tally, VQVAEOutput
 
 __all__ = [
     "CORES",
@@ -35,6 +37,7 @@ __all__ = [
     "OUTPUT_ACTIVATIONS",
     "RNN",
     "VAE",
+    "VQVAE",
     "WGAN",
     "Autoencoder",
     "BaseDiscriminator",
@@ -43,6 +46,7 @@ __all__ = [
     "BaseGenerator",
     "BaseModel",
     "BaseVAE",
+    "Codebook",
     "ConditionalDCGAN",
     "ConditionalVAE",
     "CycleGAN",
@@ -63,10 +67,13 @@ __all__ = [
     "ResidualDiscriminator",
     "ResidualGAN",
     "ResidualGenerator",
+    "ResidualVAE",
     "RowPrediction",
     "RowRNN",
+    "Tally",
     "UNetGenerator",
     "VAEOutput",
+    "VQVAEOutput",
     "create_model",
     "export",
     "interpolate_latents",

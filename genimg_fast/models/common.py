@@ -63,6 +63,15 @@ def labels_to_sample(labels: Tensor | int | None, n: int, num_classes: int, devi
     return labels
 
 
+def group_norm_act(width: int) -> nn.GroupNormAct:
+    """Make a group norm with SiLU, of up to 32 groups: of four channels or a multiple, or all in one group.
+
+    Of fewer channels, on small maps, a norm would leave little.
+    """
+    groups = next((g for g in (32, 16, 8, 4, 2) if width % (4 * g) == 0), 1)
+    return nn.GroupNormAct(groups, width)
+
+
 def conv_encoder(in_channels: int, channels: int, n_blocks: int, out_channels: int) -> nn.Sequential:
     """Make the encoder of the VAEs: strided convolutions down to 4x4, and one more down to 1x1."""
     layers: list[nn.Module] = [

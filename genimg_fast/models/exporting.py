@@ -22,6 +22,7 @@ from genimg_fast.models.pix2pix import Pix2Pix
 from genimg_fast.models.pretrained import BaseModel, load_run
 from genimg_fast.models.reconstruction import GLO, Autoencoder, into_unit_ball
 from genimg_fast.models.vae import BaseVAE
+from genimg_fast.models.vqvae import VQVAE
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 PartName = Literal["sampler", "encoder", "decoder", "translator", "a2b", "b2a"]
@@ -55,7 +56,8 @@ def export(
     =============== ========================= ==========================================================
     ``sampler``     noise from N(0, 1),       images in [-1, 1], (batch, c_dim, image_size, image_size)
                     (batch, z_dim)
-    ``encoder``     images                    means and logarithms of variances, or codes, (batch, z_dim)
+    ``encoder``     images                    means and logarithms of variances, or codes, (batch, z_dim);
+                                              of a VQ-VAE their numbers, int64 of shape (batch, grid, grid)
     ``decoder``     latents, or codes         images
     ``translator``  images                    images
     ``a2b, b2a``    images of one kind        images of the other
@@ -172,6 +174,16 @@ def parts(model: nn.Module) -> dict[str, _Part]:
         given = {"images": images(model.c_dim, model.image_size)}
         return {
             way: _Part(partial(model.forward, direction=way), given, ("translations",)) for way in ("a2b", "b2a")
+        }
+    if isinstance(model, VQVAE):
+
+        def indices(n: int, generator: torch.Generator) -> Tensor:
+            grid = (n, model.grid, model.grid)
+            return torch.randint(model.codebook.num_codes, grid, generator=generator)
+
+        return {
+            "encoder": _Part(model.encode, {"images": images(model.c_dim, model.image_size)}, ("codes",)),
+            "decoder": _Part(model.decode, {"codes": indices}, ("images",)),
         }
     if isinstance(model, Pix2Pix):
         return {

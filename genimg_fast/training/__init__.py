@@ -21,6 +21,7 @@ from genimg_fast.training.trainables import Trainable, find_trainable, list_trai
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
+from genimg_fast.training.vqvae import VQVAETrainer
 
 __all__ = [
     "AutoencoderTrainer",
@@ -43,6 +44,7 @@ __all__ = [
     "Trainable",
     "Trainer",
     "VAETrainer",
+    "VQVAETrainer",
     "WandbLogger",
     "draw_known_frames",
     "find_trainable",

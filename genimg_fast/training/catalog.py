@@ -12,6 +12,7 @@ from genimg_fast.models import (
     MLPGAN,
     MLPVAE,
     VAE,
+    VQVAE,
     WGAN,
     Autoencoder,
     ConditionalDCGAN,
@@ -21,6 +22,7 @@ from genimg_fast.models import (
     FramePredictor,
     Pix2Pix,
     ResidualGAN,
+    ResidualVAE,
     RowRNN,
 )
 from genimg_fast.training.cyclegan import CycleGANTrainer
@@ -30,6 +32,7 @@ from genimg_fast.training.sequence import FrameFillerTrainer, FramePredictorTrai
 from genimg_fast.training.trainables import trainable
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
+from genimg_fast.training.vqvae import VQVAETrainer
 
 
 def _gan_examples(name: str, wide: str = "") -> tuple[str, ...]:
@@ -114,6 +117,17 @@ for _name, _model, _text in (
         defaults={**_VAE, "channels": 32},
     )(_model)
 trainable(
+    "resvae",
+    trainer=VAETrainer,
+    text="Train a VAE of residual blocks with group norm.",
+    examples=(
+        "genimg-fast train resvae --data digits --image-size 32",
+        "genimg-fast train resvae --data faces/ --z-dim 128 --channels 64 --precision bf16 --channels-last",
+        "genimg-fast train resvae --data photos --crops 2000 --flip",
+    ),
+    defaults={**_VAE, "channels": 32},
+)(ResidualVAE)
+trainable(
     "mlp-vae",
     trainer=VAETrainer,
     text="Train a VAE of fully connected layers.",
@@ -170,6 +184,17 @@ trainable(
     defaults=_CODES,
     picture="reconstructions",
 )(Autoencoder)
+trainable(
+    "vqvae",
+    trainer=VQVAETrainer,
+    text="Train an autoencoder whose codes are numbers of vectors in a codebook.",
+    examples=(
+        "genimg-fast train vqvae --data digits",
+        "genimg-fast train vqvae --data faces/ --image-size 64 --channels 128 --num-codes 512 --code-dim 64",
+    ),
+    defaults={**_CODES, "n_halvings": 3, "num_codes": 64, "code_dim": 16},
+    picture="reconstructions",
+)(VQVAE)
 trainable(
     "glo",
     trainer=GLOTrainer,

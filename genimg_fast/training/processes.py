@@ -54,12 +54,16 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Average a tensor that every process has, of one shape; in place."""
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add up a tensor that every process has, of one shape; in place."""
     if world_size() > 1:
         dist.all_reduce(values)
-        values /= world_size()
     return values
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average a tensor that every process has, of one shape; in place."""
+    return sum_over_processes(values).div_(world_size()) if world_size() > 1 else values
 
 
 def gather_rows(values: Tensor) -> Tensor:

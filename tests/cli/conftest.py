@@ -73,6 +73,7 @@ MODELS: dict[str, Any] = {
     "cvae": lambda: gf.models.ConditionalVAE(10, **SIZES),
     "vae": lambda: gf.models.VAE(**SIZES),
     "autoencoder": lambda: gf.models.Autoencoder(**SIZES),
+    "vqvae": lambda: gf.models.VQVAE(1, 8, 2, num_codes=4, code_dim=2),
     "pix2pix": lambda: gf.models.Pix2Pix(1, 1, channels=2, image_size=8),
     "rnn": lambda: gf.models.RNN(3, 4),
     "row-rnn": lambda: gf.models.RowRNN(image_size=8, hidden_size=4),

@@ -147,6 +147,7 @@ def test_morphs(name: str, ends: int, models: dict[str, str]) -> None:
         (["sample", "dcgan", "--out", "a.mp4"], "argument --out: 'a.mp4' is a video, and nothing moves here"),
         (["sample", "dcgan", "--out", "a.txt"], "argument --out: 'a.txt' does not end like an image file"),
         (["sample", "dcgan", "--out", "gone/a.npz"], "argument --out: "),
+        (["sample", "vqvae"], "argument RUN: vqvae has no prior over its codes to draw from, only reconstructs"),
         (["sample", "rnn"], "argument RUN: rnn does not generate images"),
     ],
 )  # fmt: skip

@@ -111,14 +111,16 @@ GANS = {
     "resgan": ["--channels", "2", "--norm", "spectral", "--loss", "hinge", "--gp", "0"],
     "mlp-gan": ["--hidden", "8", "9", "--label-smoothing", "0.1", "--precision", "bf16"],
     "autoencoder": ["--channels", "2", "--accumulate", "2", "--grad-clip", "1"],
+    "vqvae": ["--channels", "2", "--n-halvings", "1", "--num-codes", "6", "--restart", "0.2", "--accumulate", "2"],
     "glo": ["--channels", "2", "--schedule", "linear", "--ema", "0"],
 }
 
 
 @pytest.mark.parametrize("name", GANS)
 def test_train_resume_and_use_the_others(name: str, tmp_path: Path, device: str) -> None:
-    flags = ["train", name, *SMALL, *GANS[name], "--out", str(tmp_path), "--device", device, "--resume", "auto"]
-    constant = ["--schedule", "constant"] if name in ("autoencoder", "glo", "cdcgan", "mlp-gan") else []
+    small = [flag if flag != "--z-dim" or name != "vqvae" else "--code-dim" for flag in SMALL]
+    flags = ["train", name, *small, *GANS[name], "--out", str(tmp_path), "--device", device, "--resume", "auto"]
+    constant = ["--schedule", "constant"] if name in ("autoencoder", "vqvae", "glo", "cdcgan", "mlp-gan") else []
     assert main([*flags, *constant, "--steps", "2"]) == 0
     assert main([*flags, *constant, "--steps", "3"]) == 0  # goes on
     (run,) = tmp_path.iterdir()
@@ -128,7 +130,7 @@ def test_train_resume_and_use_the_others(name: str, tmp_path: Path, device: str)
     with pytest.raises(SystemExit, match="2"):
         main([*flags, *constant, "--steps", "4", "--lr", "0.5"])  # another setting
     grid = tmp_path / "grid.png"
-    if name == "autoencoder":
+    if name in ("autoencoder", "vqvae"):
         assert main(["reconstruct", str(run), "--n", "4", "--out", str(grid)]) == 0
     else:
         assert main(["sample", str(run), "--n", "4", "--out", str(grid)]) == 0

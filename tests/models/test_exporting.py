@@ -25,9 +25,11 @@ PARTS = {
     "cyclegan": ["a2b", "b2a"],
     "pix2pix": ["translator"],
     "resgan": ["sampler"],
+    "resvae": ["sampler", "encoder", "decoder"],
     "rnn": [],
     "row-rnn": [],
     "vae": ["sampler", "encoder", "decoder"],
+    "vqvae": ["encoder", "decoder"],
     "wgan": ["sampler"],
 }
 
@@ -55,7 +57,7 @@ def test_parts(name: str) -> None:
         for part in found
         # The networks of these are those of others, and a VAE's decoder is its sampler.
         if name not in ("dcgan", "wgan", "vae")
-        and (name, part) not in (("cvae", "decoder"), ("mlp-vae", "decoder"))
+        and (name, part) not in (("cvae", "decoder"), ("mlp-vae", "decoder"), ("resvae", "decoder"))
     ],
 )
 def test_a_program_of_torch_export(name: str, part: Any, tmp_path: Path) -> None:
@@ -86,6 +88,18 @@ def test_a_file_of_onnx(name: str, part: Any, batch: int | None, tmp_path: Path)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=1e-5, atol=1e-6)
     assert [file.name for file in tmp_path.iterdir()] == ["part.onnx"]
+
+
+def test_files_of_onnx_that_code_and_decode(tmp_path: Path) -> None:
+    model, images = make("vqvae").eval(), torch.rand(5, 2, 16, 16) * 2 - 1
+    sessions = []
+    for part in ("encoder", "decoder"):
+        assert gf.models.export(model, tmp_path / part, part=part) <= 1e-6
+        sessions.append(onnxruntime.InferenceSession(tmp_path / part))
+    (codes,) = sessions[0].run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(codes), model.encode(images))
+    (decoded,) = sessions[1].run(None, {"codes": codes})
+    torch.testing.assert_close(torch.from_numpy(decoded), model.reconstruct(images), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

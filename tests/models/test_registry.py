@@ -17,6 +17,12 @@ def logits(model: gf.models.BaseGAN, device: str, labels: torch.Tensor | None = 
     return model.discriminator(model(torch.randn(4, 8, device=device), labels), labels)
 
 
+def quantised(model: gf.models.VQVAE, device: str) -> torch.Tensor:
+    images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
+    output = model(images)
+    return (output.reconstruction - images).square().mean() + output.commitment
+
+
 def patch_logits(model: gf.models.Pix2Pix, device: str) -> torch.Tensor:
     images = torch.rand(4, 1, 16, 16, device=device) * 2 - 1
     return model.discriminator(images, model(images))
@@ -40,10 +46,12 @@ RUN = {
     "mlp-gan": logits,
     "pix2pix": patch_logits,
     "autoencoder": lambda model, device: model(torch.rand(4, 2, 16, 16, device=device) * 2 - 1),
+    "vqvae": quantised,
     "glo": lambda model, device: model(torch.arange(4, device=device)),
     "deep-image-prior": lambda model, device: model(),
     "vae": negative_elbo,
     "cvae": lambda model, device: negative_elbo(model, device, torch.tensor([0, 1, 2, 0])),
+    "resvae": negative_elbo,
     "mlp-vae": negative_elbo,
     "rnn": lambda model, device: model(torch.randn(6, 4, 3, device=device)).output,
     "frame-predictor": lambda model, device: model(frames(device)).decoded,
@@ -65,7 +73,7 @@ def test_every_parameter_gets_a_gradient(name: str, device: str) -> None:
 def test_create_and_list() -> None:
     assert "dcgan" in gf.models.list_models()
     assert gf.models.list_models("dc*") == ["dcgan"]
-    assert gf.models.list_models("*vae") == ["cvae", "mlp-vae", "vae"]
+    assert gf.models.list_models("*vae") == ["cvae", "mlp-vae", "resvae", "vae", "vqvae"]
     assert gf.models.list_models("nothing*") == []
     with pytest.warns(UserWarning, match=r"no model matches 'dcgn'; did you mean dcgan, cdcgan\?"):
         assert gf.models.list_models("dcgn") == []

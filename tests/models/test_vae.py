@@ -5,7 +5,16 @@ import torch
 from torch import Tensor, nn
 
 import genimg_fast as gf
-from genimg_fast.models import LIKELIHOODS, MLPVAE, VAE, BaseVAE, ConditionalVAE, interpolate_latents
+from genimg_fast.models import (
+    LIKELIHOODS,
+    MLPVAE,
+    VAE,
+    BaseVAE,
+    ConditionalVAE,
+    ResidualVAE,
+    interpolate_latents,
+    residual_vae,
+)
 
 SIZES = {"z_dim": 5, "c_dim": 2, "channels": 3, "n_blocks": 2}
 
@@ -16,6 +25,8 @@ def make(kind: str, likelihood: str = "bernoulli") -> BaseVAE:
         return MLPVAE(z_dim=5, c_dim=2, image_size=16, hidden=(12, 8), likelihood=likelihood)
     if kind == "cvae":
         return ConditionalVAE(3, **SIZES, likelihood=likelihood)
+    if kind == "resvae":
+        return ResidualVAE(**SIZES, likelihood=likelihood)
     return VAE(**SIZES, likelihood=likelihood)
 
 
@@ -24,7 +35,7 @@ def batch(kind: str, device: str = "cpu") -> tuple[Tensor, Tensor | None]:
     return images, torch.arange(6, device=device) % 3 if kind == "cvae" else None
 
 
-every_kind = pytest.mark.parametrize("kind", ["vae", "cvae", "mlp-vae"])
+every_kind = pytest.mark.parametrize("kind", ["vae", "cvae", "mlp-vae", "resvae"])
 every_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 
 
@@ -49,6 +60,48 @@ def test_image_size_follows_the_number_of_blocks(n_blocks: int) -> None:
     model = VAE(z_dim=4, c_dim=1, channels=2, n_blocks=n_blocks)
     assert model.image_size == 4 * 2**n_blocks
     assert model.reconstruct(torch.zeros(2, 1, model.image_size, model.image_size)).shape[2] == model.image_size
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 5])
+def test_a_residual_vae_of_any_depth(n_blocks: int) -> None:
+    model = ResidualVAE(z_dim=4, c_dim=1, channels=2, n_blocks=n_blocks).train()
+    images = torch.rand(1, 1, 4 * 2**n_blocks, 4 * 2**n_blocks) * 2 - 1  # a batch of one, in training
+    torch.testing.assert_close(model.encode(images), model.eval().encode(images), rtol=0, atol=0)
+    assert model.reconstruct(images).shape == images.shape
+    widths = [m.num_channels for m in model.encoder.modules() if isinstance(m, gf.nn.GroupNormAct)]
+    assert max(widths) == 2 * min(2 ** (n_blocks - 1), 8)
+
+
+@pytest.mark.parametrize("scale", ["halve", "keep", "double"])
+@pytest.mark.parametrize("outputs", [8, 16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_residual_block_equals_plain_layers(
+    scale: str, outputs: int, layout: torch.memory_format, device: str
+) -> None:
+    block = residual_vae._Block(8, outputs, scale).to(device, memory_format=layout)
+    x = torch.randn(3, 8, 6, 6, device=device).contiguous(memory_format=layout).requires_grad_()
+    functional = nn.functional
+
+    def norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+        return functional.silu(functional.group_norm(x, layer.num_groups, layer.weight, layer.bias))
+
+    def resized(x: Tensor) -> Tensor:
+        if scale == "double":
+            return functional.interpolate(x, scale_factor=2)
+        return functional.avg_pool2d(x, 2) if scale == "halve" else x
+
+    h = norm(block.norm1, x)
+    h = block.conv2(norm(block.norm2, block.conv1(resized(h) if scale == "double" else h)))
+    expected = (resized(h) if scale == "halve" else h) + block.shortcut(resized(x))
+    found = block(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    inputs = [x, *block.parameters()]
+    weights = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        rtol=1e-3, atol=1e-4,
+    )  # fmt: skip
 
 
 def test_defaults_are_the_networks_of_the_dcgan() -> None:
