@@ -28,6 +28,11 @@ def patch_logits(model: gf.models.Pix2Pix, device: str) -> torch.Tensor:
     return model.discriminator(images, model(images))
 
 
+def logits_of_both_kinds(model: gf.models.CycleGAN, device: str) -> torch.Tensor:
+    images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
+    return model.judge_a(model(images, direction="b2a")) + model.judge_b(model(images))
+
+
 def row_likelihood(model: gf.models.RowRNN, device: str) -> torch.Tensor:
     images = torch.rand(4, 2, 16, 16, device=device) * 2 - 1
     return model.log_likelihood(images, model(images))
@@ -45,6 +50,7 @@ RUN = {
     "resgan": logits,
     "mlp-gan": logits,
     "pix2pix": patch_logits,
+    "cyclegan": logits_of_both_kinds,
     "autoencoder": lambda model, device: model(torch.rand(4, 2, 16, 16, device=device) * 2 - 1),
     "vqvae": quantised,
     "glo": lambda model, device: model(torch.arange(4, device=device)),
