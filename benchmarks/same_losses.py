@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def compare(name: str, steps: int, work: Path, base: Path) -> bool | None:
-    """Train in both; print a row of the table; tell if all is the same, None if the other commit has no such model."""
+    """Train in both; print a row of the table; tell if all is the same, or None if the model is new."""
     options = {option for group in find_trainable(name).options().values() for option in group}
     data = DATA.get(name, "moving-digits" if "frames" in options else "digits").split()
     flags = [
