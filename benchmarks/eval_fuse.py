@@ -81,7 +81,8 @@ def count(model: nn.Module, x: Tensor) -> Counts:
 
     def users(position: int) -> list[int]:
         result = calls[position][2][0]
-        return [j for j in range(position + 1, len(calls)) if result in calls[j][1]]
+        # A copy is what the backward of a SiLU in place keeps.
+        return [j for j in range(position + 1, len(calls)) if result in calls[j][1] and calls[j][0] != "clone"]
 
     norms = pairs = sums = groups = 0
     for position, (name, _, _) in enumerate(calls):

@@ -38,9 +38,9 @@ def through_activation(grad: Tensor, before: Tensor, activation: int, negative_s
     """
     # What the first two's gradients record in torch: a second derivative of zeros by what they were given.
     if activation == ACTIVATIONS["relu"]:
-        return torch.ops.aten.threshold_backward(grad, before, 0)  # type: ignore[no-any-return]
+        return torch.ops.aten.threshold_backward(grad, before, 0)
     if activation == ACTIVATIONS["leaky_relu"]:
-        return torch.ops.aten.leaky_relu_backward(grad, before, negative_slope, False)  # type: ignore[no-any-return]
+        return torch.ops.aten.leaky_relu_backward(grad, before, negative_slope, False)
     if activation == ACTIVATIONS["silu"]:  # silu_backward has no derivative of its own
         sigmoid = before.sigmoid()
         return grad * (sigmoid * (1 + before * (1 - sigmoid)))

@@ -191,8 +191,9 @@ def _backward_of_eval(*arguments: Any) -> Any:
     # First through the activation, then through batch norm. An explicit residual, for the operator's second
     # derivative.
     forward_mean, forward_invstd = _wide_statistics(input, call.forward_mean, call.forward_var, call.eps)
+    added = torch.zeros_like(input) if residual is None else residual
     through_activation = whole._replace(
-        residual=torch.zeros_like(input) if residual is None else residual,
+        residual=added,
         mean=forward_mean,
         invstd=forward_invstd,
         need_input=False,
@@ -203,7 +204,7 @@ def _backward_of_eval(*arguments: Any) -> Any:
         now = torch.batch_norm(input, weight, bias, mean, var, False, 0.0, call.eps, False)
         through_activation = through_activation._replace(
             input=input.detach(),
-            residual=through_activation.residual + (now - now.detach()),
+            residual=added + (now - now.detach()),
             weight=None if weight is None else weight.detach(),
             bias=None if bias is None else bias.detach(),
         )
