@@ -81,8 +81,8 @@ class VQVAETrainer(OneLossTrainer):
         moved = values.pop("moved")
         if self.averaged is not None:
             # Halfway between two places, an averaged code would stand for nothing.
-            ours, theirs = self.averaged.module.codebook.buffers(), self.model.codebook.buffers()
-            for average, current in zip(ours, theirs, strict=True):
+            both = zip(self.sampler.codebook.buffers(), self.model.codebook.buffers(), strict=True)
+            for average, current in both:
                 average.copy_(torch.where(moved.view(-1, *(1,) * (current.ndim - 1)), current, average))
         return values
 

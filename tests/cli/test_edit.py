@@ -101,7 +101,6 @@ def test_edit_of_a_clip(sequence_runs: dict[str, Path], tmp_path: Path) -> None:
         (["edit", "retime"], "frame-filler", ["--out", "a.txt"], "--out: 'a.txt' does not end like an image file"),
         (["sample"], "frame-filler", ["--class", "1"], "--class: frame-filler is not class-conditional"),
         (["sample"], "row-rnn", ["--class", "1"], "--class: row-rnn is not class-conditional"),
-        (["interpolate"], "vqvae", [], "RUN: vqvae has no latents; this is for GANs and VAEs"),
         (["interpolate"], "row-rnn", [], "RUN: row-rnn has no latents; this is for GANs and VAEs"),
         (["reconstruct"], "frame-filler", [], "RUN: must be a run of a VAE or an autoencoder"),
     ],
