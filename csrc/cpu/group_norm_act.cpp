@@ -47,8 +47,10 @@ void run(const Job<T>& job) {
   const int64_t threads =
       std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(1, numel / thread_elements));
   if (plan.segments == 1 || plan.units >= 8 * threads || plan.units % threads == 0) {
+    const bool keep = Backward && job.activation == Activation::silu && !plan.columns &&
+                      plan.per_unit() * int64_t(sizeof(Acc<T>)) <= kept_bytes;
     parallel(plan.units, numel, [&](int64_t begin, int64_t end) {
-      const Scratch<T> scratch(plan, plan.segments);
+      const Scratch<T> scratch(plan, plan.segments, keep ? plan.per_unit() : 0);
       for (int64_t u = begin; u < end; ++u) SIMD_DISPATCH(whole_unit<Backward>(job, u, scratch));
     });
     return;

@@ -12,10 +12,11 @@
 
 // The elementwise pass of an item: one segment of a unit.
 
-template <bool Tail, bool Backward, Activation Kind, bool Residual, class T>
-SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n) {
+template <bool Tail, bool Backward, Activation Kind, bool Residual, bool Kept = false, class T>
+SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n,
+                                  const Acc<T>* kept = nullptr) {
   if constexpr (Backward)
-    backward_step<Tail, Kind, Residual>(data, p, i, n);
+    backward_step<Tail, Kind, Residual, Kept>(data, p, i, n, kept);
   else
     forward_step<Tail, Kind, Residual>(data, p, i, n);
 }
@@ -39,23 +40,28 @@ void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int
   }
 }
 
-template <bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_of(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+// Planes view.
+template <bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_of_planes(const Job<T>& job, int64_t unit, int64_t segment, const Acc<T>* kept) {
   constexpr int L = lanes<Acc<T>>;
+  const Plan& plan = job.plan;
+  const Data<T> data = job.data.from(unit * plan.per_group * plan.inner);
+  const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
+  for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
+    const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
+    int64_t i = plan.piece_start(k);
+    const int64_t end = i + plan.piece_size(k);
+    for (; i + L <= end; i += L) elementwise_step<false, Backward, Kind, Residual, Kept>(data, p, i, 0, kept);
+    if (i < end) elementwise_step<true, Backward, Kind, Residual, Kept>(data, p, i, end - i, kept);
+  });
+}
+
+// Columns view.
+template <bool Backward, Activation Kind, bool Residual, class T>
+void elementwise_of_columns(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
   const Plan& plan = job.plan;
   const Data<T> data = job.data;
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
-  if (!plan.columns) {
-    const int64_t base = unit * plan.per_group * plan.inner;
-    for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
-      const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
-      const int64_t start = base + plan.piece_start(k), n = plan.piece_size(k);
-      int64_t i = 0;
-      for (; i + L <= n; i += L) elementwise_step<false, Backward, Kind, Residual>(data, p, start + i, 0);
-      if (i < n) elementwise_step<true, Backward, Kind, Residual>(data, p, start + i, n - i);
-    });
-    return;
-  }
   const int64_t base = unit * plan.channels * plan.inner, full = std::min(last, plan.rows);
   int64_t r = first;
   // Several rows share their parameters; not where writing past the caches wants consecutive addresses.
@@ -80,21 +86,28 @@ void for_kind(const Job<T>& job, const F& f) {
 }
 
 template <bool Backward, class T>
-void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns,
+                 const Acc<T>* kept = nullptr) {
   if (!job.data.y && !job.data.dr) return;
-  for_kind(job, [&](auto kind, auto residual) {
-    elementwise_of<Backward, kind.value, residual.value>(job, unit, segment, columns);
-  });
+  if (kept)
+    elementwise_of_planes<Backward, Activation::silu, false, true>(job, unit, segment, kept);
+  else
+    for_kind(job, [&](auto kind, auto residual) {
+      if (job.plan.columns)
+        elementwise_of_columns<Backward, kind.value, residual.value>(job, unit, segment, columns);
+      else
+        elementwise_of_planes<Backward, kind.value, residual.value, false>(job, unit, segment, nullptr);
+    });
   if (job.data.streaming) stream_fence();
 }
 
 // Sums of a segment, from which `finish` gets what its unit's elements share.
 template <bool Backward, class T>
-void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, double* first,
-          double* second) {
+void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, Acc<T>* kept,
+          double* first, double* second) {
   if constexpr (Backward)
     for_kind(job, [&](auto kind, auto residual) {
-      gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, first, second);
+      gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, kept, first, second);
     });
   else
     statistics(job, unit, segment, first, second);
@@ -128,11 +141,11 @@ void whole_unit(const Job<T>& job, int64_t unit, const Scratch<T>& scratch) {
   const Plan& plan = job.plan;
   before_sums<Backward>(job, unit, scratch.columns);
   for (int64_t s = 0; s < plan.segments; ++s)
-    sums<Backward>(job, unit, s, scratch.columns, scratch.partial[0] + s * plan.partial_size(),
+    sums<Backward>(job, unit, s, scratch.columns, scratch.kept, scratch.partial[0] + s * plan.partial_size(),
                    scratch.partial[1] + s * plan.partial_size());
   finish<Backward>(job, unit, scratch.partial, scratch.row);
   before_elementwise<Backward>(job, unit, scratch.columns);
-  for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise<Backward>(job, unit, s, scratch.columns);
+  for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise<Backward>(job, unit, s, scratch.columns, scratch.kept);
 }
 
 // One pass over one segment.
@@ -140,7 +153,7 @@ template <bool Backward, class T>
 void sums_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch, double* first,
                   double* second) {
   before_sums<Backward>(job, unit, scratch.columns);
-  sums<Backward>(job, unit, segment, scratch.columns, first, second);
+  sums<Backward, T>(job, unit, segment, scratch.columns, nullptr, first, second);
 }
 template <bool Backward, class T>
 void elementwise_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch) {
