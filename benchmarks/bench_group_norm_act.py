@@ -3,6 +3,8 @@
 One case: `pytest benchmarks/bench_group_norm_act.py -k "8x128x64x64 and float32"`.
 """
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,11 +24,18 @@ NORMS = [
     ((1, 128, 256, 256), 32, "silu", False),
     ((16, 96, 31, 33), 1, "identity", False),
     ((256, 1024), 1, "identity", False),
+    # Small ones, and large groups.
+    ((1, 32, 4, 4), 32, "silu", False),
+    ((8, 512, 8, 8), 32, "silu", False),
+    ((2, 8), 2, "silu", False),
+    ((1, 64, 64, 64), 1, "silu", False),
+    ((4, 64, 32, 32), 1, "silu", False),
 ]
+# bfloat16 beside float32 parameters, under autocast as without.
 CASES = [
-    (norm, dtype, layout)
+    (norm, kind, layout)
     for norm in NORMS
-    for dtype in (torch.float32, torch.bfloat16)
+    for kind in ("float32", "bfloat16", "autocast")
     for layout in ("NCHW", "channels_last")
     if len(norm[0]) == 4 or layout == "NCHW"
 ]
@@ -35,13 +44,16 @@ TENSORS_MOVED = {"forward": 2, "backward": 3, "both": 5}
 
 
 def name_of(case):
-    (shape, groups, activation, modulated), dtype, layout = case
+    (shape, groups, activation, modulated), kind, layout = case
     modulation = "+mod" if modulated else ""
-    return f"{'x'.join(map(str, shape))}/{groups}{modulation} {activation} {str(dtype)[6:]} {layout}"
+    return f"{'x'.join(map(str, shape))}/{groups}{modulation} {activation} {kind} {layout}"
 
 
 def eager(x, groups, weight, bias, scale, shift, activation, inplace=False):
-    y = F.group_norm(x, groups, weight, bias)
+    if groups == x.shape[1]:
+        y = F.instance_norm(x, weight=weight, bias=bias)
+    else:
+        y = F.group_norm(x, groups, weight, bias)
     if scale is not None:
         y = y * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
     if activation == "silu":
@@ -58,12 +70,12 @@ def ours(x, groups, weight, bias, scale, shift, activation):
 @pytest.mark.parametrize("direction", TENSORS_MOVED)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: name_of(case).replace(" ", "-"))
 def test_group_norm_act(case, direction, compare):
-    (shape, groups, activation, modulated), dtype, layout = case
+    (shape, groups, activation, modulated), kind, layout = case
     torch.manual_seed(0)
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
     x = torch.randn(shape, device=DEVICE).to(dtype)
     if layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
-    grad_output = torch.randn_like(x)
     x.requires_grad_()
     weight = torch.rand(shape[1], device=DEVICE).add_(0.5).requires_grad_()
     bias = torch.randn(shape[1], device=DEVICE).requires_grad_()
@@ -74,12 +86,14 @@ def test_group_norm_act(case, direction, compare):
 
     def timed(function, **options):
         def forward():
-            return function(x, groups, weight, bias, scale, shift, activation, **options)
+            with torch.autocast(DEVICE, torch.bfloat16) if kind == "autocast" else contextlib.nullcontext():
+                return function(x, groups, weight, bias, scale, shift, activation, **options)
+
+        output = forward()
+        grad_output = torch.randn_like(output)
 
         def both():
             return torch.autograd.grad(forward(), leaves, grad_output)
-
-        output = forward()
 
         def backward():
             return torch.autograd.grad(output, leaves, grad_output, retain_graph=True)

@@ -16,6 +16,9 @@ SIMD_INLINE void add_gradients(const Data<T>& data, const Parameters<Acc<T>>& p,
   Vec<Acc<T>> centred = read<Tail>(data.x + i, n) - p.mean;
   Vec<Acc<T>> g = inner_gradient<Tail, Kind, Residual>(data, p, centred, i, n);
   if (kept) write<Tail>(kept, g, n);
+  // Two streams, with arithmetic between the loads: the processor's own prefetching falls behind.
+  __builtin_prefetch(reinterpret_cast<const char*>(data.x + i) + prefetched_bytes);
+  __builtin_prefetch(reinterpret_cast<const char*>(data.g + i) + prefetched_bytes);
   if constexpr (Tail) {  // the parameters may be infinite
     g = keep_first<Acc<T>>(g, n);
     centred = keep_first<Acc<T>>(centred, n);
@@ -52,30 +55,32 @@ SIMD_INLINE void piece_gradients(const Data<T>& data, const Parameters<Acc<T>>& 
 // Likewise of n columns over some rows, added to the columns' sums.
 template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void column_gradients(const Data<T>& data, const Columns<Acc<T>>& columns, int64_t start, int64_t stride,
-                                  int64_t column, int rows, int n, Acc<T>* sum, Acc<T>* dot) {
+                                  int64_t column, int rows, int n, Acc<T>* kept, Acc<T>* sum, Acc<T>* dot) {
   const Parameters<Acc<T>> p = column_parameters<false>(columns, column);
   Vec<Acc<T>> s{}, d{};
-  for (int u = 0; u < rows; ++u) add_gradients<Tail, Kind, Residual>(data, p, start + u * stride, n, nullptr, s, d);
+  for (int u = 0; u < rows; ++u)
+    add_gradients<Tail, Kind, Residual>(data, p, start + u * stride, n, kept ? kept + u * stride : nullptr, s, d);
   store(sum, load(sum) + s);
   store(dot, load(dot) + d);
 }
 
 template <Activation Kind, bool Residual, class T>
 void column_gradient_tile(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride,
-                          int64_t column, int rows, int n, double* sum, double* dot) {
+                          int64_t column, int rows, int n, Acc<T>* kept, double* sum, double* dot) {
   constexpr int L = lanes<Acc<T>>;
   const Data<T> data = shared;
   alignas(64) Acc<T> tile_sum[max_block] = {}, tile_dot[max_block] = {};
   for (int r = 0; r < rows; r += 4) {
     const int quad = std::min(4, rows - r);
     const int64_t row = start + r * stride;
+    const auto at = [&](int j) { return kept ? kept + r * stride + j : nullptr; };
     int j = 0;
     for (; j + L <= n; j += L)
-      column_gradients<false, Kind, Residual>(data, columns, row + j, stride, column + j, quad, 0, tile_sum + j,
+      column_gradients<false, Kind, Residual>(data, columns, row + j, stride, column + j, quad, 0, at(j), tile_sum + j,
                                               tile_dot + j);
     if (j < n)
-      column_gradients<true, Kind, Residual>(data, columns, row + j, stride, column + j, quad, n - j, tile_sum + j,
-                                             tile_dot + j);
+      column_gradients<true, Kind, Residual>(data, columns, row + j, stride, column + j, quad, n - j, at(j),
+                                             tile_sum + j, tile_dot + j);
   }
   for (int j = 0; j < n; ++j) {
     sum[j] += tile_sum[j];
@@ -90,7 +95,7 @@ void gradient_sums_of(const Job<T>& job, int64_t unit, int64_t segment, const Co
   const Plan& plan = job.plan;
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
   if (!plan.columns) {
-    const Data<T> data = job.data.from(unit * plan.per_group * plan.inner);
+    const Data<T> data = job.data.from(plan.start(unit));
     for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
       const Parameters<Acc<T>> p = plane_parameters<false>(job, unit, weight, bias);
       piece_gradients<Kind, Residual>(data, p, plan.piece_start(k), plan.piece_size(k), kept,
@@ -98,18 +103,21 @@ void gradient_sums_of(const Job<T>& job, int64_t unit, int64_t segment, const Co
     });
     return;
   }
-  const int64_t base = unit * plan.channels * plan.inner, full = std::min(last, plan.rows);
+  const Data<T> data = job.data.from(plan.start(unit));
+  const int64_t full = std::min(last, plan.rows);
   std::fill_n(sum, plan.width, 0.0);
   std::fill_n(dot, plan.width, 0.0);
+  const auto tile = [&](int64_t row, int64_t rows, int64_t j, int64_t n) {
+    const int64_t start = row * plan.width + j;
+    column_gradient_tile<Kind, Residual>(data, columns, start, plan.width, j, rows, n, kept ? kept + start : nullptr,
+                                         sum + j, dot + j);
+  };
   for (int64_t r = first; r < full; r += tile_rows)
     for (int64_t j = 0; j < plan.width; j += max_block)
-      column_gradient_tile<Kind, Residual>(job.data, columns, base + r * plan.width + j, plan.width, j,
-                                           std::min(tile_rows, full - r), std::min<int64_t>(max_block, plan.width - j),
-                                           sum + j, dot + j);
+      tile(r, std::min(tile_rows, full - r), j, std::min<int64_t>(max_block, plan.width - j));
   if (last > plan.rows)
     for (int64_t j = 0; j < plan.rest; j += max_block)
-      column_gradient_tile<Kind, Residual>(job.data, columns, base + plan.rows * plan.width + j, 0, j, 1,
-                                           std::min<int64_t>(max_block, plan.rest - j), sum + j, dot + j);
+      tile(plan.rows, 1, j, std::min<int64_t>(max_block, plan.rest - j));
 }
 
 // From the sums of a group's channels to what its elements share; the dots become those with the normalised values.
@@ -189,8 +197,7 @@ void parameter_gradients(const Job<T>& job, int64_t first, int64_t channels, con
 
 // dx = g' * scale + constant + (x - mean) * by_centred, dresidual = g'.  g' may lie at `kept`.
 template <bool Tail, Activation Kind, bool Residual, bool Kept, class T>
-SIMD_INLINE void backward_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n,
-                               const Acc<T>* kept = nullptr) {
+SIMD_INLINE void backward_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n, const Acc<T>* kept) {
   using V = Vec<Acc<T>>;
   const V centred = read<Tail>(data.x + i, n) - p.mean;
   V g;

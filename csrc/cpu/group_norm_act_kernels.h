@@ -14,7 +14,7 @@
 
 template <bool Tail, bool Backward, Activation Kind, bool Residual, bool Kept = false, class T>
 SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n,
-                                  const Acc<T>* kept = nullptr) {
+                                  const Acc<T>* kept) {
   if constexpr (Backward)
     backward_step<Tail, Kind, Residual, Kept>(data, p, i, n, kept);
   else
@@ -23,20 +23,21 @@ SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>&
 
 // Rows x n elements, from column j0 on.  The data's addresses are copied so that the compiler need not expect the
 // stores to change them.
-template <int Rows, bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n) {
+template <int Rows, bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n,
+                      const Acc<T>* kept) {
   constexpr int L = lanes<Acc<T>>;
   const Data<T> data = shared;
   int64_t j = 0;
   for (; j + L <= n; j += L) {
     const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
     for (int u = 0; u < Rows; ++u)
-      elementwise_step<false, Backward, Kind, Residual>(data, p, start + u * stride + j, 0);
+      elementwise_step<false, Backward, Kind, Residual, Kept>(data, p, start + u * stride + j, 0, kept);
   }
   if (j < n) {
     const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
     for (int u = 0; u < Rows; ++u)
-      elementwise_step<true, Backward, Kind, Residual>(data, p, start + u * stride + j, n - j);
+      elementwise_step<true, Backward, Kind, Residual, Kept>(data, p, start + u * stride + j, n - j, kept);
   }
 }
 
@@ -45,7 +46,7 @@ template <bool Backward, Activation Kind, bool Residual, bool Kept, class T>
 void elementwise_of_planes(const Job<T>& job, int64_t unit, int64_t segment, const Acc<T>* kept) {
   constexpr int L = lanes<Acc<T>>;
   const Plan& plan = job.plan;
-  const Data<T> data = job.data.from(unit * plan.per_group * plan.inner);
+  const Data<T> data = job.data.from(plan.start(unit));
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
   for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
     const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
@@ -57,20 +58,21 @@ void elementwise_of_planes(const Job<T>& job, int64_t unit, int64_t segment, con
 }
 
 // Columns view.
-template <bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_of_columns(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+template <bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_of_columns(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns,
+                            const Acc<T>* kept) {
   const Plan& plan = job.plan;
-  const Data<T> data = job.data;
+  const Data<T> data = job.data.from(plan.start(unit));
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
-  const int64_t base = unit * plan.channels * plan.inner, full = std::min(last, plan.rows);
+  const int64_t full = std::min(last, plan.rows);
   int64_t r = first;
+  const auto rows = [&](auto count, int64_t n) {
+    elementwise_rows<count.value, Backward, Kind, Residual, Kept>(data, columns, r * plan.width, plan.width, n, kept);
+  };
   // Several rows share their parameters; not where writing past the caches wants consecutive addresses.
-  for (; !data.streaming && r + 4 <= full; r += 4)
-    elementwise_rows<4, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
-  for (; r < full; ++r)
-    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
-  if (last > plan.rows)
-    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + plan.rows * plan.width, plan.width, plan.rest);
+  for (; !data.streaming && r + 4 <= full; r += 4) rows(std::integral_constant<int, 4>(), plan.width);
+  for (; r < full; ++r) rows(std::integral_constant<int, 1>(), plan.width);
+  if (last > plan.rows) rows(std::integral_constant<int, 1>(), plan.rest);
 }
 
 // Calls f(kind, residual) with the job's activation and whether it has a residual, as constants.
@@ -89,22 +91,23 @@ template <bool Backward, class T>
 void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns,
                  const Acc<T>* kept = nullptr) {
   if (!job.data.y && !job.data.dr) return;
-  if (kept)
-    elementwise_of_planes<Backward, Activation::silu, false, true>(job, unit, segment, kept);
+  const auto with = [&](auto kind, auto residual, auto is_kept) {
+    if (job.plan.columns)
+      elementwise_of_columns<Backward, kind.value, residual.value, is_kept.value>(job, unit, segment, columns, kept);
+    else
+      elementwise_of_planes<Backward, kind.value, residual.value, is_kept.value>(job, unit, segment, kept);
+  };
+  if (Backward && kept)
+    with(std::integral_constant<Activation, Activation::silu>(), std::false_type(), std::bool_constant<Backward>());
   else
-    for_kind(job, [&](auto kind, auto residual) {
-      if (job.plan.columns)
-        elementwise_of_columns<Backward, kind.value, residual.value>(job, unit, segment, columns);
-      else
-        elementwise_of_planes<Backward, kind.value, residual.value, false>(job, unit, segment, nullptr);
-    });
+    for_kind(job, [&](auto kind, auto residual) { with(kind, residual, std::false_type()); });
   if (job.data.streaming) stream_fence();
 }
 
 // Sums of a segment, from which `finish` gets what its unit's elements share.
 template <bool Backward, class T>
-void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, Acc<T>* kept,
-          double* first, double* second) {
+void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, Acc<T>* kept, double* first,
+          double* second) {
   if constexpr (Backward)
     for_kind(job, [&](auto kind, auto residual) {
       gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, kept, first, second);

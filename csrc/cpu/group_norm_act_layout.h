@@ -18,7 +18,8 @@ constexpr int64_t segment_elements = 32768;             // smaller groups and sa
 constexpr int64_t padding = 16;                         // per-column arrays may be read by whole vectors
 constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
 constexpr int64_t thread_elements = 16384;              // a thread is not worth waking for less
-constexpr int64_t kept_bytes = int64_t(512) << 10;      // of gradients that stay in the L2 cache between passes
+constexpr int64_t kept_bytes = int64_t(2) << 20;        // of a unit's g' between backward's passes
+constexpr int64_t prefetched_bytes = 2048;              // ahead of what backward's first pass reads
 
 struct Plan {
   int64_t samples, channels, inner, groups;  // inner: elements of a plane
@@ -66,6 +67,7 @@ struct Plan {
 
   int64_t numel() const { return samples * channels * inner; }
   int64_t per_unit() const { return numel() / units; }
+  int64_t start(int64_t unit) const { return unit * per_unit(); }  // of its elements
   int64_t partial_size() const { return columns ? width : 1; }
   double per_statistic() const { return double(per_group) * double(inner); }
   // Planes view: where piece k of a group begins, from the group's first element; also for k = length.
@@ -147,7 +149,7 @@ class Scratch {
   double* partial[2];  // sums of every segment of a unit, in the columns view one per column
   double* row[2];      // columns view: one value per column
   Columns<A> columns;
-  A* kept;  // of a unit's elements, or null
+  A* kept;  // g' of a unit's elements, or null
 
   // `partials`: how many segments to hold at a time; `elements`: how many gradients.
   Scratch(const Plan& plan, int64_t partials, int64_t elements = 0) {

@@ -19,8 +19,8 @@ struct ExpConstants<float> {
   // Minimax for (e^r - 1 - r) / r^2.
   static constexpr float q[] = {0.5f, 0x1.555556p-3f, 0x1.5554e4p-5f, 0x1.11114ep-7f, 0x1.6d48d4p-10f, 0x1.a07488p-13f};
   // Minimax for e^-r.
-  static constexpr float falling[] = {1,           -1,           0x1.000002p-1, -0x1.5553cp-3, 0x1.55515cp-5,
-                                      -0x1.1290a4p-7, 0x1.709ca2p-10};
+  static constexpr float falling[] = {
+      1, -1, 0x1.000002p-1, -0x1.5553cp-3, 0x1.55515cp-5, -0x1.1290a4p-7, 0x1.709ca2p-10};
   static constexpr float normal = 87;  // e^x and e^-x are normal numbers up to it
   static constexpr int exponent_bias = 127, mantissa_bits = 23;
 };
@@ -33,20 +33,9 @@ struct ExpConstants<double> {
   static constexpr double q[] = {1. / 2,         1. / 6,          1. / 24,         1. / 120,     1. / 720,
                                  1. / 5040,      1. / 40320,      1. / 362880,     1. / 3628800, 1. / 39916800,
                                  1. / 479001600, 1. / 6227020800, 1. / 87178291200};
-  static constexpr double falling[] = {1,
-                                       -1,
-                                       1. / 2,
-                                       -1. / 6,
-                                       1. / 24,
-                                       -1. / 120,
-                                       1. / 720,
-                                       -1. / 5040,
-                                       1. / 40320,
-                                       -1. / 362880,
-                                       1. / 3628800,
-                                       -1. / 39916800,
-                                       1. / 479001600,
-                                       -1. / 6227020800};
+  static constexpr double falling[] = {
+      1,          -1,         1. / 2,       -1. / 6,      1. / 24,        -1. / 120,      1. / 720,
+      -1. / 5040, 1. / 40320, -1. / 362880, 1. / 3628800, -1. / 39916800, 1. / 479001600, -1. / 6227020800};
   static constexpr double normal = 708;
   static constexpr int exponent_bias = 1023, mantissa_bits = 52;
 };

@@ -35,7 +35,8 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     # torch's F.group_norm refuses one value a group only if there is but one sample and group.
     if not isinstance(num_groups, int) or num_groups < 1 or shape[1] % num_groups or numel == num_groups:
         return INVALID
-    if dtype is not wide and torch.is_autocast_enabled(input.device.type):
+    # For CPUs torch's autocast has no rule for group norm, nor for what follows it here.
+    if dtype is not wide and not input.is_cpu and torch.is_autocast_enabled(input.device.type):
         return AUTOCAST
     if weight is not None and bias is not None and weight.dtype is not bias.dtype:
         return INVALID
@@ -54,6 +55,8 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     if residual is not None and (
         residual.shape != shape or residual.dtype is not dtype or residual.device != input.device
     ):
+        if torch.is_autocast_enabled(input.device.type):
+            return AUTOCAST
         return refusal(_RESIDUAL, f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}")
     return None
 

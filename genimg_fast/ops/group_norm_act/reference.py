@@ -35,20 +35,21 @@ def group_norm_act_reference(
     if weight is None and bias is not None:
         weight = torch.ones_like(bias)  # torch 2.13 has no gradient of a bias alone
     output = F.group_norm(input, num_groups, weight, bias, eps)
-    check_modulation(input, scale, "scale")
-    check_modulation(input, shift, "shift")
-    over_planes = (..., *(None,) * (input.dim() - 2))
-    if scale is not None:
-        output = output * (1 + scale).to(output.dtype)[over_planes]
-    if shift is not None:
-        output = output + shift.to(output.dtype)[over_planes]
+    if scale is not None or shift is not None:
+        check_modulation(input, scale, "scale")
+        check_modulation(input, shift, "shift")
+        over_planes = (..., *(None,) * (input.dim() - 2))
+        if scale is not None:
+            output = output * (1 + scale).to(output.dtype)[over_planes]
+        if shift is not None:
+            output = output + shift.to(output.dtype)[over_planes]
     return activate(output if residual is None else output + residual, activation, negative_slope)
 
 
 def activate(input: Tensor, activation: str, negative_slope: float) -> Tensor:
     """Apply an activation by its name."""
+    if activation == "silu":
+        return F.silu(input)
     if activation == "relu":
         return F.relu(input)
-    if activation == "leaky_relu":
-        return F.leaky_relu(input, negative_slope)
-    return F.silu(input) if activation == "silu" else input
+    return F.leaky_relu(input, negative_slope) if activation == "leaky_relu" else input
