@@ -9,9 +9,10 @@ from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
 from genimg_fast.ops._dispatch import AUTOCAST, EMPTY, INVALID, Kernels, Preference, refusal
 from genimg_fast.ops.group_norm_act.operands import Operands, Options
 
-# To call a custom operator from Python costs a few microseconds more than to call a built-in one; and what
-# backward does for every channel takes more than PyTorch's does where a channel has few elements.
-SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE = 8 << 10, 32
+# To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
+# built-in ones; and what backward does for every channel takes more than PyTorch's does where a channel has few
+# elements.
+SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE = 128 << 10, 64
 
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
 _RESIDUAL = "a residual of the input's shape, dtype and device"
