@@ -12,9 +12,9 @@ from torch import Tensor
 from genimg_fast.ops._dispatch import check_backend, new
 from genimg_fast.ops.group_norm_act.checks import activation_code
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS
-from genimg_fast.ops.group_norm_act.operands import Operands, Options
+from genimg_fast.ops.group_norm_act.operands import ACTIVATIONS, Operands, Options
 from genimg_fast.ops.group_norm_act.operator import run_native
-from genimg_fast.ops.group_norm_act.reference import group_norm_act_reference
+from genimg_fast.ops.group_norm_act.reference import group_norm_act_reference, in_steps
 
 __all__ = ["group_norm_act", "group_norm_act_reference"]
 
@@ -72,7 +72,9 @@ def group_norm_act(
         >>> gf.ops.group_norm_act(x, 32, activation="silu", scale=torch.zeros(8, 64)).shape
         torch.Size([8, 64, 16, 16])
     """
-    code = activation_code(activation)
+    code = ACTIVATIONS.get(activation)
+    if code is None:
+        code = activation_code(activation)  # which raises
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
     if torch._C._get_tracing_state() is None and not KERNELS.is_slower("cpu", input):
         operands = new(Operands, (input, residual, weight, bias, scale, shift))
@@ -81,7 +83,4 @@ def group_norm_act(
         if reason is None:
             return run_native(operands, options)
         check_backend("group_norm_act", reason)
-    return group_norm_act_reference(
-        input, num_groups, weight, bias, eps, activation=activation, negative_slope=negative_slope,
-        residual=residual, scale=scale, shift=shift,
-    )  # fmt: skip
+    return in_steps(input, num_groups, weight, bias, eps, activation, negative_slope, residual, scale, shift)

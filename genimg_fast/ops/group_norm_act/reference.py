@@ -32,6 +32,22 @@ def group_norm_act_reference(
         True
     """
     activation_code(activation)
+    return in_steps(input, num_groups, weight, bias, eps, activation, negative_slope, residual, scale, shift)
+
+
+def in_steps(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+    negative_slope: float,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+) -> Tensor:
+    """Compute it with an activation that is known; by position, which saves time that small input notices."""
     if weight is None and bias is not None:
         weight = torch.ones_like(bias)  # torch 2.13 has no gradient of a bias alone
     output = F.group_norm(input, num_groups, weight, bias, eps)
