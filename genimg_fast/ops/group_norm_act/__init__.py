@@ -7,6 +7,7 @@ and shift from another network: adaptive instance norm, Huang and Belongie 2017,
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.ops._dispatch import check_backend, new
@@ -76,11 +77,28 @@ def group_norm_act(
     if code is None:
         code = activation_code(activation)  # which raises
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
-    if torch._C._get_tracing_state() is None and not KERNELS.is_slower("cpu", input):
-        operands = new(Operands, (input, residual, weight, bias, scale, shift))
-        options = new(Options, (num_groups, eps, code, negative_slope))
-        reason = KERNELS.why_not(operands, options)
-        if reason is None:
-            return run_native(operands, options)
-        check_backend("group_norm_act", reason)
-    return in_steps(input, num_groups, weight, bias, eps, activation, negative_slope, residual, scale, shift)
+    group_norm = F.group_norm
+    if torch._C._get_tracing_state() is None:
+        if KERNELS.is_slower("cpu", input):
+            if _passes_checks(input, num_groups):
+                group_norm = torch.group_norm
+        else:
+            operands = new(Operands, (input, residual, weight, bias, scale, shift))
+            options = new(Options, (num_groups, eps, code, negative_slope))
+            reason = KERNELS.why_not(operands, options)
+            if reason is None:
+                return run_native(operands, options)
+            check_backend("group_norm_act", reason)
+    return in_steps(
+        input, num_groups, weight, bias, eps, activation, negative_slope, residual, scale, shift, group_norm
+    )
+
+
+def _passes_checks(input: Tensor, num_groups: int) -> bool:
+    """Whether F.group_norm would only pass a plain tensor on; its checks take a quarter of a small call."""
+    return (
+        type(num_groups) is int
+        and 0 < 2 * num_groups <= input.numel()
+        and input.dim() > 1
+        and torch._C._len_torch_function_stack() == 0
+    )
