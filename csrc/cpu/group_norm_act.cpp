@@ -2,17 +2,17 @@
 //
 // Procedure overview.  The data is seen in one of two views:
 //  - planes (NCHW): a group of a sample is one run of elements, of planes that have a channel's parameters each.  A
-//  unit
-//    of work is a group; its rows are pieces of planes;
+//    unit of work is a group; its rows are pieces of planes;
 //  - columns (channels_last, (N, C)): a unit is a sample, a matrix of rows x columns in which the channels repeat.  A
-//  row
-//    is `fold` periods of them, long enough for whole vectors; the last row may be shorter.  Each column has sums of
-//    its own; those of a group are put together at the end.
+//    row is `fold` periods of them, long enough for whole vectors; the last row may be shorter.  Each column has sums
+//    of its own; those of a group are put together at the end.
 // Rows form segments.  Passes: sums of each segment (in double), a finish per unit in a fixed order, then the
 // elementwise pass.  Where units divide well among the threads, a thread takes all passes of a unit in a row, so that
 // the second read of the data comes from its cache; else each pass is spread over the segments of all units.  The
-// partition depends on the shape only, so the number of threads changes no bit of the result. Backward gets the
-// parameters' gradients from the same sums per sample and channel, at the end.
+// partition depends on the shape only, so the number of threads changes no bit of the result.
+// Backward gets the parameters' gradients from the same sums per sample and channel, at the end.  With SiLU, whose
+// derivative is most of the arithmetic, it keeps a unit's gradients before the activation, g', from the first pass for
+// the second, if they are few enough to stay in the cache.
 #include "../group_norm_act.h"
 
 #include <torch/csrc/stable/library.h>
@@ -47,8 +47,10 @@ void run(const Job<T>& job) {
   const int64_t threads =
       std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(1, numel / thread_elements));
   if (plan.segments == 1 || plan.units >= 8 * threads || plan.units % threads == 0) {
+    const bool keep =
+        Backward && job.activation == Activation::silu && plan.per_unit() * int64_t(sizeof(Acc<T>)) <= kept_bytes;
     parallel(plan.units, numel, [&](int64_t begin, int64_t end) {
-      const Scratch<T> scratch(plan, plan.segments);
+      const Scratch<T> scratch(plan, plan.segments, keep ? plan.per_unit() : 0);
       for (int64_t u = begin; u < end; ++u) SIMD_DISPATCH(whole_unit<Backward>(job, u, scratch));
     });
     return;

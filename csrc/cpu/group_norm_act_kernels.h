@@ -12,59 +12,67 @@
 
 // The elementwise pass of an item: one segment of a unit.
 
-template <bool Tail, bool Backward, Activation Kind, bool Residual, class T>
-SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n) {
+template <bool Tail, bool Backward, Activation Kind, bool Residual, bool Kept = false, class T>
+SIMD_INLINE void elementwise_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n,
+                                  const Acc<T>* kept) {
   if constexpr (Backward)
-    backward_step<Tail, Kind, Residual>(data, p, i, n);
+    backward_step<Tail, Kind, Residual, Kept>(data, p, i, n, kept);
   else
     forward_step<Tail, Kind, Residual>(data, p, i, n);
 }
 
 // Rows x n elements, from column j0 on.  The data's addresses are copied so that the compiler need not expect the
 // stores to change them.
-template <int Rows, bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n) {
+template <int Rows, bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_rows(const Data<T>& shared, const Columns<Acc<T>>& columns, int64_t start, int64_t stride, int64_t n,
+                      const Acc<T>* kept) {
   constexpr int L = lanes<Acc<T>>;
   const Data<T> data = shared;
   int64_t j = 0;
   for (; j + L <= n; j += L) {
     const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
     for (int u = 0; u < Rows; ++u)
-      elementwise_step<false, Backward, Kind, Residual>(data, p, start + u * stride + j, 0);
+      elementwise_step<false, Backward, Kind, Residual, Kept>(data, p, start + u * stride + j, 0, kept);
   }
   if (j < n) {
     const Parameters<Acc<T>> p = column_parameters<Backward>(columns, j);
     for (int u = 0; u < Rows; ++u)
-      elementwise_step<true, Backward, Kind, Residual>(data, p, start + u * stride + j, n - j);
+      elementwise_step<true, Backward, Kind, Residual, Kept>(data, p, start + u * stride + j, n - j, kept);
   }
 }
 
-template <bool Backward, Activation Kind, bool Residual, class T>
-void elementwise_of(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+// Planes view.
+template <bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_of_planes(const Job<T>& job, int64_t unit, int64_t segment, const Acc<T>* kept) {
   constexpr int L = lanes<Acc<T>>;
   const Plan& plan = job.plan;
-  const Data<T> data = job.data;
+  const Data<T> data = job.data.from(plan.start(unit));
   const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
-  if (!plan.columns) {
-    const int64_t base = unit * plan.per_group * plan.inner;
-    for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
-      const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
-      const int64_t start = base + plan.piece_start(k), n = plan.piece_size(k);
-      int64_t i = 0;
-      for (; i + L <= n; i += L) elementwise_step<false, Backward, Kind, Residual>(data, p, start + i, 0);
-      if (i < n) elementwise_step<true, Backward, Kind, Residual>(data, p, start + i, n - i);
-    });
-    return;
-  }
-  const int64_t base = unit * plan.channels * plan.inner, full = std::min(last, plan.rows);
+  for_pieces(job, unit, first, last, [&](int64_t k, Acc<T> weight, Acc<T> bias) {
+    const Parameters<Acc<T>> p = plane_parameters<Backward>(job, unit, weight, bias);
+    int64_t i = plan.piece_start(k);
+    const int64_t end = i + plan.piece_size(k);
+    for (; i + L <= end; i += L) elementwise_step<false, Backward, Kind, Residual, Kept>(data, p, i, 0, kept);
+    if (i < end) elementwise_step<true, Backward, Kind, Residual, Kept>(data, p, i, end - i, kept);
+  });
+}
+
+// Columns view.
+template <bool Backward, Activation Kind, bool Residual, bool Kept, class T>
+void elementwise_of_columns(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns,
+                            const Acc<T>* kept) {
+  const Plan& plan = job.plan;
+  const Data<T> data = job.data.from(plan.start(unit));
+  const int64_t first = segment * plan.segment, last = std::min(first + plan.segment, plan.length);
+  const int64_t full = std::min(last, plan.rows);
   int64_t r = first;
+  const auto rows = [&](auto count, int64_t n) {
+    elementwise_rows<count.value, Backward, Kind, Residual, Kept>(data, columns, r * plan.width, plan.width, n, kept);
+  };
   // Several rows share their parameters; not where writing past the caches wants consecutive addresses.
-  for (; !data.streaming && r + 4 <= full; r += 4)
-    elementwise_rows<4, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
-  for (; r < full; ++r)
-    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + r * plan.width, plan.width, plan.width);
-  if (last > plan.rows)
-    elementwise_rows<1, Backward, Kind, Residual>(data, columns, base + plan.rows * plan.width, plan.width, plan.rest);
+  for (; !data.streaming && r + 4 <= full; r += 4) rows(std::integral_constant<int, 4>(), plan.width);
+  for (; r < full; ++r) rows(std::integral_constant<int, 1>(), plan.width);
+  if (last > plan.rows) rows(std::integral_constant<int, 1>(), plan.rest);
 }
 
 // Calls f(kind, residual) with the job's activation and whether it has a residual, as constants.
@@ -80,21 +88,29 @@ void for_kind(const Job<T>& job, const F& f) {
 }
 
 template <bool Backward, class T>
-void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns) {
+void elementwise(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns,
+                 const Acc<T>* kept = nullptr) {
   if (!job.data.y && !job.data.dr) return;
-  for_kind(job, [&](auto kind, auto residual) {
-    elementwise_of<Backward, kind.value, residual.value>(job, unit, segment, columns);
-  });
+  const auto with = [&](auto kind, auto residual, auto is_kept) {
+    if (job.plan.columns)
+      elementwise_of_columns<Backward, kind.value, residual.value, is_kept.value>(job, unit, segment, columns, kept);
+    else
+      elementwise_of_planes<Backward, kind.value, residual.value, is_kept.value>(job, unit, segment, kept);
+  };
+  if (Backward && kept)
+    with(std::integral_constant<Activation, Activation::silu>(), std::false_type(), std::bool_constant<Backward>());
+  else
+    for_kind(job, [&](auto kind, auto residual) { with(kind, residual, std::false_type()); });
   if (job.data.streaming) stream_fence();
 }
 
 // Sums of a segment, from which `finish` gets what its unit's elements share.
 template <bool Backward, class T>
-void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, double* first,
+void sums(const Job<T>& job, int64_t unit, int64_t segment, const Columns<Acc<T>>& columns, Acc<T>* kept, double* first,
           double* second) {
   if constexpr (Backward)
     for_kind(job, [&](auto kind, auto residual) {
-      gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, first, second);
+      gradient_sums_of<kind.value, residual.value>(job, unit, segment, columns, kept, first, second);
     });
   else
     statistics(job, unit, segment, first, second);
@@ -128,11 +144,11 @@ void whole_unit(const Job<T>& job, int64_t unit, const Scratch<T>& scratch) {
   const Plan& plan = job.plan;
   before_sums<Backward>(job, unit, scratch.columns);
   for (int64_t s = 0; s < plan.segments; ++s)
-    sums<Backward>(job, unit, s, scratch.columns, scratch.partial[0] + s * plan.partial_size(),
+    sums<Backward>(job, unit, s, scratch.columns, scratch.kept, scratch.partial[0] + s * plan.partial_size(),
                    scratch.partial[1] + s * plan.partial_size());
   finish<Backward>(job, unit, scratch.partial, scratch.row);
   before_elementwise<Backward>(job, unit, scratch.columns);
-  for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise<Backward>(job, unit, s, scratch.columns);
+  for (int64_t s = plan.segments - 1; s >= 0; --s) elementwise<Backward>(job, unit, s, scratch.columns, scratch.kept);
 }
 
 // One pass over one segment.
@@ -140,7 +156,7 @@ template <bool Backward, class T>
 void sums_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch, double* first,
                   double* second) {
   before_sums<Backward>(job, unit, scratch.columns);
-  sums<Backward>(job, unit, segment, scratch.columns, first, second);
+  sums<Backward, T>(job, unit, segment, scratch.columns, nullptr, first, second);
 }
 template <bool Backward, class T>
 void elementwise_of_item(const Job<T>& job, int64_t unit, int64_t segment, const Scratch<T>& scratch) {

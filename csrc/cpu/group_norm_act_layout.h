@@ -18,6 +18,8 @@ constexpr int64_t segment_elements = 32768;             // smaller groups and sa
 constexpr int64_t padding = 16;                         // per-column arrays may be read by whole vectors
 constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
 constexpr int64_t thread_elements = 16384;              // a thread is not worth waking for less
+constexpr int64_t kept_bytes = int64_t(2) << 20;        // of a unit's g' between backward's passes
+constexpr int64_t prefetched_bytes = 2048;              // ahead of what backward's first pass reads
 
 struct Plan {
   int64_t samples, channels, inner, groups;  // inner: elements of a plane
@@ -64,6 +66,8 @@ struct Plan {
   }
 
   int64_t numel() const { return samples * channels * inner; }
+  int64_t per_unit() const { return numel() / units; }
+  int64_t start(int64_t unit) const { return unit * per_unit(); }  // of its elements
   int64_t partial_size() const { return columns ? width : 1; }
   double per_statistic() const { return double(per_group) * double(inner); }
   // Planes view: where piece k of a group begins, from the group's first element; also for k = length.
@@ -96,6 +100,12 @@ struct Data {
   T* dr;              // gradient of the residual, or null
   Acc<T> slope;       // of the negative side; 1 for the identity
   bool streaming;     // outputs go past the caches
+
+  // The same of the elements from i on.
+  Data from(int64_t i) const {
+    const auto at = [i](auto* p) { return p ? p + i : p; };
+    return {at(x), at(residual), at(g), at(y), at(dr), slope, streaming};
+  }
 };
 
 template <class T>
@@ -139,11 +149,12 @@ class Scratch {
   double* partial[2];  // sums of every segment of a unit, in the columns view one per column
   double* row[2];      // columns view: one value per column
   Columns<A> columns;
+  A* kept;  // g' of a unit's elements, or null
 
-  // `partials`: how many segments to hold at a time.
-  Scratch(const Plan& plan, int64_t partials) {
+  // `partials`: how many segments to hold at a time; `elements`: how many gradients.
+  Scratch(const Plan& plan, int64_t partials, int64_t elements = 0) {
     const int64_t size = round_up(partials * plan.partial_size()), width = round_up(plan.width + padding);
-    memory_.reset(new char[2 * (size + width) * sizeof(double) + 5 * width * sizeof(A) + 64]);
+    memory_.reset(new char[2 * (size + width) * sizeof(double) + (5 * width + elements) * sizeof(A) + 64]);
     double* p = reinterpret_cast<double*>(round_up(reinterpret_cast<uintptr_t>(memory_.get())));
     for (int k = 0; k < 2; ++k, p += size) partial[k] = p;
     for (int k = 0; k < 2; ++k, p += width) row[k] = p;
@@ -153,6 +164,7 @@ class Scratch {
       std::fill(column + plan.width, column + width, A(0));
       column += width;
     }
+    kept = elements > 0 ? column : nullptr;
   }
 
  private:

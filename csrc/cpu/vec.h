@@ -281,6 +281,18 @@ SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
   return lane[0];
 }
 
+// 1 / v for a normal v whose reciprocal is normal; 1 ulp.
+SIMD_INLINE Vec<float> reciprocal(Vec<float> v) {
+#if defined(SIMD_AVX512)
+  // A step of Newton's method after 14 bits: a division takes ten cycles, these take three.
+  const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(all_lanes, (__m512)v);
+  return mul_add(r, (Vec<float>)_mm512_fnmadd_ps((__m512)v, (__m512)r, _mm512_set1_ps(1)), r);
+#else
+  return 1 / v;
+#endif
+}
+SIMD_INLINE Vec<double> reciprocal(Vec<double> v) { return 1 / v; }
+
 SIMD_INLINE Vec<float> sqrt(Vec<float> v) {
 #if defined(SIMD_AVX512)
   return (Vec<float>)_mm512_maskz_sqrt_ps(all_lanes, (__m512)v);

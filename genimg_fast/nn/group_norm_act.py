@@ -59,8 +59,9 @@ def forward_instance_norm(
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
     if _is_group_norm(module, input):
+        # As torch's does, whose result is contiguous whatever the input.
         return group_norm_act(
-            input, module.num_features, module.weight, module.bias, module.eps, activation=activation,
+            input.contiguous(), module.num_features, module.weight, module.bias, module.eps, activation=activation,
             negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     output = nn.modules.instancenorm._InstanceNorm.forward(module, input)
@@ -81,11 +82,10 @@ def _is_group_norm(module: Any, input: Tensor) -> bool:
     sizes, wide = input.shape, WIDE_DTYPE.get(input.dtype)
     if len(sizes) != module._get_no_batch_dim() + 1 or sizes[1] != module.num_features or wide is None:
         return False
-    # Autocast runs group norm in float32, and instance norm as it comes.
-    if input.dtype is not wide and torch.is_autocast_enabled(input.device.type):
+    # On a GPU autocast runs group norm in float32, and instance norm as it comes.
+    if input.dtype is not wide and not input.is_cpu and torch.is_autocast_enabled(input.device.type):
         return False
-    # In another layout torch's result is a contiguous tensor.
-    return sizes[0] > 0 and math.prod(sizes[2:]) > 1 and input.is_contiguous()
+    return sizes[0] > 0 and math.prod(sizes[2:]) > 1
 
 
 class GroupNorm(nn.GroupNorm, StandIn):

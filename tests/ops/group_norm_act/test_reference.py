@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import FORWARD, assert_as_accurate_as_torch
 from ops.group_norm_act.calls import ACTIVATIONS, INF, KINDS, NAMES, SHAPES, check, make, run
 
 import genimg_fast as gf
@@ -179,11 +180,16 @@ def test_autocast_as_in_torch(dtype, own, device):
         if device == "cpu" and own == "16 bits" and data is x:
             continue  # torch refuses them, under autocast too
         arguments = [weight, bias] if own == "wide" else [weight.to(dtype), bias.to(dtype)]
-        results = []
-        for function in (group_norm_act, group_norm_act_reference):
-            with torch.autocast(device, dtype):
-                results.append(function(data, 3, *arguments, residual=residual, scale=scale, shift=shift))
-        torch.testing.assert_close(*results)
+        for added in (residual, residual.to(data.dtype)):
+            results = []
+            for function in (group_norm_act, group_norm_act_reference):
+                with torch.autocast(device, dtype):
+                    results.append(function(data, 3, *arguments, residual=added, scale=scale, shift=shift))
+            wide = [t.double() for t in (data, *arguments, added, scale, shift)]
+            exact = group_norm_act_reference(
+                wide[0], 3, *wide[1:3], residual=wide[3], scale=wide[4], shift=wide[5]
+            )
+            assert_as_accurate_as_torch(*results, exact, times=FORWARD)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 4, 4)], ids=str)
