@@ -4,6 +4,7 @@
 // In this order: parts have no include guards, and include nothing themselves.
 // clang-format off
 #include "vec_math.h"
+#include "activation.h"
 #include "moments.h"
 #include "group_norm_act_formulas.h"
 #include "group_norm_act_forward.h"
