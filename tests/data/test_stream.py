@@ -11,8 +11,11 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -225,3 +228,64 @@ def test_look_and_batches_agree_on_where_a_stream_begins() -> None:
     assert data.look()[0].shape == (64, 1, 2, 2)
     images, _ = next(gf.data.batches(data, 100))
     assert images[:, 0, 0, 0].tolist() == [0.0, 1.0] * 50
+
+
+class Stream:
+    """Stands for a stream of a GPU."""
+
+    def __init__(self, name: str, log: list[Any]) -> None:
+        self.name, self.log = name, log
+
+    def record_event(self) -> int:
+        self.log.append(("event", self.name))
+        return sum(entry[0] == "event" for entry in self.log)
+
+    def wait_event(self, event: int) -> None:
+        self.log.append(("wait", self.name, event))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_go_to_a_gpu_ahead_from_pinned_memory_on_a_stream_of_their_own(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stand-ins for what needs a GPU: the threads, the order and the waiting are a training's."""
+    log: list[Any] = []
+    gpu: Any = SimpleNamespace(type="cuda")
+    on = threading.local()
+
+    @contextmanager
+    def stream(side: Stream) -> Iterator[None]:
+        on.name = side.name
+        yield
+        del on.name
+
+    def to(tensor: Tensor, device: Any, **options: Any) -> Tensor:
+        if device is gpu and hasattr(on, "name"):
+            log.append(("copy", on.name, options))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side", log))
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("training", log))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: log.append(("pin",)) or tensor)
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, used: log.append(("used on", used.name)))
+    monkeypatch.setattr(Tensor, "to", to)
+
+    order = ((number, torch.tensor([number])) for number in range(8))
+    stream_of_batches = fetch_batches(
+        lambda number, index: (index, index), order, device=gpu, workers=workers, thread=True
+    )
+    first, _ = next(stream_of_batches)
+    deadline = time.monotonic() + 30
+    while sum(entry[0] == "event" for entry in log) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)  # the next ones are on their way while the first is trained on
+    copied = [entry for entry in log if entry[0] not in ("wait", "used on")]
+    assert copied[:5] == [("pin",), ("copy", "side", {"non_blocking": True})] * 2 + [("event", "side")]
+    assert sum(entry[0] == "event" for entry in log) >= 3
+    assert [int(first)] + [int(images) for images, _ in stream_of_batches] == list(range(8))
+    handed = [entry for entry in log if entry[0] in ("wait", "used on")]
+    assert handed == [
+        entry
+        for number in range(8)
+        for entry in (("wait", "training", number + 1), *2 * [("used on", "training")])
+    ]
