@@ -20,7 +20,7 @@ from genimg_fast._version import __version__
 from genimg_fast.cli.arguments import Device, Parser, add_command, blaming, ending_at_signals, find_device, say
 from genimg_fast.cli.commands import add_option
 from genimg_fast.cli.option_files import OptionFile, write_options
-from genimg_fast.data import ImageDataset
+from genimg_fast.data import ImageDataset, UnpairedImages
 from genimg_fast.models.checkpoint import CheckpointError, find_checkpoint
 from genimg_fast.models.pretrained import read_config
 from genimg_fast.options import Folder, OptionError, Reader, Share, integers
@@ -386,11 +386,11 @@ def _hold_out(
         with blaming(flag):
             other = thing.data.load({**options, "data": source, "c_dim": channels})
             held_out = other.dataset
-            if isinstance(dataset, ImageDataset):
-                if conditional:
-                    held_out = held_out.with_classes(dataset.class_names)
-                if common := _count_common(dataset, held_out):
-                    raise ValueError(f"{common} of its {len(held_out)} images are among those to train on, too")
+            if isinstance(dataset, ImageDataset) and conditional:
+                held_out = held_out.with_classes(dataset.class_names)
+            for ours, theirs in zip(_of_images(dataset), _of_images(held_out), strict=True):
+                if common := _count_common(ours, theirs):
+                    raise ValueError(f"{common} of its {len(theirs)} images are among those to train on, too")
         training, config = dataset, {"val_data": source}
         config |= {f"val_{name}": other.config.get(name) for name in ("sha256", "files")}
     if conditional:
@@ -398,6 +398,13 @@ def _hold_out(
         if empty:
             raise OptionError(flag, f"leaves no image of class {dataset.class_names[min(empty)]} to train on")
     return training, held_out, config
+
+
+def _of_images(dataset: Any) -> tuple[ImageDataset, ...]:
+    """Get the data sets of images that data consists of; sequences are none."""
+    if isinstance(dataset, UnpairedImages):
+        return dataset.a, dataset.b
+    return (dataset,) if isinstance(dataset, ImageDataset) else ()
 
 
 def _count_common(training: ImageDataset, held_out: ImageDataset) -> int:
@@ -408,13 +415,16 @@ def _count_common(training: ImageDataset, held_out: ImageDataset) -> int:
 
 def _fit_batch_size(thing: Trainable, options: Mapping[str, Any], dataset: Any, loaded: Loaded) -> int:
     """Get the default batch size, or as much of it as there is, unless another one is asked for."""
-    number, most = len(dataset), len(dataset) // world_size()
+    # A batch has as many of either kind.
+    number = min((len(each) for each in _of_images(dataset)), default=len(dataset))
+    most = number // world_size()
     each = f" for each of {world_size()} processes" if world_size() > 1 else ""
     more = f"; {loaded.more}" if loaded.more else ""
     size, source = options["batch_size"], " ".join(thing.data.sources(options))
     if size is not None:
         if size > most:
-            words = f"must be at most {most}, the number of {loaded.what} in {source}{each}{more}"
+            which = " of the smaller kind" if number < len(dataset) else ""
+            words = f"must be at most {most}, the number of {loaded.what}{which} in {source}{each}{more}"
             raise OptionError("batch_size", words)
         return size
     size = min(thing.batch_size, most - most % options["accumulate"])

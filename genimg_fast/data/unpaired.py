@@ -67,8 +67,8 @@ class UnpairedImages:
             float32 images in [-1, 1], of shape (n, channels, height, 2 * width), and zeros for labels; without the
             first dimension for a single index.
         """
-        if not isinstance(index, Tensor):
-            index = torch.arange(len(self), device=self.device)[index]
+        # Negative ones, masks and those out of range are what they are of the whole, not of either kind.
+        index = torch.arange(len(self), device=self.device)[index]
         return _side_by_side(*(each[index % len(each)] for each in (self.a, self.b)))
 
     def pieces(self, indices: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

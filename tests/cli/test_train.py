@@ -228,6 +228,29 @@ def test_train_cyclegan_on_two_folders(tmp_path: Path, capsys: pytest.CaptureFix
     assert "argument --data: must be two folders, or one with two, got 3" in capsys.readouterr().err
 
 
+def test_train_cyclegan_on_kinds_of_two_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(5):
+        for kind in ("A", "B") if index < 2 else ("A",):
+            (tmp_path / "both" / kind).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 20 * index + ord(kind)).save(tmp_path / "both" / kind / f"{index}.png")
+    both, out = str(tmp_path / "both"), tmp_path / "runs"
+    flags = ["train", "cyclegan", "--channels", "2", "--n-residual", "1", "--steps", "1", "--out", str(out)]
+    for wrong, message in (
+        (
+            ["--data", both, "--batch-size", "3"],
+            f"--batch-size: must be at most 2, the number of images of the smaller kind in {both}",
+        ),
+        (
+            ["--data", f"{both}/A", f"{both}/B", "--val-data", both],
+            "--val-data: 5 of its 5 images are among those to train on, too",
+        ),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags, *wrong])
+        assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_clipped_weights_go_without_gradient_penalty(tmp_path: Path) -> None:
     flags = ["train", "wgan", *SMALL, "--channels", "2", "--clip-weights", "0.01", "--steps", "1"]
     assert main([*flags, "--out", str(tmp_path), "--device", "cpu"]) == 0

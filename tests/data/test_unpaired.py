@@ -45,6 +45,14 @@ def test_kinds_of_one_size_do_not_keep_their_partners() -> None:
     assert a != b
 
 
+def test_indices_are_of_the_whole() -> None:
+    data = UnpairedImages(numbered(10), numbered(6))
+    assert numbers(data[torch.tensor([-1, -10])][0]) == ([9, 0], [3, 0])
+    assert numbers(data[torch.arange(10) > 7][0]) == ([8, 9], [2, 3])
+    with pytest.raises(IndexError):
+        data[torch.tensor([10])]
+
+
 def test_items_pieces_and_a_split() -> None:
     data = UnpairedImages(numbered(10), numbered(5))
     assert numbers(data[torch.tensor([1, 7])][0]) == ([1, 7], [1, 2])

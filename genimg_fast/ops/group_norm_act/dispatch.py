@@ -34,7 +34,10 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     if numel == 0:
         return EMPTY
     # torch's F.group_norm refuses one value a group only if there is but one sample and group.
-    if not isinstance(num_groups, int) or num_groups < 1 or shape[1] % num_groups or numel == num_groups:
+    # And True, which is an int to Python.
+    if not isinstance(num_groups, int) or num_groups is True or num_groups < 1:
+        return INVALID
+    if shape[1] % num_groups or numel == num_groups:
         return INVALID
     # For CPUs torch's autocast has no rule for group norm, nor for what follows it here.
     if dtype is not wide and not input.is_cpu and torch.is_autocast_enabled(input.device.type):

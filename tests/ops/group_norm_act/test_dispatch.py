@@ -76,3 +76,8 @@ def test_default_device_keeps_the_kernel():
     x = torch.randn(4, 6, 5, 5, requires_grad=True)
     with torch.device("cpu"):
         assert type(group_norm_act(x, 2).grad_fn).__name__ == "_GroupNormActBackward"
+
+
+def test_a_bool_is_no_number_of_groups() -> None:
+    with gf.backend("native"), pytest.raises(TypeError, match="must be int, not bool"):
+        gf.ops.group_norm_act(torch.zeros(2, 4, 8, 8), True)
