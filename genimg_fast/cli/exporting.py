@@ -33,7 +33,7 @@ def export(
         run: Run folder, or checkpoint.
         to: onnx, for ONNX Runtime and others; torch-export, for torch.export.load; safetensors, a folder with the
             weights and the config, for this package and the Hugging Face hub.
-        part: What to export as a program; default: the sampler or the translator.
+        part: What to export as a program; default: the sampler, the translator or a2b.
         out: File to write, or folder for safetensors; default: PART.onnx, PART.pt2, or pretrained.
         batch: Number of images that the program takes at a time; default: dynamic, any.
 

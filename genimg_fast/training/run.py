@@ -143,6 +143,8 @@ class RunFolder:
             for key in {**before, **now}
             if key.partition(".")[0] not in _MAY_CHANGE and before.get(key) != now.get(key)
         }
+        if "model" in changed:  # explains all the others
+            changed = {"model"}
         hint = _compare_data(changed, before, now, names or {})
         if "recipe.schedule" in changed:  # one without steps has none to compare
             changed.discard("recipe.decay_steps")
