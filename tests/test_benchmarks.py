@@ -62,7 +62,8 @@ def test_evaluations_take_fashion_mnist_and_can_fail(tmp_path):
         assert result.returncode == 1, result.stderr  # noise teaches nothing
         assert words in result.stdout
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "fashion-classes.png", "fashion.png", "fashion-reconstructions.png", "fashion-class-samples.png",
+        "cyclegan.png", "fashion-classes.png", "fashion.png",
+        "fashion-reconstructions.png", "fashion-class-samples.png",
     }  # fmt: skip
 
 

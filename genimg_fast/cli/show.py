@@ -120,8 +120,9 @@ def translate(
         return _translate_kind(model, config, direction or "a2b", data, n, out, look, session)
     if not isinstance(model, Pix2Pix):
         raise OptionError("run", f"{config['model']} translates no images; this is for pix2pix and cyclegan")
-    if direction not in (None, config["direction"]):
-        raise OptionError("direction", f"must be {config['direction']}, which the run has learnt, got {direction}")
+    learnt = config.get("direction", "a2b")
+    if direction not in (None, learnt):
+        raise OptionError("direction", f"must be {learnt}, which the run has learnt, got {direction}")
 
     def load(source: str) -> ImageDataset:
         return load_pairs(
@@ -136,7 +137,7 @@ def translate(
     def made() -> Iterator[Picture]:
         for images, _ in batches(real, indices, model.image_size, session.find_device()):
             source, target = images.chunk(2, dim=3)
-            if config.get("direction") == "b2a":
+            if learnt == "b2a":
                 source, target = target, source
             output = model.translate(source, dropout=dropout, batch_statistics=batch_statistics)
             panels = {"input": source, "output": output, "target": target}

@@ -209,7 +209,11 @@ class Unpaired(DataKind):
         size: int | None = options["image_size"]
         notes: tuple[str, ...] = ()
         if size is None:
-            side = min(side_of_images(kind) or self.side for kind in find_kinds(options["data"]))
+            try:
+                kinds = find_kinds(options["data"])
+            except ValueError as error:
+                raise about_option(error, {"paths": "data"}) or error from None
+            side = min(side_of_images(kind) or self.side for kind in kinds)
             size = min(self.side, 2 ** max(3, round(math.log2(side))))
             if size < self.side:
                 notes = (f"image size {size} instead of {self.side}: the images have {side} pixels a side",)
