@@ -63,6 +63,7 @@ class Autoencoder(nn.Module):
 
 NETWORKS = {
     "resnet18 B16 96x96": (resnet18, (16, 3, 96, 96)),
+    "resnet18 B4 96x96": (resnet18, (4, 3, 96, 96)),
     "CycleGAN generator B1 128x128": (cyclegan, (1, 3, 128, 128)),
     "AutoencoderKL B1 64x64": (Autoencoder, (1, 3, 64, 64)),
 }
@@ -92,3 +93,20 @@ def test_network(name, layout, compare):
         "compile": step(torch.compile(copy.deepcopy(model), dynamic=False)),
     }
     compare(Row("networks", f"{name} {layout}", "step", 0), contenders)
+
+
+def test_evaluation_of_a_small_network(compare):
+    """Where what Python does for each layer shows most."""
+    torch.manual_seed(0)
+    model = resnet18().to(DEVICE).eval()
+    images = torch.randn(4, 3, 96, 96, device=DEVICE)
+
+    def run(network):
+        def evaluate():
+            with torch.no_grad():
+                network(images)
+
+        return evaluate
+
+    contenders = {OURS: run(gf.fuse(copy.deepcopy(model))), "eager": run(model)}
+    compare(Row("networks", "resnet18 B4 96x96 NCHW", "evaluation", 0), contenders)

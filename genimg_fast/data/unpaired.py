@@ -40,14 +40,10 @@ class UnpairedImages:
     def __init__(self, a: Any, b: Any) -> None:
         self.a: Any = as_batched(a)
         self.b: Any = as_batched(b)
-        shapes = [tuple(self.shape_of(each)) for each in (self.a, self.b)]
+        first = torch.zeros(1, dtype=torch.int64)
+        shapes = [tuple(each[first][0].shape[1:]) for each in (self.a, self.b)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"images of both kinds must have the same shape, got {shapes[0]} and {shapes[1]}")
-
-    @staticmethod
-    def shape_of(dataset: Any) -> torch.Size:
-        """Get the shape of an image."""
-        return dataset[torch.zeros(1, dtype=torch.int64)][0].shape[1:]
 
     @property
     def device(self) -> torch.device:

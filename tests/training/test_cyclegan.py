@@ -1,13 +1,11 @@
 import copy
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from two_processes import run_in_two_and_in_one
 
 import genimg_fast as gf
 from genimg_fast.training import CycleGANTrainer, Recipe
@@ -133,11 +131,5 @@ IN_PROCESSES = """
 
 
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(IN_PROCESSES))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command, file in ((launch, "two.pt"), ([sys.executable], "one.pt")):
-        done = subprocess.run([*command, script, tmp_path / file], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    two, one = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
+    two, one = run_in_two_and_in_one(IN_PROCESSES, tmp_path)
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-8)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from two_processes import run_in_two_and_in_one
 
 from genimg_fast.training import RunFolder, load_checkpoint
 
@@ -47,15 +48,7 @@ IN_PROCESSES = """
 @pytest.mark.parametrize(("name", "parts"), [("wgan", 1), ("dcgan", 1), ("wgan", 2)])
 def test_two_processes_equal_one_with_the_whole_batch(name: str, parts: int, tmp_path: Path) -> None:
     """Weights and running statistics of a training; then the gradients of two forward passes in one backward."""
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(IN_PROCESSES))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command, file in ((launch, "two.pt"), ([sys.executable], "one.pt")):
-        done = subprocess.run(
-            [*command, script, tmp_path / file, name, str(parts)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-    (*two, messages), (*one, _) = (torch.load(tmp_path / file) for file in ("two.pt", "one.pt"))
+    (*two, messages), (*one, _) = run_in_two_and_in_one(IN_PROCESSES, tmp_path, name, str(parts))
     torch.testing.assert_close(two, one, rtol=1e-6, atol=1e-9)
     assert len(messages) == 3 * 2  # once for each network and step, however many parts
 
