@@ -41,7 +41,8 @@ class UnpairedImages:
         self.a: Any = as_batched(a)
         self.b: Any = as_batched(b)
         first = torch.zeros(1, dtype=torch.int64)
-        shapes = [tuple(each[first][0].shape[1:]) for each in (self.a, self.b)]
+        both: list[Any] = [self.a, self.b]
+        shapes = [tuple(each[first][0].shape[1:]) for each in both]
         if shapes[0] != shapes[1]:
             raise ValueError(f"images of both kinds must have the same shape, got {shapes[0]} and {shapes[1]}")
 
