@@ -6,8 +6,10 @@ import importlib
 import io
 import linecache
 import pickle
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +163,38 @@ class Ends(Net):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.block(x))
         return F.relu(self.own(x) + x)
+
+
+class Frees(Attributes):
+    """Looks if the second convolution's input is the only tensor that is left of the first half."""
+
+    made: Any = None
+    kept = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1.register_forward_hook(self.see)
+        self.conv2.register_forward_pre_hook(self.look)
+
+    def see(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.made = weakref.ref(output)
+
+    def look(self, layer: nn.Module, inputs: Any) -> None:
+        self.kept = self.made() is not None
+
+
+@torch.no_grad()
+def test_what_a_norm_has_read_is_freed_when_it_has_run() -> None:
+    net = gf.fuse(Frees().eval())
+    net(X)
+    assert not net.kept
+
+
+def test_small_inputs_run_as_they_are() -> None:
+    net = gf.fuse(Attributes())
+    with gf.backend("auto"):  # on the CPU, torch's own operators start faster
+        assert torch.equal(net(X), gf.unfuse(copy.deepcopy(net))(X))
+    assert "relu" in str(gf.fuse_report(net, X))
 
 
 class End(nn.Module):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +45,11 @@ from genimg_fast.nn.group_norm_act import (
 from genimg_fast.nn.stands_for import torch_class
 from genimg_fast.ops._activations import activate
 from genimg_fast.ops.batch_norm_act import batch_norm_act
+from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_KERNELS
 from genimg_fast.ops.group_norm_act import group_norm_act
 
 Waiting = list["Pending"]
+_Role = tuple[int, Any]
 _CALL = nn.Module.__call__
 
 
@@ -60,6 +63,8 @@ class Norm:
         fused: Runs it with an activation, a slope and a residual.
         again: As ``fused``, without a trace in running statistics.
     """
+
+    __slots__ = ("_key", "again", "alone", "fused", "has_run", "input", "layer", "pending", "version")
 
     def __init__(
         self,
@@ -110,6 +115,8 @@ class Pending:
         residual: What is added to its result.
     """
 
+    __slots__ = ("_became", "_sums", "_value", "layers", "norm", "residual")
+
     def __init__(self, norm: Norm, residual: Tensor | None = None) -> None:
         self.norm, self.residual = norm, residual
         if residual is None:
@@ -117,7 +124,7 @@ class Pending:
         self.layers: list[Any] = [norm.layer]  # those whose calls returned it
         self._value: Tensor | None = None
         self._became: Pending | None = None  # this value after an addition in place
-        self._sums: list[Pending] = []  # with this value
+        self._sums: list[Pending] | None = None  # with this value
 
     def value(self, why: str = "") -> Tensor:
         """Get the tensor; ``why`` says, for a report, what asks for it."""
@@ -128,10 +135,10 @@ class Pending:
             self._value = self.norm.run("identity", 0.0, self.residual)
             if first:
                 _tell(self, "", why)
-            for total in self._sums:  # now, while what was added is what it was
+            for total in self._sums or ():  # now, while what was added is what it was
                 if total._value is None and total._became is None and total.residual is not None:
                     total._value = self._value + total.residual
-            self._sums = []
+            self._sums = None
         return self._value
 
     @property
@@ -158,7 +165,7 @@ class Pending:
             return None
         total = Pending(self.norm, other)
         total.layers = self.layers
-        self._sums.append(total)
+        self._sums = [*(self._sums or ()), total]
         return total
 
     def become(self, other: Pending) -> None:
@@ -208,12 +215,23 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     Returns:
         The result, which may be pending.
     """
-    if waiting:
-        _keep_safe(waiting, function, args, kwargs)
-    elif type(function) in LEAVES and len(args) == 1 and type(args[0]) is not Pending:
-        return function(*args, **kwargs)
+    if waiting:  # what has run would keep its input in memory
+        waiting[:] = [value for value in waiting if value.waits]
     if isinstance(function, nn.Module):
-        return _call_layer(waiting, function, args, kwargs)
+        role = _role(type(function))
+        only = args[0] if len(args) == 1 and not kwargs else None
+        if type(only) is not Pending:  # else nothing is handed over
+            if is_leaf_role(role) and not (waiting and getattr(function, "inplace", False)):
+                if only is not None:  # a short cut, for these are most of a network's layers
+                    return function(only)
+            elif waiting:
+                _keep_safe(waiting, None, args, kwargs)
+        return _call_layer(waiting, function, role, only, args, kwargs)
+    if waiting:
+        if not _only_computes(function):
+            settle(waiting)
+        elif type(function) is types.FunctionType or "out" in kwargs:
+            _keep_safe(waiting, getattr(function, "__self__", None), args, kwargs)
     if type(function) is types.MethodType:
         waits = getattr(type(function.__self__), "_gf_above", _NOTHING).get(function.__func__)
         if waits is not None:
@@ -292,38 +310,35 @@ def _sum(waiting: Waiting, one: Any, other: Any) -> Pending | None:
     return total
 
 
-def _call_layer(waiting: Waiting, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cls = type(layer)
-    only = args[0] if len(args) == 1 and not kwargs else None
-    waits = getattr(getattr(cls, "forward", None), "_gf_waiting", None)
+def _call_layer(
+    waiting: Waiting, layer: Any, role: _Role, only: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Call a layer, with ``only`` if that is its single argument."""
+    kind, what = role
     for value in waiting:
         if value.waits and any(known is layer for known in value.layers):
             value.value("its layer is called again")
     if type(only) is Pending:
-        if not is_observed(layer):
-            if cls in _FORWARD_OF and cls.forward is not _FORWARD_OF[cls]:
-                pass  # somebody has replaced it
-            elif cls is nn.ReLU:
-                return only.activate("relu", 0.0, layer.inplace)
-            elif cls is nn.LeakyReLU:
-                return only.activate("leaky_relu", layer.negative_slope, layer.inplace)
-            elif cls is nn.SiLU:
-                return only.activate("silu", 0.0, layer.inplace)
-            elif cls is nn.Identity or (cls in _DROPOUTS and (layer.p == 0 or not layer.training)):
+        if kind != _OTHER and not is_observed(layer):
+            if kind == _ACTIVATION:
+                slope = layer.negative_slope if what == "leaky_relu" else 0.0
+                return only.activate(what, slope, layer.inplace)
+            if kind == _IDENTITY or (kind == _DROPOUT and (layer.p == 0 or not layer.training)):
                 return only
-            elif waits is not None and issubclass(cls, nn.Sequential):
-                return _entered(waiting, waits(layer, only), layer)
-        only = only.value(f"goes to {cls.__name__}")
+            if kind == _WAITS and isinstance(layer, nn.Sequential):
+                return _entered(waiting, what(layer, only), layer)
+        only = only.value(f"goes to {type(layer).__name__}")
         args = (only,)
     elif any(type(a) is Pending for a in args):
-        args = tuple(done(a, f"goes to {cls.__name__}") for a in args)
-    if isinstance(only, Tensor):
-        pending = _of_layer(layer, only)
-        if pending is not None:
-            waiting.append(pending)
-            return pending
-    if waits is not None and not is_observed(layer):
-        return _entered(waiting, waits(layer, *args, **kwargs), layer)
+        args = tuple(done(a, f"goes to {type(layer).__name__}") for a in args)
+    if kind in _NORMS:
+        if isinstance(only, Tensor) and not is_observed(layer):
+            pending = _of_group_norm(what, layer, only) if what else _of_batch_norm(kind, layer, only)
+            if pending is not None:
+                waiting.append(pending)
+                return pending
+    elif kind == _WAITS and not is_observed(layer):
+        return _entered(waiting, what(layer, *args, **kwargs), layer)
     return layer(*args, **kwargs)
 
 
@@ -354,14 +369,63 @@ def is_observed(layer: nn.Module) -> bool:
     )
 
 
+# What a class of layers is here, with what belongs to it.
+_OTHER = 0
+_ACTIVATION = 1  # its name
+_IDENTITY, _DROPOUT, _LEAF = 2, 3, 4
+_WAITS = 5  # the form of its forward whose result may be pending
+_BATCH_NORM, _SYNC_BATCH_NORM, _FROZEN = 6, 7, 8
+_GROUP_NORM = 9  # what runs it
+_NORMS = (_BATCH_NORM, _SYNC_BATCH_NORM, _FROZEN, _GROUP_NORM)
+# By the ids of classes: what they were found to be, as long as they, their forward, and that of the torch class
+# that they stand for, are these.
+_ROLES: dict[int, tuple[Any, Any, Any, Any, _Role]] = {}
+
+
+def _role(cls: Any) -> _Role:
+    if torch.compiler.is_compiling():
+        return _find_role(cls)
+    known, forward = _ROLES.get(id(cls)), getattr(cls, "forward", None)
+    if known is not None and known[0]() is cls and forward is known[1] and known[2].forward is known[3]:
+        return known[4]
+    role, plain = _find_role(cls), torch_class(cls)
+    if plain is cls:  # is not to be kept alive
+        plain = nn.Module
+    _ROLES[id(cls)] = weakref.ref(cls), forward, plain, plain.forward, role
+    return role
+
+
+def is_leaf_role(role: _Role) -> bool:
+    """Whether layers are called as they are, but for activations behind what waits."""
+    return _ACTIVATION <= role[0] <= _LEAF
+
+
+def _find_role(cls: Any) -> _Role:
+    forward = getattr(cls, "forward", None)
+    if _KNOWN.get(cls, (None,))[0] is forward and forward is not None:  # else somebody has replaced it
+        return _KNOWN[cls][1]
+    plain = getattr(torch_class(cls), "forward", None)
+    if plain in _FORWARDS:
+        return (_SYNC_BATCH_NORM if issubclass(cls, nn.SyncBatchNorm) else _BATCH_NORM), None
+    if plain in _GROUP_NORM_FORWARDS:
+        return _GROUP_NORM, forward_group_norm
+    if plain in _INSTANCE_NORM_FORWARDS:
+        return _GROUP_NORM, forward_instance_norm
+    if cls.__name__ == "FrozenBatchNorm2d":
+        return _FROZEN, None
+    waits = getattr(forward, "_gf_waiting", None)
+    return (_OTHER, None) if waits is None else (_WAITS, waits)
+
+
 def is_batch_norm(layer: nn.Module) -> bool:
     """Whether a layer is a batch norm whose call may wait; it may have another kind of forward now and then."""
-    return getattr(torch_class(type(layer)), "forward", None) in _FORWARDS or _is_frozen(layer)
+    kind = _role(type(layer))[0]
+    return kind in (_BATCH_NORM, _SYNC_BATCH_NORM) or (kind == _FROZEN and _is_frozen(layer))
 
 
 def _is_frozen(layer: nn.Module) -> bool:
     """Whether a layer is a batch norm of constants, as detection models have them, torchvision's for one."""
-    if type(layer).__name__ != "FrozenBatchNorm2d" or len(layer._buffers) != 4 or layer._parameters:
+    if len(layer._buffers) != 4 or layer._parameters:
         return False
     return all(
         isinstance(layer._buffers.get(n), Tensor) for n in ("weight", "bias", "running_mean", "running_var")
@@ -370,45 +434,61 @@ def _is_frozen(layer: nn.Module) -> bool:
 
 def is_group_norm(layer: nn.Module) -> bool:
     """Whether a layer is a group norm, or an instance norm, whose call may wait."""
-    return _group_norm_forward(layer) is not None
+    return _role(type(layer))[0] == _GROUP_NORM
 
 
-def _group_norm_forward(layer: nn.Module) -> Any:
-    forward = getattr(torch_class(type(layer)), "forward", None)
-    if forward in _GROUP_NORM_FORWARDS:
-        return forward_group_norm
-    return forward_instance_norm if forward in _INSTANCE_NORM_FORWARDS else None
+def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None:
+    """Tell that an activation is the very next layer behind a batch norm, so that the two need not wait.
 
+    Args:
+        layer: What is called with ``input``.
+        next_layer: What is called with the result, and nothing else is.
+        input: No pending value.
 
-def _of_layer(layer: Any, input: Tensor) -> Pending | None:
-    """Let a norm's call wait, if the layer is one."""
-    run = _group_norm_forward(layer)
-    if run is not None:
-        if is_observed(layer) or input.dim() < 3 or getattr(layer, "track_running_stats", False):
-            return None
-
-        def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
-            result: Tensor = run(layer, input, activation, slope, residual)
-            return result
-
-        return Pending(Norm(input, layer, lambda: layer(input), fused, fused))
-    if not is_batch_norm(layer) or is_observed(layer):
+    Returns:
+        The activation and its slope; None if :func:`call` is to find out, or a listener to be told.
+    """
+    if _role(type(layer))[0] != _BATCH_NORM or _LISTENERS:
         return None
-    if _is_frozen(layer):
+    kind, name = _role(type(next_layer))
+    if kind != _ACTIVATION or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+        return None
+    return name, next_layer.negative_slope if name == "leaky_relu" else 0.0
+
+
+def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
+    """Let the call of a group or instance norm wait."""
+    if input.dim() < 3 or getattr(layer, "track_running_stats", False):
+        return None
+
+    def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
+        result: Tensor = run(layer, input, activation, slope, residual)
+        return result
+
+    return Pending(Norm(input, layer, lambda: layer(input), fused, fused))
+
+
+def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
+    """Let the call of a batch norm wait."""
+    if kind == _FROZEN:
         eps = getattr(layer, "eps", None)
-        if type(eps) is not float or input.dim() != 4 or input.dtype != layer.weight.dtype:
+        if not _is_frozen(layer) or type(eps) is not float:
+            return None
+        if input.dim() != 4 or input.dtype != layer.weight.dtype:
             return None
         known = (layer.running_mean, layer.running_var, layer.weight, layer.bias, False, 0.0, eps)
         frozen = _functional(input, *known, alone=lambda: layer(input))
         if frozen is not None:
             frozen.norm.layer = layer
         return frozen
-    if isinstance(layer, nn.SyncBatchNorm):
+    if kind == _SYNC_BATCH_NORM:
         batch_statistics = layer.training or layer.running_mean is None
         if batch_statistics and dist.is_available() and dist.is_initialized():
             return None
         if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
             return None
+    if not _LISTENERS and BATCH_NORM_KERNELS.is_slower("cpu", input):
+        return None  # torch's own run by themselves, and need not wait
     layer._check_input_dim(input)
     return Pending(
         Norm(
@@ -471,28 +551,21 @@ def _functional_group_norm(
     return Pending(Norm(input, None, alone, fused, fused))
 
 
-def _keep_safe(waiting: Waiting, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _keep_safe(waiting: Waiting, bound: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run what waits with a tensor that is handed to something else, which might change it.
 
-    Functions of Python, the layers' methods among them, may do anything.
+    Args:
+        waiting: What waits.
+        bound: What the function that is called is a method of.
+        args: What it is called with.
+        kwargs: Likewise.
     """
-    if isinstance(function, nn.Module):
-        if type(function) in LEAVES and not getattr(function, "inplace", False):
-            return
-    elif not _only_computes(function):
-        settle(waiting)
-        return
-    elif type(function) is not types.FunctionType and "out" not in kwargs:
-        return
-    bound = getattr(function, "__self__", None)
     handed = [a for a in (bound, *args, *kwargs.values()) if isinstance(a, Tensor)]
     for value in reversed(waiting):
         if value.waits:
             held = [value.norm.input] if value.residual is None else [value.norm.input, value.residual]
             if any(_share_memory(a, h) for a in handed for h in held):
                 value.value("its input is used meanwhile")
-    if not any(value.waits for value in waiting):
-        waiting.clear()
 
 
 _is_alias_of: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
@@ -505,7 +578,10 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def _only_computes(function: Any) -> bool:
-    """Whether a function is one of torch's that leave everything alone but what they are given."""
+    """Whether a function is one of torch's that leave everything alone but what they are given.
+
+    Functions of Python, the layers' methods among them, may do anything.
+    """
     if isinstance(function, _FUNCTIONS) and function in _ACTIVATIONS:
         return True
     if type(function) in (types.FunctionType, types.MethodType):
@@ -531,18 +607,26 @@ def _silu(inplace: bool = False) -> tuple[str, float, bool]:
     return "silu", 0.0, inplace
 
 
-# Layers that are called as they are, unless something waits: a short cut, for these are most of a network's.
-LEAVES = frozenset(
-    (
-        nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
-        nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Dropout2d,
-        nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Upsample, nn.Flatten, nn.Unflatten,
+# Layers of torch's, with their forward and what they are here.
+_KNOWN: dict[Any, tuple[Any, _Role]] = {
+    cls: (cls.forward, role)
+    for role, classes in (
+        ((_ACTIVATION, "relu"), (nn.ReLU,)),
+        ((_ACTIVATION, "leaky_relu"), (nn.LeakyReLU,)),
+        ((_ACTIVATION, "silu"), (nn.SiLU,)),
+        ((_IDENTITY, None), (nn.Identity,)),
+        ((_DROPOUT, None), (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)),
+        (
+            (_LEAF, None),
+            (
+                nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+                nn.Linear, nn.GELU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+                nn.Upsample, nn.Flatten, nn.Unflatten,
+            ),
+        ),
     )
-)  # fmt: skip
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_FORWARD_OF: dict[Any, Any] = {
-    cls: cls.forward for cls in (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.Identity, *_DROPOUTS)
-}
+    for cls in classes
+}  # fmt: skip
 _NOTHING: dict[Any, Any] = {}
 _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu: _relu,

@@ -624,7 +624,10 @@ def _entry(plain: Any, waiting: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(plain)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if tracing() or exporting() or any(isinstance(a, proxy) for a in (*args, *kwargs.values())):
+        recorded = tracing() or exporting()
+        for argument in (*args, *kwargs.values()):
+            recorded = recorded or isinstance(argument, proxy)
+        if recorded:
             return plain(self, *args, **kwargs)
         return pending.done(waiting(self, *args, **kwargs))
 

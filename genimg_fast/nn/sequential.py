@@ -6,17 +6,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genimg_fast.nn.pending import LEAVES, Pending, Waiting, call, done, leave, waits_with
+from genimg_fast.nn.batch_norm_act import forward_batch_norm
+from genimg_fast.nn.pending import Pending, Waiting, call, done, follows, leave, waits_with
 from genimg_fast.nn.stands_for import StandIn
 
 
 def run_in_order(self: nn.Sequential, input: Any) -> Any:
     """Run the modules in order; the result may be pending."""
-    waiting: Waiting = []
-    for module in self._modules.values():
-        # What waits here is `input`, or nothing.
-        direct = type(module) in LEAVES and type(input) is not Pending
-        input = module(input) if direct else call(waiting, module, input)
+    waiting: Waiting = []  # empty, or what waits is `input`
+    modules = list(self._modules.values())
+    index, last = 0, len(modules) - 1
+    while index <= last:
+        module, index = modules[index], index + 1
+        if type(input) is Pending:
+            input = call(waiting, module, input)
+        elif index <= last and (activation := follows(module, modules[index], input)) is not None:
+            input = forward_batch_norm(module, input, *activation)  # type: ignore[arg-type]
+            index += 1
+        else:
+            input = call(waiting, module, input)
     return leave(waiting, input)
 
 
