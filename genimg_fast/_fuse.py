@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from genimg_fast.nn.pending import Pending, is_batch_norm, is_group_norm, is_observed, listen, stop_listening
 from genimg_fast.nn.rewriting import NotRewritableError, fused_class, plain_class
-from genimg_fast.nn.stands_for import STAND_INS, become_torchs
+from genimg_fast.nn.stands_for import STAND_INS, become_torchs, torch_class
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -111,9 +112,17 @@ def unfuse(model: Model) -> Model:
     """
     for module in model.modules():
         become_torchs(module)
-        cls = type(module)
-        if plain_class(cls) is not cls:
-            object.__setattr__(module, "__class__", plain_class(cls))
+        cls: Any = type(module)
+        plain = plain_class(cls)
+        if is_parametrized(
+            module
+        ):  # torch has derived a class from what the module was, with properties of its own
+            base = cls.__mro__[1]
+            plain = plain_class(torch_class(base))
+            own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+            plain = cls if plain is base else type(plain)(cls.__name__, (plain,), own)
+        if plain is not cls:
+            object.__setattr__(module, "__class__", plain)
     return model
 
 

@@ -381,6 +381,20 @@ def test_copies_stay_fused_and_files_are_plain(ran: list[str]) -> None:
     assert list(model.state_dict()) == list(Residual().state_dict())
 
 
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(3, 4), Attributes], ids=["LSTM", "Attributes"])
+def test_unfuse_after_a_parametrization(make: Callable[[], Any]) -> None:
+    plain = make()
+    name = next(n for n, p in plain.named_parameters(recurse=False)) if type(plain) is nn.LSTM else "extra"
+    if name == "extra":
+        plain.extra = nn.Parameter(torch.ones(2, 2))
+    fused = gf.fuse(copy.deepcopy(plain))
+    nn.utils.parametrizations.spectral_norm(fused, name)
+    assert type(gf.unfuse(fused)).__mro__[1] is type(plain)
+    assert nn.utils.parametrize.is_parametrized(fused, name)
+    nn.utils.parametrize.remove_parametrizations(fused, name)
+    assert type(fused) is type(plain)
+
+
 def test_hooks_see_what_they_always_saw(ran: list[str]) -> None:
     model, seen = fused_block(), []
     handle = model.bn2.register_forward_hook(lambda m, i, o: seen.append(o))

@@ -65,11 +65,13 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     return None
 
 
-def _is_small(input: Tensor) -> bool:
+def _is_slower(call: tuple[Tensor, bool]) -> bool:
+    """Whether PyTorch is faster for an input; ``alone`` says that it is one group, with nothing behind the norm."""
+    input, alone = call
     if type(input) is not Tensor or not input.is_cpu:
         return False
     numel = input.numel()
-    if numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
+    if alone or numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
         return True
     return numel < SMALLEST_NATIVE_PLANE * input.shape[0] * input.shape[1]
 
@@ -80,9 +82,9 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"fewer than {SMALLEST_NATIVE_NUMEL} elements or planes of fewer than {SMALLEST_NATIVE_PLANE}, which "
-            "are faster there",
-            _is_small,
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE}, and one "
+            "group with nothing behind it, which are faster there",
+            _is_slower,
         )
     },
 )

@@ -37,6 +37,8 @@ def test_auto_leaves_to_torch_what_is_faster_there(device):
         assert type(group_norm_act(large, 2).grad_fn).__name__ == "_GroupNormActBackward"
         y = group_norm_act(large, 2, residual=large[:1])
         assert "Silu" in type(y.grad_fn).__name__
+        alone = group_norm_act(large, 1, activation="identity")
+        assert ("NativeGroupNorm" in type(alone.grad_fn).__name__) == (device == "cpu")
 
 
 def test_autocast_leaves_16_bits_to_torch_on_a_gpu(device):
