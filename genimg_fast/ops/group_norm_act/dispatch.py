@@ -66,7 +66,7 @@ def _unlike(operands: Operands, options: Options) -> str | None:
 
 
 def _is_slower(call: tuple[Tensor, bool]) -> bool:
-    """Whether PyTorch is faster for an input; ``alone`` says that it is one group, with nothing behind the norm."""
+    """Whether PyTorch is faster for an input; ``alone``: it is one group, and nothing comes behind the norm."""
     input, alone = call
     if type(input) is not Tensor or not input.is_cpu:
         return False
