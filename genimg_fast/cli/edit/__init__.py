@@ -1,0 +1,16 @@
+"""``genimg-fast edit``: pictures, and sequences of frames, changed by a tool or by a trained model."""
+
+from typing import Any
+
+from genimg_fast.cli.commands import add_function
+from genimg_fast.cli.edit import frames
+
+
+def add(commands: Any) -> None:
+    """Add the command, with a subcommand for each edit."""
+    text = "Edit pictures, or sequences of frames."
+    edits = commands.add_parser("edit", help=text, description=text).add_subparsers(
+        title="edits", metavar="EDIT", required=True
+    )
+    for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
+        add_function(edits, function)
