@@ -53,7 +53,7 @@ def add_edit(
     Parameters that are pictures become files; the function's other parameters are the command's, too. A function
     that takes ``generator``, of random numbers, or ``progress`` is given what the command line decides.
 
-    Transparent pixels: the function gets the first picture's colours without its alpha, which the result has again,
+    Parameters that are pictures become files; the function has its other parameters as the command does. A function
     enlarged or reduced as the picture was. Other pictures lose theirs.
 
     Args:
