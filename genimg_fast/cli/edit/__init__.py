@@ -1,9 +1,10 @@
 """``genimg-fast edit``: pictures, and sequences of frames, changed by a tool or by a trained model."""
 
+from collections.abc import Callable
 from typing import Any
 
 from genimg_fast.cli.commands import add_function
-from genimg_fast.cli.edit import frames
+from genimg_fast.cli.edit import frames, latents
 
 
 def add(commands: Any) -> None:
@@ -12,5 +13,6 @@ def add(commands: Any) -> None:
     edits = commands.add_parser("edit", help=text, description=text).add_subparsers(
         title="edits", metavar="EDIT", required=True
     )
-    for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
+    functions: tuple[Callable[..., int], ...] = (frames.continue_, frames.fill, frames.retime, frames.complete)
+    for function in (*functions, latents.project, latents.vary, latents.attribute, latents.mix):
         add_function(edits, function)

@@ -50,11 +50,11 @@ def add_edit(
 ) -> Parser:
     """Add a function of pictures as a command; see :func:`genimg_fast.cli.commands.add_function`.
 
-    Parameters that are pictures become files; the function's other parameters are the command's, too. A function
-    that takes ``generator``, of random numbers, or ``progress`` is given what the command line decides.
+    Parameters that are pictures become files; the other ones are flags, as ever. A function that takes
+    ``generator``, of random numbers, or ``progress`` is given what the command line decides.
 
-    Parameters that are pictures become files; the function has its other parameters as the command does. A function
-    enlarged or reduced as the picture was. Other pictures lose theirs.
+    Transparent pixels: the function gets the first picture's colours without its alpha, which the result has
+    again, enlarged or reduced as the picture was. Other pictures lose theirs.
 
     Args:
         commands: What ``add_subparsers`` returned.
