@@ -22,7 +22,7 @@ from genimg_fast.editing.latents import Latents
 
 _DRAWN, _KEPT = 256, 3
 _DECODED = 64  # at a time
-_PRIOR = 0.01  # weight of the term for the length
+_PRIOR = 0.1  # weight of the term for the length
 
 
 def project(
@@ -96,7 +96,9 @@ def _improve(
         with torch.enable_grad():
             loss = _error(latents.decode(z), wanted)
             if latents.gaussian:
-                loss = loss + _PRIOR * (z.square().mean(1) - 1).square()
+                # The mean square of d numbers from N(0, 1) lies within two of its deviations from 1.
+                excess = (z.square().mean(1) - 1).abs() - 2 * (2 / z.shape[1]) ** 0.5
+                loss = loss + _PRIOR * excess.clamp(min=0).square()
             (z.grad,) = torch.autograd.grad(loss.sum(), [z])
         adam.step()
         schedule.step()

@@ -13,6 +13,9 @@ def add(commands: Any) -> None:
     edits = commands.add_parser("edit", help=text, description=text).add_subparsers(
         title="edits", metavar="EDIT", required=True
     )
-    functions: tuple[Callable[..., int], ...] = (frames.continue_, frames.fill, frames.retime, frames.complete)
-    for function in (*functions, latents.project, latents.vary, latents.attribute, latents.mix):
+    functions: list[Callable[..., int]] = [
+        frames.continue_, frames.fill, frames.retime, frames.complete,
+        latents.project, latents.vary, latents.attribute, latents.mix,
+    ]  # fmt: skip
+    for function in functions:
         add_function(edits, function)
