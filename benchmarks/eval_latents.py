@@ -7,9 +7,9 @@ GAN (dcgan) and a VQ-VAE are trained as by ``genimg-fast train`` without flags.
 
 * project: the mean squared error, in [-1, 1], of the nearest image that the model makes: of the VAE by its encoder
   alone, and after 200 steps from there; of the GAN after 400 steps, and of the nearest of 256 random images.
-* attribute: ink. From the third of the training digits with the least of it to the third with the most; how much of
-  the difference of the two the images gain for a strength of 1, and how many are still read as what they were by a
-  support vector machine that has seen real digits only.
+* attribute: ink. From the third of the training digits with the least of it to the third with the most; how much
+  of the difference of the two the images gain for a strength of 1, and how many are still read as what they were by
+  a support vector machine that has seen real digits only.
 * compression: latents rounded to steps of a size, and coded as well as N(0, 1), from which training takes them to
   be, allows; the codes of the VQ-VAE, at log2 of their number each. A JPEG file has some hundred bytes of tables
   and headers, which no one would send with every digit: its bits are counted without those of an empty picture.
@@ -117,9 +117,8 @@ def inks(
 
 def variations(vae: Any, images: Tensor, args: argparse.Namespace) -> None:
     z = project(vae, images[:6])
-    rows = [
-        torch.cat([images[k : k + 1], decode(vae, vary(vae, z[k : k + 1], 8, strength=0.4))]) for k in range(6)
-    ]
+    varied = [decode(vae, vary(vae, one[None], 8, strength=0.4, generator=generator(args))) for one in z]
+    rows = [torch.cat([image[None], made]) for image, made in zip(images, varied, strict=False)]
     Picture(images=torch.stack(rows), column_labels=["image", *map(str, range(1, 9))]).save(args.out / "vary.png")
     pairs = [(0, 1), (2, 3), (4, 5)]
     mixed = [torch.cat([images[[a, b]], decode(vae, mix(vae, z[[a, b]]))]) for a, b in pairs]
@@ -140,9 +139,8 @@ def compression(vae: Any, vqvae: Any, images: Tensor) -> None:
         rounded = (z / step).round() * step
         chance = normal.cdf(rounded + step / 2) - normal.cdf(rounded - step / 2)
         bits = -chance.clamp(min=1e-12).log2().sum(1).mean().item()
-        print(
-            f"vae, steps of {step:g}: {bits / pixels:.3f} bits a pixel, {psnr(decode(vae, rounded), images):.2f} dB"
-        )
+        quality = psnr(decode(vae, rounded), images)
+        print(f"vae, steps of {step:g}: {bits / pixels:.3f} bits a pixel, {quality:.2f} dB")
     codes = vqvae.eval().encode(images)
     bits = codes[0].numel() * torch.tensor(float(vqvae.codebook.num_codes)).log2().item()
     print(f"vqvae: {bits / pixels:.3f} bits a pixel, {psnr(vqvae.reconstruct(images), images):.2f} dB")
@@ -153,9 +151,7 @@ def compression(vae: Any, vqvae: Any, images: Tensor) -> None:
         read = torch.stack([torch.tensor(list(Image.open(io.BytesIO(f)).getdata())) for f in files])
         bits = 8 * (sum(map(len, files)) / len(files) - empty)
         made = read.view_as(grey).float() / 127.5 - 1
-        print(
-            f"jpeg, quality {quality}: {bits / pixels:.3f} bits a pixel without headers, {psnr(made, images):.2f} dB"
-        )
+        print(f"jpeg, quality {quality}: {bits / pixels:.3f} bits a pixel, {psnr(made, images):.2f} dB")
 
 
 def jpeg(image: Tensor, quality: int) -> bytes:
