@@ -8,8 +8,8 @@ GAN (dcgan) and a VQ-VAE are trained as by ``genimg-fast train`` without flags.
 * project: the mean squared error, in [-1, 1], of the nearest image that the model makes: of the VAE by its encoder
   alone, and after 200 steps from there; of the GAN after 400 steps, and of the nearest of 256 random images.
 * attribute: ink. From the third of the training digits with the least of it to the third with the most; how much
-  of the difference of the two the images gain for a strength of 1, and how many are still read as what they were by
-  a support vector machine that has seen real digits only.
+  of the difference of the two the images gain for a strength of 1, and how many are still read as what they were
+  by a support vector machine that has seen real digits only.
 * compression: latents rounded to steps of a size, and coded as well as N(0, 1), from which training takes them to
   be, allows; the codes of the VQ-VAE, at log2 of their number each. A JPEG file has some hundred bytes of tables
   and headers, which no one would send with every digit: its bits are counted without those of an empty picture.
@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from eval_gan import split_digits
 from eval_vae import train
@@ -35,6 +36,12 @@ from genimg_fast.editing import attribute_direction, mix, project, vary
 from genimg_fast.training import Picture
 
 SHOWN = 12
+TITLES = {
+    "encoded": "VAE, encoded",
+    "200 steps": "VAE, 200 steps",
+    "nearest": "GAN, the nearest of 256",
+    "inverted": "GAN, 400 steps",
+}
 
 
 def main() -> int:
@@ -71,16 +78,16 @@ def decode(model: Any, z: Tensor) -> Tensor:
 
 def projections(vae: Any, gan: Any, images: Tensor, args: argparse.Namespace) -> dict[str, bool]:
     found = {
-        "vae: encoded": decode(vae, project(vae, images)),
-        "vae: 200 steps": decode(vae, project(vae, images, steps=200)),
-        "gan: nearest of 256": decode(gan, project(gan, images, steps=0, generator=generator(args))),
-        "gan: 400 steps": decode(gan, project(gan, images, generator=generator(args))),
+        "encoded": decode(vae, project(vae, images)),
+        "200 steps": decode(vae, project(vae, images, steps=200)),
+        "nearest": decode(gan, project(gan, images, steps=0, generator=generator(args))),
+        "inverted": decode(gan, project(gan, images, generator=generator(args))),
     }
     for name, made in found.items():
-        print(f"project, {name}: mean squared error {error(made, images):.4f}")
+        print(f"project, {TITLES[name]}: mean squared error {error(made, images):.4f}")
     shown = {"image": images[:SHOWN]} | {name: made[:SHOWN] for name, made in found.items()}
     Picture(images=shown).save(args.out / "project.png")
-    ours, nearest = (error(found[name], images) for name in ("gan: 400 steps", "gan: nearest of 256"))
+    ours, nearest = (error(found[name], images) for name in ("inverted", "nearest"))
     return {"a GAN's projection has at most half the error of the nearest of 256 images": ours <= nearest / 2}
 
 
@@ -148,7 +155,7 @@ def compression(vae: Any, vqvae: Any, images: Tensor) -> None:
     empty = min(len(jpeg(torch.full_like(grey[0], level), 1)) for level in (0, 128, 255))
     for quality in (1, 5, 10, 25, 50):
         files = [jpeg(one, quality) for one in grey]
-        read = torch.stack([torch.tensor(list(Image.open(io.BytesIO(f)).getdata())) for f in files])
+        read = torch.stack([torch.from_numpy(numpy.array(Image.open(io.BytesIO(file)))) for file in files])
         bits = 8 * (sum(map(len, files)) / len(files) - empty)
         made = read.view_as(grey).float() / 127.5 - 1
         print(f"jpeg, quality {quality}: {bits / pixels:.3f} bits a pixel, {psnr(made, images):.2f} dB")
