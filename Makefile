@@ -20,7 +20,7 @@ $(BIN)/python:
 $(STAMP): $(BIN)/python pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch torchvision
 	$(BIN)/pip install setuptools wheel ninja
-	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,dev,docs]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
+	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,editing,dev,docs]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
 	@grep -h "^ *genimg_fast: " $(VENV)/build.log || true
 	@touch $(STAMP)
 

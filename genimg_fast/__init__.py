@@ -22,9 +22,9 @@ from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, 
 from genimg_fast._version import __version__
 
 if TYPE_CHECKING:
-    from genimg_fast import data, losses, metrics, models, training
+    from genimg_fast import data, editing, losses, metrics, models, training
 
-_LAZY = ("data", "losses", "metrics", "models", "training")
+_LAZY = ("data", "editing", "losses", "metrics", "models", "training")
 
 __all__ = [
     "Info",
@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "backend",
     "data",
+    "editing",
     "empty_cache",
     "fold_batch_norm",
     "fuse",

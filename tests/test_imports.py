@@ -22,13 +22,13 @@ LAYERS = (
     ("data", "losses"),
     ("models",),
     ("training",),
-    ("metrics",),
+    ("editing", "metrics"),
     ("cli",),
     ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 # What these parts do not need; elsewhere it is imported where it is used.
-HEAVY = {"matplotlib", "sklearn", "tensorboard", "torchvision"}
+HEAVY = {"matplotlib", "scipy", "skimage", "sklearn", "tensorboard", "torchvision"}
 LIGHT = {"ops", "nn", "losses", "models"}
 
 

@@ -39,7 +39,9 @@ def _none_or(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text == "none" else read(text)
 
 
-def add_function(commands: Any, function: Callable[..., int], *, name: str | None = None) -> Parser:
+def add_function(
+    commands: Any, function: Callable[..., int], *, name: str | None = None, examples: str | None = None
+) -> Parser:
     """Add a function as a command.
 
     Positional parameters are positional arguments, keyword-only ones are flags: ``bool = False`` a switch,
@@ -58,6 +60,7 @@ def add_function(commands: Any, function: Callable[..., int], *, name: str | Non
         commands: What ``add_subparsers`` returned.
         function: What the command does; it returns the exit status.
         name: What the user types; by default the function's name, with dashes.
+        examples: Calls of the command, one a line, instead of those in the docstring.
 
     Returns:
         The command's parser.
@@ -79,7 +82,8 @@ def add_function(commands: Any, function: Callable[..., int], *, name: str | Non
             return function(**given(args, own), **together)
 
     text = document(function)
-    examples = "\n".join(example.description or "" for example in text.examples)
+    if examples is None:
+        examples = "\n".join(example.description or "" for example in text.examples)
     name = name or function.__name__.rstrip("_").replace("_", "-")
     new = add_command(commands, name, run, text.short_description or "", examples)
     if text.long_description:

@@ -17,6 +17,7 @@ from genimg_fast.cli.arguments import blaming
 from genimg_fast.cli.picture_sets import common_side, load_pictures
 from genimg_fast.cli.runs import Images, ImageSource, Real, Session, load_real, load_with_settings
 from genimg_fast.data import ImageDataset
+from genimg_fast.data.progress import bar
 from genimg_fast.metrics import (
     ClassifierNetwork,
     Estimate,
@@ -33,7 +34,6 @@ from genimg_fast.metrics import (
     real_features,
 )
 from genimg_fast.metrics.estimates import CONFIDENCE
-from genimg_fast.metrics.features import bar
 from genimg_fast.models import BaseGAN, create_model
 from genimg_fast.models.pretrained import find_run
 from genimg_fast.options import File, Folder, OptionError, PositiveInt, Reader, integers

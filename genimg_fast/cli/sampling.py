@@ -81,7 +81,7 @@ def sample(
     if not hasattr(model, "sample"):
         raise OptionError("run", f"{config['model']} does not generate images")
     generator = session.generator()
-    label = None if class_ is None else _class(class_, model, config)
+    label = None if class_ is None else class_number(class_, model, config)
     number, labels, layout = class_layout(model, n, label=label)
     if (
         labels is not None and label is None and form_of(out) != "picture"
@@ -129,7 +129,7 @@ def context(config: dict[str, Any]) -> int:
     return given
 
 
-def _class(name: str, model: Any, config: dict[str, Any]) -> int:
+def class_number(name: str, model: Any, config: dict[str, Any]) -> int:
     """Find the number of the class that ``--class`` names."""
     if getattr(model, "num_classes", 0) == 0:
         raise OptionError("class_", f"{config['model']} is not class-conditional")

@@ -11,8 +11,9 @@ from genimg_fast import nn
 from genimg_fast._images import check_layout, check_values
 from genimg_fast.data import ImageDataset, batches
 from genimg_fast.data.dataset import content_hash
+from genimg_fast.data.progress import bar
 from genimg_fast.metrics.estimates import ERRORS, Estimate, around, draw_halves
-from genimg_fast.metrics.features import bar, cached
+from genimg_fast.metrics.features import cached
 from genimg_fast.metrics.networks import FeatureNetwork
 
 _BATCH, _WIDTH, _LARGEST_SIDE = 128, 24, 32

@@ -2,9 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from genimg_fast._images import check_layout, check_values
 from genimg_fast.data import ImageDataset
 from genimg_fast.data.dataset import content_hash
-from genimg_fast.data.optional import optional_import
+from genimg_fast.data.progress import bar
 from genimg_fast.metrics.networks import FeatureNetwork
 
 _BATCH = 256
@@ -100,13 +100,6 @@ def real_features(
     digest = content_hash(network.identity, dataset.images, *weights)
     found = cached(Path(cache) / f"features-{digest[:32]}.pt", {"features", "logits"}, compute)
     return Features(**{name: value.to(device) for name, value in found.items()})
-
-
-def bar(steps: Sequence[Any], what: str, unit: str, progress: bool) -> Iterable[Any]:
-    """Show a progress bar, where it is wanted and stderr is a terminal, while steps are taken."""
-    if not progress:
-        return steps
-    return optional_import("tqdm").tqdm(steps, desc=what, unit=unit, leave=False, disable=None)
 
 
 def cached(file: Path, names: set[str], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

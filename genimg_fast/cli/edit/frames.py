@@ -1,4 +1,4 @@
-"""``genimg-fast edit``: sequences of frames, and images, changed by a trained model."""
+"""Sequences of frames, and images, changed by a trained model."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from genimg_fast.cli.arguments import blaming
-from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.runs import (
     ClipSource,
     ImageSource,
@@ -43,16 +42,6 @@ def _frame_range(text: str) -> range:
 
 
 FrameRange = Annotated[range, Reader(_frame_range, "N|N-M")]
-
-
-def add(commands: Any) -> None:
-    """Add the command, with a subcommand for each edit."""
-    text = "Edit sequences of frames, or images, with a trained model."
-    edits = commands.add_parser("edit", help=text, description=text).add_subparsers(
-        title="edits", metavar="EDIT", required=True
-    )
-    for function in (continue_, fill, retime, complete):
-        add_function(edits, function)
 
 
 def continue_(

@@ -1,0 +1,23 @@
+"""Editing pictures.
+
+A picture is a tensor of floating-point numbers in [0, 1], of shape (channels, height, width), as in the tools that
+people know from image processing; the models of this package have images in [-1, 1]. Masks are pictures of one
+channel. Functions take pictures on any device, and what they return is there, too. Only what edits latents
+(``project``, ``vary``, ``attribute_direction``, ``mix``) takes the model's images, batches in [-1, 1].
+"""
+
+from genimg_fast.editing.attribute import attribute_direction
+from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.mix import mix
+from genimg_fast.editing.project import project
+from genimg_fast.editing.vary import vary
+
+__all__ = [
+    "attribute_direction",
+    "before_and_after",
+    "load_picture",
+    "mix",
+    "project",
+    "save_picture",
+    "vary",
+]

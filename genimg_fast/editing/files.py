@@ -1,0 +1,124 @@
+"""Pictures from files, and into files."""
+
+import os
+from pathlib import Path
+
+import numpy
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genimg_fast._files import naming, replacing
+from genimg_fast.data.decode import open_image
+from genimg_fast.data.optional import optional_import
+from genimg_fast.editing.pictures import check_picture
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_GAP = 4  # pixels between two pictures
+
+
+def load_picture(path: str | os.PathLike[str]) -> Tensor:
+    """Read a picture from a file that Pillow knows, upright.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The picture, float32 in [0, 1] of shape (channels, height, width): one channel if it is grey, three if it
+        has colours, and one more, the last, if it has transparent pixels. Grey of 16 bits keeps them.
+
+    Raises:
+        ValueError: If it cannot be read, or its pixels are numbers of 32 bits.
+        ImportError: If Pillow is missing.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.editing.save_picture(torch.rand(3, 20, 30), "noise.png")
+        >>> gf.editing.load_picture("noise.png").shape
+        torch.Size([3, 20, 30])
+    """
+    ImageOps = optional_import("PIL.ImageOps")
+    with open_image(Path(path)) as opened:
+        sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
+        if opened.mode in ("I", "F") and not sixteen:
+            raise ValueError("its pixels are numbers of 32 bits, which do not say what white is")
+        image = ImageOps.exif_transpose(opened)
+        if not sixteen:
+            grey = image.mode in ("1", "L", "LA", "La")
+            mode = ("L" if grey else "RGB") + ("A" if image.has_transparency_data else "")
+            image = image.convert(mode)
+        pixels = numpy.asarray(image).astype(numpy.float32) / (65535 if sixteen else 255)
+    picture = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
+    if len(picture) in (2, 4) and bool((picture[-1] == 1).all()):
+        picture = picture[:-1].contiguous()
+    return picture
+
+
+def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write a picture to a file; its ending says in what format.
+
+    Args:
+        picture: The picture, in [0, 1] of shape (channels, height, width): grey, grey and alpha, RGB, or RGB and
+            alpha. Numbers outside are set to the nearest in it.
+        path: The file. It is there when it is whole.
+
+    Raises:
+        ValueError: If the tensor is no picture, or the ending names no format, or one without alpha for a picture
+            that has it.
+        OSError: If the file cannot be written.
+        ImportError: If Pillow is missing.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.editing.save_picture(torch.rand(1, 20, 30), "noise.png")
+    """
+    path = Path(path)
+    check_ending(path)
+    check_picture(picture.clamp(0, 1), "picture", channels=(1, 2, 3, 4))
+    if len(picture) in (2, 4) and path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".ppm"):
+        raise ValueError(f"{str(path)!r} must end in .png or .webp: the picture has transparent pixels")
+    pixels = picture.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).contiguous()
+    image = optional_import("PIL.Image").fromarray((pixels[..., 0] if len(picture) == 1 else pixels).numpy())
+    with replacing(path) as temporary, naming(path):
+        image.save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+
+
+def check_ending(path: Path) -> None:
+    """Raise a ValueError unless a file's ending names a format of pictures."""
+    if path.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
+        raise ValueError(f"{str(path)!r} does not end like an image file, such as .png")
+
+
+def before_and_after(before: Tensor, after: Tensor) -> Tensor:
+    """Put two pictures side by side.
+
+    Args:
+        before: A picture of shape (channels, height, width); it is enlarged, or reduced, to the other's height.
+        after: A picture of shape (channels, height, width).
+
+    Returns:
+        Both, with a white gap: RGB, on white if any of them has alpha.
+
+    Raises:
+        ValueError: If one is no picture.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> gf.editing.before_and_after(torch.rand(1, 20, 30), torch.rand(3, 40, 60)).shape
+        torch.Size([3, 40, 124])
+    """
+    check_picture(before, "before", channels=(1, 2, 3, 4))
+    check_picture(after, "after", channels=(1, 2, 3, 4))
+    height = after.shape[1]
+    if before.shape[1] != height:
+        width = max(1, round(before.shape[2] * height / before.shape[1]))
+        before = F.interpolate(before[None], (height, width), mode="bilinear", antialias=True)[0]
+    gap = after.new_ones(3, height, _GAP)
+    return torch.cat([_on_white(before.to(after)), gap, _on_white(after)], 2)
+
+
+def _on_white(picture: Tensor) -> Tensor:
+    colours = picture
+    if len(picture) in (2, 4):
+        colours = picture[:-1] * picture[-1:] + 1 - picture[-1:]
+    return colours.expand(3, -1, -1)
