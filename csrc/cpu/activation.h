@@ -1,21 +1,22 @@
-// The activations of the normalisations for one SIMD level.  Included after vec_math.h, once per level; no include
-// guard.
+// The activations of the normalisations for one SIMD level, of data that is stored as T.  Included after vec_math.h,
+// once per level; no include guard.
 
 // The identity is a leaky ReLU of slope 1.
-template <Activation Kind, class A>
-SIMD_INLINE Vec<A> activate(typename VecType<A>::type v, A slope) {
-  if constexpr (Kind == Activation::relu) return v <= 0 ? Vec<A>{} : v;
-  if constexpr (Kind == Activation::silu) return v * sigmoid<A>(v);
+template <Activation Kind, class T>
+SIMD_INLINE Vec<Acc<T>> activate(typename VecType<Acc<T>>::type v, Acc<T> slope) {
+  if constexpr (Kind == Activation::relu) return v <= 0 ? Vec<Acc<T>>{} : v;
+  if constexpr (Kind == Activation::silu) return v * logistic(v, T()).sigmoid;
   return v > 0 ? v : v * splat(slope);
 }
 
 // Gradient before the activation, g', from the one behind it.
-template <Activation Kind, class A>
-SIMD_INLINE Vec<A> through_activation(typename VecType<A>::type g, typename VecType<A>::type v, A slope) {
-  if constexpr (Kind == Activation::relu) return v <= 0 ? Vec<A>{} : g;
+template <Activation Kind, class T>
+SIMD_INLINE Vec<Acc<T>> through_activation(typename VecType<Acc<T>>::type g, typename VecType<Acc<T>>::type v,
+                                           Acc<T> slope) {
+  if constexpr (Kind == Activation::relu) return v <= 0 ? Vec<Acc<T>>{} : g;
   if constexpr (Kind == Activation::silu) {
-    const Vec<A> s = sigmoid<A>(v);
-    return g * (s * mul_add(v, 1 - s, splat(A(1))));
+    const Logistic<Acc<T>> s = logistic(v, T());
+    return g * (s.sigmoid * mul_add(v, s.opposite, splat(Acc<T>(1))));
   }
   return v > 0 ? g : g * splat(slope);
 }

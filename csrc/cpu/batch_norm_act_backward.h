@@ -6,7 +6,7 @@ template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE Vec<Acc<T>> activation_gradient(const Job<T>& job, const Parameters<Acc<T>>& p, const Vec<Acc<T>>& centred,
                                             int64_t i, int n) {
   const Vec<Acc<T>> v = pre_activation<Tail, Residual>(job, p, centred, i, n);
-  return through_activation<Kind, Acc<T>>(read<Tail>(job.g + i, n), v, job.slope);
+  return through_activation<Kind, T>(read<Tail>(job.g + i, n), v, job.slope);
 }
 
 // Lanes beyond a tail read g as zero and add nothing, whatever infinities their columns' values make of the rest.

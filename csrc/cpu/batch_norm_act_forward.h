@@ -82,5 +82,5 @@ void finish_statistics(const Job<T>& job, const Statistics<Acc<T>>& out, int64_t
 template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void forward_step(const Job<T>& job, const Parameters<Acc<T>>& p, int64_t i, int n) {
   const Vec<Acc<T>> v = pre_activation<Tail, Residual>(job, p, read<Tail>(job.x + i, n) - p.mean, i, n);
-  write<Tail>(job, job.y + i, activate<Kind, Acc<T>>(v, job.slope), n);
+  write<Tail>(job, job.y + i, activate<Kind, T>(v, job.slope), n);
 }

@@ -6,7 +6,7 @@ template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE Vec<Acc<T>> inner_gradient(const Data<T>& data, const Parameters<Acc<T>>& p, const Vec<Acc<T>>& centred,
                                        int64_t i, int n) {
   const Vec<Acc<T>> v = pre_activation<Tail, Residual>(data, p, centred, i, n);
-  return through_activation<Kind, Acc<T>>(read<Tail>(data.g + i, n), v, data.slope);
+  return through_activation<Kind, T>(read<Tail>(data.g + i, n), v, data.slope);
 }
 
 // Adds the vector at element i to the sums; keeps its g' at `kept`, unless that is null.

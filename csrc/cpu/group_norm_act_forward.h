@@ -105,5 +105,5 @@ void finish_statistics(const Job<T>& job, int64_t unit, const double* const part
 template <bool Tail, Activation Kind, bool Residual, class T>
 SIMD_INLINE void forward_step(const Data<T>& data, const Parameters<Acc<T>>& p, int64_t i, int n) {
   const Vec<Acc<T>> v = pre_activation<Tail, Residual>(data, p, read<Tail>(data.x + i, n) - p.mean, i, n);
-  write<Tail>(data, data.y + i, activate<Kind, Acc<T>>(v, data.slope), n);
+  write<Tail>(data, data.y + i, activate<Kind, T>(v, data.slope), n);
 }

@@ -141,6 +141,31 @@ SIMD_INLINE Vec<A> sigmoid(typename VecType<A>::type x) {
   return x < -C::normal ? V{} : s;
 }
 
+template <class A>
+struct Logistic {
+  Vec<A> sigmoid;   // 1 / (1 + e^-x)
+  Vec<A> opposite;  // 1 / (1 + e^x)
+};
+// To the precision of T, in which what is computed of them is stored: 12 bits for bfloat16, where that is faster.
+template <class T>
+SIMD_INLINE Logistic<Acc<T>> logistic(typename VecType<Acc<T>>::type x, T) {
+  const Vec<Acc<T>> s = sigmoid<Acc<T>>(x);
+  return {s, 1 - s};
+}
+#if defined(SIMD_AVX512)
+SIMD_INLINE Logistic<float> logistic(Vec<float> x, BFloat16) {
+  // e^-x = 2^(n + f) with 0 <= f < 1, and 2^f by a minimax polynomial; 1 - sigmoid would cancel, e^-x * sigmoid does
+  // not.
+  const float c[] = {0x1.fff632p-1f, 0x1.64444cp-1f, 0x1.cefc4cp-3f, 0x1.3f96a4p-4f};
+  const float lowest = -ExpConstants<float>::normal;
+  const Vec<float> y = at_least(x, splat(lowest)) * -1.4426950408889634f;
+  const Vec<float> f = (Vec<float>)_mm512_maskz_reduce_ps(all_lanes, (__m512)y, _MM_FROUND_TO_NEG_INF);
+  const __m512 e = _mm512_maskz_scalef_ps(all_lanes, (__m512)polynomial<float>(f, c), (__m512)y);
+  const Vec<float> s = (Vec<float>)_mm512_maskz_rcp14_ps(all_lanes, (__m512)((Vec<float>)e + 1));
+  return {x < lowest ? Vec<float>{} : s, (Vec<float>)e * s};
+}
+#endif
+
 // 2 ulp; keeps the sign of a zero.
 template <class A>
 SIMD_INLINE Vec<A> tanh(typename VecType<A>::type x) {
