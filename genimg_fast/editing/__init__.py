@@ -6,9 +6,11 @@ channel. Functions take pictures on any device, and what they return is there, t
 """
 
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.quilting import quilt
 
 __all__ = [
     "before_and_after",
     "load_picture",
+    "quilt",
     "save_picture",
 ]

@@ -4,6 +4,8 @@ from typing import Any
 
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames
+from genimg_fast.cli.edit.pictures import add_edit
+from genimg_fast.editing import quilt
 
 
 def add(commands: Any) -> None:
@@ -14,3 +16,10 @@ def add(commands: Any) -> None:
     )
     for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
         add_function(edits, function)
+    add_edit(
+        edits, quilt, name="texture", alpha=False,
+        examples="""
+            genimg-fast edit texture bricks.png --size 512 512
+            genimg-fast edit texture gravel.png --size 512 512 --patch 48 --tileable
+        """,
+    )  # fmt: skip
