@@ -27,6 +27,8 @@ from genimg_fast.options import NonNegativeFloat, PositiveInt
 _CHOICES = 192
 # Of those, blocks with which a closed line may begin.
 _BEGINNINGS = 32
+# By which part the difference of a block counts more each time that it, or one near it, has been taken.
+_WEAR = 0.1
 
 
 def quilt(
@@ -233,7 +235,7 @@ class _Blocks:
         near = self.patch // 4
         for block in torch.cat(taken).unique().tolist():
             y, x = divmod(block, self.columns)
-            self.uses[max(0, y - near) : y + near + 1, max(0, x - near) : x + near + 1] += 1
+            self.uses[max(0, y - near) : y + near + 1, max(0, x - near) : x + near + 1] += _WEAR
         return taken
 
     def _correlate(self, spectrum: Tensor, template: Tensor) -> Tensor:
