@@ -1,16 +1,152 @@
-"""Inpainting."""
+"""Inpainting: what is missing in a picture is made up from the rest of it.
+
+By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By the deep
+prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture out of
+noise; what a convolutional network makes of the missing ones on its way there looks like a picture.
+
+1. The part around the hole is cut out; a small U-Net gets noise of its size, which changes a little from step to step.
+2. Each step of Adam reduces the mean squared difference over known pixels.
+3. The result is the mean of what the network made in the last quarter of the steps.
+"""
+
 from typing import Literal
-import torch, torch.nn.functional as F
-from torch import Tensor
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg_fast.data.progress import bar
 from genimg_fast.editing.patchmatch import complete
 from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
 
 
-def inpaint(image: Tensor, *, mask: Mask, dilate: NonNegativeInt = 0, guide: Mask | None = None, method: Literal["patchmatch", "prior"] = "patchmatch", patch: PositiveInt = 7, generator: torch.Generator | None = None, progress: bool = False) -> Tensor:
-    hole = mask[0] > 0.5
+def inpaint(
+    image: Tensor,
+    *,
+    mask: Mask,
+    dilate: NonNegativeInt = 0,
+    guide: Mask | None = None,
+    method: Literal["patchmatch", "prior"] = "patchmatch",
+    patch: PositiveInt = 7,
+    steps: PositiveInt = 600,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Fill what is missing in a picture, or has to go, so that it does not show.
+
+    Args:
+        image: The picture, in [0, 1] of shape (channels, height, width), grey or RGB.
+        mask: What is missing: above 0.5, of shape (1, height, width).
+        dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
+        guide: Where patches may be taken from: above 0.5; by default from anywhere. The prior does without it.
+        method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow and
+            smooth.
+        patch: Side of a patch, in pixels; an odd number.
+        steps: Steps in which the prior learns.
+        generator: Random numbers; by default torch's own.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The whole picture, on the same device. What is not missing is as it was, bit for bit.
+
+    Raises:
+        ValueError: If the image is no picture, the mask or the guide no mask of its size, the patch's side even or 1,
+            or if no patch is left that could be taken.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> stripes = torch.linspace(0, 60, 64).sin().mul(0.5).add(0.5).expand(3, 48, 64)
+        >>> mask = torch.zeros(1, 48, 64)
+        >>> mask[:, 20:30, 20:30] = 1
+        >>> filled = gf.editing.inpaint(stripes * (1 - mask), mask=mask)
+        >>> bool((filled - stripes).abs().max() < 0.1)
+        True
+
+    Source:
+        For patches see :func:`genimg_fast.editing.patchmatch.complete`. Ulyanov, Vedaldi and Lempitsky, "Deep Image
+        Prior" (2018), sections 2 and 3.
+    """
+    check_picture(image)
+    check_mask(mask, image)
+    hole = mask[0].to(image.device) > 0.5
+    if not bool(hole.any()):
+        return image.clone()
     if dilate:
-        hole = F.max_pool2d(hole[None].to(image), 2 * dilate + 1, 1, dilate)[0] > 0
-    allowed = torch.ones_like(hole) if guide is None else guide[0] > 0.5
-    filled = complete(image, hole, allowed, patch=patch, generator=generator, progress=progress)
+        wide = F.max_pool2d(hole[None].float(), (1, 2 * dilate + 1), 1, (0, dilate))
+        hole = F.max_pool2d(wide, (2 * dilate + 1, 1), 1, (dilate, 0))[0] > 0
+    if bool(hole.all()):
+        raise ValueError("mask must leave a part of the picture, with what dilate adds; it covers all")
+    allowed = torch.ones_like(hole)
+    if guide is not None:
+        check_mask(guide, image, "guide")
+        allowed = guide[0].to(image.device) > 0.5
+    if method == "prior":
+        filled = _imagine(image, hole, steps, generator, progress)
+    else:
+        if patch % 2 == 0 or patch == 1:
+            raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
+        taken = F.pad((hole | ~allowed)[None].float(), (0, max(0, patch - hole.shape[1]), 0, max(0, patch - len(hole))), value=1)
+        if bool(F.max_pool2d(taken, patch, 1).all()):
+            name = "mask" if guide is None else "guide"
+            raise ValueError(f"{name} must leave {patch}x{patch} pixels, a patch, that are not missing")
+        filled = complete(image, hole, allowed, patch=patch, generator=generator, progress=progress)
     return torch.where(hole, filled.clamp(0, 1), image)
+
+
+def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator | None, progress: bool) -> Tensor:
+    """Let a network without training imagine what is missing."""
+    places = hole.nonzero()
+    low, high = places.amin(0), places.amax(0) + 1
+    margin = max(32, int((high - low).max()) // 2)
+    top, left = (low - margin).clamp(min=0).tolist()
+    bottom, right = (high + margin).tolist()
+    part = (slice(None), slice(top, bottom), slice(left, right))
+    wanted, known = image[part].detach().float()[None], (~hole[None])[part].float()
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        network = _UNet(len(image)).to(image.device)
+        noise = torch.rand(1, _UNet.noise, *wanted.shape[2:]) * 0.1
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        made, kept = torch.zeros_like(wanted), 0
+        for step in bar(range(steps), "inpaint", "step", progress):
+            output = network((noise + torch.randn_like(noise) * 0.03).to(wanted))
+            optimizer.zero_grad()
+            ((output - wanted) * known).square().mean().backward()
+            optimizer.step()
+            if 4 * (step + 1) > 3 * steps:
+                made, kept = made + output.detach(), kept + 1
+    filled = image.detach().clone()
+    filled[part] = (made[0] / kept).to(image)
+    return filled
+
+
+class _UNet(nn.Module):
+    """A small U-Net: halves the noise's size three times, and doubles it again, past a few channels of each size."""
+
+    noise = 16
+
+    def __init__(self, channels: int, width: int = 48, skipped: int = 8, levels: int = 3) -> None:
+        super().__init__()
+        sizes = [self.noise] + [width] * levels
+        self.down = nn.ModuleList(nn.Sequential(_block(n, width, stride=2), _block(width, width)) for n in sizes[:-1])
+        self.skip = nn.ModuleList(_block(n, skipped, kernel=1) for n in sizes[:-1])
+        self.up = nn.ModuleList(nn.Sequential(_block(width + skipped, width), _block(width, width, kernel=1)) for _ in sizes[:-1])
+        self.last = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skipped = []
+        for down, skip in zip(self.down, self.skip, strict=True):
+            skipped.append(skip(x))
+            x = down(x)
+        for up, skip in zip(self.up, skipped[::-1], strict=True):
+            x = F.interpolate(x, skip.shape[2:], mode="bilinear")
+            x = up(torch.cat([x, skip], 1))
+        return torch.sigmoid(self.last(x))
+
+
+def _block(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, padding_mode="reflect", bias=False)
+    return nn.Sequential(convolution, BatchNormAct2d(outputs, activation="leaky_relu", negative_slope=0.2))

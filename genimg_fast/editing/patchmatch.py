@@ -7,9 +7,11 @@
 3. At each level two steps alternate. Matching: every patch that touches the hole looks for the most similar patch
    that does not, all at once, among where its neighbours at 1, 2, 4 and 8 pixels found theirs (propagation), and at
    random places around its own, near and far (PatchMatch). Voting: a pixel becomes the mean of what the patches over
-   it found, weighted by their similarity.
+   it found, weighted by their similarity, and by how near they are to the hole's border.
 4. Matches go on to the next finer level, where the hole is voted anew, from finer pixels.
-5. In the end a pixel is a copy of what its most similar patch found, which is not blurred by a mean.
+5. In the end a pixel is a copy of what its most similar patch found, which is not blurred by a mean. What patches
+   over the pixels around the hole found differs from those a little: this difference, continued into the hole as
+   smoothly as can be (a membrane), is added, and light and colour change without a seam.
 """
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from genimg_fast.data.progress import bar
 
 _TEXTURE = 4.0  # how much a gradient's difference counts, against a colour's
+_TRUST = 0.8  # what a patch counts for when voting, against one that is a pixel nearer to the border
 _CHUNK = 1 << 15  # patches that are compared at a time, for memory
 _SHIFTS = (8, 4, 2, 1)
 
@@ -37,18 +40,13 @@ def complete(
         progress: Whether to show a progress bar.
 
     Returns:
-        The picture, complete.
-
-    Raises:
-        ValueError: If there is no patch to take.
+        The picture, complete. At least one patch must be allowed, and not touch the hole.
 
     Source:
         Barnes et al., "PatchMatch" (2009), section 3; Wexler, Shechtman and Irani, "Space-Time Completion of Video"
         (2007), section 3; Newson et al., "Video Inpainting of Complex Scenes" (2014), sections 3.3 to 3.6.
     """
-    levels = _pyramid(image, hole, allowed, patch)
-    if not len(levels[0].sources):
-        raise ValueError(f"guide must leave a patch of {patch}x{patch} pixels that is not missing")
+    levels = _pyramid(image.detach().float(), hole, allowed, patch)
     while not len(levels[-1].sources):
         levels.pop()
     coarser: _Level | None = None
@@ -59,20 +57,17 @@ def complete(
             level.refine(coarser, generator)
         for _ in range(4 if number == 0 else 10):
             level.match(2, generator)
-            change = level.vote()
-            if change < 2e-4:
+            if level.vote() < 2e-4:
                 break
         coarser = level
     level.match(2, generator)
     level.vote(sharp=True)
-    return level.picture()
+    return (level.picture() + _membrane(level)).to(image)
 
 
 def _pyramid(image: Tensor, hole: Tensor, allowed: Tensor, patch: int) -> list["_Level"]:
     """Make levels, the finest first."""
-    depth, inner = 0, hole[None, None].to(image)
-    while bool(inner.any()):
-        inner, depth = -F.max_pool2d(-F.pad(inner, (1, 1, 1, 1), value=1), 3, 1), depth + 1
+    depth = int(depths(hole).max())
     number, side = 1, min(image.shape[1:])
     while 2 * depth > patch * 2 ** (number - 1) and side >= 4 * patch * 2**number:
         number += 1
@@ -97,9 +92,53 @@ def _pyramid(image: Tensor, hole: Tensor, allowed: Tensor, patch: int) -> list["
     return levels
 
 
+def depths(hole: Tensor) -> Tensor:
+    """Count layers of a hole: 0 outside, 1 at its border."""
+    inner = hole[None].float()
+    depth = torch.zeros_like(inner)
+    while bool(inner.any()):
+        depth += inner
+        inner = -F.max_pool2d(-F.pad(inner, (1, 1, 1, 1), value=1), 3, 1)
+    return depth[0]
+
+
 def _both(known: Tensor, axis: int) -> Tensor:
     n = known.shape[axis]
     return known.narrow(axis, 1, n - 1) * known.narrow(axis, 0, n - 1)
+
+
+def _membrane(level: "_Level") -> Tensor:
+    """Continue into the hole, by Laplace's equation, by how much votes are wrong just around it."""
+    hole = level.hole[None]
+    ring = (F.max_pool2d(hole.float(), 3, 1, 1) > 0) & ~hole
+    places = ring[0].nonzero()
+    wrong = level.pixels[level.flat(places + level.patch // 2)] - level.votes(places, sharp=False)
+    values = torch.zeros(level.channels, *level.size, device=level.device)
+    values[:, *places.T] = wrong[:, : level.channels].T / level.scale
+    # A hole needs no more than the rectangle around it.
+    (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+    part = (slice(None), slice(top, bottom), slice(left, right))
+    values[part] = _solve(values[part], ring[part].float(), hole[part].float())
+    return values * hole
+
+
+def _solve(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+    """Solve Laplace's equation: coarsely first, then by averages of neighbours, which smooth what is left."""
+    counts = given.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(1, 1, 3, 3)
+    guess = (values * given).sum((1, 2), keepdim=True) / given.sum().clamp(min=1)
+    if min(values.shape[1:]) > 2:
+        shares = F.avg_pool2d(given[None], 2, ceil_mode=True)[0]
+        means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
+        free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
+        coarse = _solve(means, (shares > 0).float(), free * (shares == 0))
+        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[0, :, : values.shape[1], : values.shape[2]]
+    used = given + wanted
+    neighbours = F.conv2d(used[None], counts, padding=1)[0].clamp(min=1)
+    solved = torch.where(given > 0, values, guess) * used
+    for _ in range(20):
+        means = F.conv2d(solved[:, None], counts, padding=1)[:, 0] / neighbours
+        solved = torch.where(wanted > 0, means, solved)
+    return solved
 
 
 class _Level:
@@ -133,6 +172,8 @@ class _Level:
         self.matches = self.centres.clone()
         self.distances = torch.zeros(len(numbers), dtype=features.dtype, device=self.device)
         self.shares: Tensor | None = None
+        # Patches are trusted the less, the deeper in the hole they are.
+        self.trust = _TRUST ** depths(hole)[tuple(self.centres.T)]
 
     def begin(self, generator: torch.Generator | None) -> None:
         """Fill the hole from its border inwards."""
@@ -143,7 +184,7 @@ class _Level:
             layer = rest & ~inner
             self.match(4, generator)
             self.vote(layer)
-            self.known[self._flat(layer.nonzero() + self.patch // 2)] = 1
+            self.known[self.flat(layer.nonzero() + self.patch // 2)] = 1
             rest = inner
 
     def refine(self, coarser: "_Level", generator: torch.Generator | None) -> None:
@@ -155,11 +196,11 @@ class _Level:
         self.matches = torch.where(lost[:, None], self._draw(len(self.matches), generator), self.matches)
         self.distances[lost] = coarser.distances.max()
         self.vote()
-        self.known[self._flat(self.hole.nonzero() + self.patch // 2)] = 1
+        self.known[self.flat(self.hole.nonzero() + self.patch // 2)] = 1
 
     def match(self, rounds: int, generator: torch.Generator | None) -> None:
         """Look for more similar patches."""
-        shares = self.known[self._flat(self.centres)[:, None] + self.offsets].mean(1)
+        shares = self.known[self.flat(self.centres)[:, None] + self.offsets].mean(1)
         self.shares = shares if bool((shares < 1).any()) else None
         everything = torch.arange(len(self.centres), device=self.device)
         self.distances = self._compare(everything, self.matches)
@@ -180,7 +221,7 @@ class _Level:
         """Set pixels, by default all of the hole, to what patches over them found; return the mean change."""
         places = (self.hole if pixels is None else pixels).nonzero()
         voted = self.votes(places, sharp)
-        flat = self._flat(places + self.patch // 2)
+        flat = self.flat(places + self.patch // 2)
         change = (voted - self.pixels[flat])[:, : self.channels].abs().mean()
         self.pixels[flat] = voted
         return float(change)
@@ -193,11 +234,12 @@ class _Level:
         numbers = self.numbers[tuple((centres + self.reach).permute(2, 0, 1))]
         distances = self.distances[numbers]
         least = distances.masked_fill(numbers < 0, torch.inf).min(1, keepdim=True)
-        found = self._flat(self.matches[numbers] + within)
+        found = self.flat(self.matches[numbers] + within)
         if sharp:
             return self.pixels[found.gather(1, least.indices)[:, 0]]
         spread = (distances * (numbers >= 0)).mean(1, keepdim=True).clamp(min=1e-9)
         weights = torch.exp((least.values - distances) / (2 * spread)) * (numbers >= 0)
+        weights = weights * self.trust[numbers]
         if self.shares is not None:
             weights = weights * self.shares[numbers].pow(4)
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
@@ -209,7 +251,7 @@ class _Level:
         padded = self.pixels[:, : self.channels].T.reshape(self.channels, -1, self.width) / self.scale
         return padded[:, reach : reach + self.size[0], reach : reach + self.size[1]]
 
-    def _flat(self, places: Tensor) -> Tensor:
+    def flat(self, places: Tensor) -> Tensor:
         """Get the first pixels of patches with such centres, in the order of ``pixels``."""
         return places[..., 0] * self.width + places[..., 1]
 
@@ -235,7 +277,7 @@ class _Level:
 
     def _compare(self, numbers: Tensor, places: Tensor) -> Tensor:
         """Sum squared differences of patches to those at places, over what is known."""
-        here, there = self._flat(self.centres[numbers]), self._flat(places)
+        here, there = self.flat(self.centres[numbers]), self.flat(places)
         parts = zip(here.split(_CHUNK), there.split(_CHUNK), numbers.split(_CHUNK), strict=True)
         return torch.cat([self._differences(*part) for part in parts])
 
