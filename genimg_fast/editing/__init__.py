@@ -6,10 +6,12 @@ channel. Functions take pictures on any device, and what they return is there, t
 """
 
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.inpainting import inpaint
 from genimg_fast.editing.quilting import quilt
 
 __all__ = [
     "before_and_after",
+    "inpaint",
     "load_picture",
     "quilt",
     "save_picture",

@@ -22,6 +22,7 @@ from genimg_fast.data.progress import bar
 
 _TEXTURE = 4.0  # how much a gradient's difference counts, against a colour's
 _TRUST = 0.8  # what a patch counts for when voting, against one that is a pixel nearer to the border
+_LIGHT = 0.04  # from which error on, around the hole, it is not one of light
 _CHUNK = 1 << 15  # patches that are compared at a time, for memory
 _SHIFTS = (8, 4, 2, 1)
 
@@ -73,7 +74,7 @@ def _pyramid(image: Tensor, hole: Tensor, allowed: Tensor, patch: int) -> list["
         number += 1
     colours = image * (3 / len(image)) ** 0.5
     known = (~hole)[None].to(image)
-    window = 2 ** (number - 1) + 1
+    window = 2 ** (number - 1) | 1  # odd
     grey = image.mean(0, keepdim=True)
     features = [colours]
     for axis in (1, 2):
@@ -113,8 +114,11 @@ def _membrane(level: "_Level") -> Tensor:
     ring = (F.max_pool2d(hole.float(), 3, 1, 1) > 0) & ~hole
     places = ring[0].nonzero()
     wrong = level.pixels[level.flat(places + level.patch // 2)] - level.votes(places, sharp=False)
+    wrong = wrong[:, : level.channels].T / level.scale
     values = torch.zeros(level.channels, *level.size, device=level.device)
-    values[:, *places.T] = wrong[:, : level.channels].T / level.scale
+    values[:, *places.T] = wrong
+    # What is wrong by much is an edge that does not go on, no light.
+    ring[:, *places.T] = (wrong.abs() < _LIGHT).all(0)
     # A hole needs no more than the rectangle around it.
     (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
     part = (slice(None), slice(top, bottom), slice(left, right))

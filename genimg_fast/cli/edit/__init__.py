@@ -5,7 +5,7 @@ from typing import Any
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames
 from genimg_fast.cli.edit.pictures import add_edit
-from genimg_fast.editing import quilt
+from genimg_fast.editing import inpaint, quilt
 
 
 def add(commands: Any) -> None:
@@ -16,6 +16,13 @@ def add(commands: Any) -> None:
     )
     for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
         add_function(edits, function)
+    add_edit(
+        edits, inpaint,
+        examples="""
+            genimg-fast edit inpaint street.jpg --mask car.png --dilate 4
+            genimg-fast edit inpaint street.jpg --mask car.png --guide pavement.png --before-after
+        """,
+    )  # fmt: skip
     add_edit(
         edits, quilt, name="texture", alpha=False,
         examples="""
