@@ -58,8 +58,8 @@ def quilt(
         The larger texture, of shape (channels, height, width), on the exemplar's device.
 
     Raises:
-        ValueError: If the exemplar is no picture or smaller than a block, if blocks overlap by more than half, or a
-            tileable result is smaller than a block.
+        ValueError: If the exemplar is no picture or smaller than a block, if blocks are single pixels or overlap by
+            more than half, or a tileable result is smaller than a block.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -72,6 +72,8 @@ def quilt(
         is chosen alone.
     """
     check_picture(exemplar, "exemplar")
+    if patch < 2:
+        raise ValueError(f"patch must be at least 2, got {patch}")
     overlap = max(1, patch // 3) if overlap is None else overlap
     width, height = size
     if min(exemplar.shape[1:]) < patch:
@@ -82,7 +84,7 @@ def quilt(
     if tileable and min(size) < patch:
         raise ValueError(f"size must be at least {patch}x{patch} if tileable, as a block is, got {width}x{height}")
 
-    grid = _Grid(exemplar, size, patch, overlap, tolerance, tileable, generator)
+    grid = _Grid(exemplar.detach(), size, patch, overlap, tolerance, tileable, generator)
     rows, columns = (range(len(starts)) for starts in grid.starts)
     for x in bar(columns, "quilt", "column", progress):
         grid.fill([(y, x) for y in rows], axis=0)
