@@ -8,8 +8,8 @@ A hole of 96x96 pixels in each photograph that scikit-image and scikit-learn ins
 
 * PSNR, in dB: of all pixels, RGB. A blur wins it where nobody can know what was there.
 * gradient: mean similarity of gradient magnitudes (as GMSD has it), 1 for the same edges and textures.
-* patches: mean distance of the sorted projections of 7x7 patches on random directions (sliced Wasserstein) from those
-  that were there, in grey levels of 255: 0 for the same texture, wherever each patch is.
+* patches: mean distance of the sorted projections of 7x7 patches on random directions (sliced Wasserstein) from
+  those that were there, in grey levels of 255: 0 for the same texture, wherever each patch is.
 """
 
 import argparse
@@ -110,7 +110,8 @@ def main() -> None:
             if args.save:
                 args.save.mkdir(parents=True, exist_ok=True)
                 save_picture(
-                    before_and_after(torch.where(hole, torch.ones(()), image), filled), args.save / f"{name}-{way}.png"
+                    before_and_after(torch.where(hole, torch.ones(()), image), filled),
+                    args.save / f"{name}-{way}.png",
                 )
     for way, rows in totals.items():
         print_row("mean", "", way, tuple(sum(column) / len(rows) for column in zip(*rows, strict=True)))

@@ -1,10 +1,11 @@
 """Inpainting: what is missing in a picture is made up from the rest of it.
 
-By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By the deep
-prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture out of
-noise; what a convolutional network makes of the missing ones on its way there looks like a picture.
+By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By the
+deep prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture
+out of noise; what a convolutional network makes of the missing ones on its way there looks like a picture.
 
-1. The part around the hole is cut out; a small U-Net gets noise of its size, which changes a little from step to step.
+1. The part around the hole is cut out; a small U-Net gets noise of its size, which changes a little from step to
+   step.
 2. Each step of Adam reduces the mean squared difference over known pixels.
 3. The result is the mean of what the network made in the last quarter of the steps.
 """
@@ -41,8 +42,8 @@ def inpaint(
         mask: What is missing: above 0.5, of shape (1, height, width).
         dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
         guide: Where patches may be taken from: above 0.5; by default from anywhere. The prior does without it.
-        method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow and
-            smooth.
+        method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow
+            and smooth.
         patch: Side of a patch, in pixels; an odd number.
         steps: Steps in which the prior learns.
         generator: Random numbers; by default torch's own.
@@ -52,8 +53,8 @@ def inpaint(
         The whole picture, on the same device. What is not missing is as it was, bit for bit.
 
     Raises:
-        ValueError: If the image is no picture, the mask or the guide no mask of its size, the patch's side even or 1,
-            or if no patch is left that could be taken.
+        ValueError: If the image is no picture, the mask or the guide no mask of its size, the patch's side even or
+            1, or if no patch is left that could be taken.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -65,8 +66,8 @@ def inpaint(
         True
 
     Source:
-        For patches see :func:`genimg_fast.editing.patchmatch.complete`. Ulyanov, Vedaldi and Lempitsky, "Deep Image
-        Prior" (2018), sections 2 and 3.
+        For patches see :func:`genimg_fast.editing.patchmatch.complete`. Ulyanov, Vedaldi and Lempitsky, "Deep
+        Image Prior" (2018), sections 2 and 3.
     """
     check_picture(image)
     check_mask(mask, image)
@@ -87,7 +88,8 @@ def inpaint(
     else:
         if patch % 2 == 0 or patch == 1:
             raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
-        taken = F.pad((hole | ~allowed)[None].float(), (0, max(0, patch - hole.shape[1]), 0, max(0, patch - len(hole))), value=1)
+        beyond = (0, max(0, patch - hole.shape[1]), 0, max(0, patch - hole.shape[0]))
+        taken = F.pad((hole | ~allowed)[None].float(), beyond, value=1)
         if bool(F.max_pool2d(taken, patch, 1).all()):
             name = "mask" if guide is None else "guide"
             raise ValueError(f"{name} must leave {patch}x{patch} pixels, a patch, that are not missing")
@@ -124,16 +126,20 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
 
 
 class _UNet(nn.Module):
-    """A small U-Net: halves the noise's size three times, and doubles it again, past a few channels of each size."""
+    """A small U-Net: it halves the noise's size three times and doubles it again, with skip connections."""
 
     noise = 16
 
     def __init__(self, channels: int, width: int = 48, skipped: int = 8, levels: int = 3) -> None:
         super().__init__()
         sizes = [self.noise] + [width] * levels
-        self.down = nn.ModuleList(nn.Sequential(_block(n, width, stride=2), _block(width, width)) for n in sizes[:-1])
+        self.down = nn.ModuleList(
+            nn.Sequential(_block(n, width, stride=2), _block(width, width)) for n in sizes[:-1]
+        )
         self.skip = nn.ModuleList(_block(n, skipped, kernel=1) for n in sizes[:-1])
-        self.up = nn.ModuleList(nn.Sequential(_block(width + skipped, width), _block(width, width, kernel=1)) for _ in sizes[:-1])
+        self.up = nn.ModuleList(
+            nn.Sequential(_block(width + skipped, width), _block(width, width, kernel=1)) for _ in sizes[:-1]
+        )
         self.last = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

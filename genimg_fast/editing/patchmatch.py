@@ -1,13 +1,13 @@
 """Completion by patches: a hole is filled so that each patch in it is like one of the picture.
 
-1. A pyramid of pictures, each half the last, until the hole is about two patches wide. What a coarse pixel knows comes
-   of known pixels only. Beside colours there are two texture features, the mean size of the gradient in x and in y:
-   where fine texture is blurred, they still tell it from what is smooth.
+1. A pyramid of pictures, each half the last, until the hole is about two patches wide. What a coarse pixel knows
+   comes of known pixels only. Beside colours there are two texture features, the mean size of the gradient in x
+   and in y: where fine texture is blurred, they still tell it from what is smooth.
 2. At the coarsest level the hole is filled from its border inwards, a layer at a time, by what is known so far.
 3. At each level two steps alternate. Matching: every patch that touches the hole looks for the most similar patch
-   that does not, all at once, among where its neighbours at 1, 2, 4 and 8 pixels found theirs (propagation), and at
-   random places around its own, near and far (PatchMatch). Voting: a pixel becomes the mean of what the patches over
-   it found, weighted by their similarity, and by how near they are to the hole's border.
+   that does not, all at once, among where its neighbours at 1, 2, 4 and 8 pixels found theirs (propagation), and
+   at random places around its own, near and far (PatchMatch). Voting: a pixel becomes the mean of what the patches
+   over it found, weighted by their similarity, and by how near they are to the hole's border.
 4. Matches go on to the next finer level, where the hole is voted anew, from finer pixels.
 5. In the end a pixel is a copy of what its most similar patch found, which is not blurred by a mean. What patches
    over the pixels around the hole found differs from those a little: this difference, continued into the hole as
@@ -44,8 +44,8 @@ def complete(
         The picture, complete. At least one patch must be allowed, and not touch the hole.
 
     Source:
-        Barnes et al., "PatchMatch" (2009), section 3; Wexler, Shechtman and Irani, "Space-Time Completion of Video"
-        (2007), section 3; Newson et al., "Video Inpainting of Complex Scenes" (2014), sections 3.3 to 3.6.
+        Barnes et al., "PatchMatch" (2009), section 3; Wexler, Shechtman and Irani, "Space-Time Completion of
+        Video" (2007), section 3; Newson et al., "Video Inpainting of Complex Scenes" (2014), sections 3.3 to 3.6.
     """
     levels = _pyramid(image.detach().float(), hole, allowed, patch)
     while not len(levels[-1].sources):
@@ -116,9 +116,10 @@ def _membrane(level: "_Level") -> Tensor:
     wrong = level.pixels[level.flat(places + level.patch // 2)] - level.votes(places, sharp=False)
     wrong = wrong[:, : level.channels].T / level.scale
     values = torch.zeros(level.channels, *level.size, device=level.device)
-    values[:, *places.T] = wrong
+    y, x = places.T
+    values[:, y, x] = wrong
     # What is wrong by much is an edge that does not go on, no light.
-    ring[:, *places.T] = (wrong.abs() < _LIGHT).all(0)
+    ring[:, y, x] = (wrong.abs() < _LIGHT).all(0)
     # A hole needs no more than the rectangle around it.
     (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
     part = (slice(None), slice(top, bottom), slice(left, right))
@@ -135,7 +136,9 @@ def _solve(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
         means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
         free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
         coarse = _solve(means, (shares > 0).float(), free * (shares == 0))
-        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[0, :, : values.shape[1], : values.shape[2]]
+        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[
+            0, :, : values.shape[1], : values.shape[2]
+        ]
     used = given + wanted
     neighbours = F.conv2d(used[None], counts, padding=1)[0].clamp(min=1)
     solved = torch.where(given > 0, values, guess) * used

@@ -1,16 +1,17 @@
 """Image quilting: a texture grown from blocks of an exemplar, joined where they differ least.
 
 1. The result is a grid of square blocks, each of which overlaps its neighbours by a strip; it grows by columns.
-2. The squared difference between what is already in a block's strips and every block of the exemplar comes of three
+2. The squared difference between what is already in a block's strips and every block of the exemplar comes of
+   three
    sums: of old squares, of new squares and, by one Fourier transform, of products.
-3. Each place of a column has as choices the blocks that differ least from the column before, by a difference that is
-   random within a tolerance; those that were taken before count as worse. Of the choices, the blocks of the whole
-   column are taken together, so that their strips differ least: a cheapest path (Viterbi).
+3. Each place of a column has as choices the blocks that differ least from the column before, by a difference that
+   is random within a tolerance; those that were taken before count as worse. Of the choices, the blocks of the
+   whole column are taken together, so that their strips differ least: a cheapest path (Viterbi).
 4. In each strip the new block begins behind the path on which both differ least (dynamic programming). Where two
    strips meet in a corner, it is new what is new in both.
 5. A tileable result is a torus: the last column overlaps the first, the last row the first, with cuts as anywhere.
-   So that lines of the texture, which drift from block to block, meet themselves again, columns are closed paths, and
-   so is the first row, which is taken before them.
+   So that lines of the texture, which drift from block to block, meet themselves again, columns are closed paths,
+   and so is the first row, which is taken before them.
 """
 
 import math
@@ -58,8 +59,8 @@ def quilt(
         The larger texture, of shape (channels, height, width), on the exemplar's device.
 
     Raises:
-        ValueError: If the exemplar is no picture or smaller than a block, if blocks are single pixels or overlap by
-            more than half, or a tileable result is smaller than a block.
+        ValueError: If the exemplar is no picture or smaller than a block, if blocks are single pixels or overlap
+            by more than half, or a tileable result is smaller than a block.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -105,7 +106,9 @@ class _Grid:
         self.starts = [starts for starts, _ in axes]
         self.strip = min(least for _, least in axes)
         self.blocks = _Blocks(exemplar, patch, self.strip, generator)
-        self.lengths = [n if tileable else starts[-1] + patch for n, starts in zip(size[::-1], self.starts, strict=True)]
+        self.lengths = [
+            n if tileable else starts[-1] + patch for n, starts in zip(size[::-1], self.starts, strict=True)
+        ]
         self.canvas = exemplar.new_zeros(len(exemplar), *self.lengths)
         self.taken: dict[tuple[int, int], Tensor] = {}
 
@@ -130,14 +133,17 @@ class _Grid:
             new, old, filled = self.blocks.take(block)[0], self._view(place), self._filled(place)
             if any(filled):
                 new = torch.where(_newer((new - old).square().sum(0), filled, self.strip), new, old)
-            self.canvas[:, *self._pixels(place)] = new
+            y, x = self._pixels(place)
+            self.canvas[:, y, x] = new
             self.taken[place] = block
 
     def _filled(self, place: tuple[int, int]) -> tuple[bool, ...]:
         """Tell whether there is something at the left, at the top, at the right, and at the bottom."""
         rows, columns = (len(starts) if self.tileable else 1 << 30 for starts in self.starts)
         y, x = place
-        return tuple((p % rows, q % columns) in self.taken for p, q in ((y, x - 1), (y - 1, x), (y, x + 1), (y + 1, x)))
+        return tuple(
+            (p % rows, q % columns) in self.taken for p, q in ((y, x - 1), (y - 1, x), (y, x + 1), (y + 1, x))
+        )
 
     def _pixels(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         inside = torch.arange(self.blocks.patch, device=self.canvas.device)

@@ -131,22 +131,22 @@ def test_nothing_missing_returns_the_picture() -> None:
 def test_what_is_wrong_is_said() -> None:
     image = waves()
     mask = hole_in(image, 20, 20, 10)
-    with pytest.raises(ValueError, match="^mask must have the picture's size, 72x64 pixels, got 71x64"):
+    with pytest.raises(ValueError, match=r"^mask must have the picture's size, 72x64 pixels, got 71x64"):
         inpaint(image, mask=mask[:, :, 1:])
-    with pytest.raises(ValueError, match="^guide must have the picture's size"):
+    with pytest.raises(ValueError, match=r"^guide must have the picture's size"):
         inpaint(image, mask=mask, guide=mask[:, 1:])
-    with pytest.raises(ValueError, match="^mask must leave a part of the picture"):
+    with pytest.raises(ValueError, match=r"^mask must leave a part of the picture"):
         inpaint(image, mask=torch.ones(1, 64, 72))
-    with pytest.raises(ValueError, match="^mask must leave a part of the picture"):
+    with pytest.raises(ValueError, match=r"^mask must leave a part of the picture"):
         inpaint(image, mask=mask, dilate=60)
-    with pytest.raises(ValueError, match="^mask must leave 7x7 pixels"):
+    with pytest.raises(ValueError, match=r"^mask must leave 7x7 pixels"):
         inpaint(image, mask=1 - hole_in(image, 20, 20, 6))
-    with pytest.raises(ValueError, match="^guide must leave 7x7 pixels"):
+    with pytest.raises(ValueError, match=r"^guide must leave 7x7 pixels"):
         inpaint(image, mask=mask, guide=hole_in(image, 0, 0, 6))
-    with pytest.raises(ValueError, match="^mask must leave 7x7 pixels"):
+    with pytest.raises(ValueError, match=r"^mask must leave 7x7 pixels"):
         inpaint(image[:, :6], mask=mask[:, 20:26])
     for patch in (1, 4):
-        with pytest.raises(ValueError, match="^patch must be an odd number of at least 3"):
+        with pytest.raises(ValueError, match=r"^patch must be an odd number of at least 3"):
             inpaint(image, mask=mask, patch=patch)
-    with pytest.raises(ValueError, match="^image must be in"):
+    with pytest.raises(ValueError, match=r"^image must be in"):
         inpaint(image * 255, mask=mask)

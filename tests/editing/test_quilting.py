@@ -28,7 +28,11 @@ def across_to_elsewhere(texture: Tensor) -> list[float]:
 def test_a_cut_is_the_least_of_all_paths() -> None:
     differences = torch.rand(3, 5, 4, generator=torch.Generator().manual_seed(0))
     for numbers, path in zip(differences, cut(differences), strict=True):
-        paths = [p for p in itertools.product(range(4), repeat=5) if all(abs(a - b) < 2 for a, b in itertools.pairwise(p))]
+        paths = [
+            p
+            for p in itertools.product(range(4), repeat=5)
+            if all(abs(a - b) < 2 for a, b in itertools.pairwise(p))
+        ]
         least = min(paths, key=lambda p: sum(float(numbers[row, column]) for row, column in enumerate(p)))
         assert path.tolist() == list(least)
 
@@ -77,21 +81,22 @@ def test_blocks_do_not_show() -> None:
 
 def test_a_seed_gives_one_texture_and_another_another() -> None:
     one, two, three = (
-        quilt(clouds(), size=(80, 80), patch=24, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        quilt(clouds(), size=(80, 80), patch=24, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
     )
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
 
 
 def test_what_is_wrong_is_said() -> None:
-    with pytest.raises(ValueError, match="^exemplar must be at least 32x32 pixels, as a block is, got 40x31"):
+    with pytest.raises(ValueError, match=r"^exemplar must be at least 32x32 pixels, as a block is, got 40x31"):
         quilt(torch.rand(3, 31, 40), size=(64, 64))
     for overlap in (0, 9):
-        with pytest.raises(ValueError, match="^overlap must be from 1 to 8, half a block, got"):
+        with pytest.raises(ValueError, match=r"^overlap must be from 1 to 8, half a block, got"):
             quilt(torch.rand(3, 31, 40), size=(64, 64), patch=16, overlap=overlap)
-    with pytest.raises(ValueError, match="^size must be at least 16x16 if tileable, as a block is, got 64x15"):
+    with pytest.raises(ValueError, match=r"^size must be at least 16x16 if tileable, as a block is, got 64x15"):
         quilt(torch.rand(3, 31, 40), size=(64, 15), patch=16, tileable=True)
-    with pytest.raises(ValueError, match="^patch must be at least 2"):
+    with pytest.raises(ValueError, match=r"^patch must be at least 2"):
         quilt(torch.rand(3, 31, 40), size=(64, 15), patch=1)
-    with pytest.raises(ValueError, match="^exemplar must be in"):
+    with pytest.raises(ValueError, match=r"^exemplar must be in"):
         quilt(torch.rand(3, 40, 40) * 255, size=(64, 64))
