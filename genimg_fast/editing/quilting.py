@@ -25,7 +25,7 @@ from genimg_fast.editing.pictures import check_picture
 from genimg_fast.options import NonNegativeFloat, PositiveInt
 
 # Blocks among which each is chosen.
-_CHOICES = 192
+_CHOICES = 144
 # Of those, blocks with which a closed line may begin.
 _BEGINNINGS = 32
 # By which part the difference of a block counts more each time that it, or one near it, has been taken.
@@ -38,7 +38,7 @@ def quilt(
     size: tuple[PositiveInt, PositiveInt],
     patch: PositiveInt = 32,
     overlap: PositiveInt | None = None,
-    tolerance: NonNegativeFloat = 0.1,
+    tolerance: NonNegativeFloat = 0.3,
     tileable: bool = False,
     generator: torch.Generator | None = None,
     progress: bool = False,
