@@ -21,7 +21,7 @@ from torch import Tensor
 from genimg_fast.data.progress import bar
 
 _TEXTURE = 4.0  # how much a gradient's difference counts, against a colour's
-_TRUST = 0.7  # what a patch counts for when voting, against one that is a pixel nearer to the border
+_TRUST = 0.8  # what a patch counts for when voting, against one that is a pixel nearer to the border
 _LIGHT = 0.04  # from which error on, around the hole, it is not one of light
 _CHUNK = 1 << 15  # patches that are compared at a time, for memory
 _SHIFTS = (8, 4, 2, 1)
