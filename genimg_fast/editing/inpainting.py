@@ -4,12 +4,13 @@ By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own 
 deep prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture
 out of noise; what a convolutional network makes of the missing ones on its way there looks like a picture.
 
-1. The part around the hole is cut out; a small U-Net gets noise of its size, which changes a little from step to
-   step.
+1. The part around the hole is cut out; a small network, the shape of an hourglass, gets noise of its size, which
+   changes a little from step to step.
 2. Each step of Adam reduces the mean squared difference over known pixels.
 3. The result is the mean of what the network made in the last quarter of the steps.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -109,12 +110,13 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
     seed = int(torch.randint(1 << 62, (), generator=generator))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        network = _UNet(len(image)).to(image.device)
-        noise = torch.rand(1, _UNet.noise, *wanted.shape[2:]) * 0.1
+        network = _Hourglass(len(image), min(wanted.shape[2:])).to(image.device)
+        height, width = wanted.shape[2:]
+        noise = torch.rand(1, _Hourglass.noise, height + -height % 64, width + -width % 64) * 0.1
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         made, kept = torch.zeros_like(wanted), 0
         for step in bar(range(steps), "inpaint", "step", progress):
-            output = network((noise + torch.randn_like(noise) * 0.03).to(wanted))
+            output = network((noise + torch.randn_like(noise) * 0.03).to(wanted))[:, :, :height, :width]
             optimizer.zero_grad()
             ((output - wanted) * known).square().mean().backward()
             optimizer.step()
@@ -125,32 +127,20 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
     return filled
 
 
-class _UNet(nn.Module):
-    """A small U-Net: it halves the noise's size three times and doubles it again, with skip connections."""
+class _Hourglass(nn.Sequential):
+    """A network that halves the size of noise until all of it is seen at once, and doubles it again.
+
+    Connections past the middle would let it make each pixel of a large hole out of the noise there alone.
+    """
 
     noise = 16
 
-    def __init__(self, channels: int, width: int = 48, skipped: int = 8, levels: int = 3) -> None:
-        super().__init__()
-        sizes = [self.noise] + [width] * levels
-        self.down = nn.ModuleList(
-            nn.Sequential(_block(n, width, stride=2), _block(width, width)) for n in sizes[:-1]
-        )
-        self.skip = nn.ModuleList(_block(n, skipped, kernel=1) for n in sizes[:-1])
-        self.up = nn.ModuleList(
-            nn.Sequential(_block(width + skipped, width), _block(width, width, kernel=1)) for _ in sizes[:-1]
-        )
-        self.last = nn.Conv2d(width, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        skipped = []
-        for down, skip in zip(self.down, self.skip, strict=True):
-            skipped.append(skip(x))
-            x = down(x)
-        for up, skip in zip(self.up, skipped[::-1], strict=True):
-            x = F.interpolate(x, skip.shape[2:], mode="bilinear")
-            x = up(torch.cat([x, skip], 1))
-        return torch.sigmoid(self.last(x))
+    def __init__(self, channels: int, side: int) -> None:
+        widths = [self.noise] + [32, 48, 64, 64, 64, 64][: max(1, int(math.log2(side / 4)))]
+        pairs = list(zip(widths, widths[1:], strict=False))
+        down = [nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in pairs]
+        up = [nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), _block(b, a)) for a, b in pairs[::-1]]
+        super().__init__(*down, *up, nn.Conv2d(self.noise, channels, 1), nn.Sigmoid())
 
 
 def _block(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:
