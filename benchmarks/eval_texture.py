@@ -3,10 +3,10 @@
     python benchmarks/eval_texture.py
     python benchmarks/eval_texture.py --save pictures/     # tileable ones 2x2, so that the seam is in the middle
 
-Exemplars are parts of photographs that scikit-image installs. "seam" is the mean size of the gradient
-across the seams of copies side by side, over the mean elsewhere in that direction, for the columns and for the rows:
-1 if the seam is like any other line. "worst line" is the same for the line of pixels where it is largest: what a
-texture without any seam has, too.
+Exemplars are parts of photographs that scikit-image installs. "seam" is the mean size of the gradient across the
+seams of copies side by side, over the mean elsewhere in that direction, for the columns and for the rows: 1 if the
+seam is like any other line. "worst line" is the same for the line of pixels where it is largest: what a texture
+without any seam has, too.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the result, in pixels")
     parser.add_argument("--save", type=Path, help="folder for the pictures")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {args.size}x{args.size} of {SIDE}x{SIDE}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {args.size} pixels a side of {SIDE}")
     print(f"{'exemplar':20} {'channels':>8} {'tileable':>8} {'seconds':>8} {'seam':>11} {'worst line':>10}")
     for name, exemplar, patch in exemplars():
         for tileable in (False, True):
@@ -63,7 +63,8 @@ def main() -> None:
             seconds = time.perf_counter() - started
             ratios, worst = seams(texture)
             seam = " ".join(f"{ratio:5.2f}" for ratio in ratios)
-            print(f"{name:20} {len(exemplar):8} {tileable!s:>8} {seconds:8.1f} {seam:>11} {worst:10.2f}", flush=True)
+            row = f"{name:20} {len(exemplar):8} {tileable!s:>8} {seconds:8.1f} {seam:>11} {worst:10.2f}"
+            print(row, flush=True)
             if args.save:
                 args.save.mkdir(parents=True, exist_ok=True)
                 save_picture(exemplar, args.save / f"{name}-exemplar.png")

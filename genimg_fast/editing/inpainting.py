@@ -10,6 +10,7 @@ out of noise; what a convolutional network makes of the missing ones on its way 
 3. The result is the mean of what the network made in the last quarter of the steps.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -111,6 +112,7 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         network = _Hourglass(len(image), min(wanted.shape[2:])).to(image.device)
+        # Sizes that can be halved as often as the network does.
         height, width = wanted.shape[2:]
         noise = torch.rand(1, _Hourglass.noise, height + -height % 64, width + -width % 64) * 0.1
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -136,8 +138,8 @@ class _Hourglass(nn.Sequential):
     noise = 16
 
     def __init__(self, channels: int, side: int) -> None:
-        widths = [self.noise] + [32, 48, 64, 64, 64, 64][: max(1, int(math.log2(side / 4)))]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        widths = (self.noise, 32, 48, 64, 64, 64, 64)[: max(2, int(math.log2(side / 2)))]
+        pairs = list(itertools.pairwise(widths))
         down = [nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in pairs]
         up = [nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), _block(b, a)) for a, b in pairs[::-1]]
         super().__init__(*down, *up, nn.Conv2d(self.noise, channels, 1), nn.Sigmoid())

@@ -2,8 +2,7 @@
 
 1. The result is a grid of square blocks, each of which overlaps its neighbours by a strip; it grows by columns.
 2. The squared difference between what is already in a block's strips and every block of the exemplar comes of
-   three
-   sums: of old squares, of new squares and, by one Fourier transform, of products.
+   three sums: of old squares, of new squares and, by one Fourier transform, of products.
 3. Each place of a column has as choices the blocks that differ least from the column before, by a difference that
    is random within a tolerance; those that were taken before count as worse. Of the choices, the blocks of the
    whole column are taken together, so that their strips differ least: a cheapest path (Viterbi).
