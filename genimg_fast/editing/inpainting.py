@@ -2,11 +2,12 @@
 
 By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By the
 deep prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture
-out of noise; what a convolutional network makes of the missing ones on its way there looks like a picture.
+out of their coordinates; what a convolutional network makes of the missing ones on its way is like a picture.
 
-1. The part around the hole is cut out; a small network, the shape of an hourglass, gets noise of its size, which
-   changes a little from step to step.
-2. Each step of Adam reduces the mean squared difference over known pixels.
+1. The part around the hole is cut out. The hole is filled as smoothly as can be (Laplace's equation), and all is
+   blurred: this gives colours to the middle of a large hole, where the network alone may make anything.
+2. A small network, the shape of an hourglass, gets the coordinates of the pixels, and makes what has to be added.
+   Each step of Adam reduces the mean squared difference over known pixels.
 3. The result is the mean of what the network made in the last quarter of the steps.
 """
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
-from genimg_fast.editing.patchmatch import complete
+from genimg_fast.editing.patchmatch import complete, solve_laplace
 from genimg_fast.editing.pictures import Mask, check_mask, check_picture
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
@@ -114,11 +115,13 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
         network = _Hourglass(len(image), min(wanted.shape[2:])).to(image.device)
         # Sizes that can be halved as often as the network does.
         height, width = wanted.shape[2:]
-        noise = torch.rand(1, _Hourglass.noise, height + -height % 64, width + -width % 64) * 0.1
+        sides = [torch.linspace(-1, 1, n + -n % 64, device=image.device) for n in (height, width)]
+        coordinates = torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
+        base = _blurred(wanted[0] * known, known, int((high - low).max()))
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
         made, kept = torch.zeros_like(wanted), 0
         for step in bar(range(steps), "inpaint", "step", progress):
-            output = network((noise + torch.randn_like(noise) * 0.03).to(wanted))[:, :, :height, :width]
+            output = base + network(coordinates)[:, :, :height, :width]
             optimizer.zero_grad()
             ((output - wanted) * known).square().mean().backward()
             optimizer.step()
@@ -129,20 +132,27 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
     return filled
 
 
+def _blurred(values: Tensor, known: Tensor, side: int) -> Tensor:
+    """Fill a hole as smoothly as can be, and blur the picture by about half the hole's size."""
+    blurred = solve_laplace(values, known, 1 - known)
+    reach = [min(side // 4, n // 2) for n in values.shape[1:]]
+    window = [2 * n + 1 for n in reach]
+    for _ in range(2):
+        blurred = F.avg_pool2d(blurred, window, 1, reach, count_include_pad=False)
+    return blurred
+
+
 class _Hourglass(nn.Sequential):
-    """A network that halves the size of noise until all of it is seen at once, and doubles it again.
-
-    Connections past the middle would let it make each pixel of a large hole out of the noise there alone.
-    """
-
-    noise = 16
+    """A network that halves sizes until all is seen at once, and doubles them again."""
 
     def __init__(self, channels: int, side: int) -> None:
-        widths = (self.noise, 32, 48, 64, 64, 64, 64)[: max(2, int(math.log2(side / 2)))]
+        widths = (16, 32, 48, 64, 64, 64, 64)[: max(2, int(math.log2(side / 2)))]
         pairs = list(itertools.pairwise(widths))
         down = [nn.Sequential(_block(a, b, stride=2), _block(b, b)) for a, b in pairs]
         up = [nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), _block(b, a)) for a, b in pairs[::-1]]
-        super().__init__(*down, *up, nn.Conv2d(self.noise, channels, 1), nn.Sigmoid())
+        super().__init__(_block(2, widths[0], kernel=1), *down, *up, nn.Conv2d(widths[0], channels, 1))
+        for parameter in self[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
 def _block(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1) -> nn.Sequential:

@@ -123,11 +123,11 @@ def _membrane(level: "_Level") -> Tensor:
     # A hole needs no more than the rectangle around it.
     (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
     part = (slice(None), slice(top, bottom), slice(left, right))
-    values[part] = _solve(values[part], ring[part].float(), hole[part].float())
+    values[part] = solve_laplace(values[part], ring[part].float(), hole[part].float())
     return values * hole
 
 
-def _solve(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+def solve_laplace(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
     """Solve Laplace's equation: coarsely first, then by averages of neighbours, which smooth what is left."""
     counts = given.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(1, 1, 3, 3)
     guess = (values * given).sum((1, 2), keepdim=True) / given.sum().clamp(min=1)
@@ -135,7 +135,7 @@ def _solve(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
         shares = F.avg_pool2d(given[None], 2, ceil_mode=True)[0]
         means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
         free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
-        coarse = _solve(means, (shares > 0).float(), free * (shares == 0))
+        coarse = solve_laplace(means, (shares > 0).float(), free * (shares == 0))
         guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[
             0, :, : values.shape[1], : values.shape[2]
         ]
