@@ -8,16 +8,20 @@ channel. Functions take pictures on any device, and what they return is there, t
 
 from genimg_fast.editing.attribute import attribute_direction
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.inpainting import inpaint
 from genimg_fast.editing.mix import mix
 from genimg_fast.editing.project import project
+from genimg_fast.editing.quilting import quilt
 from genimg_fast.editing.vary import vary
 
 __all__ = [
     "attribute_direction",
     "before_and_after",
+    "inpaint",
     "load_picture",
     "mix",
     "project",
+    "quilt",
     "save_picture",
     "vary",
 ]
