@@ -1,8 +1,8 @@
 """What spoils pictures: noise, blur, fewer pixels, compression, holes; each a small callable, and any in a row.
 
-All take images in [0, 1] of shape (..., channels, height, width) on any device, and return new ones there. Noise is
-not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Random numbers come from a
-generator on the CPU, PyTorch's global one if there is none, so they are the same for every device.
+All take images in [0, 1] of shape (..., channels, height, width) on any device, and return new ones there. Noise
+is not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Random numbers come from
+a generator on the CPU, PyTorch's global one if there is none, so they are the same for every device.
 """
 
 import io
@@ -170,7 +170,7 @@ class Blur:
 class Downsample:
     """Fewer pixels: a bicubic filter as wide as the factor asks for, as Pillow and MATLAB have it.
 
-    Rows and columns that do not fill up a pixel are left out.
+    Rows and columns that do not fill up a pixel are left out, and what leaves [0, 1] is clipped.
 
     Args:
         factor: Pixels of the picture to a pixel of the result, along each side.
@@ -198,7 +198,7 @@ class Downsample:
             raise ValueError(f"factor must be at most the picture's size, got {self.factor}")
         whole = images[..., : height * self.factor, : width * self.factor]
         planes = whole.reshape(-1, 1, *whole.shape[-2:])
-        small = F.interpolate(planes, (height, width), mode="bicubic", antialias=True)
+        small = F.interpolate(planes, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
         return small.view(*images.shape[:-2], height, width)
 
 

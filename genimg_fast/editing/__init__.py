@@ -6,14 +6,20 @@ channel. Functions take pictures on any device, and what they return is there, t
 """
 
 from genimg_fast.data import degradations
+from genimg_fast.editing.deblur import deblur
 from genimg_fast.editing.denoise import denoise, estimate_sigma
+from genimg_fast.editing.enhance import enhance
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.upscale import upscale
 
 __all__ = [
     "before_and_after",
+    "deblur",
     "degradations",
     "denoise",
+    "enhance",
     "estimate_sigma",
     "load_picture",
     "save_picture",
+    "upscale",
 ]

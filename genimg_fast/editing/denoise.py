@@ -1,10 +1,10 @@
 """Denoising by groups of similar patches: block matching and 3-D filtering.
 
-Dabov et al. 2007, "Image denoising by sparse 3-D transform-domain collaborative filtering"; parameters as in Lebrun
-2012, "An analysis and implementation of the BM3D image denoising method" (IPOL 2, 175-213).
+Dabov et al. 2007, "Image denoising by sparse 3-D transform-domain collaborative filtering"; parameters as in
+Lebrun 2012, "An analysis and implementation of the BM3D image denoising method" (IPOL 2, 175-213).
 
-1. Every third pixel is the corner of a reference patch of 8x8 pixels. The patches nearest to it, in a window around
-   it, are its group: as many of the 16 nearest as are near, rounded down to a power of two.
+1. Every third pixel is the corner of a reference patch of 8x8 pixels. The patches nearest to it, in a window
+   around it, are its group: as many of the 16 nearest as are near, rounded down to a power of two.
 2. Of each group, a 2-D wavelet transform of the patches and a Haar transform across them; coefficients below 2.7
    standard deviations of the noise become 0; back. A pixel's basic estimate is the mean of what all groups say of
    it, weighted by how few coefficients they need.
@@ -40,13 +40,13 @@ def denoise(image: Tensor, *, sigma: NonNegativeFloat | None = None, progress: b
     ``genimg_fast/editing/denoise.py`` for the method, BM3D.
 
     Args:
-        image: The picture, of shape (1 or 3, height, width), at least 8 pixels a side. Noise may make it leave
-            [0, 1].
+        image: The picture. Its shape is (1 or 3, height, width), at least 8 pixels a side; noise may make it
+            leave [0, 1].
         sigma: Standard deviation of the noise, in levels of 255; default: estimated.
         progress: Whether to show a progress bar.
 
     Returns:
-        The picture without noise, not clipped to [0, 1].
+        The picture without noise, clipped to [0, 1].
 
     Raises:
         ValueError: If the image is no picture, or smaller than a patch, or ``sigma`` is negative.
@@ -65,13 +65,13 @@ def denoise(image: Tensor, *, sigma: NonNegativeFloat | None = None, progress: b
     elif not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be at least 0, got {sigma}")
     if sigma == 0:
-        return image.clone()
+        return image.clamp(0, 1)
     noisy = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
     mixing = _opponent(len(image), noisy)
     noisy = torch.einsum("ij,jhw->ihw", mixing, noisy)
     basic = _filtered(noisy, None, sigma / 255, "hard threshold", progress)
     restored = _filtered(noisy, basic, sigma / 255, "Wiener filter", progress)
-    return torch.einsum("ji,jhw->ihw", mixing, restored).to(image.dtype)
+    return torch.einsum("ji,jhw->ihw", mixing, restored).clamp(0, 1).to(image.dtype)
 
 
 def estimate_sigma(image: Tensor) -> float:
@@ -193,7 +193,7 @@ def _match(
     guide: Tensor, tile_rows: Tensor, tile_columns: Tensor, tops: list[int], nearest: int
 ) -> tuple[Tensor, Tensor]:
     """Find, for each reference, the places of the nearest patches, and their squared distances."""
-    features, rows, columns = guide.shape
+    rows, columns = guide.shape[1:]
     height, width = _window(rows), _window(columns)
     lefts = tile_columns[:, 0].sub(_REACH).clamp(0, columns - width)
     # |a - b|² - |a|² is the product of (-2 a, 1) and (b, |b|²).

@@ -33,7 +33,9 @@ def test_gaussian_noise_has_its_mean_and_variance_everywhere() -> None:
     noise = (GaussianNoise(50)(GREY, generator=seeded()) - GREY).double() * 255
     assert abs(noise.mean()) < 4 * 50 / math.sqrt(N)
     assert noise.square().mean().sqrt() == pytest.approx(50, rel=4 / math.sqrt(2 * N))
-    assert abs(noise[..., 1:].mul(noise[..., :-1]).mean() / 2500) < 4 / math.sqrt(N)  # independent of its neighbour
+    assert abs(noise[..., 1:].mul(noise[..., :-1]).mean() / 2500) < 4 / math.sqrt(
+        N
+    )  # independent of its neighbour
     assert torch.equal(GaussianNoise(0)(GREY), GREY)
 
 
@@ -90,12 +92,12 @@ def test_kernels_have_their_moments() -> None:
 
 
 def test_downsampling_keeps_planes_and_leaves_out_what_is_over() -> None:
-    ramp = torch.arange(50.0).expand(1, 48, 50) / 50 + torch.arange(48.0).view(1, 48, 1) / 100
+    ramp = torch.arange(50.0).expand(1, 48, 50) / 100 + torch.arange(48.0).view(1, 48, 1) / 100
     for factor in (2, 3, 4):
         small = Downsample(factor)(ramp)
         assert small.shape == (1, 48 // factor, 50 // factor)
         centres = torch.arange(50 // factor) * factor + (factor - 1) / 2
-        expected = centres / 50 + ((torch.arange(48 // factor) * factor + (factor - 1) / 2) / 100)[:, None]
+        expected = centres / 100 + ((torch.arange(48 // factor) * factor + (factor - 1) / 2) / 100)[:, None]
         torch.testing.assert_close(small[0, 3:-3, 3:-3], expected[3:-3, 3:-3], rtol=0, atol=1e-5)
     fine = (torch.arange(64) % 2).float().expand(1, 64, 64)  # a grid too fine for half the pixels becomes grey
     torch.testing.assert_close(Downsample(2)(fine)[0, 4:-4, 4:-4], torch.full((24, 24), 0.5), rtol=0, atol=1e-5)
