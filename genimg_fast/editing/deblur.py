@@ -1,14 +1,14 @@
 """Deblurring by a known kernel: Richardson-Lucy, or a Wiener filter.
 
 Richardson 1972 and Lucy 1974 multiply an estimate x of the sharp picture, again and again, by how much brighter
-the blurred one y is than x blurred: x <- x K'(m y / K x) / K'm. Here m is 1 in the picture and 0 around it, where x
+the blurred one y is than x blurred: x <- x K'(m y / Kx) / K'm. Here m is 1 in the picture and 0 around it, where x
 goes on by half a kernel: what is not seen says nothing, and borders make no rings (Bertero and Boccacci 2005, "A
 simple method for the reduction of boundary effects in the Richardson-Lucy approach to image deconvolution").
 
 The Wiener filter, of scikit-image, divides by the kernel's spectrum H: conj(H) / (|H|² + balance |L|²), with a
-Laplacian L, so that little is made of frequencies that the kernel took and of those where a picture is mostly
-noise. It supposes that a picture is periodic. So the picture is continued first: by its mirror image, two kernels
-wide, which towards the outside turns into itself blurred over the seam of a torus (edge tapering), a few times over.
+Laplacian L, so that little is made of frequencies that the kernel took and of those where there is mostly noise.
+It supposes that a picture is periodic. So the picture is continued first: by its mirror image, two kernels wide,
+which towards the outside turns into itself blurred over the seam of a torus (edge tapering), a few times over.
 
 Each channel is restored by itself.
 """
