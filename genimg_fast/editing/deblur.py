@@ -13,6 +13,7 @@ which towards the outside turns into itself blurred over the seam of a torus (ed
 Each channel is restored by itself.
 """
 
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from genimg_fast.data.degradations import check_kernel, gaussian_kernel, motion_kernel
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.denoise import estimate_sigma
+from genimg_fast.editing.networks import load_restorer, restore
 from genimg_fast.editing.pictures import Mask, check_picture
 from genimg_fast.options import PositiveFloat, PositiveInt
 
@@ -37,6 +39,8 @@ def deblur(
     method: Literal["richardson-lucy", "wiener"] = "richardson-lucy",
     steps: PositiveInt | None = None,
     balance: PositiveFloat | None = None,
+    model: str | Path | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """Sharpen a picture that is blurred by a known kernel.
 
@@ -48,13 +52,15 @@ def deblur(
         method: ``"richardson-lucy"``, or ``"wiener"``, which is faster, and has rings near borders.
         steps: For Richardson-Lucy: how often to improve, less for more noise; default: by the noise.
         balance: For Wiener: how much to hold back, more for more noise; default: by the noise.
+        model: Run of ``restorer``, for deblur, to take instead, of a Gaussian blur.
+        progress: Whether to show a progress bar, for a model.
 
     Returns:
         The picture, clipped to [0, 1].
 
     Raises:
         ValueError: If the image is no picture, or smaller than twice the kernel, or there is not exactly one of
-            ``gaussian``, ``motion`` and ``kernel``.
+            ``gaussian``, ``motion`` and ``kernel``, or the model is no restorer of blur, or has no ``gaussian``.
         ImportError: If scikit-image is missing, for Wiener.
 
     Example:
@@ -68,6 +74,10 @@ def deblur(
     """
     check_picture(image.clamp(0, 1) if isinstance(image, Tensor) and image.is_floating_point() else image)
     weights = _weights(gaussian, motion, kernel)
+    if model is not None:
+        if gaussian is None:
+            raise ValueError("gaussian must be given for a model")
+        return restore(load_restorer(model, ("deblur",)), image, gaussian, progress=progress)
     if method not in ("richardson-lucy", "wiener"):
         raise ValueError(f"method must be richardson-lucy or wiener, got {method!r}")
     if balance is not None and not balance > 0:

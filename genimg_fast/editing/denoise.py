@@ -16,12 +16,14 @@ the groups for all three. Distances are matrix products: the references of a til
 """
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.data.progress import bar
+from genimg_fast.editing.networks import load_restorer, restore
 from genimg_fast.editing.pictures import check_picture
 from genimg_fast.options import NonNegativeFloat
 
@@ -33,23 +35,32 @@ _MOST_NUMBERS = 2**24  # in a temporary tensor
 _MEDIAN_OF_NORMAL = 0.6745  # of absolute values
 
 
-def denoise(image: Tensor, *, sigma: NonNegativeFloat | None = None, progress: bool = False) -> Tensor:
+def denoise(
+    image: Tensor,
+    *,
+    sigma: NonNegativeFloat | None = None,
+    model: str | Path | None = None,
+    progress: bool = False,
+) -> Tensor:
     """Take the noise out of a picture.
 
     The noise is supposed to be Gaussian, and the same everywhere and in every channel. See the top of
-    ``genimg_fast/editing/denoise.py`` for the method, BM3D.
+    ``genimg_fast/editing/denoise.py`` for the method, BM3D. A network that was trained for other damage takes out
+    that.
 
     Args:
         image: The picture. Its shape is (1 or 3, height, width), at least 8 pixels a side; noise may make it
             leave [0, 1].
         sigma: Standard deviation of the noise, in levels of 255; default: estimated.
+        model: Run of ``restorer``, for denoise, neighbor2neighbor or jpeg, to take instead of the filter.
         progress: Whether to show a progress bar.
 
     Returns:
         The picture without noise, clipped to [0, 1].
 
     Raises:
-        ValueError: If the image is no picture, or smaller than a patch, or ``sigma`` is negative.
+        ValueError: If the image is no picture, or smaller than a patch, ``sigma`` is negative, or the model no
+            restorer of such a task.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -60,10 +71,13 @@ def denoise(image: Tensor, *, sigma: NonNegativeFloat | None = None, progress: b
         True
     """
     check_noisy(image)
+    restorer = None if model is None else load_restorer(model, ("denoise", "neighbor2neighbor", "jpeg"))
     if sigma is None:
         sigma = estimate_sigma(image)
     elif not 0 <= sigma < math.inf:
         raise ValueError(f"sigma must be at least 0, got {sigma}")
+    if restorer is not None:
+        return restore(restorer, image, sigma, progress=progress)
     if sigma == 0:
         return image.clamp(0, 1)
     noisy = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
