@@ -86,7 +86,8 @@ class Restorer(BaseModel):
                     nn.init.zeros_(layer.bias)
         last = self.body[-2]
         assert isinstance(last, nn.Conv2d)
-        nn.init.zeros_(last.weight)  # at first, it leaves images, or bicubic interpolation, as they are
+        with torch.no_grad():  # at first, it leaves images, or bicubic interpolation, nearly as they are
+            last.weight.mul_(0.1)
 
     @property
     def takes_level(self) -> bool:
