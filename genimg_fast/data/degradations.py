@@ -16,6 +16,20 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 
+__all__ = [
+    "JPEG",
+    "Blur",
+    "Compose",
+    "Downsample",
+    "GaussianNoise",
+    "Masked",
+    "PoissonNoise",
+    "RandomHoles",
+    "SaltAndPepper",
+    "gaussian_kernel",
+    "motion_kernel",
+]
+
 _Degradation = Callable[..., Tensor]
 
 

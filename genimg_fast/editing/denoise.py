@@ -31,7 +31,7 @@ _SIDE = 8  # of a patch
 _STRIDE = 3  # between references
 _TILE = 4  # references to a window, along each side
 _REACH = 16  # of a window beyond its tile
-_MOST_NUMBERS = 2**24  # in a temporary tensor
+_MOST_NUMBERS = 2**25  # in a temporary tensor
 _MEDIAN_OF_NORMAL = 0.6745  # of absolute values
 
 

@@ -30,7 +30,7 @@ def enhance(
     *,
     exposures: list[Tensor] | None = None,
     white_balance: Literal["none", "grey-world", "white-patch"] = "none",
-    contrast: NonNegativeFloat = 0.01,
+    contrast: NonNegativeFloat = 0.005,
 ) -> Tensor:
     """Improve exposure, colours and contrast of a photograph.
 

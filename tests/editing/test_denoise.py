@@ -120,6 +120,13 @@ def test_any_size_and_precision(size: tuple[int, int]) -> None:
     torch.testing.assert_close(denoise(spoilt.double(), sigma=20).float(), restored, rtol=0, atol=2e-3)
 
 
+def test_on_any_device(device: str) -> None:
+    spoilt = noisy(photograph("astronaut", grey=False)[:, :32, :40], 25)
+    restored = denoise(spoilt.to(device), sigma=25)
+    assert restored.device.type == device
+    torch.testing.assert_close(restored.cpu(), denoise(spoilt, sigma=25), rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("sigma", [5, 10, 25, 50])
 def test_the_noise_is_estimated(sigma: float) -> None:
     assert estimate_sigma(noisy(photograph("astronaut", grey=False), sigma)) == pytest.approx(sigma, abs=1.5)
