@@ -17,7 +17,11 @@ def add(commands: Any) -> None:
     for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
         add_function(edits, function)
     add_edit(
-        edits, denoise, examples="genimg-fast edit denoise night.jpg\ngenimg-fast edit denoise scan.png --sigma 25"
+        edits,
+        denoise,
+        examples="genimg-fast edit denoise night.jpg\n"
+        "genimg-fast edit denoise scan.png --sigma 25\n"
+        "genimg-fast edit denoise phone.jpg --model runs/00000-restorer-holiday --before-after",
     )
     add_edit(
         edits,
@@ -25,7 +29,12 @@ def add(commands: Any) -> None:
         examples="genimg-fast edit deblur cat.png --gaussian 1.5\n"
         "genimg-fast edit deblur street.jpg --motion 15 30 --steps 20",
     )
-    add_edit(edits, upscale, examples="genimg-fast edit upscale stamp.png --factor 4")
+    add_edit(
+        edits,
+        upscale,
+        examples="genimg-fast edit upscale stamp.png --factor 4\n"
+        "genimg-fast edit upscale stamp.png --model runs/00000-restorer-photos",
+    )
     add_edit(
         edits,
         enhance,
