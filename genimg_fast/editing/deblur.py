@@ -22,9 +22,9 @@ from torch import Tensor
 
 from genimg_fast.data.degradations import check_kernel, gaussian_kernel, motion_kernel
 from genimg_fast.data.optional import optional_import
-from genimg_fast.editing.denoise import estimate_sigma
+from genimg_fast.editing.denoise import check_noisy, estimate_sigma
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import Mask, check_picture
+from genimg_fast.editing.pictures import Mask
 from genimg_fast.options import PositiveFloat, PositiveInt
 
 _TAPERS = 4
@@ -72,7 +72,7 @@ def deblur(
         >>> bool((restored - sharp).std() < 0.7 * (blur(sharp) - sharp).std())
         True
     """
-    check_picture(image.clamp(0, 1) if isinstance(image, Tensor) and image.is_floating_point() else image)
+    check_noisy(image)
     weights = _weights(gaussian, motion, kernel)
     if model is not None:
         if gaussian is None:

@@ -80,7 +80,7 @@ def denoise(
         return restore(restorer, image, sigma, progress=progress)
     if sigma == 0:
         return image.clamp(0, 1)
-    noisy = image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+    noisy = image.detach().float() if image.dtype in (torch.float16, torch.bfloat16) else image.detach()
     mixing = _opponent(len(image), noisy)
     noisy = torch.einsum("ij,jhw->ihw", mixing, noisy)
     basic = _filtered(noisy, None, sigma / 255, "hard threshold", progress)
@@ -112,7 +112,7 @@ def estimate_sigma(image: Tensor) -> float:
     """
     check_noisy(image)
     second = torch.tensor([1.0, -2.0, 1.0], dtype=torch.float64, device=image.device) / math.sqrt(6)
-    rest = F.conv2d(image.double().unsqueeze(1), torch.outer(second, second)[None, None])
+    rest = F.conv2d(image.detach().double().unsqueeze(1), torch.outer(second, second)[None, None])
     return 255 * float(rest.abs().median()) / _MEDIAN_OF_NORMAL
 
 

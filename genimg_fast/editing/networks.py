@@ -47,6 +47,8 @@ def restore(restorer: Restorer, image: Tensor, level: float | Tensor | None, *, 
     restorer = restorer.to(image.device)
     channels = len(image)
     picture = image.detach().float().mul(2).sub(1)
+    if restorer.task not in ("denoise", "neighbor2neighbor"):
+        picture = picture.clamp(-1, 1)
     if restorer.c_dim == 3 and channels == 1:
         picture = picture.expand(3, -1, -1)
     mask = level if isinstance(level, Tensor) else None

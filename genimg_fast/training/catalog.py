@@ -249,7 +249,7 @@ trainable(
         "image_size": 64,
         "crops": 2000,
         "flip": True,
-        "steps": 3000,
+        "steps": 4000,
         "batch_size": 16,
         "schedule": "cosine",
         "ema": 0.999,
