@@ -58,7 +58,7 @@ LOSSES = (
     "identity",
 )
 # What they train on, but for images with classes, and sequences.
-DATA = {"pix2pix": "pairs", "cyclegan": "digits digits"}
+DATA = {"pix2pix": "pairs", "cyclegan": "digits digits", "restorer": "photos"}
 
 
 def main() -> int:

@@ -6,22 +6,33 @@ channel. Functions take pictures on any device, and what they return is there, t
 (``project``, ``vary``, ``attribute_direction``, ``mix``) takes the model's images, batches in [-1, 1].
 """
 
+from genimg_fast.data import degradations
 from genimg_fast.editing.attribute import attribute_direction
+from genimg_fast.editing.deblur import deblur
+from genimg_fast.editing.denoise import denoise, estimate_sigma
+from genimg_fast.editing.enhance import enhance
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
 from genimg_fast.editing.inpainting import inpaint
 from genimg_fast.editing.mix import mix
 from genimg_fast.editing.project import project
 from genimg_fast.editing.quilting import quilt
+from genimg_fast.editing.upscale import upscale
 from genimg_fast.editing.vary import vary
 
 __all__ = [
     "attribute_direction",
     "before_and_after",
+    "deblur",
+    "degradations",
+    "denoise",
+    "enhance",
+    "estimate_sigma",
     "inpaint",
     "load_picture",
     "mix",
     "project",
     "quilt",
     "save_picture",
+    "upscale",
     "vary",
 ]

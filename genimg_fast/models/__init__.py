@@ -14,6 +14,7 @@ from genimg_fast.models.reconstruction import GLO, Autoencoder, DeepImagePrior
 from genimg_fast.models.registry import create_model, list_models, register_model
 from genimg_fast.models.residual_gan import ResidualDiscriminator, ResidualGAN, ResidualGenerator
 from genimg_fast.models.residual_vae import ResidualVAE
+from genimg_fast.models.restorer import Restorer
 from genimg_fast.models.rnn import OUTPUT_ACTIVATIONS, RNN, RNNOutput
 from genimg_fast.models.row_rnn import RowPrediction, RowRNN
 from genimg_fast.models.vae import (
@@ -68,6 +69,7 @@ __all__ = [
     "ResidualGAN",
     "ResidualGenerator",
     "ResidualVAE",
+    "Restorer",
     "RowPrediction",
     "RowRNN",
     "Tally",

@@ -9,6 +9,7 @@ from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.loop import NonFiniteLossError, Terminated, Trainer, fit
 from genimg_fast.training.outputs import save_output
 from genimg_fast.training.pictures import Picture, plot_latents, save_animation, save_grid
+from genimg_fast.training.restoration import RestorationTrainer
 from genimg_fast.training.run import RunFolder
 from genimg_fast.training.sequence import (
     FrameFillerTrainer,
@@ -37,6 +38,7 @@ __all__ = [
     "Picture",
     "Pix2PixTrainer",
     "Recipe",
+    "RestorationTrainer",
     "RowRNNTrainer",
     "RunFolder",
     "TensorBoardLogger",

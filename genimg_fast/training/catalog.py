@@ -23,11 +23,13 @@ from genimg_fast.models import (
     Pix2Pix,
     ResidualGAN,
     ResidualVAE,
+    Restorer,
     RowRNN,
 )
 from genimg_fast.training.cyclegan import CycleGANTrainer
 from genimg_fast.training.data_kinds import Follows, pairs, sequences, unpaired
 from genimg_fast.training.gan import GANTrainer
+from genimg_fast.training.restoration import RestorationTrainer
 from genimg_fast.training.sequence import FrameFillerTrainer, FramePredictorTrainer, RowRNNTrainer
 from genimg_fast.training.trainables import trainable
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
@@ -233,3 +235,24 @@ trainable(
     defaults={"steps": 20000, "batch_size": 1, "schedule": "linear"},
     picture="translations",
 )(CycleGAN)
+trainable(
+    "restorer",
+    trainer=RestorationTrainer,
+    text="Train a network that repairs images: noise, blur, JPEG, holes, or too few pixels.",
+    examples=(
+        "genimg-fast train restorer --task denoise --data photos",
+        "genimg-fast train restorer --task sr2 --data holiday/ --val-data garden/ --crops 5000",
+        "genimg-fast train restorer --task neighbor2neighbor --data microscope/ --c-dim 1",
+    ),
+    defaults={
+        "data": "photos",
+        "image_size": 64,
+        "crops": 2000,
+        "flip": True,
+        "steps": 4000,
+        "batch_size": 16,
+        "schedule": "cosine",
+        "ema": 0.999,
+    },
+    picture="restorations",
+)(Restorer)

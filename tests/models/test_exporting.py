@@ -25,6 +25,7 @@ PARTS = {
     "cyclegan": ["a2b", "b2a"],
     "pix2pix": ["translator"],
     "resgan": ["sampler"],
+    "restorer": [],
     "resvae": ["sampler", "encoder", "decoder"],
     "rnn": [],
     "row-rnn": [],

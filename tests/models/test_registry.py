@@ -64,6 +64,9 @@ RUN = {
     "frame-filler": lambda model, device: (
         model(frames(device), torch.tensor([True, False, True, False, True], device=device)).decoded
     ),
+    "restorer": lambda model, device: model(
+        torch.rand(4, 2, 16, 16, device=device) * 2 - 1, torch.full((4,), 25.0, device=device)
+    ),
     "row-rnn": row_likelihood,
 }
 

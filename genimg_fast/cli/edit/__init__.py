@@ -6,7 +6,7 @@ from typing import Any
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames, latents
 from genimg_fast.cli.edit.pictures import add_edit
-from genimg_fast.editing import inpaint, quilt
+from genimg_fast.editing import deblur, denoise, enhance, inpaint, quilt, upscale
 
 
 def add(commands: Any) -> None:
@@ -16,6 +16,13 @@ def add(commands: Any) -> None:
         title="edits", metavar="EDIT", required=True
     )
     add_edit(
+        edits, quilt, name="texture", alpha=False,
+        examples="""
+            genimg-fast edit texture bricks.png --size 512 512
+            genimg-fast edit texture gravel.png --size 512 512 --patch 48 --tileable
+        """,
+    )  # fmt: skip
+    add_edit(
         edits, inpaint,
         examples="""
             genimg-fast edit inpaint street.jpg --mask car.png --dilate 4
@@ -23,10 +30,33 @@ def add(commands: Any) -> None:
         """,
     )  # fmt: skip
     add_edit(
-        edits, quilt, name="texture", alpha=False,
+        edits, denoise,
         examples="""
-            genimg-fast edit texture bricks.png --size 512 512
-            genimg-fast edit texture gravel.png --size 512 512 --patch 48 --tileable
+            genimg-fast edit denoise night.jpg
+            genimg-fast edit denoise scan.png --sigma 25
+            genimg-fast edit denoise phone.jpg --model runs/00000-restorer-holiday --before-after
+        """,
+    )  # fmt: skip
+    add_edit(
+        edits, deblur,
+        examples="""
+            genimg-fast edit deblur cat.png --gaussian 1.5
+            genimg-fast edit deblur street.jpg --motion 15 30 --steps 20
+        """,
+    )  # fmt: skip
+    add_edit(
+        edits, upscale,
+        examples="""
+            genimg-fast edit upscale stamp.png --factor 4
+            genimg-fast edit upscale stamp.png --model runs/00000-restorer-photos
+        """,
+    )  # fmt: skip
+    add_edit(
+        edits, enhance,
+        examples="""
+            genimg-fast edit enhance hazy.jpg --contrast 0.02
+            genimg-fast edit enhance room.jpg --exposures dark.jpg bright.jpg
+            genimg-fast edit enhance lamp.jpg --white-balance grey-world
         """,
     )  # fmt: skip
     functions: list[Callable[..., int]] = [
