@@ -89,12 +89,14 @@ def check_ending(path: Path) -> None:
         raise ValueError(f"{str(path)!r} does not end like an image file, such as .png")
 
 
-def before_and_after(before: Tensor, after: Tensor) -> Tensor:
+def before_and_after(before: Tensor, after: Tensor, *, same_height: bool = True) -> Tensor:
     """Put two pictures side by side.
 
     Args:
-        before: A picture of shape (channels, height, width); it is enlarged, or reduced, to the other's height.
+        before: A picture of shape (channels, height, width).
         after: A picture of shape (channels, height, width).
+        same_height: Whether to enlarge, or reduce, the first one to the other's height; else the lower one has
+            white below.
 
     Returns:
         Both, with a white gap: RGB, on white if any of them has alpha.
@@ -109,12 +111,12 @@ def before_and_after(before: Tensor, after: Tensor) -> Tensor:
     """
     check_picture(before, "before", channels=(1, 2, 3, 4))
     check_picture(after, "after", channels=(1, 2, 3, 4))
-    height = after.shape[1]
-    if before.shape[1] != height:
+    height = after.shape[1] if same_height else max(before.shape[1], after.shape[1])
+    if same_height and before.shape[1] != height:
         width = max(1, round(before.shape[2] * height / before.shape[1]))
         before = F.interpolate(before[None], (height, width), mode="bilinear", antialias=True)[0]
-    gap = after.new_ones(3, height, _GAP)
-    return torch.cat([_on_white(before.to(after)), gap, _on_white(after)], 2)
+    shown = [_on_white(before.to(after)), after.new_ones(3, height, _GAP), _on_white(after)]
+    return torch.cat([F.pad(each, (0, 0, 0, height - each.shape[1]), value=1.0) for each in shown], 2)
 
 
 def _on_white(picture: Tensor) -> Tensor:

@@ -60,3 +60,7 @@ def test_before_and_after_on_white() -> None:
     assert both.shape == (3, 6, 8 + 4 + 8)
     assert (both[:, :, :12] == 1).all()
     assert (both[:, :, 12:] == 0).all()
+    small = before_and_after(torch.zeros(1, 3, 4), torch.zeros(3, 6, 8), same_height=False)
+    assert small.shape == (3, 6, 4 + 4 + 8)
+    assert (small[:, 3:, :4] == 1).all()
+    assert (small[:, :3, :4] == 0).all()

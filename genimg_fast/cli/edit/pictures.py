@@ -103,7 +103,9 @@ def add_edit(
         if alpha and len(before) in (2, 4) and len(result) in (1, 3):
             result = _with_alpha(result, before[-1:])
         with blaming("out", (OSError, ValueError)):
-            save_picture(before_and_after(before, result) if written.before_after else result, out)
+            if written.before_after:
+                result = before_and_after(before, result, same_height=alpha)
+            save_picture(result, out)
         print(out)
         return 0
 
