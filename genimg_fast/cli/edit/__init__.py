@@ -4,6 +4,8 @@ from typing import Any
 
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames
+from genimg_fast.cli.edit.pictures import add_edit
+from genimg_fast.editing import cut_out
 
 
 def add(commands: Any) -> None:
@@ -14,3 +16,11 @@ def add(commands: Any) -> None:
     )
     for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
         add_function(edits, function)
+    add_edit(
+        edits,
+        cut_out,
+        name="matte",
+        examples="""genimg-fast edit matte cat.png --trimap trimap.png
+            genimg-fast edit matte cat.png --trimap trimap.png --background beach.jpg --out holiday.jpg""",
+        alpha=False,
+    )
