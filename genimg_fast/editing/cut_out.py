@@ -30,7 +30,7 @@ def cut_out(
     """Cut what is in the foreground out of a picture, hair and fur included.
 
     Args:
-        image: The picture, of shape (channels, height, width), at least 3 pixels a side.
+        image: The picture, at least 3 pixels a side. Its shape is (channels, height, width).
         trimap: Grey picture of the same size: white is foreground, black background, and grey to be found out.
         background: Picture to put behind it, enlarged or reduced until it covers the picture; its centre is taken.
         only_alpha: Whether to make a grey picture of how much of each pixel is foreground instead.

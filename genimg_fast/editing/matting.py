@@ -2,8 +2,8 @@
 
 Closed form (Levin, Lischinski, Weiss 2008): in each window of 3x3 pixels, alpha is taken to be affine in the
 colour. What is left over, summed over all windows, is alpha^T L alpha, with L_ij the sum over the windows that
-hold i and j of delta_ij - (1 + (I_i - mean)^T (covariance + epsilon/9)^-1 (I_j - mean)) / 9. Known pixels keep their
-value, the unknown ones solve L_uu alpha_u = -L_uk alpha_k; :mod:`genimg_fast.editing.multigrid` does that.
+hold i and j of delta_ij - (1 + (I_i - mean)^T (covariance + epsilon/9)^-1 (I_j - mean)) / 9. Known pixels keep
+their value, the unknown ones solve L_uu alpha_u = -L_uk alpha_k; :mod:`genimg_fast.editing.multigrid` does that.
 
 KNN (Chen, Li, Tang 2013): alpha is much the same at pixels that are neighbours in the space of colour and place.
 Of neighbours' counts S and their sums D, (D - S + 100 D K) alpha = 100 D K known, with K for known pixels.
@@ -148,7 +148,8 @@ def _knn(image: Tensor, foreground: Tensor, unknown: Tensor, epsilon: float, tol
     tree = optional_import("scipy.spatial", "editing").cKDTree
     height, width = unknown.shape
     number = height * width
-    place = numpy.stack(numpy.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j][::-1], 2).reshape(number, 2)
+    rows, columns = (numpy.linspace(0, 1, side) for side in (height, width))
+    place = numpy.stack([numpy.tile(columns, height), numpy.repeat(rows, width)], 1)
     colours = image.flatten(1).T.cpu().numpy()
     counts = sparse.csr_matrix((number, number))
     for neighbours, weight in _NEIGHBOURS:
@@ -156,8 +157,8 @@ def _knn(image: Tensor, foreground: Tensor, unknown: Tensor, epsilon: float, tol
         features = numpy.concatenate([colours, weight * place], 1)
         found = tree(features).query(features, neighbours, workers=torch.get_num_threads())[1]
         ones = numpy.ones(number * neighbours)
-        rows = numpy.repeat(numpy.arange(number), neighbours)
-        counts = counts + sparse.csr_matrix((ones, (rows, found.ravel())), (number, number))
+        pixels = numpy.repeat(numpy.arange(number), neighbours)
+        counts = counts + sparse.csr_matrix((ones, (pixels, found.ravel())), (number, number))
     counts = counts + counts.T
     sums = numpy.asarray(counts.sum(1)).ravel()
     known = _KNOWN * sums * (~unknown).flatten().cpu().numpy()
