@@ -4,13 +4,13 @@
 
 The scene is of 1280x720 pixels: scikit-image's astronaut, mirrored until it fills the frame, seen through an
 ellipse with 600 hairs, before scikit-learn's photograph of a palace; rounded to 8 bits. The unknown part of its
-trimap reaches 12 pixels beyond whatever is mixed. Both programs have had a small picture before they are timed, and
-see the same machine in turns; PyMatting is used as it comes, with its incomplete Cholesky factors.
+trimap reaches 12 pixels beyond whatever is mixed. Both programs have had a small picture before they are timed,
+and see the same machine in turns; PyMatting is used as it comes, with its incomplete Cholesky factors.
 
-PyMatting inverts covariances by cofactors, which loses what an epsilon of 1e-7 adds where colours lie on a line. So
-the two are compared at 1e-6, and at 1e-7 both with a part of the scene whose Laplacian is made in the 80 bits of
-numpy.longdouble. Neighbours of KNN matting are compared on a scene of 320x180, with PyMatting's equations solved
-exactly: its conjugate gradients are given a matrix that is not symmetric.
+PyMatting inverts covariances by cofactors, which loses what a small epsilon adds where colours lie on a line. So
+the two are compared at an epsilon of 1e-5; at 1e-7, which is the default of both, each is compared with a Laplacian
+made in the 80 bits of numpy.longdouble, on a scene of 640x360. Neighbours of KNN matting are compared on one of
+320x180, with PyMatting's equations solved exactly: its conjugate gradients get a matrix that is not symmetric.
 
 Exit status 1 if a figure misses what the project asks for.
 """
@@ -48,6 +48,11 @@ OUTLINE = (
 )  # fmt: skip
 
 
+class Seconds(NamedTuple):
+    wall: float
+    cpu: float
+
+
 class Scene(NamedTuple):
     image: np.ndarray
     alpha: np.ndarray
@@ -65,7 +70,7 @@ def main() -> int:
         words
         for words, met in (
             *closed_form(*args.size, args.out),
-            *rounding(*args.size),
+            *rounding(),
             *knn(),
             *foreground(*args.size),
         )
@@ -85,47 +90,45 @@ def closed_form(width: int, height: int, out: Path) -> list[tuple[str, bool]]:
     matte(as_picture(small.image), trimap=as_picture(small.trimap))
     threads, unknown = torch.get_num_threads(), (scene.trimap == 0.5).mean()
     print(f"closed form, {width}x{height}, {unknown:.0%} unknown, {threads} threads, in turns")
-    ours: list[float] = []
-    theirs: list[float] = []
+    ours: list[Seconds] = []
+    theirs: list[Seconds] = []
     for _ in range(3):
         alpha = timed(ours, lambda: matte(image, trimap=trimap))
         reference = timed(theirs, lambda: pymatting.estimate_alpha_cf(scene.image, scene.trimap))
-    print(f"  seconds: genimg_fast {spread(ours)}, PyMatting {spread(theirs)}")
+    for name, seconds in (("genimg_fast", ours), ("PyMatting", theirs)):
+        print(
+            f"  {name}: {spread([s.wall for s in seconds])} s, of the processor {spread([s.cpu for s in seconds])} s"
+        )
     for name, found in (("genimg_fast", alpha), ("PyMatting", as_picture(reference))):
         errors = matting_errors(found, truth=truth, trimap=trimap)
         print(
             f"  {name}: SAD {errors.sad / 1000:.2f}, MSE {errors.mse:.4f}, "
             f"gradient {errors.gradient / 1000:.2f}, connectivity {errors.connectivity / 1000:.2f} (sums in thousands)"
         )
-    reference = pymatting.estimate_alpha_cf(scene.image, scene.trimap, laplacian_kwargs={"epsilon": 1e-6})
-    difference = np.abs(matte(image, trimap=trimap, epsilon=1e-6)[0].numpy() - reference).max()
-    print(f"  largest difference from PyMatting at epsilon 1e-6: {difference:.1e}")
+    reference = pymatting.estimate_alpha_cf(scene.image, scene.trimap, laplacian_kwargs={"epsilon": 1e-5})
+    difference = np.abs(matte(image, trimap=trimap, epsilon=1e-5)[0].numpy() - reference).max()
+    print(f"  largest difference from PyMatting at epsilon 1e-5: {difference:.1e}")
     save_picture(image, out / "scene.png")
     save_picture(torch.cat([alpha, truth], 2), out / "scene-alpha-and-truth.png")
     save_picture(cut_out(image, trimap=trimap, background=green(image)), out / "scene-before-green.png")
-    best = min(ours)
+    best, other = (min(s.wall for s in seconds) for seconds in (ours, theirs))
     return [
         (f"a picture of 1280x720 takes at most {SECONDS:.0f} s, not {best:.1f}", best <= SECONDS),
-        ("it takes less than PyMatting's default", best < min(theirs)),
+        ("it takes less than PyMatting's default", best < other),
         (f"it agrees with PyMatting to {AGREEMENT}", difference <= AGREEMENT),
     ]
 
 
-def rounding(width: int, height: int) -> list[tuple[str, bool]]:
-    """Compare both at epsilon 1e-7 with a Laplacian in 80 bits, on a part of the scene with hairs."""
-    scene = make_scene(width, height)
-    top, left = height // 5, width // 4
-    image, trimap = (each[top : top + 140, left : left + 170] for each in (scene.image, scene.trimap))
-    exact = solved(laplacian(image.astype(np.longdouble), 1e-7), trimap)
-    theirs = solved(pymatting.cf_laplacian(image), trimap)
-    ours = matte(as_picture(image), trimap=as_picture(trimap))[0].numpy()
+def rounding() -> list[tuple[str, bool]]:
+    """Compare both at epsilon 1e-7 with a Laplacian in 80 bits."""
+    scene = make_scene(640, 360)
+    exact = solved(laplacian(scene.image.astype(np.longdouble), 1e-7), scene.trimap)
+    theirs = solved(pymatting.cf_laplacian(scene.image), scene.trimap)
+    ours = matte(as_picture(scene.image), trimap=as_picture(scene.trimap))[0].numpy()
     errors = [np.abs(found - exact).max() for found in (ours, theirs)]
-    print(
-        "largest difference from equations in 80 bits, epsilon 1e-7: genimg_fast {:.1e}, PyMatting {:.1e}".format(
-            *errors
-        )
-    )
-    return [("it agrees with equations in 80 bits", errors[0] <= AGREEMENT)]
+    print("640x360, epsilon 1e-7, largest difference from a Laplacian in 80 bits:")
+    print("  genimg_fast {:.1e}, PyMatting {:.1e}".format(*errors))
+    return [(f"it agrees with a Laplacian in 80 bits to {AGREEMENT}", errors[0] <= AGREEMENT)]
 
 
 def laplacian(image: np.ndarray, epsilon: float) -> scipy.sparse.csr_matrix:
@@ -247,10 +250,10 @@ def green(image: Tensor) -> Tensor:
     return torch.tensor([0.1, 0.5, 0.3], dtype=image.dtype).view(3, 1, 1).expand_as(image)
 
 
-def timed(seconds: list[float], run: Callable[[], Any]) -> Any:
-    started = time.perf_counter()
+def timed(seconds: list[Seconds], run: Callable[[], Any]) -> Any:
+    wall, cpu = time.perf_counter(), time.process_time()
     result = run()
-    seconds.append(time.perf_counter() - started)
+    seconds.append(Seconds(time.perf_counter() - wall, time.process_time() - cpu))
     return result
 
 

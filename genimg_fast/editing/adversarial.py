@@ -175,8 +175,11 @@ def _check_labels(labels: Tensor, logits: Tensor, loss: str) -> None:
         raise ValueError(
             f"labels must be int64 of shape ({len(logits)},), got {labels.dtype} of {tuple(labels.shape)}"
         )
-    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(f"labels must be from 0 to {classes - 1}, the model's classes, got {labels.tolist()}")
+    if labels.numel():
+        lowest, highest = (int(limit) for limit in labels.aminmax())
+        if not 0 <= lowest <= highest < classes:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"labels must be from 0 to {classes - 1}, the model's classes, got {wrong}")
     if loss == "dlr" and classes < 3:
         raise ValueError(f"loss must be cross-entropy: dlr needs 3 classes, and the model has {classes}")
 

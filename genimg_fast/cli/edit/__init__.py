@@ -4,6 +4,7 @@ from typing import Any
 
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames
+from genimg_fast.cli.edit.adversarial import adversarial
 from genimg_fast.cli.edit.pictures import add_edit
 from genimg_fast.editing import cut_out
 
@@ -14,7 +15,7 @@ def add(commands: Any) -> None:
     edits = commands.add_parser("edit", help=text, description=text).add_subparsers(
         title="edits", metavar="EDIT", required=True
     )
-    for function in (frames.continue_, frames.fill, frames.retime, frames.complete):
+    for function in (frames.continue_, frames.fill, frames.retime, frames.complete, adversarial):
         add_function(edits, function)
     add_edit(
         edits,
