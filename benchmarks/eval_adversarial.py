@@ -3,9 +3,10 @@
     python benchmarks/eval_adversarial.py --out FOLDER
 
 Of scikit-learn's 1,797 digits of 8x8 pixels, a fifth is held out; every figure is about those. The classifier is a
-convolutional network; it is trained as usual, and again on samples that PGD makes of each batch (Madry et al. 2018).
-What an attack takes is the accuracy on clean images less that on its samples; what the training restores is the rise
-of the latter, as a share of what the attack took. Where torchattacks is installed, its samples are judged, too.
+convolutional network; it is trained as usual, and again on samples that PGD (L-infinity) makes of each batch (Madry
+et al. 2018). What an attack takes is the accuracy on clean images less that on its samples; what the training
+restores is the rise of the latter, as a share of what the attack took. Where torchattacks is installed, its samples
+are judged, too.
 
 Exit status 1 if a figure misses what the project asks for.
 """
@@ -25,7 +26,7 @@ from torch.nn.functional import cross_entropy
 import genimg_fast as gf
 from genimg_fast.editing import Normalised, attack
 
-EPSILON = {"linf": 0.15, "l2": 1.0}  # of pixels from 0 to 1
+EPSILON = {"linf": 0.15, "l2": 0.5}  # of pixels from 0 to 1
 ATTACKS: dict[str, dict[str, Any]] = {
     "FGSM": {"method": "fgsm"},
     "MI-FGSM": {"method": "mi-fgsm"},
