@@ -8,9 +8,9 @@ trimap reaches 12 pixels beyond whatever is mixed. Both programs have had a smal
 and see the same machine in turns; PyMatting is used as it comes, with its incomplete Cholesky factors.
 
 PyMatting inverts covariances by cofactors, which loses what a small epsilon adds where colours lie on a line. So
-the two are compared at an epsilon of 1e-5; at 1e-7, which is the default of both, each is compared with a Laplacian
-made in the 80 bits of numpy.longdouble, on a scene of 640x360. KNN matting is compared on one of 320x180, with
-PyMatting's equations solved exactly: its conjugate gradients get a matrix that is not symmetric.
+the two are compared at an epsilon of 1e-5; at 1e-7, the default of both, each is compared with a Laplacian made in
+the 80 bits of numpy.longdouble, on a scene of 640x360. KNN matting is compared on one of 320x180, with PyMatting's
+equations solved exactly: its conjugate gradients get a matrix that is not symmetric.
 
 Exit status 1 if a figure misses what the project asks for.
 """
@@ -98,9 +98,8 @@ def closed_form(width: int, height: int, rounds: int, out: Path) -> list[tuple[s
         alpha = timed(ours, lambda: matte(image, trimap=trimap))
         reference = timed(theirs, lambda: pymatting.estimate_alpha_cf(scene.image, scene.trimap))
     for name, seconds in (("genimg_fast", ours), ("PyMatting", theirs)):
-        print(
-            f"  {name}: {spread([s.wall for s in seconds])} s, of the processor {spread([s.cpu for s in seconds])} s"
-        )
+        wall, cpu = (spread([getattr(s, clock) for s in seconds]) for clock in Seconds._fields)
+        print(f"  {name}: {wall} s, of the processor {cpu} s")
     for name, found in (("genimg_fast", alpha), ("PyMatting", as_picture(reference))):
         errors = matting_errors(found, truth=truth, trimap=trimap)
         print(
@@ -164,11 +163,9 @@ def knn() -> list[tuple[str, bool]]:
     reference = spsolve(matrix.tocsc(), rhs).reshape(scene.trimap.shape).clip(0, 1)
     differences = np.abs(alpha[0].numpy() - reference)[scene.trimap == 0.5]
     closed = matting_errors(matte(image, trimap=trimap), truth=truth, trimap=trimap)
-    print(
-        f"KNN, 320x180: SAD {matting_errors(alpha, truth=truth, trimap=trimap).sad / 1000:.2f}, of the closed form "
-        f"{closed.sad / 1000:.2f}; largest difference from PyMatting's equations {differences.max():.1e}, "
-        f"mean {differences.mean():.1e}"
-    )
+    sad = matting_errors(alpha, truth=truth, trimap=trimap).sad
+    print(f"KNN, 320x180: SAD {sad / 1000:.2f}, of the closed form {closed.sad / 1000:.2f}")
+    print(f"  difference from PyMatting's equations: {differences.max():.1e}, mean {differences.mean():.1e}")
     return [(f"KNN agrees with PyMatting's equations to {AGREEMENT} on average", differences.mean() <= AGREEMENT)]
 
 

@@ -57,11 +57,12 @@ def matte(
 
     Example:
         >>> import torch, genimg_fast as gf
-        >>> ramp = torch.linspace(0, 1, 32).expand(1, 20, 32)
-        >>> trimap = torch.where(ramp < 0.2, 0.0, torch.where(ramp > 0.8, 1.0, 0.5))
-        >>> alpha = gf.editing.matte(ramp, trimap=trimap)
-        >>> alpha[0, 0, 16]  # affine in the grey, from 6/31 to 25/31
-        tensor(0.5263)
+        >>> alpha = torch.linspace(-0.5, 1.5, 33).clamp(0, 1).expand(1, 20, 33)
+        >>> trimap = torch.full_like(alpha, 0.5)
+        >>> trimap[alpha == 0], trimap[alpha == 1] = 0, 1
+        >>> image = 0.2 + 0.6 * alpha  # light before dark
+        >>> (gf.editing.matte(image, trimap=trimap) - alpha).abs().max() < 1e-3
+        tensor(True)
     """
     check_picture(image)
     check_mask(trimap, image, "trimap")
