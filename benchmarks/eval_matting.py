@@ -65,7 +65,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("eval-matting"), help="folder for the pictures")
     parser.add_argument("--size", type=int, nargs=2, default=(1280, 720), metavar=("W", "H"), help="of the scene")
     parser.add_argument("--rounds", type=int, default=3, help="of the timing")
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)  # PyMatting's import changes it
     args.out.mkdir(parents=True, exist_ok=True)
     missed = [
         words
@@ -86,12 +88,11 @@ def main() -> int:
 def closed_form(width: int, height: int, rounds: int, out: Path) -> list[tuple[str, bool]]:
     scene = make_scene(width, height)
     image, truth, trimap = (as_picture(each) for each in (scene.image, scene.alpha, scene.trimap))
-    small, threads = make_scene(160, 90), torch.get_num_threads()
+    small = make_scene(160, 90)
     pymatting.estimate_alpha_cf(small.image, small.trimap)
     matte(as_picture(small.image), trimap=as_picture(small.trimap))
-    torch.set_num_threads(threads)  # numba has changed it
     unknown = (scene.trimap == 0.5).mean()
-    print(f"closed form, {width}x{height}, {unknown:.0%} unknown, {threads} threads, in turns")
+    print(f"closed form, {width}x{height}, {unknown:.0%} unknown, {torch.get_num_threads()} threads, in turns")
     ours: list[Seconds] = []
     theirs: list[Seconds] = []
     for _ in range(rounds):

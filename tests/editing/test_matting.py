@@ -1,5 +1,7 @@
 """Alpha of trimaps, what its equations are, and pictures made of it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,13 @@ def scene(height: int = 40, width: int = 52, *, seed: int = 0) -> tuple[Tensor, 
     trimap[:, distance < height / 4 - 3] = 1
     trimap[:, distance > height / 4 + 11] = 0
     return image, alpha, trimap
+
+
+def import_pymatting() -> Any:
+    threads = torch.get_num_threads()
+    pymatting = pytest.importorskip("pymatting")
+    torch.set_num_threads(threads)  # numba changes it
+    return pymatting
 
 
 def as_array(picture: Tensor) -> np.ndarray:
@@ -58,14 +67,14 @@ def test_closed_form_minimises_the_energy_of_windows(size: tuple[int, int], epsi
 
 
 def test_closed_form_agrees_with_pymatting() -> None:
-    pymatting = pytest.importorskip("pymatting")
+    pymatting = import_pymatting()
     for image, _, trimap in (scene(), scene(61, 90, seed=1)):
         expected = pymatting.estimate_alpha_cf(as_array(image), as_array(trimap))
         np.testing.assert_allclose(matte(image, trimap=trimap)[0], expected, rtol=0, atol=1e-3)
 
 
 def test_knn_agrees_with_pymatting() -> None:
-    pymatting, linalg = pytest.importorskip("pymatting"), pytest.importorskip("scipy.sparse.linalg")
+    pymatting, linalg = import_pymatting(), pytest.importorskip("scipy.sparse.linalg")
     image, _, trimap = scene(30, 36)
     # Its conjugate gradients see a matrix that is not symmetric; the equations are solved exactly here.
     matrix, rhs = pymatting.make_linear_system(pymatting.knn_laplacian(as_array(image)), as_array(trimap))
@@ -147,7 +156,7 @@ def test_foreground_of_flat_colours_is_found() -> None:
 
 
 def test_foreground_is_at_least_as_near_as_pymattings() -> None:
-    pymatting = pytest.importorskip("pymatting")
+    pymatting = import_pymatting()
     image, alpha, _ = scene(64, 80)
     mixed = (alpha > 0) & (alpha < 1)
     near = 0.825  # the mean of the noise
