@@ -78,7 +78,7 @@ def main() -> int:
     if importlib.util.find_spec("torchattacks") is not None:
         checks += peer(plain, x, y, after)
     wrong = attack(plain, x[:8], y[:8], epsilon=EPSILON["linf"], generator=seeded())
-    rows = torch.stack([x[:8], wrong], 0).squeeze(2)  # (2, 8, 8, 8)
+    rows = nn.functional.pad(torch.stack([x[:8], wrong]).squeeze(2), (1, 1, 1, 1), value=1)
     picture = torch.cat([torch.cat([*row], 1) for row in rows], 0)[None]
     gf.editing.save_picture(picture.repeat_interleave(12, 1).repeat_interleave(12, 2), args.out / "digits.png")
     print("picture: digits, and below their samples, taken for", plain(wrong).argmax(1).tolist())
