@@ -230,9 +230,9 @@ class _Ball:
         shape = self.images.shape
         if self.norm == "linf":
             change = 2 * torch.rand(shape, generator=generator) - 1
-        else:  # uniform in the ball
+        else:  # of any distance; what is uniform in a ball of many dimensions is nearly all on its surface
             change = torch.randn(shape, generator=generator)
-            radius = torch.rand(shape[:1], generator=generator) ** (1 / self.images[0].numel())
+            radius = torch.rand(shape[:1], generator=generator)
             change = change * _like(radius / change.flatten(1).norm(dim=1), change)
         return self.project(self.images + self.epsilon * change.to(self.images))
 
