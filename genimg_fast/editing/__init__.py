@@ -32,6 +32,19 @@ __all__ = [
     "mix",
     "project",
     "quilt",
+from genimg_fast.editing.adversarial import Normalised, attack
+from genimg_fast.editing.cut_out import composite, cut_out
+from genimg_fast.editing.foreground import estimate_foreground
+from genimg_fast.editing.matting import matte
+from genimg_fast.editing.matting_errors import MattingErrors, matting_errors
+    "MattingErrors",
+    "Normalised",
+    "attack",
+    "composite",
+    "cut_out",
+    "estimate_foreground",
+    "matte",
+    "matting_errors",
     "save_picture",
     "upscale",
     "vary",

@@ -5,8 +5,9 @@ from typing import Any
 
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames, latents
+from genimg_fast.cli.edit.adversarial import adversarial
 from genimg_fast.cli.edit.pictures import add_edit
-from genimg_fast.editing import deblur, denoise, enhance, inpaint, quilt, upscale
+from genimg_fast.editing import cut_out, deblur, denoise, enhance, inpaint, quilt, upscale
 
 
 def add(commands: Any) -> None:
@@ -59,8 +60,15 @@ def add(commands: Any) -> None:
             genimg-fast edit enhance lamp.jpg --white-balance grey-world
         """,
     )  # fmt: skip
+    add_edit(
+        edits, cut_out, name="matte", alpha=False,
+        examples="""
+            genimg-fast edit matte cat.png --trimap trimap.png
+            genimg-fast edit matte cat.png --trimap trimap.png --background beach.jpg --out holiday.jpg
+        """,
+    )  # fmt: skip
     functions: list[Callable[..., int]] = [
-        latents.project, latents.vary, latents.attribute, latents.mix,
+        adversarial, latents.project, latents.vary, latents.attribute, latents.mix,
         frames.continue_, frames.fill, frames.retime, frames.complete,
     ]  # fmt: skip
     for function in functions:
