@@ -7,12 +7,17 @@ channel. Functions take pictures on any device, and what they return is there, t
 """
 
 from genimg_fast.data import degradations
+from genimg_fast.editing.adversarial import Normalised, attack
 from genimg_fast.editing.attribute import attribute_direction
+from genimg_fast.editing.cut_out import composite, cut_out
 from genimg_fast.editing.deblur import deblur
 from genimg_fast.editing.denoise import denoise, estimate_sigma
 from genimg_fast.editing.enhance import enhance
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.foreground import estimate_foreground
 from genimg_fast.editing.inpainting import inpaint
+from genimg_fast.editing.matting import matte
+from genimg_fast.editing.matting_errors import MattingErrors, matting_errors
 from genimg_fast.editing.mix import mix
 from genimg_fast.editing.project import project
 from genimg_fast.editing.quilting import quilt
@@ -20,31 +25,26 @@ from genimg_fast.editing.upscale import upscale
 from genimg_fast.editing.vary import vary
 
 __all__ = [
+    "MattingErrors",
+    "Normalised",
+    "attack",
     "attribute_direction",
     "before_and_after",
+    "composite",
+    "cut_out",
     "deblur",
     "degradations",
     "denoise",
     "enhance",
+    "estimate_foreground",
     "estimate_sigma",
     "inpaint",
     "load_picture",
+    "matte",
+    "matting_errors",
     "mix",
     "project",
     "quilt",
-from genimg_fast.editing.adversarial import Normalised, attack
-from genimg_fast.editing.cut_out import composite, cut_out
-from genimg_fast.editing.foreground import estimate_foreground
-from genimg_fast.editing.matting import matte
-from genimg_fast.editing.matting_errors import MattingErrors, matting_errors
-    "MattingErrors",
-    "Normalised",
-    "attack",
-    "composite",
-    "cut_out",
-    "estimate_foreground",
-    "matte",
-    "matting_errors",
     "save_picture",
     "upscale",
     "vary",
