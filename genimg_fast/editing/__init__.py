@@ -6,9 +6,13 @@ channel. Functions take pictures on any device, and what they return is there, t
 """
 
 from genimg_fast.editing.files import before_and_after, load_picture, save_picture
+from genimg_fast.editing.style import stylise
+from genimg_fast.editing.texture_transport import synthesise
 
 __all__ = [
     "before_and_after",
     "load_picture",
     "save_picture",
+    "stylise",
+    "synthesise",
 ]

@@ -1,13 +1,13 @@
 """Patch transport: rebuild a picture from patches of exemplars, each of which is used about equally often.
 
-1. Patches of the picture, every few pixels from a random offset on, and those of the exemplars are projected on the
-   exemplars' principal components.
+1. Patches of the picture, every few pixels from a random offset on, and those of the exemplars are projected on
+   the exemplars' principal components.
 2. The cost of a pair of patches is their squared distance, divided by that of the exemplar's patch from whichever
-   patch of the picture is closest to it: a patch that is used already costs more than one that nothing resembles yet
-   (Granot et al. 2022, https://arxiv.org/abs/2103.15545). It is a fast approximation of optimal transport, where
-   every patch of the exemplars has to be used. Each patch of the picture takes the cheapest.
-3. The patches overlap: a pixel is their mean, with more weight for those that lie closest to what was there (Kwatra
-   et al. 2005, https://doi.org/10.1145/1073204.1073263), and for the middles of patches.
+   patch of the picture is closest to it: a patch that is used already costs more than one that nothing resembles
+   yet (Granot et al. 2022, https://arxiv.org/abs/2103.15545). It is a fast approximation of optimal transport,
+   where every patch of the exemplars has to be used. Each patch of the picture takes the cheapest.
+3. The patches overlap: a pixel is their mean, with more weight for those that lie closest to what was there
+   (Kwatra et al. 2005, https://doi.org/10.1145/1073204.1073263), and for the middles of patches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,6 @@ from genimg_fast.losses import SlicedWassersteinLoss
 
 SIZES = (32, 16, 8)  # of patches, in turn; every quarter of one is one taken
 _COMPONENTS = 32
-_EVENNESS = 0.005  # the smaller, the more evenly are exemplars used; a share of their variance
 _ROBUSTNESS = 0.6  # of the mean: the exponent that weights have of squared distances
 
 
@@ -47,7 +46,12 @@ class Patches:
 
 
 def take_patches(
-    exemplars: Sequence[Tensor], size: int, *, shares: Sequence[float], most: int, generator: torch.Generator | None
+    exemplars: Sequence[Tensor],
+    size: int,
+    *,
+    shares: Sequence[float],
+    most: int,
+    generator: torch.Generator | None,
 ) -> Patches:
     """Take patches of exemplars at random, each position at most once.
 
@@ -78,7 +82,8 @@ def transport(
     patches: Patches,
     *,
     wrap: bool = False,
-    even: bool = True,
+    evenness: float | None = None,
+    stride: int | None = None,
     regions: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -88,7 +93,9 @@ def transport(
         picture: The picture, at least of a patch's size.
         patches: What to rebuild it from.
         wrap: Whether the picture goes on at the opposite border.
-        even: Whether all patches are to be used; else each is replaced by the closest.
+        evenness: The smaller, the more evenly are patches used: what is added to the distance from the closest,
+            as a share of the patches' variance. None: each is replaced by the closest.
+        stride: Pixels from one patch to the next; default: a quarter of its size.
         regions: Number of the exemplar whose patches each pixel is built from, (height, width); None: of any.
         generator: Random numbers.
 
@@ -97,7 +104,8 @@ def transport(
     """
     size, (height, width) = patches.size, picture.shape[1:]
     rows, columns = (
-        _starts(length, size, size // 4, wrap, generator).to(picture.device) for length in (height, width)
+        _starts(length, size, stride or size // 4, wrap, generator).to(picture.device)
+        for length in (height, width)
     )
     around = _pad_around(picture, size - 1) if wrap else picture
     windows = around.unfold(1, size, 1).unfold(2, size, 1)
@@ -109,13 +117,13 @@ def transport(
     )
     chosen, distances = queries.new_zeros(len(queries), dtype=torch.long), queries.new_zeros(len(queries))
     if regions is None:
-        chosen, distances = _assign(queries, patches.keys, even)
+        chosen, distances = _assign(queries, patches.keys, evenness)
     else:
         middle = size // 2
         where = regions[(rows + middle)[:, None] % height, (columns + middle) % width].flatten()
         for source in where.unique():
             here, keys = where == source, (patches.sources == source).nonzero()[:, 0]
-            found, distances[here] = _assign(queries[here], patches.keys[keys], even)
+            found, distances[here] = _assign(queries[here], patches.keys[keys], evenness)
             chosen[here] = keys[found]
     weights = (distances + 0.05 * distances.mean() + 1e-8).pow(-_ROBUSTNESS)
     window = _window(size).to(picture)
@@ -139,7 +147,7 @@ def transport(
 def match(
     picture: Tensor, exemplar: Tensor, *, steps: int, wrap: bool = False, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Move a picture's small patches towards the distribution of an exemplar's: what means have blurred is sharp."""
+    """Move a picture's small patches towards the distribution of an exemplar's; it sharpens what means blurred."""
     size = 5
     loss = SlicedWassersteinLoss(size, num_projections=16, generator=generator)
     moved = picture.detach().clone().requires_grad_()
@@ -153,9 +161,10 @@ def match(
     return moved.detach()
 
 
-def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a picture to (height, width): smoothly when it shrinks, with sharp edges when it grows."""
-    if tuple(picture.shape[1:]) == size:
+    size = list(size)
+    if list(picture.shape[1:]) == size:
         return picture
     if size[0] < picture.shape[1]:
         return interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
@@ -166,7 +175,7 @@ def _starts(length: int, size: int, stride: int, wrap: bool, generator: torch.Ge
     """Where patches begin along one side: from a random offset on, with one at each border unless it wraps."""
     offset = int(torch.randint(stride, (), generator=generator))
     if wrap:
-        return torch.arange(offset, length + offset, stride)  # less than a stride to the first at the end
+        return torch.arange(offset, length + offset, stride) % length
     inner = torch.arange(offset, length - size, stride)
     return torch.cat([torch.tensor([0]), inner, torch.tensor([length - size])]).unique()
 
@@ -184,7 +193,7 @@ def _pixels(windows: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return windows[:, rows[:, None], columns].permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
 
 
-def _assign(queries: Tensor, keys: Tensor, even: bool) -> tuple[Tensor, Tensor]:
+def _assign(queries: Tensor, keys: Tensor, evenness: float | None) -> tuple[Tensor, Tensor]:
     """Find the cheapest key of each query; return their numbers and the squared distances."""
     half = keys.square().sum(1) / 2
     chunks = queries.split(max(64, (2**23 if queries.is_cpu else 2**27) // len(keys)))
@@ -193,11 +202,11 @@ def _assign(queries: Tensor, keys: Tensor, even: bool) -> tuple[Tensor, Tensor]:
         """Half of the squared distances."""
         return torch.addmm(half, chunk, keys.T, alpha=-1).add_(chunk.square().sum(1, keepdim=True) / 2)
 
-    if even:
+    if evenness is not None:
         closest = torch.full_like(half, torch.inf)
         for chunk in chunks:
             closest = torch.minimum(closest, halves(chunk).amin(0))
-        price = 1 / (closest.clamp_(min=0) + _EVENNESS * keys.var(0, unbiased=False).sum() + 1e-12)
+        price = 1 / (closest.clamp_(min=0) + evenness * keys.var(0, unbiased=False).sum() + 1e-12)
         found = torch.cat([_argmin(halves(chunk).clamp_(min=0).mul_(price)) for chunk in chunks])
     else:
         found = torch.cat([_argmin(halves(chunk)) for chunk in chunks])

@@ -2,16 +2,17 @@
 
 1. Reduce the exemplar by halves until its shorter side is about 64 pixels.
 2. Begin with its pixels there, in random order, moved until small patches have the exemplar's distribution.
-3. Rebuild the picture from patches of 32, 16 and 8 pixels, a few times each, so that all of the exemplar's are used
-   (:mod:`genimg_fast.editing.patches`).
+3. Rebuild the picture from patches of 32, 16 and 8 pixels, a few times each, so that all of the exemplar's are
+   used (:mod:`genimg_fast.editing.patches`).
 4. Enlarge the picture twofold, and go on at 3 with the exemplar of that size.
-5. At last move patches of 5 pixels towards the exemplar's distribution (sliced Wasserstein distance), which sharpens.
+5. At last move patches of 5 pixels towards the exemplar's distribution (sliced Wasserstein distance): it sharpens.
 
 A tileable picture goes on at the opposite border in all of this. Granot et al. 2022,
 https://arxiv.org/abs/2103.15545; Kwatra et al. 2005, https://doi.org/10.1145/1073204.1073263.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from genimg_fast.editing.pictures import check_picture
 from genimg_fast.options import PositiveInt
 
 _COARSEST = 64  # pixels of the shorter side, about
+_EVENNESS = 0.005
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def synthesise(
     ]
     texture: Tensor | None = None
     for level, patch in bar(plan, "texture", "pass", progress):
-        reduced = resized(exemplar, _halved(tuple(exemplar.shape[1:]), level))
+        reduced = resized(exemplar, _halved(exemplar.shape[1:], level))
         height, width = _halved(size[::-1], level)
         if texture is None:
             texture = _begin(reduced, height, width, tileable, generator)
@@ -83,19 +85,19 @@ def synthesise(
         finest = level == 0 and patch == SIZES[-1]
         patches = take_patches([reduced], patch, shares=[1], most=2**13 if finest else 2**15, generator=generator)
         for _ in range(4):
-            texture = transport(texture, patches, wrap=tileable, even=not finest, generator=generator)
+            texture = transport(
+                texture, patches, wrap=tileable, evenness=None if finest else _EVENNESS, generator=generator
+            )
     assert texture is not None  # the plan has one pass at least
     return match(texture, exemplar, steps=20, wrap=tileable, generator=generator).clamp(0, 1)
 
 
-def _begin(
-    exemplar: Tensor, height: int, width: int, wrap: bool, generator: torch.Generator | None
-) -> Tensor:
+def _begin(exemplar: Tensor, height: int, width: int, wrap: bool, generator: torch.Generator | None) -> Tensor:
     pixels = exemplar.flatten(1)
     chosen = torch.randint(pixels.shape[1], (height * width,), generator=generator).to(pixels.device)
     noise = pixels[:, chosen].view(-1, height, width)
     return match(noise, exemplar, steps=40, wrap=wrap, generator=generator)
 
 
-def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+def _halved(size: Sequence[int], times: int) -> tuple[int, int]:
     return round(size[0] / 2**times), round(size[1] / 2**times)

@@ -1,8 +1,8 @@
 """Distance of the patches of images, as sets: a loss that knows textures without a network.
 
-All k x k patches of an image are points of k * k * channels dimensions. Their sliced Wasserstein distance from those
-of another image is that of their projections on random directions, which on a line is had by sorting: the n-th
-smallest goes to the n-th smallest. Projecting all patches is a convolution. Elnekave, Weiss 2022,
+All k x k patches of an image are points of k * k * channels dimensions. Their sliced Wasserstein distance from
+those of another image is that of their projections on random directions, which on a line is had by sorting: the
+n-th smallest goes to the n-th smallest. Projecting all patches is a convolution. Elnekave, Weiss 2022,
 https://arxiv.org/abs/2203.11862; Rabin et al. 2011, https://doi.org/10.1007/978-3-642-24785-9_37.
 """
 

@@ -6,6 +6,7 @@ the network is left after the last of them, so that images of any size can be co
 """
 
 import copy
+import itertools
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -128,8 +129,8 @@ class PerceptualLoss(nn.Module):
         """Compute what each layer makes of images.
 
         Args:
-            images: Images in ``value_range``, of shape (batch, channels, height, width); grey ones, of one channel,
-                get as many as the network takes.
+            images: Images in ``value_range``, of shape (batch, channels, height, width); those of one channel get
+                as many as the network takes.
 
         Returns:
             The features of each layer.
@@ -403,7 +404,5 @@ def _before_pooling(network: nn.Module) -> list[str]:
     prefix = "" if features is network else "features."
     children = list(features.named_children())
     return [
-        prefix + name
-        for (name, _), (_, after) in zip(children, children[1:], strict=False)
-        if isinstance(after, nn.MaxPool2d)
+        prefix + name for (name, _), (_, after) in itertools.pairwise(children) if isinstance(after, nn.MaxPool2d)
     ]
