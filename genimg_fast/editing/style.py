@@ -5,7 +5,7 @@
 2. Reduce content and styles by halves until the content's shorter side is about 64 pixels; begin with the content.
 3. For patches of 32, 16 and 8 pixels, three times each: rebuild the picture from the styles' patches, all of which
    are used (:mod:`genimg_fast.editing.patches`); then mix in the content, most where it has edges.
-4. Enlarge the picture twofold, and go on at 3.
+4. Enlarge the picture twofold, and go on at 3. At last, do 1 again: means of patches have less contrast.
 
 No network is needed. Patches are rebuilt band by band, with offsets that are random but the same for the whole
 picture: large ones need little memory and have no seams. Elad, Milanfar 2017,
@@ -35,7 +35,7 @@ def stylise(
     style: list[Tensor],
     style_weights: list[PositiveFloat] | None = None,
     style_scale: PositiveFloat = 1.0,
-    content_weight: NonNegativeFloat = 0.5,
+    content_weight: NonNegativeFloat = 0.4,
     preserve_colours: bool = False,
     masks: list[Mask] | None = None,
     generator: torch.Generator | None = None,
@@ -115,6 +115,7 @@ def stylise(
             if not last:
                 painted = (painted + weight * target) / (1 + weight)
     assert painted is not None  # the plan has three passes at least
+    painted = _recoloured(painted, styles, shares, regions)
     if preserve_colours:
         painted = given + (painted - original)
     if masks is not None:
