@@ -7,9 +7,8 @@
    are used (:mod:`genimg_fast.editing.patches`); then mix in the content, most where it has edges.
 4. Enlarge the picture twofold, and go on at 3. At last, do 1 again: means of patches have less contrast.
 
-No network is needed. Patches are rebuilt band by band, with offsets that are random but the same for the whole
-picture: large ones need little memory and have no seams. Elad, Milanfar 2017,
-https://doi.org/10.1109/TIP.2017.2678168.
+No network is needed. Offsets of patches are random but the same for the whole picture: large ones have no seams.
+Elad, Milanfar 2017, https://doi.org/10.1109/TIP.2017.2678168.
 """
 
 import math

@@ -133,7 +133,7 @@ class PerceptualLoss(nn.Module):
                 as many as the network takes.
 
         Returns:
-            The features of each layer.
+            The features of each layer, in float32 at least.
 
         Raises:
             ValueError: If these are no images, or too small for the network, or a layer does not run.
@@ -175,7 +175,8 @@ class PerceptualLoss(nn.Module):
                 raise ValueError(
                     f"layers must make tensors of shape (batch, channels, height, width), {name} does not"
                 )
-        return [found[name] for name in self.layers]
+        # Sums over many pixels would not fit into half precision.
+        return [found[name].to(torch.promote_types(found[name].dtype, torch.float32)) for name in self.layers]
 
     def describe(self, images: Tensor) -> list[Tensor]:
         """Compute what is compared; to give as the target of many comparisons, without gradients.
@@ -277,7 +278,8 @@ def gram_matrix(features: Tensor) -> Tensor:
             f"features must be of shape (batch, channels, height, width), got {tuple(features.shape)}"
         )
     flat = features.flatten(2)
-    return flat @ flat.mT / max(1, flat[0].numel())
+    with torch.autocast(flat.device.type, enabled=False):
+        return flat @ flat.mT / max(1, features[0].numel())
 
 
 class TotalVariationLoss(nn.Module):

@@ -135,6 +135,16 @@ def test_weights_of_a_file(name: str, tmp_path: Path) -> None:
             load_features(name, tmp_path / file)
 
 
+def test_half_precision_neither_overflows_nor_underflows(network: nn.Sequential) -> None:
+    output, target = 300 * images(1, 3, 64, 64).float(), 300 * images(2, 3, 64, 64)[1:].float()
+    network = network[:1].float()
+    wanted = StyleLoss(network, ["0"])(output, target)
+    with torch.autocast("cpu", torch.float16):
+        loss = StyleLoss(network, ["0"])(output, target)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, wanted, rtol=0.05, atol=0)
+
+
 def test_total_variation_by_hand() -> None:
     given = torch.tensor([[[[0.0, 1.0, 3.0], [1.0, 1.0, 1.0]]]])
     assert TotalVariationLoss()(given).item() == pytest.approx((3 + 0 + 1 + 0 + 2) / 6)
