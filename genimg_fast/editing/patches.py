@@ -103,8 +103,9 @@ def transport(
         The picture rebuilt.
     """
     size, (height, width) = patches.size, picture.shape[1:]
+    stride = stride or size // 4
     rows, columns = (
-        _starts(length, size, stride or size // 4, wrap, generator).to(picture.device)
+        _starts(length, size, stride, wrap, generator).to(picture.device)
         for length in (height, width)
     )
     around = _pad_around(picture, size - 1) if wrap else picture
@@ -126,7 +127,7 @@ def transport(
             found, distances[here] = _assign(queries[here], patches.keys[keys], evenness)
             chosen[here] = keys[found]
     weights = (distances + 0.05 * distances.mean() + 1e-8).pow(-_ROBUSTNESS)
-    window = _window(size).to(picture)
+    window = _window(size, stride).to(picture)
     total, weight = torch.zeros_like(picture), torch.zeros_like(picture[0])
     done = 0
     for band in _bands(rows, columns, patches.values.shape[1]):
@@ -219,6 +220,7 @@ def _argmin(costs: Tensor) -> Tensor:
     return costs.argmin(1)
 
 
-def _window(size: int) -> Tensor:
-    bell = torch.exp(-((torch.arange(size) - (size - 1) / 2) / (0.45 * size / 2)).square() / 2)
+def _window(size: int, stride: int) -> Tensor:
+    """Weights within a patch: the closer patches lie, the more does the middle count, which is sharper."""
+    bell = torch.exp(-((torch.arange(size) - (size - 1) / 2) / (0.9 * stride)).square() / 2)
     return bell[:, None] * bell
