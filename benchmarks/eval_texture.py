@@ -12,7 +12,8 @@ rows above share of the other rows or columns across which the gradient is large
 distance   sliced Wasserstein distance of patches of 7 pixels from the exemplar's, times 1000; in brackets that of
            the exemplar's pixels in random order
 
-With --out, exemplar and 2 x 2 tiles are written. Exit status 1 if a seam is the worst step of a texture.
+With --out, exemplar and 2 x 2 tiles are written. Exit status 1 if a seam is over 1.6:
+steps from row to row within a texture of gravel reach that.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main() -> int:
         shuffled = given.flatten(1)[:, torch.randperm(given[0].numel())].view_as(given)
         distances = [distance(x, given) for x in (made, shuffled)]
         ratio, above = seam(made)
-        good &= above > 0
+        good &= ratio < 1.6
         print(
             f"{name:10} {seconds:8.1f} {ratio:6.2f} ({seam(given)[0]:5.2f}) {above:11.2f} "
             f"{distances[0]:8.1f} ({distances[1]:7.1f})",

@@ -105,8 +105,7 @@ def transport(
     size, (height, width) = patches.size, picture.shape[1:]
     stride = stride or size // 4
     rows, columns = (
-        _starts(length, size, stride, wrap, generator).to(picture.device)
-        for length in (height, width)
+        _starts(length, size, stride, wrap, generator).to(picture.device) for length in (height, width)
     )
     around = _pad_around(picture, size - 1) if wrap else picture
     windows = around.unfold(1, size, 1).unfold(2, size, 1)

@@ -81,7 +81,11 @@ def synthesise(
         height, width = _halved(size[::-1], level)
         if texture is None:
             texture = _begin(reduced, height, width, tileable, generator)
-        texture = resized(texture, (height, width))
+        if tileable:  # 3 x 3 tiles, so that the borders are enlarged like all else
+            tiles = resized(texture.repeat(1, 3, 3), (3 * height, 3 * width))
+            texture = tiles[:, height : 2 * height, width : 2 * width]
+        else:
+            texture = resized(texture, (height, width))
         finest = level == 0 and patch == SIZES[-1]
         patches = take_patches([reduced], patch, shares=[1], most=2**13 if finest else 2**15, generator=generator)
         for _ in range(4):
