@@ -21,6 +21,9 @@ from genimg_fast.editing.matting_errors import MattingErrors, matting_errors
 from genimg_fast.editing.mix import mix
 from genimg_fast.editing.project import project
 from genimg_fast.editing.quilting import quilt
+from genimg_fast.editing.style import stylise
+from genimg_fast.editing.texture import texture
+from genimg_fast.editing.texture_transport import synthesise
 from genimg_fast.editing.upscale import upscale
 from genimg_fast.editing.vary import vary
 
@@ -46,6 +49,9 @@ __all__ = [
     "project",
     "quilt",
     "save_picture",
+    "stylise",
+    "synthesise",
+    "texture",
     "upscale",
     "vary",
 ]

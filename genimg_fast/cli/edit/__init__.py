@@ -7,7 +7,7 @@ from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.edit import frames, latents
 from genimg_fast.cli.edit.adversarial import adversarial
 from genimg_fast.cli.edit.pictures import add_edit
-from genimg_fast.editing import cut_out, deblur, denoise, enhance, inpaint, quilt, upscale
+from genimg_fast.editing import cut_out, deblur, denoise, enhance, inpaint, stylise, texture, upscale
 
 
 def add(commands: Any) -> None:
@@ -17,10 +17,18 @@ def add(commands: Any) -> None:
         title="edits", metavar="EDIT", required=True
     )
     add_edit(
-        edits, quilt, name="texture", alpha=False,
+        edits, stylise, name="style",
         examples="""
-            genimg-fast edit texture bricks.png --size 512 512
-            genimg-fast edit texture gravel.png --size 512 512 --patch 48 --tileable
+            genimg-fast edit style cat.png --style painting.jpg
+            genimg-fast edit style cat.png --style sea.png sand.png --masks sky.png beach.png --preserve-colours
+        """,
+    )  # fmt: skip
+    add_edit(
+        edits, texture, alpha=False,
+        examples="""
+            genimg-fast edit texture gravel.png --size 512 512 --tileable
+            genimg-fast edit texture bricks.png --size 1024 512 --patch 64
+            genimg-fast edit texture grass.png --size 512 512 --method transport
         """,
     )  # fmt: skip
     add_edit(

@@ -1,0 +1,225 @@
+"""Patch transport: rebuild a picture from patches of exemplars, each of which is used about equally often.
+
+1. Patches of the picture, every few pixels from a random offset on, and those of the exemplars are projected on
+   the exemplars' principal components.
+2. The cost of a pair of patches is their squared distance, divided by that of the exemplar's patch from whichever
+   patch of the picture is closest to it: a patch that is used already costs more than one that nothing resembles
+   yet (Granot et al. 2022, https://arxiv.org/abs/2103.15545). It is a fast approximation of optimal transport,
+   where every patch of the exemplars has to be used. Each patch of the picture takes the cheapest.
+3. The patches overlap: a pixel is their mean, with more weight for those that lie closest to what was there
+   (Kwatra et al. 2005, https://doi.org/10.1145/1073204.1073263), and for the middles of patches.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from genimg_fast.losses import SlicedWassersteinLoss
+
+SIZES = (32, 16, 8)  # of patches, in turn; every quarter of one is one taken
+_COMPONENTS = 32
+_ROBUSTNESS = 0.6  # of the mean: the exponent that weights have of squared distances
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of exemplars.
+
+    Attributes:
+        values: Pixels, (n, channels * size * size).
+        keys: Principal components, (n, components).
+        mean: Of the values.
+        basis: From values to components.
+        sources: Number of the exemplar that each is from, (n,).
+        size: Height and width.
+    """
+
+    values: Tensor
+    keys: Tensor
+    mean: Tensor
+    basis: Tensor
+    sources: Tensor
+    size: int
+
+
+def take_patches(
+    exemplars: Sequence[Tensor],
+    size: int,
+    *,
+    shares: Sequence[float],
+    most: int,
+    generator: torch.Generator | None,
+) -> Patches:
+    """Take patches of exemplars at random, each position at most once.
+
+    Args:
+        exemplars: Pictures.
+        size: Height and width of patches.
+        shares: How many to take of each exemplar, in proportion.
+        most: Number of patches of all together.
+        generator: Random numbers.
+    """
+    values, sources = [], []
+    for source, (exemplar, share) in enumerate(zip(exemplars, shares, strict=True)):
+        windows = exemplar.unfold(1, size, 1).unfold(2, size, 1)
+        rows, columns = windows.shape[1:3]
+        chosen = torch.randperm(rows * columns, generator=generator)[: max(1, round(most * share / sum(shares)))]
+        chosen = chosen.to(exemplar.device)
+        values.append(windows[:, chosen // columns, chosen % columns].transpose(0, 1).flatten(1))
+        sources.append(chosen.new_full((len(chosen),), source))
+    all_values = torch.cat(values)
+    mean = all_values.mean(0)
+    some = all_values[torch.randperm(len(all_values), generator=generator)[:4096].to(mean.device)] - mean
+    basis = torch.linalg.eigh(some.T @ some).eigenvectors[:, -_COMPONENTS:]
+    return Patches(all_values, (all_values - mean) @ basis, mean, basis, torch.cat(sources), size)
+
+
+def transport(
+    picture: Tensor,
+    patches: Patches,
+    *,
+    wrap: bool = False,
+    evenness: float | None = None,
+    stride: int | None = None,
+    regions: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Rebuild a picture from patches; see the top of this file.
+
+    Args:
+        picture: The picture, at least of a patch's size.
+        patches: What to rebuild it from.
+        wrap: Whether the picture goes on at the opposite border.
+        evenness: The smaller, the more evenly are patches used: what is added to the distance from the closest,
+            as a share of the patches' variance. None: each is replaced by the closest.
+        stride: Pixels from one patch to the next; default: a quarter of its size.
+        regions: Number of the exemplar whose patches each pixel is built from, (height, width); None: of any.
+        generator: Random numbers.
+
+    Returns:
+        The picture rebuilt.
+    """
+    size, (height, width) = patches.size, picture.shape[1:]
+    stride = stride or size // 4
+    rows, columns = (
+        _starts(length, size, stride, wrap, generator).to(picture.device) for length in (height, width)
+    )
+    around = _pad_around(picture, size - 1) if wrap else picture
+    windows = around.unfold(1, size, 1).unfold(2, size, 1)
+    queries = torch.cat(
+        [
+            (_pixels(windows, band, columns) - patches.mean) @ patches.basis
+            for band in _bands(rows, columns, patches.values.shape[1])
+        ]
+    )
+    chosen, distances = queries.new_zeros(len(queries), dtype=torch.long), queries.new_zeros(len(queries))
+    if regions is None:
+        chosen, distances = _assign(queries, patches.keys, evenness)
+    else:
+        middle = size // 2
+        where = regions[(rows + middle)[:, None] % height, (columns + middle) % width].flatten()
+        for source in where.unique():
+            here, keys = where == source, (patches.sources == source).nonzero()[:, 0]
+            found, distances[here] = _assign(queries[here], patches.keys[keys], evenness)
+            chosen[here] = keys[found]
+    weights = (distances + 0.05 * distances.mean() + 1e-8).pow(-_ROBUSTNESS)
+    window = _window(size, stride).to(picture)
+    total, weight = torch.zeros_like(picture), torch.zeros_like(picture[0])
+    done = 0
+    for band in _bands(rows, columns, patches.values.shape[1]):
+        here = slice(done, done + len(band) * len(columns))
+        done = here.stop
+        shape = (len(band), len(columns))
+        values = patches.values[chosen[here]].view(*shape, len(picture), size, size).permute(2, 3, 4, 0, 1)
+        scale = weights[here].view(shape)
+        for y in range(size):  # no two patches begin in one place, so each of these adds to different pixels
+            to_rows = ((band + y) % height)[:, None]
+            for x in range(size):
+                to_columns, share = (columns + x) % width, scale * window[y, x]
+                total[:, to_rows, to_columns] += values[:, y, x] * share
+                weight[to_rows, to_columns] += share
+    return total / weight
+
+
+def match(
+    picture: Tensor, exemplar: Tensor, *, steps: int, wrap: bool = False, generator: torch.Generator | None = None
+) -> Tensor:
+    """Move a picture's small patches towards the distribution of an exemplar's; it sharpens what means blurred."""
+    size = 5
+    loss = SlicedWassersteinLoss(size, num_projections=16, generator=generator)
+    moved = picture.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([moved], lr=0.01)
+    with torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 0.01 * (1 - step / steps) ** 0.5
+            optimizer.zero_grad()
+            loss((_pad_around(moved, size - 1) if wrap else moved)[None], exemplar[None]).backward()
+            optimizer.step()
+    return moved.detach()
+
+
+def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize a picture to (height, width): smoothly when it shrinks, with sharp edges when it grows."""
+    size = list(size)
+    if list(picture.shape[1:]) == size:
+        return picture
+    if size[0] < picture.shape[1]:
+        return interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+    return interpolate(picture[None], size, mode="bicubic")[0]
+
+
+def _starts(length: int, size: int, stride: int, wrap: bool, generator: torch.Generator | None) -> Tensor:
+    """Where patches begin along one side: from a random offset on, with one at each border unless it wraps."""
+    offset = int(torch.randint(stride, (), generator=generator))
+    if wrap:
+        return torch.arange(offset, length + offset, stride) % length
+    inner = torch.arange(offset, length - size, stride)
+    return torch.cat([torch.tensor([0]), inner, torch.tensor([length - size])]).unique()
+
+
+def _pad_around(picture: Tensor, margin: int) -> Tensor:
+    return pad(picture[None], (0, margin, 0, margin), mode="circular")[0]
+
+
+def _bands(rows: Tensor, columns: Tensor, values: int) -> Iterator[Tensor]:
+    """Cut the rows of patches so that the patches of a piece are of 64 MB at most, if a row of them is."""
+    yield from rows.split(max(1, 2**24 // (len(columns) * values)))
+
+
+def _pixels(windows: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return windows[:, rows[:, None], columns].permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+
+
+def _assign(queries: Tensor, keys: Tensor, evenness: float | None) -> tuple[Tensor, Tensor]:
+    """Find the cheapest key of each query; return their numbers and the squared distances."""
+    half = keys.square().sum(1) / 2
+    chunks = queries.split(max(64, (2**23 if queries.is_cpu else 2**27) // len(keys)))
+
+    def halves(chunk: Tensor) -> Tensor:
+        """Half of the squared distances."""
+        return torch.addmm(half, chunk, keys.T, alpha=-1).add_(chunk.square().sum(1, keepdim=True) / 2)
+
+    if evenness is not None:
+        closest = torch.full_like(half, torch.inf)
+        for chunk in chunks:
+            closest = torch.minimum(closest, halves(chunk).amin(0))
+        price = 1 / (closest.clamp_(min=0) + evenness * keys.var(0, unbiased=False).sum() + 1e-12)
+        found = torch.cat([_argmin(halves(chunk).clamp_(min=0).mul_(price)) for chunk in chunks])
+    else:
+        found = torch.cat([_argmin(halves(chunk)) for chunk in chunks])
+    return found, (queries - keys[found]).square().sum(1)
+
+
+def _argmin(costs: Tensor) -> Tensor:
+    if costs.is_cpu and costs.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(costs.numpy().argmin(1))  # vectorised: four times as fast as torch's
+    return costs.argmin(1)
+
+
+def _window(size: int, stride: int) -> Tensor:
+    """Weights within a patch: the closer patches lie, the more does the middle count, which is sharper."""
+    bell = torch.exp(-((torch.arange(size) - (size - 1) / 2) / (0.9 * stride)).square() / 2)
+    return bell[:, None] * bell

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genimg_fast.cli import main
+from genimg_fast.editing import load_picture, save_picture, stylise
+from genimg_fast.editing.pictures import to_grey
+from genimg_fast.editing.style import _moved
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+@pytest.fixture
+def content() -> Tensor:
+    """A dark disc on light ground, grey-blue."""
+    rows, columns = torch.arange(40)[:, None], torch.arange(48)
+    disc = ((rows - 20) ** 2 + (columns - 24) ** 2 < 144).float()
+    return torch.tensor([0.8, 0.8, 0.9]).view(3, 1, 1) * (1 - 0.7 * disc)
+
+
+def stripes(*colour: float) -> Tensor:
+    """Upright stripes, dark above and light below."""
+    light = (torch.arange(40) // 3 % 2) * 0.3 + torch.linspace(0.1, 0.7, 40)[:, None]
+    return light * torch.tensor(colour).view(3, 1, 1)
+
+
+RED, GREEN = (1.0, 0.3, 0.2), (0.2, 1.0, 0.3)
+
+
+def steps(picture: Tensor) -> Tensor:
+    return picture.diff(dim=2).abs().mean()
+
+
+def test_a_picture_gets_the_texture_and_colours_and_keeps_what_it_shows(content: Tensor) -> None:
+    made = stylise(content, style=[stripes(*RED)], generator=seeded())
+    assert made.shape == content.shape
+    assert 0 <= made.min() <= made.max() <= 1
+    torch.testing.assert_close(made.mean((1, 2)), stripes(*RED).mean((1, 2)), rtol=0, atol=0.12)
+    assert steps(made) > 2 * steps(content)  # stripes
+    faithful = stylise(content, style=[stripes(*RED)], content_weight=5.0, generator=seeded())
+    assert steps(faithful) < steps(made)
+    ground, disc = to_grey(faithful)[0, :6].mean(), to_grey(faithful)[0, 14:26, 18:30].mean()
+    assert disc < ground - 0.05
+
+
+def test_colours_can_be_preserved(content: Tensor) -> None:
+    made = stylise(content, style=[stripes(*RED)], preserve_colours=True, generator=seeded())
+    inside = ((made > 0.01) & (made < 0.99)).all(0)
+    assert inside.float().mean() > 0.5
+    # Only the brightness has changed: channels differ as they did.
+    for pair in ((0, 1), (1, 2)):
+        difference = (made[pair[0]] - made[pair[1]]) - (content[pair[0]] - content[pair[1]])
+        assert difference[inside].abs().max() < 1e-5
+    assert steps(made) > 2 * steps(content)
+
+
+def test_styles_have_weights(content: Tensor) -> None:
+    both = [stripes(*RED), stripes(*GREEN)]
+    redness = [
+        float((made[0] - made[1]).mean())
+        for weights in ([9.0, 1.0], [1.0, 9.0])
+        for made in [stylise(content, style=both, style_weights=weights, generator=seeded())]
+    ]
+    assert redness[0] > redness[1] + 0.2
+
+
+def test_styles_have_regions_and_the_rest_stays(content: Tensor) -> None:
+    left, middle = torch.zeros(2, 1, 40, 48)
+    left[..., :16], middle[..., 16:32] = 1, 1
+    made = stylise(content, style=[stripes(*RED), stripes(*GREEN)], masks=[left, middle], generator=seeded())
+    assert torch.equal(made[..., 32:], content[..., 32:])
+    assert (made[0] > made[1])[:, :12].float().mean() > 0.9
+    assert (made[1] > made[0])[:, 20:28].float().mean() > 0.9
+
+
+def test_grey_and_colour(content: Tensor) -> None:
+    assert stylise(content[:1], style=[stripes(*RED)], generator=seeded()).shape == (3, 40, 48)
+    assert stylise(content[:1], style=[stripes(*RED)], preserve_colours=True).shape == (1, 40, 48)
+    made = stylise(content.double(), style=[stripes(*RED)[:1]], style_scale=0.6, generator=seeded())
+    assert made.dtype == torch.float64
+    assert made.shape == (3, 40, 48)
+    assert torch.equal(
+        made, stylise(content.double(), style=[stripes(*RED)[:1]], style_scale=0.6, generator=seeded())
+    )
+
+
+def test_moved_colours_have_the_mean_and_covariance() -> None:
+    ours, theirs = torch.rand(2, 3, 5000, generator=seeded(), dtype=torch.float64) * 0.2 + 0.3
+    theirs[1] = 0.5 * theirs[0] + 0.2 * theirs[1] + 0.1
+    moved = _moved(ours, theirs, torch.ones(5000))
+    torch.testing.assert_close(moved.mean(1), theirs.mean(1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(moved.cov(), theirs.cov(), rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(_moved(ours, ours, torch.ones(5000)), ours)
+
+
+def test_bad_arguments(content: Tensor) -> None:
+    style, mask = [stripes(*RED)], torch.ones(1, 40, 48)
+    for wrong, message in (
+        ({"style": []}, "style must be one picture or more, got none"),
+        ({"style": [style[0][:, :9]]}, "style must have at least 16 pixels a side, two patches, got 40x9"),
+        ({"style": [style[0][0]]}, "style must be of shape"),
+        ({"style_weights": [1.0, 2.0]}, "style_weights must be 1, one for each style, got 2"),
+        ({"style_weights": [0.0]}, "style_weights must be above 0"),
+        ({"style_scale": 0.0}, "style_scale must be above 0, got 0"),
+        ({"masks": [mask, mask]}, "masks must be 1, one for each style, got 2"),
+        ({"masks": [mask[:, 1:]]}, "masks must have the picture's size, 48x40 pixels, got 48x39"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stylise(content, **{"style": style, **wrong})
+
+
+def test_the_command(content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_picture(content, "cat.png")
+    save_picture(stripes(*RED), "stripes.png")
+    assert main(["edit", "style", "cat.png", "--style", "stripes.png", "--seed", "3"]) == 0
+    assert capsys.readouterr().out == "cat-style.png\n"
+    expected = stylise(load_picture("cat.png"), style=[load_picture("stripes.png")], generator=seeded(3))
+    torch.testing.assert_close(load_picture("cat-style.png"), expected, rtol=0, atol=0.6 / 255)
+    with pytest.raises(SystemExit):
+        main(["edit", "style", "cat.png", "--style", "stripes.png", "--masks", "stripes.png"])
+    assert "argument --masks: must have the picture's size" in capsys.readouterr().err
