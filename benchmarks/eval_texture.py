@@ -12,8 +12,8 @@ lines above share of the other rows or columns across which the gradient is larg
 distance    sliced Wasserstein distance of patches of 7 pixels from the exemplar's, times 1000; in brackets that of
             the exemplar's pixels in random order
 
-With --out, exemplar and 2 x 2 copies are written, so that the seam is in the middle. Exit status 1 if a seam is over
-1.6: from row to row within a texture of gravel there are steps like that.
+With --out, exemplar and 2 x 2 copies are written, so that the seam is in the middle. Exit status 1 if a seam is
+over 1.6: from row to row within a texture of gravel there are steps like that.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Textures, by the method that suits them.
 
-``"quilting"`` copies whole blocks and joins them by cuts: sharp, quick, and good where a texture has things of a size
-that have to stay whole (:mod:`genimg_fast.editing.quilting`). ``"transport"`` rebuilds noise from small patches, all of
-which are used equally often: slower, without copies that an eye finds again
+``"quilting"`` copies whole blocks and joins them by cuts: sharp, quick, and good where a texture has things of a
+size that have to stay whole (:mod:`genimg_fast.editing.quilting`). ``"transport"`` rebuilds noise from small
+patches, all of which are used equally often: slower, without copies that an eye finds again
 (:mod:`genimg_fast.editing.texture_transport`).
 """
 
