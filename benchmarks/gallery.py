@@ -20,7 +20,8 @@ import numpy
 import skimage.data
 import sklearn.datasets
 import torch
-from PIL import Image
+from eval_matting import OUTLINE
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from genimg_fast.cli import main as genimg_fast
@@ -54,7 +55,7 @@ def generator() -> torch.Generator:
 
 def lay_out() -> None:
     """Write all photographs that the commands name."""
-    for name in ("astronaut", "chelsea", "coffee", "rocket", "china", "flower"):
+    for name in ("astronaut", "chelsea", "rocket", "china", "immunohistochemistry"):
         save_picture(photograph(name), f"{name}.png")
     save_picture(photograph("brick")[:, 300:492, 160:352], "brick.png")
     save_picture(photograph("gravel")[:, :192, :192], "gravel.png")
@@ -65,6 +66,14 @@ def mask_rocket() -> None:
     mask[:, 118:408, 302:342] = 1
     mask[:, 330:408, 283:360] = 1
     save_picture(mask, "rocket-mask.png")
+
+
+def outline_astronaut() -> None:
+    trimap = Image.new("L", (512, 512))
+    draw = ImageDraw.Draw(trimap)
+    draw.polygon(OUTLINE, fill=255)
+    draw.line((*OUTLINE, OUTLINE[0]), fill=128, width=24, joint="curve")
+    trimap.save("astronaut-trimap.png")
 
 
 def spoil_chelsea() -> None:
@@ -134,9 +143,22 @@ any of them. Before on the left, after on the right.
 
 ENTRIES = [
     Entry(
+        "style",
+        "Style transfer",
+        "The cat of patches of a microscope's picture of tissue; patch transport from coarse to fine, no network.",
+        "genimg-fast edit style chelsea.png --style immunohistochemistry.png --before-after",
+    ),
+    Entry(
+        "matte",
+        "Matting: the astronaut in front of a palace",
+        "Of a trimap with a wide grey band around her, closed-form matting finds what of the hair is hair.",
+        "genimg-fast edit matte astronaut.png --trimap astronaut-trimap.png --background china.png --before-after",
+        outline_astronaut,
+    ),
+    Entry(
         "inpaint",
         "Inpainting: the rocket has gone",
-        "What the mask covers is filled by patches of the rest; every other pixel stays what it is.",
+        "What a mask covers is filled by patches of the rest; every other pixel stays what it is.",
         "genimg-fast edit inpaint rocket.png --mask rocket-mask.png --dilate 4 --before-after",
         mask_rocket,
     ),
