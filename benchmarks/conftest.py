@@ -22,8 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def compare(benchmark):
     """Times contenders in turns, so that all of them see the same machine, and keeps the figures for the table.
 
-    All run, timed, in the set-up of each round of pytest-benchmark, which then times the first contender for a report
-    of its own: behind its own code even a call of the same function takes some percent of 50 microseconds more.
+    All run, timed, in the set-up of each round of pytest-benchmark, which then times the first contender for a
+    report of its own: behind its own code even a call of the same function takes some percent of 50 microseconds
+    more.
     """
 
     def run(row: Row, contenders: dict[str, Callable[[], object]]) -> None:

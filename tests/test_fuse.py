@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import importlib
 import io
 import linecache
@@ -472,6 +473,38 @@ class ChangesBound(Net):
         out = self.bn1(self.conv1(x)) + r
         z = self.bn2(r)
         return r.relu_() + F.relu(out) + F.relu(z)
+
+
+class HookOnALeaf(Net):
+    """A hook changes what waits, before a layer that changes nothing by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv2.register_forward_pre_hook(lambda layer, inputs: (inputs[0].mul_(2),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.bn1(x)
+        b = self.conv2(x)
+        return torch.relu(a) + b
+
+
+def test_a_hook_on_a_leaf_may_change_what_waits() -> None:
+    plain = HookOnALeaf().requires_grad_(False)
+    fused = gf.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(X.clone()), plain(X.clone()))
+
+
+def test_classes_are_not_kept_alive() -> None:
+    class Passing(Attributes):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    net = gf.fuse(Passing())
+    net(X)
+    gone = weakref.ref(Passing)
+    del net, Passing
+    gc.collect()
+    assert gone() is None
 
 
 def test_changes_in_place() -> None:

@@ -169,6 +169,8 @@ class Blur:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
         planes = images.reshape(-1, 1, *images.shape[-2:])
         reach = [side // 2 for side in self.kernel.shape]
         if any(r >= side for r, side in zip(reach, planes.shape[2:], strict=True)):
@@ -362,8 +364,10 @@ def motion_kernel(length: float, angle: float = 0.0) -> Tensor:
         >>> [round(weight, 2) for weight in motion_kernel(3).tolist()[1]]
         [0.33, 0.33, 0.33]
     """
-    if not length >= 1:
+    if not 1 <= length < math.inf:
         raise ValueError(f"length must be at least 1, got {length}")
+    if not math.isfinite(angle):
+        raise ValueError(f"angle must be a number of degrees, got {angle}")
     count = 1000  # points on the line
     along = (torch.arange(count, dtype=torch.float64) + 0.5) / count * length - length / 2
     radians = math.radians(angle)

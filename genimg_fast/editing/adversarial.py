@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast import nn
+from genimg_fast.editing.pictures import check_choices
 from genimg_fast.options import NonNegativeFloat, PositiveFloat, PositiveInt
 
 _Loss = Callable[[Tensor], Tensor]  # from logits to a number for each image, the larger the better
@@ -123,7 +124,12 @@ def attack(
         >>> gf.editing.attack(net, image, torch.tensor([0]), method="fgsm", epsilon=0.25).flatten()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    _check(images, epsilon, norm)
+    _check(images, epsilon, norm, method, loss)
+    for name, number in (("steps", steps), ("restarts", restarts)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if step_size is not None and not step_size > 0:
+        raise ValueError(f"step_size must be above 0, got {step_size:g}")
     if targeted and loss == "dlr":  # has no gradient where the wanted class is the third
         raise ValueError("loss must be cross-entropy if targeted, got dlr")
     if targeted and labels is None:
@@ -155,7 +161,12 @@ def attack(
     return best
 
 
-def _check(images: Tensor, epsilon: float, norm: str) -> None:
+def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) -> None:
+    check_choices(
+        norm=(norm, ("linf", "l2")),
+        method=(method, ("fgsm", "pgd", "mi-fgsm", "apgd")),
+        loss=(loss, ("cross-entropy", "dlr")),
+    )
     if not images.is_floating_point() or images.dim() < 2:
         raise ValueError(f"images must be a batch of floating-point numbers, got {images.dtype}, {images.dim()}-d")
     if images.numel():

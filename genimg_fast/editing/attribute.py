@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from genimg_fast.editing.pictures import check_choices
+
 _DECAY = 1e-3  # of the regression's weights; its data may be separable
 
 
@@ -36,6 +38,7 @@ def attribute_direction(without: Tensor, having: Tensor, *, method: Literal["mea
         >>> gf.editing.attribute_direction(torch.zeros(5, 3), torch.ones(4, 3))
         tensor([1., 1., 1.])
     """
+    check_choices(method=(method, ("mean", "linear")))
     if without.shape[1:] != having.shape[1:] or len(without) == 0 or len(having) == 0:
         shapes = f"{tuple(without.shape)} and {tuple(having.shape)}"
         raise ValueError(f"having must be latents of the shape of those without, one each at least, got {shapes}")

@@ -15,6 +15,7 @@ from genimg_fast.editing.pictures import check_picture
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _GAP = 4  # pixels between two pictures
+_WITH_ALPHA = (".png", ".apng", ".webp", ".tif", ".tiff", ".avif", ".jp2", ".ico", ".tga")
 
 
 def load_picture(path: str | os.PathLike[str]) -> Tensor:
@@ -75,7 +76,7 @@ def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     check_ending(path)
     check_picture(picture.clamp(0, 1), "picture", channels=(1, 2, 3, 4))
-    if len(picture) in (2, 4) and path.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".ppm"):
+    if len(picture) in (2, 4) and path.suffix.lower() not in _WITH_ALPHA:
         raise ValueError(f"{str(path)!r} must end in .png or .webp: the picture has transparent pixels")
     pixels = picture.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).contiguous()
     image = optional_import("PIL.Image").fromarray((pixels[..., 0] if len(picture) == 1 else pixels).numpy())
@@ -85,7 +86,8 @@ def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
 
 def check_ending(path: Path) -> None:
     """Raise a ValueError unless a file's ending names a format of pictures."""
-    if path.suffix.lower() not in optional_import("PIL.Image").registered_extensions():
+    pillow = optional_import("PIL.Image")
+    if pillow.registered_extensions().get(path.suffix.lower()) not in pillow.SAVE:
         raise ValueError(f"{str(path)!r} does not end like an image file, such as .png")
 
 

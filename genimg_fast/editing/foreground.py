@@ -49,6 +49,8 @@ def estimate_foreground(image: Tensor, *, alpha: Mask, smoothness: PositiveFloat
     """
     check_picture(image)
     check_mask(alpha, image, "alpha")
+    if not smoothness > 0:
+        raise ValueError(f"smoothness must be above 0, got {smoothness:g}")
     image, alpha = image.clamp(0, 1), alpha.clamp(0, 1)
     height, width = image.shape[1:]
     foreground = background = image.mean((1, 2), keepdim=True)

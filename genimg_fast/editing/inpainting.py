@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patchmatch import complete, solve_laplace
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_mask, check_picture
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
 
@@ -41,10 +41,10 @@ def inpaint(
     """Fill what is missing in a picture, or has to go, so that it does not show.
 
     Args:
-        image: The picture, in [0, 1] of shape (channels, height, width), grey or RGB.
-        mask: What is missing: above 0.5, of shape (1, height, width).
+        image: The picture. In [0, 1] of shape (channels, height, width), grey or RGB.
+        mask: White where something is missing, of the picture's size. Above 0.5, of shape (1, height, width).
         dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
-        guide: Where patches may be taken from: above 0.5; by default from anywhere. The prior does without it.
+        guide: White where patches may be taken from; default: anywhere. The prior does without it.
         method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow
             and smooth.
         patch: Side of a patch, in pixels; an odd number.
@@ -74,6 +74,9 @@ def inpaint(
     """
     check_picture(image)
     check_mask(mask, image)
+    check_choices(method=(method, ("patchmatch", "prior")))
+    if dilate < 0:
+        raise ValueError(f"dilate must be at least 0, got {dilate}")
     hole = mask[0].to(image.device) > 0.5
     if not bool(hole.any()):
         return image.clone()
@@ -111,7 +114,7 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
     wanted, known = image[part].detach().float()[None], (~hole[None])[part].float()
     seed = int(torch.randint(1 << 62, (), generator=generator))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # those of GPUs stay as they are
         network = _Hourglass(len(image), min(wanted.shape[2:])).to(image.device)
         # Sizes that can be halved as often as the network does.
         height, width = wanted.shape[2:]

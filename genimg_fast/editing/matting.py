@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.multigrid import BlockMatrix, solve
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_mask, check_picture
 from genimg_fast.options import PositiveFloat
 
 _KNOWN = 100  # weight of known pixels in KNN matting, against 1 of the neighbours
@@ -66,6 +66,10 @@ def matte(
     """
     check_picture(image)
     check_mask(trimap, image, "trimap")
+    check_choices(method=(method, ("closed-form", "knn")))
+    if not epsilon >= 1e-12:
+        raise ValueError(f"epsilon must be at least 1e-12, got {epsilon:g}")
+    image = image.detach()
     if min(image.shape[1:]) < 3:
         raise ValueError(f"image must have at least 3 pixels a side, got {image.shape[2]}x{image.shape[1]}")
     foreground, background = trimap[0] >= 0.9, trimap[0] <= 0.1

@@ -115,7 +115,7 @@ def _membrane(level: "_Level") -> Tensor:
     places = ring[0].nonzero()
     wrong = level.pixels[level.flat(places + level.patch // 2)] - level.votes(places, sharp=False)
     wrong = wrong[:, : level.channels].T / level.scale
-    values = torch.zeros(level.channels, *level.size, device=level.device)
+    values = torch.zeros(level.channels, *level.size, device=level.device, dtype=wrong.dtype)
     y, x = places.T
     values[:, y, x] = wrong
     # What is wrong by much is an edge that does not go on, no light.

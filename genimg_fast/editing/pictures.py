@@ -30,6 +30,13 @@ def check_picture(picture: Tensor, name: str = "image", *, channels: tuple[int, 
         raise ValueError(f"{name} must be in [0, 1], got {lowest:g} to {highest:g}")
 
 
+def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+    """Raise a ValueError for a value that is none of those there are: ``method=(method, ("one", "other"))``."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
 def check_mask(mask: Tensor, picture: Tensor, name: str = "mask") -> None:
     """Raise a ValueError unless a tensor is a mask of a picture's size; see :func:`check_picture`."""
     check_picture(mask, name, channels=(1,))

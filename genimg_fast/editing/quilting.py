@@ -81,6 +81,8 @@ def quilt(
         raise ValueError(f"exemplar must be at least {patch}x{patch} pixels, as a block is, got {got}")
     if not 0 < overlap <= patch // 2:
         raise ValueError(f"overlap must be from 1 to {patch // 2}, half a block, got {overlap}")
+    if min(size) < 1:
+        raise ValueError(f"size must be at least 1x1 pixels, got {width}x{height}")
     if tileable and min(size) < patch:
         raise ValueError(f"size must be at least {patch}x{patch} if tileable, as a block is, got {width}x{height}")
 

@@ -34,7 +34,7 @@ def stylise(
     style: list[Tensor],
     style_weights: list[PositiveFloat] | None = None,
     style_scale: PositiveFloat = 1.0,
-    content_weight: NonNegativeFloat = 0.4,
+    content_weight: NonNegativeFloat = 1.0,
     preserve_colours: bool = False,
     masks: list[Mask] | None = None,
     generator: torch.Generator | None = None,
@@ -50,7 +50,8 @@ def stylise(
         style: Pictures whose style it takes.
         style_weights: Weight of each style; default: the same. Patches of each are used in proportion.
         style_scale: Size of the styles relative to the picture. Of 0.5, strokes are half as large.
-        content_weight: How much the picture's structure counts; of 0, only the first sketch has it.
+        content_weight: How much the structure of the picture counts. Of 0.4 strokes are bolder; of 0, only the
+            first sketch has it.
         preserve_colours: Whether the picture keeps its colours, and takes a style of brightness alone.
         masks: For each style, a mask of the picture's size that is white where the style is to be. Where none is,
             the picture stays as it is.

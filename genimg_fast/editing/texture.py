@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genimg_fast.editing.pictures import check_choices
 from genimg_fast.editing.quilting import quilt
 from genimg_fast.editing.texture_transport import synthesise
 from genimg_fast.options import PositiveInt
@@ -48,6 +49,7 @@ def texture(
         >>> gf.editing.texture(torch.rand(3, 48, 48), size=(64, 80), tileable=True).shape
         torch.Size([3, 80, 64])
     """
+    check_choices(method=(method, ("quilting", "transport")))
     if method == "quilting":
         return quilt(
             exemplar, size=size, patch=patch or 32, tileable=tileable, generator=generator, progress=progress

@@ -148,12 +148,11 @@ class PerceptualLoss(nn.Module):
             raise ValueError(f"images must have 1 or {len(self._mean)} channels, got {images.shape[1]}")
         normalised = ((images - lowest) / (highest - lowest) - self._mean.to(images)) / self._std.to(images)
         found: dict[str, Tensor] = {}
-        copies = any(getattr(module, "inplace", False) for module in self.network.modules())
 
         def keep(name: str) -> Any:
             def hook(module: nn.Module, args: Any, output: Tensor) -> None:
                 # The next layer may write over it.
-                found[name] = output.clone() if copies else output
+                found[name] = output.clone()
                 if len(found) == len(set(self.layers)):
                     raise _Left
 
@@ -309,6 +308,7 @@ class TotalVariationLoss(nn.Module):
         check_layout(images)
         if not images.is_floating_point():
             raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
+        images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits overflow
         return (images.diff(dim=2).abs().sum() + images.diff(dim=3).abs().sum()) / max(1, images.numel())
 
 

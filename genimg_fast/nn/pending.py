@@ -221,7 +221,8 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         role = _role(type(function))
         only = args[0] if len(args) == 1 and not kwargs else None
         if type(only) is not Pending:  # else nothing is handed over
-            if is_leaf_role(role) and not (waiting and getattr(function, "inplace", False)):
+            changes = role[0] in (_ACTIVATION, _DROPOUT) and function.inplace
+            if is_leaf_role(role) and not (waiting and (changes or is_observed(function))):
                 if only is not None:  # a short cut, for these are most of a network's layers
                     return function(only)
             elif waiting:
@@ -386,12 +387,15 @@ def _role(cls: Any) -> _Role:
     if torch.compiler.is_compiling():
         return _find_role(cls)
     known, forward = _ROLES.get(id(cls)), getattr(cls, "forward", None)
-    if known is not None and known[0]() is cls and forward is known[1] and known[2].forward is known[3]:
-        return known[4]
+    if known is not None and known[0]() is cls and forward is known[1]() and known[2].forward is known[3]:
+        return known[4] if known[4][0] != _WAITS else (_WAITS, forward._gf_waiting)
     role, plain = _find_role(cls), torch_class(cls)
-    if plain is cls:  # is not to be kept alive
+    # None of these may keep the class alive, as its own forward would, or the form of that which may wait.
+    if plain is cls:
         plain = nn.Module
-    _ROLES[id(cls)] = weakref.ref(cls), forward, plain, plain.forward, role
+    if isinstance(forward, types.FunctionType):
+        kept = role if role[0] != _WAITS else (_WAITS, None)
+        _ROLES[id(cls)] = weakref.ref(cls), weakref.ref(forward), plain, plain.forward, kept
     return role
 
 

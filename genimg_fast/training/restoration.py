@@ -115,6 +115,8 @@ class RestorationTrainer(OneLossTrainer):
             A scalar without gradient: the mean absolute error, or the loss of Neighbor2Neighbor.
         """
         if self.model.task == "neighbor2neighbor":
+            height, width = (side // 2 * 2 for side in images.shape[2:])  # neighbours are of cells of 2x2
+            images = images[:, :, :height, :width]
             return self.take_step(self._update_from_neighbours, images, *_draw_neighbours(images))
         return self.take_step(self._update, self._target(images), *self.spoil(images))
 

@@ -1,0 +1,48 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from genimg_fast import editing
+
+PICTURE = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0))
+MASK = torch.zeros(1, 24, 24)
+MASK[:, 8:12, 8:12] = 1
+TRIMAP = torch.full_like(MASK, 0.5)
+TRIMAP[:, :8], TRIMAP[:, 16:] = 0, 1
+DIGITS = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+NET = torch.nn.Linear(6, 4)
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "norm": (lambda: editing.attack(NET, DIGITS, norm="Linf"), "norm must be one of linf, l2, got 'Linf'"),
+    "attack": (lambda: editing.attack(NET, DIGITS, method="BIM"), "method must be one of fgsm, pgd"),
+    "loss": (lambda: editing.attack(NET, DIGITS, loss="ce"), "loss must be one of cross-entropy, dlr, got 'ce'"),
+    "steps": (lambda: editing.attack(NET, DIGITS, steps=0), "steps must be at least 1, got 0"),
+    "step_size": (lambda: editing.attack(NET, DIGITS, step_size=-1), "step_size must be above 0, got -1"),
+    "matte": (lambda: editing.matte(PICTURE, trimap=TRIMAP, method="KNN"), "method must be one of closed-form"),
+    "epsilon": (lambda: editing.matte(PICTURE, trimap=TRIMAP, epsilon=1e-30), "epsilon must be at least"),
+    "inpaint": (lambda: editing.inpaint(PICTURE, mask=MASK, method="dip"), "method must be one of patchmatch"),
+    "dilate": (lambda: editing.inpaint(PICTURE, mask=MASK, dilate=-1), "dilate must be at least 0, got -1"),
+    "texture": (lambda: editing.texture(PICTURE, size=(24, 24), method="quilt"), "method must be one of quilting"),
+    "size": (lambda: editing.quilt(PICTURE, size=(-3, 5), patch=8), "size must be at least 1x1 pixels, got -3x5"),
+    "attribute": (lambda: editing.attribute_direction(DIGITS, DIGITS + 1, method="svm"), "method must be"),
+    "smoothness": (
+        lambda: editing.estimate_foreground(PICTURE, alpha=MASK, smoothness=0.0), "smoothness must be above 0"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_there_is_not_is_refused(name: str) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call()
+
+
+def test_another_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        filled = editing.inpaint(PICTURE, mask=MASK, generator=torch.Generator().manual_seed(0))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert filled.dtype == torch.float32
