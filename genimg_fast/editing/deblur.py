@@ -99,7 +99,12 @@ def deblur(
 
 def _weights(gaussian: float | None, motion: tuple[float, float] | None, kernel: Tensor | None) -> Tensor:
     if sum(given is not None for given in (gaussian, motion, kernel)) != 1:
-        raise ValueError("kernel must be given, or else gaussian or motion, and only one of them")
+        given = " and ".join(
+            n for n, v in (("gaussian", gaussian), ("motion", motion), ("kernel", kernel)) if v is not None
+        )
+        raise ValueError(
+            f"kernel must be given, or else gaussian or motion, one of the three; got {given or 'none'}"
+        )
     if gaussian is not None:
         if not gaussian > 0:
             raise ValueError(f"gaussian must be above 0, got {gaussian}")
@@ -110,6 +115,9 @@ def _weights(gaussian: float | None, motion: tuple[float, float] | None, kernel:
         return motion_kernel(*motion)
     assert kernel is not None
     weights = kernel.squeeze(0) if kernel.dim() == 3 else kernel
+    if any(side % 2 == 0 for side in weights.shape):
+        size = "x".join(str(side) for side in reversed(weights.shape))
+        raise ValueError(f"kernel must have an odd width and height, so that it has a middle, got {size}")
     check_kernel(weights)
     if not (bool((weights >= 0).all()) and float(weights.sum()) > 0):
         raise ValueError("kernel must be black but for the blurred point, and not all black")

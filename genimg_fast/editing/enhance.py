@@ -66,7 +66,7 @@ def enhance(
         check_picture(other, f"exposures[{index}]")
         if other.shape != image.shape:
             raise ValueError(
-                f"exposures[{index}] must have the picture's shape, {tuple(image.shape)}, got {tuple(other.shape)}"
+                f"exposures[{index}] must have the picture's size and colours, {_size(image)}, got {_size(other)}"
             )
     picture = image.detach()
     if exposures:
@@ -74,6 +74,10 @@ def enhance(
     if white_balance != "none":
         picture = _balanced(picture, white_balance)
     return _with_contrast(picture, contrast) if contrast > 0 else picture.clone()
+
+
+def _size(picture: Tensor) -> str:
+    return f"{picture.shape[2]}x{picture.shape[1]} pixels of {len(picture)} channel{'s' * (len(picture) > 1)}"
 
 
 def _fused(pictures: Sequence[Tensor]) -> Tensor:

@@ -16,6 +16,8 @@ from genimg_fast.editing.networks import load_restorer, restore
 from genimg_fast.editing.pictures import check_picture
 from genimg_fast.options import PositiveInt
 
+_MOST = 16  # beyond, there is nothing to see but the kernel
+
 
 def upscale(
     image: Tensor,
@@ -38,8 +40,8 @@ def upscale(
         The picture, of shape (channels, factor * height, factor * width), clipped to [0, 1].
 
     Raises:
-        ValueError: If the image is no picture, ``factor`` is below 1, or not the model's, the method is unknown,
-            or the model no restorer of such a task.
+        ValueError: If the image is no picture, ``factor`` is not from 1 to 16, or not the model's, the method is
+            unknown, or the model no restorer of such a task.
         ImportError: If Pillow is missing.
 
     Example:
@@ -54,8 +56,8 @@ def upscale(
             raise ValueError(f"factor must be {restorer.scale}, the model's, got {factor}")
         return restore(restorer, image, None, progress=progress)
     factor = 2 if factor is None else factor
-    if factor < 1:
-        raise ValueError(f"factor must be at least 1, got {factor}")
+    if not 1 <= factor <= _MOST:
+        raise ValueError(f"factor must be from 1 to {_MOST}, got {factor}")
     if method not in ("lanczos", "bicubic"):
         raise ValueError(f"method must be lanczos or bicubic, got {method!r}")
     Image, numpy = optional_import("PIL.Image", "editing"), optional_import("numpy")

@@ -75,7 +75,7 @@ def test_a_pyramid_adds_up() -> None:
     [
         ({"contrast": 2}, "contrast must be from 0 to 1"),
         ({"white_balance": "sunny"}, "white_balance must be none, grey-world or white-patch"),
-        ({"exposures": [torch.zeros(3, 4, 4)]}, r"exposures\[0\] must have the picture's shape"),
+        ({"exposures": [torch.zeros(3, 4, 4)]}, r"exposures\[0\] must have the picture's size and colours"),
     ],
 )
 def test_what_is_wrong_is_said(options, message: str, photograph: Tensor) -> None:

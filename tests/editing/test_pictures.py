@@ -26,6 +26,9 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "texture": (lambda: editing.texture(PICTURE, size=(24, 24), method="quilt"), "method must be one of quilting"),
     "size": (lambda: editing.quilt(PICTURE, size=(-3, 5), patch=8), "size must be at least 1x1 pixels, got -3x5"),
     "attribute": (lambda: editing.attribute_direction(DIGITS, DIGITS + 1, method="svm"), "method must be"),
+    "kernel": (lambda: editing.deblur(PICTURE, kernel=MASK), "kernel must have an odd width and height"),
+    "factor": (lambda: editing.upscale(PICTURE, factor=100), "factor must be from 1 to 16, got 100"),
+    "exposures": (lambda: editing.enhance(PICTURE, exposures=[MASK]), r"exposures\[0\] must have .* 24x24 pixels"),
     "smoothness": (
         lambda: editing.estimate_foreground(PICTURE, alpha=MASK, smoothness=0.0), "smoothness must be above 0"
     ),

@@ -36,7 +36,7 @@ def test_lanczos_keeps_more_of_fine_lines() -> None:
 
 
 def test_what_is_wrong_is_said() -> None:
-    with pytest.raises(ValueError, match="factor must be at least 1"):
+    with pytest.raises(ValueError, match="factor must be from 1 to 16"):
         upscale(torch.zeros(1, 4, 4), factor=0)
     with pytest.raises(ValueError, match="method must be lanczos or bicubic"):
         upscale(torch.zeros(1, 4, 4), method="nearest")  # type: ignore[arg-type]

@@ -175,8 +175,9 @@ def attribute(
     model = _Run(run, class_, session, steps)
     images = model.read([image], "image")
     without, having = (model.project(model.read(_images_of(f, o), o)) for f, o in ((from_, "from_"), (to, "to")))
-    with blaming("to", (ValueError,)):
-        direction = attribute_direction(without, having, method=method)
+    if torch.equal(without.mean(0), having.mean(0)):
+        raise OptionError("to", f"must hold other images than {str(from_)!r}")
+    direction = attribute_direction(without, having, method=method)
     z = model.project(images)
     made = model.decode(torch.cat([z + each * direction for each in strength]))
     labels = ["image", *(f"{each:g}" for each in strength)]
