@@ -114,9 +114,8 @@ def unfuse(model: Model) -> Model:
         become_torchs(module)
         cls: Any = type(module)
         plain = plain_class(cls)
-        if is_parametrized(
-            module
-        ):  # torch has derived a class from what the module was, with properties of its own
+        if is_parametrized(module):
+            # torch has derived a class from what the module was, with properties of its own.
             base = cls.__mro__[1]
             plain = plain_class(torch_class(base))
             own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}

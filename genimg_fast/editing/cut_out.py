@@ -25,7 +25,7 @@ def cut_out(
     background: Tensor | None = None,
     only_alpha: bool = False,
     method: Literal["closed-form", "knn"] = "closed-form",
-    epsilon: PositiveFloat = 1e-7,
+    epsilon: PositiveFloat | None = None,
 ) -> Tensor:
     """Cut what is in the foreground out of a picture, hair and fur included.
 
@@ -34,8 +34,8 @@ def cut_out(
         trimap: Grey picture of the same size: white is foreground, black background, and grey to be found out.
         background: Picture to put behind it, enlarged or reduced until it covers the picture; its centre is taken.
         only_alpha: Whether to make a grey picture of how much of each pixel is foreground instead.
-        method: How to estimate that; see :func:`matte`.
-        epsilon: How little it may follow the colours in the closed form. Larger is smoother.
+        method: How to estimate that: by lines of colours, or also joining areas that do not touch.
+        epsilon: How little it may follow the colours in the closed form; default: 1e-7. Larger is smoother.
 
     Returns:
         The foreground with alpha as its last channel; without alpha before the background, if there is one; or

@@ -24,7 +24,7 @@ from genimg_fast.data.degradations import check_kernel, gaussian_kernel, motion_
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.denoise import check_noisy, estimate_sigma
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import Mask
+from genimg_fast.editing.pictures import Mask, check_left_out
 from genimg_fast.options import PositiveFloat, PositiveInt
 
 _TAPERS = 4
@@ -77,9 +77,14 @@ def deblur(
     if model is not None:
         if gaussian is None:
             raise ValueError("gaussian must be given for a model")
+        check_left_out("a model has none", steps=steps, balance=balance)
         return restore(load_restorer(model, ("deblur",)), image, gaussian, progress=progress)
     if method not in ("richardson-lucy", "wiener"):
         raise ValueError(f"method must be richardson-lucy or wiener, got {method!r}")
+    if method == "wiener":
+        check_left_out("Wiener's filter takes none", steps=steps)
+    else:
+        check_left_out("it is for Wiener's filter", balance=balance)
     if balance is not None and not balance > 0:
         raise ValueError(f"balance must be above 0, got {balance}")
     if steps is not None and steps < 1:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patchmatch import complete, solve_laplace
-from genimg_fast.editing.pictures import Mask, check_choices, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
 
@@ -33,8 +33,8 @@ def inpaint(
     dilate: NonNegativeInt = 0,
     guide: Mask | None = None,
     method: Literal["patchmatch", "prior"] = "patchmatch",
-    patch: PositiveInt = 7,
-    steps: PositiveInt = 600,
+    patch: PositiveInt | None = None,
+    steps: PositiveInt | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -44,11 +44,11 @@ def inpaint(
         image: The picture. In [0, 1] of shape (channels, height, width), grey or RGB.
         mask: White where something is missing, of the picture's size. Above 0.5, of shape (1, height, width).
         dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
-        guide: White where patches may be taken from; default: anywhere. The prior does without it.
+        guide: White where patches may be taken from; default: anywhere.
         method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow
             and smooth.
-        patch: Side of a patch, in pixels; an odd number.
-        steps: Steps in which the prior learns.
+        patch: Side of a patch, in pixels, an odd number; default: 7.
+        steps: Steps in which the prior learns; default: 600.
         generator: Random numbers; by default torch's own.
         progress: Whether to show a progress bar.
 
@@ -90,8 +90,11 @@ def inpaint(
         check_mask(guide, image, "guide")
         allowed = guide[0].to(image.device) > 0.5
     if method == "prior":
-        filled = _imagine(image, hole, steps, generator, progress)
+        check_left_out("the prior has no patches", patch=patch, guide=guide)
+        filled = _imagine(image, hole, steps or 600, generator, progress)
     else:
+        check_left_out("patches are not learned, as the prior is", steps=steps)
+        patch = patch or 7
         if patch % 2 == 0 or patch == 1:
             raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
         beyond = (0, max(0, patch - hole.shape[1]), 0, max(0, patch - hole.shape[0]))

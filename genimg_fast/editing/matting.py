@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.multigrid import BlockMatrix, solve
-from genimg_fast.editing.pictures import Mask, check_choices, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture
 from genimg_fast.options import PositiveFloat
 
 _KNOWN = 100  # weight of known pixels in KNN matting, against 1 of the neighbours
@@ -31,7 +31,7 @@ def matte(
     *,
     trimap: Mask,
     method: Literal["closed-form", "knn"] = "closed-form",
-    epsilon: PositiveFloat = 1e-7,
+    epsilon: PositiveFloat | None = None,
     tolerance: PositiveFloat = 1e-7,
 ) -> Tensor:
     """Estimate how much of each pixel is foreground.
@@ -44,7 +44,7 @@ def matte(
         trimap: What is known, of the picture's size. From 0.9 on it is foreground, up to 0.1 background; between,
             it is to be found out.
         method: How. ``"closed-form"`` follows lines of colours, ``"knn"`` also joins areas that do not touch.
-        epsilon: How little alpha may follow the colours in the closed form; larger is smoother.
+        epsilon: How little alpha may follow the colours in the closed form, by default 1e-7; larger is smoother.
         tolerance: Residual of the equations, as a share of their right-hand side's length, at which to stop.
 
     Returns:
@@ -67,6 +67,9 @@ def matte(
     check_picture(image)
     check_mask(trimap, image, "trimap")
     check_choices(method=(method, ("closed-form", "knn")))
+    if method == "knn":
+        check_left_out("KNN matting has none", epsilon=epsilon)
+    epsilon = 1e-7 if epsilon is None else epsilon
     if not epsilon >= 1e-12:
         raise ValueError(f"epsilon must be at least 1e-12, got {epsilon:g}")
     image = image.detach()
@@ -80,8 +83,11 @@ def matte(
     unknown = ~(foreground | background)
     if unknown.any():
         colours = image.double().expand(3, -1, -1)
-        find = _knn if method == "knn" else _closed_form
-        alpha = find(colours, foreground, unknown, epsilon, tolerance).clamp(0, 1).where(unknown, alpha)
+        if method == "knn":
+            found = _knn(colours, foreground, unknown, tolerance)
+        else:
+            found = _closed_form(colours, foreground, unknown, epsilon, tolerance)
+        alpha = found.clamp(0, 1).where(unknown, alpha)
     return alpha[None].to(image.dtype)
 
 
@@ -148,7 +154,7 @@ def _laplacian(colours: Tensor, within: Tensor, epsilon: float) -> Tensor:
     return summed.view(-1, 64, 16)
 
 
-def _knn(image: Tensor, foreground: Tensor, unknown: Tensor, epsilon: float, tolerance: float) -> Tensor:
+def _knn(image: Tensor, foreground: Tensor, unknown: Tensor, tolerance: float) -> Tensor:
     sparse, linalg = optional_import("scipy.sparse", "editing"), optional_import("scipy.sparse.linalg", "editing")
     tree = optional_import("scipy.spatial", "editing").cKDTree
     height, width = unknown.shape

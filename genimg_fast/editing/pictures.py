@@ -37,6 +37,13 @@ def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
+def check_left_out(why: str, **given: object) -> None:
+    """Raise a ValueError for an argument that is given, not None, and has no effect."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out: {why}")
+
+
 def check_mask(mask: Tensor, picture: Tensor, name: str = "mask") -> None:
     """Raise a ValueError unless a tensor is a mask of a picture's size; see :func:`check_picture`."""
     check_picture(mask, name, channels=(1,))

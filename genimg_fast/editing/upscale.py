@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import check_picture
+from genimg_fast.editing.pictures import check_left_out, check_picture
 from genimg_fast.options import PositiveInt
 
 _MOST = 16  # beyond, there is nothing to see but the kernel
@@ -23,7 +23,7 @@ def upscale(
     image: Tensor,
     *,
     factor: PositiveInt | None = None,
-    method: Literal["lanczos", "bicubic"] = "lanczos",
+    method: Literal["lanczos", "bicubic"] | None = None,
     model: str | Path | None = None,
     progress: bool = False,
 ) -> Tensor:
@@ -32,7 +32,7 @@ def upscale(
     Args:
         image: The picture. Its shape is (1 or 3, height, width).
         factor: New pixels to a pixel, along each side; default: 2, or the model's.
-        method: ``"lanczos"``, the sharper one, or ``"bicubic"``.
+        method: ``"lanczos"``, the sharper one and the default, or ``"bicubic"``.
         model: Run of ``restorer``, for sr2, sr3 or sr4, to take instead.
         progress: Whether to show a progress bar, for a model.
 
@@ -51,11 +51,12 @@ def upscale(
     """
     check_picture(image)
     if model is not None:
+        check_left_out("the model is the method", method=method)
         restorer = load_restorer(model, ("sr2", "sr3", "sr4"))
         if factor not in (None, restorer.scale):
             raise ValueError(f"factor must be {restorer.scale}, the model's, got {factor}")
         return restore(restorer, image, None, progress=progress)
-    factor = 2 if factor is None else factor
+    factor, method = 2 if factor is None else factor, method or "lanczos"
     if not 1 <= factor <= _MOST:
         raise ValueError(f"factor must be from 1 to {_MOST}, got {factor}")
     if method not in ("lanczos", "bicubic"):

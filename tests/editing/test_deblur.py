@@ -89,7 +89,7 @@ def test_agrees_with_scikit_image_where_there_is_no_border() -> None:
         ({"kernel": torch.ones(1, 4, 3)}, "kernel must have an odd width and height"),
         ({"motion": (65, 0)}, "kernel must be smaller than half the picture, 128x128 pixels"),
         ({"gaussian": 1.0, "method": "magic"}, "method must be richardson-lucy or wiener"),
-        ({"gaussian": 1.0, "balance": 0}, "balance must be above 0"),
+        ({"gaussian": 1.0, "method": "wiener", "balance": 0}, "balance must be above 0"),
         ({"gaussian": 1.0, "steps": 0}, "steps must be at least 1"),
     ],
 )

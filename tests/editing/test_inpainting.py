@@ -1,8 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from genimg_fast.editing import inpaint
+
+METHODS: dict[str, Any] = {"patchmatch": {}, "prior": {"method": "prior", "steps": 2}}
 
 
 def waves(height: int = 64, width: int = 72) -> Tensor:
@@ -48,13 +52,13 @@ def test_a_slope_of_light_goes_on_without_a_seam() -> None:
     assert steps.max() < 3 * 0.8 / 63
 
 
-@pytest.mark.parametrize("method", ["patchmatch", "prior"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_not_missing_stays_bit_for_bit(method: str, dtype: torch.dtype) -> None:
     image = torch.rand(3, 40, 45, generator=torch.Generator().manual_seed(0), dtype=dtype)
     mask = hole_in(image, 10, 12, 9).to(dtype)
     given = image.clone()
-    filled = inpaint(image, mask=mask, method=method, steps=2, generator=torch.Generator().manual_seed(0))
+    filled = inpaint(image, mask=mask, **METHODS[method], generator=torch.Generator().manual_seed(0))
     assert filled.dtype == dtype
     assert torch.equal(image, given)
     assert torch.equal(filled[:, mask[0] == 0], image[:, mask[0] == 0])
@@ -63,13 +67,13 @@ def test_what_is_not_missing_stays_bit_for_bit(method: str, dtype: torch.dtype) 
     assert filled.max() <= 1
 
 
-@pytest.mark.parametrize("method", ["patchmatch", "prior"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_seed_gives_one_result_and_torchs_own_numbers_are_left_alone(method: str) -> None:
     image = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0))
     mask = hole_in(image, 10, 12, 9)
     state = torch.random.get_rng_state()
     one, two, three = (
-        inpaint(image, mask=mask, method=method, steps=2, generator=torch.Generator().manual_seed(seed))
+        inpaint(image, mask=mask, **METHODS[method], generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     )
     assert torch.equal(torch.random.get_rng_state(), state)

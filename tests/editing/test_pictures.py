@@ -26,6 +26,20 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "texture": (lambda: editing.texture(PICTURE, size=(24, 24), method="quilt"), "method must be one of quilting"),
     "size": (lambda: editing.quilt(PICTURE, size=(-3, 5), patch=8), "size must be at least 1x1 pixels, got -3x5"),
     "attribute": (lambda: editing.attribute_direction(DIGITS, DIGITS + 1, method="svm"), "method must be"),
+    "steps of Wiener": (
+        lambda: editing.deblur(PICTURE, gaussian=1.0, method="wiener", steps=3), "steps must be left out"
+    ),
+    "balance": (lambda: editing.deblur(PICTURE, gaussian=1.0, balance=1.0), "balance must be left out: it is for"),
+    "steps of patches": (lambda: editing.inpaint(PICTURE, mask=MASK, steps=3), "steps must be left out"),
+    "patch of the prior": (
+        lambda: editing.inpaint(PICTURE, mask=MASK, method="prior", patch=5), "patch must be left out"
+    ),
+    "epsilon of KNN": (
+        lambda: editing.matte(PICTURE, trimap=TRIMAP, method="knn", epsilon=1e-3), "epsilon must be left out"
+    ),
+    "method of a model": (
+        lambda: editing.upscale(PICTURE, model="runs", method="bicubic"), "method must be left out"
+    ),
     "kernel": (lambda: editing.deblur(PICTURE, kernel=MASK), "kernel must have an odd width and height"),
     "factor": (lambda: editing.upscale(PICTURE, factor=100), "factor must be from 1 to 16, got 100"),
     "exposures": (lambda: editing.enhance(PICTURE, exposures=[MASK]), r"exposures\[0\] must have .* 24x24 pixels"),

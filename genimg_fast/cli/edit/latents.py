@@ -1,5 +1,6 @@
 """Images changed through the latents of a trained model."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,13 +29,26 @@ ClassName = Annotated[str, Reader(str, "NAME|N")]
 _AT_A_TIME = 64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How images become latents.
+
+    Args:
+        class_: Class of the images, of a class-conditional model.
+        steps: Steps of the search for latents; default: none with an encoder, else 400.
+    """
+
+    class_: ClassName | None = None
+    steps: NonNegativeInt | None = None
+
+
 class _Run:
     """A run whose model has latents, with the class that ``--class`` names."""
 
-    def __init__(self, run: Path, class_: str | None, session: Session, steps: int | None) -> None:
+    def __init__(self, run: Path, search: Search, session: Session) -> None:
         self.model, self.config = load_with_settings(run, session.device)
-        self.session, self.steps = session, steps
-        self.label = None if class_ is None else class_number(class_, self.model, self.config)
+        self.session, self.steps, name = session, search.steps, search.class_
+        self.label = None if name is None else class_number(name, self.model, self.config)
         if self.label is None and getattr(self.model, "num_classes", 0) > 0:
             raise OptionError("class_", f"must be given: {self.config['model']} is class-conditional")
         with blaming("run", (ValueError,)):
@@ -71,8 +85,7 @@ def project(
     run: Path,
     *,
     out: Output = "projection.png",
-    class_: ClassName | None = None,
-    steps: NonNegativeInt | None = None,
+    search: Search,
     look: Look,
     session: Session,
 ) -> int:
@@ -82,8 +95,7 @@ def project(
         image: The image; it is cut to a square, and takes the model's size.
         run: Run folder, or checkpoint, of a GAN, a VAE ....
         out: Picture to write, or FOLDER/, or .npz.
-        class_: Class of the image, of a class-conditional model.
-        steps: Steps of the search for a latent; default: none with an encoder, else 400.
+        search: How images become latents.
         look: What pictures look like.
         session: Random numbers, and the device.
 
@@ -92,7 +104,7 @@ def project(
         genimg-fast edit project seven.png runs/00001-vae-digits --steps 200
     """
     check_out(out)
-    model = _Run(run, class_, session, steps)
+    model = _Run(run, search, session)
     images = model.read([image], "image")
     made = model.decode(model.project(images))
     error = (made - images).square().mean().item()
@@ -107,8 +119,7 @@ def vary(
     out: Output = "variations.png",
     n: PositiveInt = 8,
     strength: NonNegativeFloat = 0.5,
-    class_: ClassName | None = None,
-    steps: NonNegativeInt | None = None,
+    search: Search,
     look: Look,
     session: Session,
 ) -> int:
@@ -120,8 +131,7 @@ def vary(
         out: Picture to write, or FOLDER/, or .npz.
         n: Number of variations.
         strength: From 0, the same, to 1, anything.
-        class_: Class of the image, of a class-conditional model.
-        steps: Steps of the search for a latent; default: none with an encoder, else 400.
+        search: How images become latents.
         look: What pictures look like.
         session: Random numbers, and the device.
 
@@ -129,7 +139,7 @@ def vary(
         genimg-fast edit vary seven.png runs/00001-vae-digits --n 16 --strength 0.3
     """
     check_out(out)
-    model = _Run(run, class_, session, steps)
+    model = _Run(run, search, session)
     images = model.read([image], "image")
     z = model.project(images)
     given, generator = model.labels(1), session.generator()
@@ -148,8 +158,7 @@ def attribute(
     strength: list[float] = (-1.0, 0.0, 0.5, 1.0, 1.5),  # type: ignore[assignment]
     method: Literal["mean", "linear"] = "mean",
     out: Output = "attribute.png",
-    class_: ClassName | None = None,
-    steps: NonNegativeInt | None = None,
+    search: Search,
     look: Look,
     session: Session,
 ) -> int:
@@ -163,8 +172,7 @@ def attribute(
         strength: How much: 0 changes nothing, 1 as much as lies between the two folders.
         method: The difference of the folders' means, or the normal of the plane between them.
         out: Picture to write, or FOLDER/, or .npz.
-        class_: Class of the images, of a class-conditional model.
-        steps: Steps of the search for latents; default: none with an encoder, else 400.
+        search: How images become latents.
         look: What pictures look like.
         session: Random numbers, and the device.
 
@@ -172,7 +180,7 @@ def attribute(
         genimg-fast edit attribute seven.png runs/00001-vae-digits --from upright/ --to slanted/ --strength 0 1 2
     """
     check_out(out)
-    model = _Run(run, class_, session, steps)
+    model = _Run(run, search, session)
     images = model.read([image], "image")
     without, having = (model.project(model.read(_images_of(f, o), o)) for f, o in ((from_, "from_"), (to, "to")))
     if torch.equal(without.mean(0), having.mean(0)):
@@ -190,8 +198,7 @@ def mix(
     images: list[PictureFile],
     weights: list[NonNegativeFloat] | None = None,
     out: Output = "mixture.png",
-    class_: ClassName | None = None,
-    steps: NonNegativeInt | None = None,
+    search: Search,
     look: Look,
     session: Session,
 ) -> int:
@@ -202,8 +209,7 @@ def mix(
         images: The images; they are cut to squares, and take the model's size.
         weights: Share of each; default: all the same.
         out: Picture to write, or FOLDER/, or .npz.
-        class_: Class of the images, of a class-conditional model.
-        steps: Steps of the search for latents; default: none with an encoder, else 400.
+        search: How images become latents.
         look: What pictures look like.
         session: Random numbers, and the device.
 
@@ -211,7 +217,7 @@ def mix(
         genimg-fast edit mix runs/00001-vae-digits --images three.png eight.png --weights 1 2
     """
     check_out(out)
-    model = _Run(run, class_, session, steps)
+    model = _Run(run, search, session)
     given = model.read(images, "images")
     z = mix_latents(model.model, model.project(given), weights=weights, labels=model.labels(len(given)))
     labels = [*(file.stem for file in images), "mixture"]
