@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,8 +74,6 @@ def _keep(ctx: Any, arguments: tuple[Any, ...], mean: Tensor, invstd: Tensor, bi
     input, residual, weight, _, scale, shift, num_groups, _, activation, negative_slope = arguments
     if activation == ACTIVATIONS["identity"]:
         residual = shift = None
-        if scale is None:
-            bias = None
     ctx.save_for_backward(input, residual, weight, bias, scale, shift, mean, invstd)
     ctx.options = num_groups, activation, negative_slope
 
@@ -118,6 +115,16 @@ def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) ->
     keep_inputs(ctx, inputs, output, 9)
 
 
+def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    result = list(double_backward(gradients_reference, ctx, *grads))
+    # As in torch, input's and weight's gradients are functions of weight and bias, even where constant ones.
+    if any(grads[k] is not None for k in (0, 2)):
+        for k in (3, 4):
+            if ctx.needs_input_grad[k] and result[k] is None:
+                result[k] = torch.zeros_like(ctx.saved_tensors[k])
+    return tuple(result)
+
+
 if KERNELS.in_library:
 
     @torch.library.register_fake("genimg_fast::group_norm_act")
@@ -145,6 +152,6 @@ if KERNELS.in_library:
     torch.library.register_autograd("genimg_fast::group_norm_act", _backward, setup_context=_keep_for_backward)
     torch.library.register_autograd(
         "genimg_fast::group_norm_act_backward",
-        partial(double_backward, gradients_reference),
+        _double_backward,
         setup_context=_keep_for_double_backward,
     )

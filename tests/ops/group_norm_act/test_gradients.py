@@ -48,6 +48,22 @@ def test_gradients_of_first_and_second_order(groups, activation, modulated, devi
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("of", range(3), ids=NAMES[:3])
+def test_identity_has_the_second_derivatives_of_group_norm(of, device):
+    tensors = [t.requires_grad_() for t in make((2, 4, 3, 2), torch.float64, device=device)[:3]]
+
+    grad_output = torch.randn_like(tensors[0]).requires_grad_()
+
+    def second(y):
+        (slope,) = torch.autograd.grad(y, tensors[of], grad_output, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), tensors, allow_unused=True)
+
+    expected = second(F.group_norm(tensors[0], 2, *tensors[1:]))
+    found = second(group_norm_act(tensors[0], 2, *tensors[1:], activation="identity"))
+    for theirs, ours in zip(expected, found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_gradients_of_input_of_two_dimensions(device):
     x = torch.randn(3, 6, dtype=torch.float64, device=device, requires_grad=True)
     assert gradcheck(lambda x: group_norm_act(x, 2), x)
