@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from genimg_fast.nn.batch_norm_act import _BatchNormAct
-from genimg_fast.nn.pending import is_batch_norm, is_observed
+from genimg_fast.nn.roles import is_batch_norm, is_observed
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PRODUCERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from genimg_fast.nn.pending import Pending, is_batch_norm, is_group_norm, is_observed, listen, stop_listening
+from genimg_fast.nn.pending import Pending, listen, stop_listening
 from genimg_fast.nn.rewriting import NotRewritableError, fused_class, plain_class
+from genimg_fast.nn.roles import is_batch_norm, is_group_norm, is_observed
 from genimg_fast.nn.stands_for import STAND_INS, become_torchs, torch_class
 
 Model = TypeVar("Model", bound=nn.Module)

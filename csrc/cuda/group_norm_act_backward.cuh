@@ -40,6 +40,29 @@ __device__ __forceinline__ void differentiate(const BackwardArguments<T>& args,
   args.activation.template differentiate<T>(v, grad);
 }
 
+// Calls visit(offset, x - mean, g') for each access of a thread.
+template <class T, int V, int A, class Visit>
+__device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args,
+                                                const Coefficients<Accumulator<T>> (&of)[A], const Walk& walk,
+                                                const Visit& visit) {
+  constexpr int U = kGradientChunk<V>;
+  in_chunks<U>(walk, [&](const Walk& at, auto n) {
+    Raw<T, V> grads[U], input[U], residual[U];
+    load_chunk<T, V>(args.grad_output, at, n, grads);
+    load_chunk<T, V>(args.input, at, n, input);
+    if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (u < n) {
+        Accumulator<T> grad[V], centred[V];
+        unpack<T, V>(grads[u], grad);
+        differentiate<T, V, A>(args, of, input[u], residual[u], centred, grad);
+        visit(at.offset + u * at.step, centred, grad);
+      }
+    }
+  });
+}
+
 // Procedure overview: S1 and S2 of each row's slices, and in the same read grad_residual, which is g'.
 //   1. Each thread computes the coefficients of its channels, then g' of its accesses and the two sums.
 //   2. Sums are combined by teams (Rows) or by columns of the tile (Columns).
@@ -48,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
     reduce_gradients(const Layout layout, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
-  constexpr int A = kLanes<V, Layout>, U = kGradientChunk<V>;
+  constexpr int A = kLanes<V, Layout>;
   const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
   Acc plain[V], weighted[V];
 #pragma unroll
@@ -56,25 +79,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
   if (walk.left > 0) {
     Coefficients<Acc> of[A];
     load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
-    in_chunks<U>(walk, [&](const Walk& at, auto n) {
-      Raw<T, V> grads[U], input[U], residual[U];
-      load_chunk<T, V>(args.grad_output, at, n, grads);
-      load_chunk<T, V>(args.input, at, n, input);
-      if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+    for_each_access<T, V>(args, of, walk, [&](int64_t offset, const Acc(&centred)[V], const Acc(&grad)[V]) {
 #pragma unroll
-      for (int u = 0; u < U; ++u) {
-        if (u < n) {
-          Acc grad[V], centred[V];
-          unpack<T, V>(grads[u], grad);
-          differentiate<T, V, A>(args, of, input[u], residual[u], centred, grad);
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            plain[j] += grad[j];
-            weighted[j] = multiply_add(grad[j], centred[j], weighted[j]);
-          }
-          if (args.grad_residual) store<T, V>(args.grad_residual + at.offset + u * at.step, pack<T, V>(grad));
-        }
+      for (int j = 0; j < V; ++j) {
+        plain[j] += grad[j];
+        weighted[j] = multiply_add(grad[j], centred[j], weighted[j]);
       }
+      if (args.grad_residual) store<T, V>(args.grad_residual + offset, pack<T, V>(grad));
     });
   }
   if constexpr (!Layout::columns) {
@@ -171,7 +182,7 @@ template <class T, int V, class Layout>
 __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 3)
     apply_gradients(const Layout layout, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
-  constexpr int A = kLanes<V, Layout>, U = kGradientChunk<V>;
+  constexpr int A = kLanes<V, Layout>;
   const Walk walk = layout.template walk<V>(block_from_end(), threadIdx.x);
   if (walk.left == 0) return;
   Coefficients<Acc> of[A];
@@ -180,25 +191,13 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
   typename PairOf<Acc>::type terms[A];
 #pragma unroll
   for (int j = 0; j < A; ++j) terms[j] = __ldg(between.terms + spot.group[j]);
-  in_chunks<U>(walk, [&](const Walk& at, auto n) {
-    Raw<T, V> grads[U], input[U], residual[U];
-    load_chunk<T, V>(args.grad_output, at, n, grads);
-    load_chunk<T, V>(args.input, at, n, input);
-    if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+  for_each_access<T, V>(args, of, walk, [&](int64_t offset, const Acc(&centred)[V], Acc(&grad)[V]) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < n) {
-        Acc grad[V], centred[V];
-        unpack<T, V>(grads[u], grad);
-        differentiate<T, V, A>(args, of, input[u], residual[u], centred, grad);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const int k = A == 1 ? 0 : j;
-          grad[j] = multiply_add(of[k].a, grad[j], multiply_add(centred[j], terms[k].y, terms[k].x));
-        }
-        store<T, V>(args.grad_input + at.offset + u * at.step, pack<T, V>(grad));
-      }
+    for (int j = 0; j < V; ++j) {
+      const int k = A == 1 ? 0 : j;
+      grad[j] = multiply_add(of[k].a, grad[j], multiply_add(centred[j], terms[k].y, terms[k].x));
     }
+    store<T, V>(args.grad_input + offset, pack<T, V>(grad));
   });
 }
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import types
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,33 +23,34 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from genimg_fast.nn.batch_norm_act import (
     WAITING,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
     forward_batch_norm,
     normalise_again,
 )
-from genimg_fast.nn.group_norm_act import (
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    forward_group_norm,
-    forward_instance_norm,
+from genimg_fast.nn.roles import (
+    ACTIVATION,
+    BATCH_NORM,
+    DROPOUT,
+    FROZEN,
+    IDENTITY,
+    NORMS,
+    OTHER,
+    SYNC_BATCH_NORM,
+    WAITS,
+    Role,
+    is_frozen,
+    is_leaf,
+    is_observed,
+    role_of,
 )
-from genimg_fast.nn.stands_for import torch_class
 from genimg_fast.ops._activations import activate
 from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_KERNELS
 from genimg_fast.ops.group_norm_act import group_norm_act
 
 Waiting = list["Pending"]
-_Role = tuple[int, Any]
-_CALL = nn.Module.__call__
 
 
 class Norm:
@@ -218,11 +218,11 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     if waiting:  # what has run would keep its input in memory
         waiting[:] = [value for value in waiting if value.waits]
     if isinstance(function, nn.Module):
-        role = _role(type(function))
+        role = role_of(type(function))
         only = args[0] if len(args) == 1 and not kwargs else None
         if type(only) is not Pending:  # else nothing is handed over
-            changes = role[0] in (_ACTIVATION, _DROPOUT) and function.inplace
-            if is_leaf_role(role) and not (waiting and (changes or is_observed(function))):
+            changes = role[0] in (ACTIVATION, DROPOUT) and function.inplace
+            if is_leaf(role) and not (waiting and (changes or is_observed(function))):
                 if only is not None:  # a short cut, for these are most of a network's layers
                     return function(only)
             elif waiting:
@@ -312,7 +312,7 @@ def _sum(waiting: Waiting, one: Any, other: Any) -> Pending | None:
 
 
 def _call_layer(
-    waiting: Waiting, layer: Any, role: _Role, only: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    waiting: Waiting, layer: Any, role: Role, only: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Call a layer, with ``only`` if that is its single argument."""
     kind, what = role
@@ -320,25 +320,25 @@ def _call_layer(
         if value.waits and any(known is layer for known in value.layers):
             value.value("its layer is called again")
     if type(only) is Pending:
-        if kind != _OTHER and not is_observed(layer):
-            if kind == _ACTIVATION:
+        if kind != OTHER and not is_observed(layer):
+            if kind == ACTIVATION:
                 slope = layer.negative_slope if what == "leaky_relu" else 0.0
                 return only.activate(what, slope, layer.inplace)
-            if kind == _IDENTITY or (kind == _DROPOUT and (layer.p == 0 or not layer.training)):
+            if kind == IDENTITY or (kind == DROPOUT and (layer.p == 0 or not layer.training)):
                 return only
-            if kind == _WAITS and isinstance(layer, nn.Sequential):
+            if kind == WAITS and isinstance(layer, nn.Sequential):
                 return _entered(waiting, what(layer, only), layer)
         only = only.value(f"goes to {type(layer).__name__}")
         args = (only,)
     elif any(type(a) is Pending for a in args):
         args = tuple(done(a, f"goes to {type(layer).__name__}") for a in args)
-    if kind in _NORMS:
+    if kind in NORMS:
         if isinstance(only, Tensor) and not is_observed(layer):
             pending = _of_group_norm(what, layer, only) if what else _of_batch_norm(kind, layer, only)
             if pending is not None:
                 waiting.append(pending)
                 return pending
-    elif kind == _WAITS and not is_observed(layer):
+    elif kind == WAITS and not is_observed(layer):
         return _entered(waiting, what(layer, *args, **kwargs), layer)
     return layer(*args, **kwargs)
 
@@ -349,96 +349,6 @@ def _entered(waiting: Waiting, result: Any, layer: Any) -> Any:
         result.layers = [*result.layers, layer]
         waiting.append(result)
     return result
-
-
-def waits_with(forward: Any, waiting_forward: Callable[..., Any]) -> None:
-    """Tell that a class's ``forward`` has a form whose result may be pending; a derived class may have another."""
-    forward._gf_waiting = waiting_forward
-
-
-def is_observed(layer: nn.Module) -> bool:
-    """Whether calling a layer does more than to run its class's forward: hooks, a compiled or replaced forward."""
-    return bool(
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or layer._compiled_call_impl is not None
-        or "forward" in layer.__dict__
-        or type(layer).__call__ is not _CALL
-        or _has_any_global_hook()
-    )
-
-
-# What a class of layers is here, with what belongs to it.
-_OTHER = 0
-_ACTIVATION = 1  # its name
-_IDENTITY, _DROPOUT, _LEAF = 2, 3, 4
-_WAITS = 5  # the form of its forward whose result may be pending
-_BATCH_NORM, _SYNC_BATCH_NORM, _FROZEN = 6, 7, 8
-_GROUP_NORM = 9  # what runs it
-_NORMS = (_BATCH_NORM, _SYNC_BATCH_NORM, _FROZEN, _GROUP_NORM)
-# By the ids of classes: what they were found to be, as long as they, their forward, and that of the torch class
-# that they stand for, are these.
-_ROLES: dict[int, tuple[Any, Any, Any, Any, _Role]] = {}
-
-
-def _role(cls: Any) -> _Role:
-    if torch.compiler.is_compiling():
-        return _find_role(cls)
-    known, forward = _ROLES.get(id(cls)), getattr(cls, "forward", None)
-    if known is not None and known[0]() is cls and forward is known[1]() and known[2].forward is known[3]:
-        return known[4] if known[4][0] != _WAITS else (_WAITS, forward._gf_waiting)
-    role, plain = _find_role(cls), torch_class(cls)
-    # None of these may keep the class alive, as its own forward would, or the form of that which may wait.
-    if plain is cls:
-        plain = nn.Module
-    if isinstance(forward, types.FunctionType):
-        kept = role if role[0] != _WAITS else (_WAITS, None)
-        _ROLES[id(cls)] = weakref.ref(cls), weakref.ref(forward), plain, plain.forward, kept
-    return role
-
-
-def is_leaf_role(role: _Role) -> bool:
-    """Whether layers are called as they are, but for activations behind what waits."""
-    return _ACTIVATION <= role[0] <= _LEAF
-
-
-def _find_role(cls: Any) -> _Role:
-    forward = getattr(cls, "forward", None)
-    if _KNOWN.get(cls, (None,))[0] is forward and forward is not None:  # else somebody has replaced it
-        return _KNOWN[cls][1]
-    plain = getattr(torch_class(cls), "forward", None)
-    if plain in _FORWARDS:
-        return (_SYNC_BATCH_NORM if issubclass(cls, nn.SyncBatchNorm) else _BATCH_NORM), None
-    if plain in _GROUP_NORM_FORWARDS:
-        return _GROUP_NORM, forward_group_norm
-    if plain in _INSTANCE_NORM_FORWARDS:
-        return _GROUP_NORM, forward_instance_norm
-    if cls.__name__ == "FrozenBatchNorm2d":
-        return _FROZEN, None
-    waits = getattr(forward, "_gf_waiting", None)
-    return (_OTHER, None) if waits is None else (_WAITS, waits)
-
-
-def is_batch_norm(layer: nn.Module) -> bool:
-    """Whether a layer is a batch norm whose call may wait; it may have another kind of forward now and then."""
-    kind = _role(type(layer))[0]
-    return kind in (_BATCH_NORM, _SYNC_BATCH_NORM) or (kind == _FROZEN and _is_frozen(layer))
-
-
-def _is_frozen(layer: nn.Module) -> bool:
-    """Whether a layer is a batch norm of constants, as detection models have them, torchvision's for one."""
-    if len(layer._buffers) != 4 or layer._parameters:
-        return False
-    return all(
-        isinstance(layer._buffers.get(n), Tensor) for n in ("weight", "bias", "running_mean", "running_var")
-    )
-
-
-def is_group_norm(layer: nn.Module) -> bool:
-    """Whether a layer is a group norm, or an instance norm, whose call may wait."""
-    return _role(type(layer))[0] == _GROUP_NORM
 
 
 def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None:
@@ -452,10 +362,10 @@ def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None
     Returns:
         The activation and its slope; None if :func:`call` is to find out, or a listener to be told.
     """
-    if _role(type(layer))[0] != _BATCH_NORM or _LISTENERS:
+    if role_of(type(layer))[0] != BATCH_NORM or _LISTENERS:
         return None
-    kind, name = _role(type(next_layer))
-    if kind != _ACTIVATION or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+    kind, name = role_of(type(next_layer))
+    if kind != ACTIVATION or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
         return None
     return name, next_layer.negative_slope if name == "leaky_relu" else 0.0
 
@@ -474,9 +384,9 @@ def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
 
 def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
     """Let the call of a batch norm wait."""
-    if kind == _FROZEN:
+    if kind == FROZEN:
         eps = getattr(layer, "eps", None)
-        if not _is_frozen(layer) or type(eps) is not float:
+        if not is_frozen(layer) or type(eps) is not float:
             return None
         if input.dim() != 4 or input.dtype != layer.weight.dtype:
             return None
@@ -485,7 +395,7 @@ def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
         if frozen is not None:
             frozen.norm.layer = layer
         return frozen
-    if kind == _SYNC_BATCH_NORM:
+    if kind == SYNC_BATCH_NORM:
         batch_statistics = layer.training or layer.running_mean is None
         if batch_statistics and dist.is_available() and dist.is_initialized():
             return None
@@ -611,26 +521,6 @@ def _silu(inplace: bool = False) -> tuple[str, float, bool]:
     return "silu", 0.0, inplace
 
 
-# Layers of torch's, with their forward and what they are here.
-_KNOWN: dict[Any, tuple[Any, _Role]] = {
-    cls: (cls.forward, role)
-    for role, classes in (
-        ((_ACTIVATION, "relu"), (nn.ReLU,)),
-        ((_ACTIVATION, "leaky_relu"), (nn.LeakyReLU,)),
-        ((_ACTIVATION, "silu"), (nn.SiLU,)),
-        ((_IDENTITY, None), (nn.Identity,)),
-        ((_DROPOUT, None), (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)),
-        (
-            (_LEAF, None),
-            (
-                nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-                nn.Linear, nn.GELU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-                nn.Upsample, nn.Flatten, nn.Unflatten,
-            ),
-        ),
-    )
-    for cls in classes
-}  # fmt: skip
 _NOTHING: dict[Any, Any] = {}
 _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.relu: _relu,
@@ -642,14 +532,6 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, True),
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
-_FORWARDS = (
-    nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
-)  # fmt: skip
-_GROUP_NORM_FORWARDS = (nn.GroupNorm.forward, GroupNorm.forward)
-_INSTANCE_NORM_FORWARDS = (
-    nn.InstanceNorm2d.forward, *(c.forward for c in (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d))
-)  # fmt: skip
-
 Told = Callable[[Pending, str, str], None]
 _LISTENERS: list[Told] = []
 

@@ -28,7 +28,7 @@ import torch
 import torch.fx
 from torch import nn
 
-from genimg_fast.nn import pending
+from genimg_fast.nn import pending, roles
 from genimg_fast.nn.sequential import Sequential
 from genimg_fast.nn.stands_for import copy_layer
 
@@ -631,7 +631,7 @@ def _entry(plain: Any, waiting: Callable[..., Any]) -> Callable[..., Any]:
             return plain(self, *args, **kwargs)
         return pending.done(waiting(self, *args, **kwargs))
 
-    pending.waits_with(method, waiting)
+    roles.waits_with(method, waiting)
     return method
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from genimg_fast.nn.batch_norm_act import forward_batch_norm
-from genimg_fast.nn.pending import Pending, Waiting, call, done, follows, leave, waits_with
+from genimg_fast.nn.pending import Pending, Waiting, call, done, follows, leave
+from genimg_fast.nn.roles import waits_with
 from genimg_fast.nn.stands_for import StandIn
 
 
