@@ -30,7 +30,7 @@ demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (about a minute on t
 	$(BIN)/python -m genimg_fast demo
 
 test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(STAMP)  ## Time the kernels against eager PyTorch and torch.compile
 	$(BIN)/python -m pytest benchmarks -q --benchmark-quiet
