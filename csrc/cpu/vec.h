@@ -94,10 +94,30 @@ SIMD_INLINE void stream_narrow(void* p, Narrow v) { store_narrow(p, v); }
 #endif
 
 // bfloat16 is the upper half of a float; rounded to nearest even, NaN stays NaN.
-SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
 #if defined(SIMD_AVX512)
-  return (Vec<float>)((VecType<float>::bits)_mm512_maskz_cvtepu16_epi32(all_lanes, v) << 16);
-#elif defined(SIMD_AVX2)
+// One permutation moves 16-bit halves to where they belong: of the ports that shuffle and shift there is one each.
+typedef uint16_t Halves __attribute__((vector_size(64)));
+SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
+  const Halves twice = {0, 0, 1, 1, 2,  2,  3,  3,  4,  4,  5,  5,  6,  6,  7,  7,
+                        8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
+  return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)twice, _mm512_castsi256_si512(v));
+}
+SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
+  const Halves uppers = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i bits = (__m512i)v, one = _mm512_set1_epi32(1);
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __mmask16 nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
+  __m512i rounded = _mm512_maskz_add_epi32(all_lanes, bits, _mm512_set1_epi32(0x7fff));
+  rounded = _mm512_mask_add_epi32(rounded, odd, rounded, one);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
+  const __m512i packed = _mm512_maskz_permutexvar_epi16(0xffffffff, (__m512i)uppers, rounded);
+  Narrow lower;
+  __builtin_memcpy(&lower, &packed, sizeof(lower));
+  return lower;
+}
+#else
+SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
+#if defined(SIMD_AVX2)
   return (Vec<float>)((VecType<float>::bits)_mm256_cvtepu16_epi32(v) << 16);
 #else
   VecType<float>::bits wide{};
@@ -110,9 +130,7 @@ SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
   const Bits b = (Bits)v;
   const Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
   const Bits r = v == v ? rounded : Bits{} + 0x7fc0;
-#if defined(SIMD_AVX512)
-  return _mm512_maskz_cvtepi32_epi16(all_lanes, (__m512i)r);
-#elif defined(SIMD_AVX2)
+#if defined(SIMD_AVX2)
   const __m256i packed = _mm256_packus_epi32((__m256i)r, (__m256i)r);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
 #else
@@ -121,6 +139,7 @@ SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
   return out;
 #endif
 }
+#endif
 
 SIMD_INLINE Vec<float> widen(Narrow v, Half) {
 #if defined(SIMD_AVX512)

@@ -155,14 +155,14 @@ SIMD_INLINE Logistic<Acc<T>> logistic(typename VecType<Acc<T>>::type x, T) {
 #if defined(SIMD_AVX512)
 SIMD_INLINE Logistic<float> logistic(Vec<float> x, BFloat16) {
   // e^-x = 2^(n + f) with 0 <= f < 1, and 2^f by a minimax polynomial; 1 - sigmoid would cancel, e^-x * sigmoid does
-  // not.
+  // not, and is NaN where e^-x is infinite: the least of NaN and 1 is the second of them.
   const float c[] = {0x1.fff632p-1f, 0x1.64444cp-1f, 0x1.cefc4cp-3f, 0x1.3f96a4p-4f};
-  const float lowest = -ExpConstants<float>::normal;
-  const Vec<float> y = at_least(x, splat(lowest)) * -1.4426950408889634f;
+  const Vec<float> y = x * -1.4426950408889634f;
   const Vec<float> f = (Vec<float>)_mm512_maskz_reduce_ps(all_lanes, (__m512)y, _MM_FROUND_TO_NEG_INF);
   const __m512 e = _mm512_maskz_scalef_ps(all_lanes, (__m512)polynomial<float>(f, c), (__m512)y);
-  const Vec<float> s = (Vec<float>)_mm512_maskz_rcp14_ps(all_lanes, (__m512)((Vec<float>)e + 1));
-  return {x < lowest ? Vec<float>{} : s, (Vec<float>)e * s};
+  const __m512 s = _mm512_maskz_rcp14_ps(all_lanes, (__m512)((Vec<float>)e + 1));
+  return {(Vec<float>)s,
+          (Vec<float>)_mm512_maskz_min_ps(all_lanes, (__m512)((Vec<float>)e * (Vec<float>)s), _mm512_set1_ps(1))};
 }
 #endif
 
