@@ -20,6 +20,7 @@ def check_picture(picture: Tensor, name: str = "image", *, channels: tuple[int, 
     if not isinstance(picture, Tensor) or not picture.is_floating_point():
         kind = picture.dtype if isinstance(picture, Tensor) else type(picture).__name__
         raise ValueError(f"{name} must be a tensor of floating-point numbers in [0, 1], got {kind}")
+    check_has_numbers(picture, name)
     shape = tuple(picture.shape)
     if len(shape) != 3 or shape[0] not in channels or 0 in shape:
         wanted = " or ".join(str(c) for c in channels)
@@ -28,6 +29,12 @@ def check_picture(picture: Tensor, name: str = "image", *, channels: tuple[int, 
     lowest, highest = (float(limit) for limit in picture.detach().aminmax())
     if not (lowest >= -1e-3 and highest <= 1 + 1e-3):  # NaN is not, either
         raise ValueError(f"{name} must be in [0, 1], got {lowest:g} to {highest:g}")
+
+
+def check_has_numbers(tensor: Tensor, name: str) -> None:
+    """Raise a ValueError for a tensor that has a shape, but no numbers."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must have numbers, got a tensor of the device meta")
 
 
 def check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
