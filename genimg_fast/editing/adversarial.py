@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast import nn
-from genimg_fast.editing.pictures import check_choices, check_has_numbers, check_left_out
+from genimg_fast._images import check_floating, check_has_numbers
+from genimg_fast.editing.pictures import check_choices, check_left_out
 from genimg_fast.options import NonNegativeFloat, PositiveFloat, PositiveInt
 
 _Loss = Callable[[Tensor], Tensor]  # from logits to a number for each image, the larger the better
@@ -188,10 +189,10 @@ def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) ->
         method=(method, ("fgsm", "pgd", "mi-fgsm", "apgd")),
         loss=(loss, ("cross-entropy", "dlr")),
     )
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2:
-        kind = f"{images.dtype}, {images.dim()}-d" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images must be a batch of floating-point numbers, got {kind}")
+    check_floating(images, "images", " in [0, 1]")
     check_has_numbers(images, "images")
+    if images.dim() < 2:
+        raise ValueError(f"images must be a batch, got {images.dim()}-d")
     if images.numel():
         lowest, highest = (float(limit) for limit in images.detach().aminmax())
         if not (lowest >= 0 and highest <= 1):

@@ -1,22 +1,24 @@
 """Losses on what a network sees in images, and on the images' smoothness.
 
 Gatys et al. 2016, https://doi.org/10.1109/CVPR.2016.265; Johnson et al. 2016, https://arxiv.org/abs/1603.08155.
-A loss has a copy of the network, frozen and in evaluation mode; forward hooks take what its named layers make, and
-the network is left after the last of them, so that images of any size can be compared.
+A loss has a copy of the network, frozen and in evaluation mode. A chain of layers is run as far as the last one
+that is wanted; of any other network, forward hooks take what its named layers make, and it is left after the last
+of them, so that images of any size can be compared. Several threads may use one loss at once, and torch.compile
+takes it, whole if the network is a chain.
 """
 
 import copy
 import itertools
 import os
+import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from genimg_fast._images import check_layout
+from genimg_fast._images import check_floating, check_layout
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Torchvision's: numbers of channels, "M" for max pooling.
@@ -33,6 +35,29 @@ _FIRES = (
 
 class _Left(Exception):
     """The last layer that is wanted has been there."""
+
+
+class _Call(threading.local):
+    """What this thread's call of a loss has found, and how many layers it wants; nothing outside of a call."""
+
+    found: dict[str, Tensor] | None = None
+    number = 0
+
+
+_call = _Call()
+
+
+class _Keep:
+    """A forward hook that keeps what a layer makes; the next layer may write over it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _call.found is not None:
+            _call.found[self.name] = output.clone() if isinstance(output, Tensor) else output
+            if len(_call.found) == _call.number:
+                raise _Left
 
 
 class PerceptualLoss(nn.Module):
@@ -94,6 +119,10 @@ class PerceptualLoss(nn.Module):
             network, layers = network.features, [name.removeprefix(prefix) for name in layers]  # type: ignore[assignment]
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.layers, self.weights, self.value_range = layers, list(weights), value_range
+        self._is_chain = type(self.network).forward is nn.Sequential.forward and not any("." in n for n in layers)
+        if not self._is_chain:
+            for name in dict.fromkeys(layers):
+                self.network.get_submodule(name).register_forward_hook(_Keep(name))
         # What a loss is made of is in no checkpoint of a model that has it.
         self.register_buffer("_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
@@ -138,44 +167,48 @@ class PerceptualLoss(nn.Module):
         Raises:
             ValueError: If these are no images, or too small for the network, or a layer does not run.
         """
-        check_layout(images)
         lowest, highest = self.value_range
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images must be floating-point numbers from {lowest:g} to {highest:g}, got {images.dtype}"
-            )
+        check_floating(images, "images", f" from {lowest:g} to {highest:g}")
+        check_layout(images)
         if images.shape[1] not in (1, len(self._mean)):
             raise ValueError(f"images must have 1 or {len(self._mean)} channels, got {images.shape[1]}")
+        if images.device != self._mean.device:
+            raise ValueError(f"images must be where the loss is, on {self._mean.device}, got {images.device}")
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
         normalised = ((images - lowest) / (highest - lowest) - self._mean.to(images)) / self._std.to(images)
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-                # The next layer may write over it.
-                found[name] = output.clone()
-                if len(found) == len(set(self.layers)):
-                    raise _Left
-
-            return hook
-
-        with ExitStack() as hooks:
-            for name in self.layers:
-                handle = self.network.get_submodule(name).register_forward_hook(keep(name))
-                hooks.callback(handle.remove)
-            try:
-                self.network(normalised)
-            except _Left:
-                pass
-            else:
-                missing = ", ".join(name for name in self.layers if name not in found)
-                raise ValueError(f"layers must be run by the network, {missing} was not")
+        weights = (p for p in self.network.parameters() if p.is_floating_point())
+        normalised = normalised.to(next(weights, normalised).dtype)
+        found = self._through_chain(normalised) if self._is_chain else self._through_hooks(normalised)
         for name in self.layers:
             if not isinstance(found[name], Tensor) or found[name].ndim != 4:
                 raise ValueError(
                     f"layers must make tensors of shape (batch, channels, height, width), {name} does not"
                 )
-        # Sums over many pixels would not fit into half precision.
+        # Sums over many pixels would not fit into 16 bits.
         return [found[name].to(torch.promote_types(found[name].dtype, torch.float32)) for name in self.layers]
+
+    def _through_chain(self, images: Tensor) -> dict[str, Tensor]:
+        found, wanted = {}, set(self.layers)
+        for name, module in self.network._modules.items():
+            images = module(images)  # type: ignore[misc]
+            if name in wanted:
+                found[name] = images.clone()  # the next layer may write over it
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    @torch.compiler.disable
+    def _through_hooks(self, images: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        _call.found, _call.number = found, len(set(self.layers))
+        try:
+            self.network(images)
+        except _Left:
+            return found
+        finally:
+            _call.found = None
+        missing = ", ".join(name for name in self.layers if name not in found)
+        raise ValueError(f"layers must be run by the network, {missing} was not")
 
     def describe(self, images: Tensor) -> list[Tensor]:
         """Compute what is compared; to give as the target of many comparisons, without gradients.
@@ -305,9 +338,8 @@ class TotalVariationLoss(nn.Module):
         Raises:
             ValueError: If the images have another shape, or are integers.
         """
+        check_floating(images, "images")
         check_layout(images)
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
         images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits overflow
         return (images.diff(dim=2).abs().sum() + images.diff(dim=3).abs().sum()) / max(1, images.numel())
 

@@ -221,7 +221,7 @@ def test_normalised() -> None:
         ({"epsilon": 4.0, "norm": "l2"}, "epsilon must be from 0 to 3.4641"),
         ({"images": 255 * images()}, "images must be in"),
         ({"images": images() * float("nan")}, "images must be in"),
-        ({"images": images().int()}, "images must be a batch of floating-point numbers"),
+        ({"images": images().int()}, "images must be a tensor of floating-point numbers in"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels must be from 0 to 1"),
         ({"labels": torch.tensor([0, 1])}, r"labels must be int64 of shape \(4,\)"),
         ({"loss": "dlr"}, "loss must be cross-entropy: dlr needs 3 classes, and the model has 2"),
@@ -241,7 +241,10 @@ def test_normalised() -> None:
         ({"method": "apgd", "step_size": 0.1}, "step_size must be left out: apgd finds it out"),
         ({"step_size": float("inf")}, "step_size must be above 0, got inf"),
         ({"model": nn.Identity()}, r"model must return logits of shape \(batch, classes\)"),
-        ({"images": images().numpy()}, "images must be a batch of floating-point numbers, got ndarray"),
+        (
+            {"images": images().numpy()},
+            "images must be a tensor of floating-point numbers in \\[0, 1\\], got ndarray",
+        ),
         ({"images": images().to("meta")}, "images must have numbers, got a tensor of the device meta"),
     ],
 )
