@@ -311,7 +311,7 @@ def gram_matrix(features: Tensor) -> Tensor:
         )
     flat = features.flatten(2)
     with torch.autocast(flat.device.type, enabled=False):
-        return flat @ flat.mT / max(1, features[0].numel())
+        return flat @ flat.mT / max(1, flat.shape[1] * flat.shape[2])
 
 
 class TotalVariationLoss(nn.Module):
