@@ -12,10 +12,10 @@ GAN (dcgan) and a VQ-VAE are trained as by ``genimg-fast train`` without flags.
   by a support vector machine that has seen real digits only.
 * compression: latents rounded to steps of a size, and coded as well as N(0, 1), from which training takes them to
   be, allows (as an arithmetic coder does, to some bits a file); the codes of the VQ-VAE, at log2 of their number
-  each. A JPEG file of one digit is mostly headers and tables, so all digits are one file, of either kind: for JPEG a
-  sheet of them side by side, whose blocks of 8x8 pixels hold one digit each, with its headers and its one set of
-  optimised tables; for the others as many bytes of header as JPEG needs for a sheet without content. Networks are no
-  more counted than JPEG's decoder is, though they know digits, and nothing else. PSNR is the mean over the digits.
+  each. A JPEG file of one digit is mostly headers and tables, so all digits are one file, of either kind: for JPEG
+  a sheet of them side by side, whose blocks of 8x8 pixels hold one digit each, with its headers and one set of
+  optimised tables; for the others with as many bytes of header as a JPEG file of nothing has. Networks are no more
+  counted than JPEG's decoder is, though they know digits, and nothing else. PSNR is the mean over the digits.
 
 Exit status 1 if projecting is no better than the nearest of 256, or an attribute is not gained by half.
 """
@@ -145,9 +145,7 @@ def psnr(made: Tensor, images: Tensor) -> float:
 def compression(vae: Any, vqvae: Any, images: Tensor) -> None:
     pixels, header = images.numel(), 8 * len(jpeg(torch.zeros(32, 32, dtype=torch.uint8), 50))
     parameters = sum(p.numel() for p in vae.decoder.parameters())
-    print(
-        f"compression of {len(images)} digits: {header // 8} bytes of header a file; VAE's decoder {parameters:,} numbers"
-    )
+    print(f"files of {len(images)} digits, {header // 8} bytes of header; VAE's decoder: {parameters:,} numbers")
 
     def show(name: str, bits: float, made: Tensor) -> None:
         print(f"{name}: {bits / pixels:.3f} bits a pixel, {psnr(made, images):.2f} dB")
