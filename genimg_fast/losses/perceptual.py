@@ -11,7 +11,7 @@ import copy
 import itertools
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -70,9 +70,10 @@ class PerceptualLoss(nn.Module):
     Args:
         network: A network with named layers, such as a VGG of torchvision, or its ``features``; see also
             :func:`load_features`.
-        layers: Names of the layers, as ``network.named_modules()`` has them; default: of a network of torchvision,
-            or its ``features``, what comes before the first four max poolings (of VGG: relu1_2, relu2_2, and the
-            last of blocks 3 and 4).
+        layers: Names of the layers, as ``network.named_modules()`` has them, or their numbers in ``features``;
+            default: of a network of torchvision, or its ``features``, what comes before the first four max
+            poolings (of VGG: relu1_2, relu2_2, and the last of blocks 3 and 4), or before all and the last
+            layer of what ends in a convolution or a ReLU, as ``features[:16]`` does.
         weights: Weight of each layer; default: 1.
         value_range: The numbers that are black and white in the images.
         mean: Mean of each channel of the images in [0, 1] that the network was trained with; default: ImageNet's.
@@ -90,12 +91,10 @@ class PerceptualLoss(nn.Module):
         >>> loss(output, torch.rand(2, 3, 64, 64)).backward()
     """
 
-    _default_layers = slice(4)  # of the layers before max poolings
-
     def __init__(
         self,
         network: nn.Module,
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str | int] | None = None,
         *,
         weights: Sequence[float] | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
@@ -103,25 +102,23 @@ class PerceptualLoss(nn.Module):
         std: Sequence[float] = _IMAGENET_STD,
     ) -> None:
         super().__init__()
-        layers = self._find_layers(network, layers)
+        names = self._find_layers(network, layers)
         if weights is None:
-            weights = [1.0] * len(layers)
-        if len(weights) != len(layers) or not all(weight >= 0 for weight in weights):
-            raise ValueError(f"weights must be {len(layers)} numbers of at least 0, one a layer, got {weights}")
+            weights = [1.0] * len(names)
+        if len(weights) != len(names) or not all(weight >= 0 for weight in weights):
+            raise ValueError(f"weights must be {len(names)} numbers of at least 0, one a layer, got {weights}")
         if len(value_range) != 2 or not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be two numbers, the lower first, got {value_range}")
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"std must be {len(mean)} numbers above 0, like mean, got {std}")
-        prefix = "features."
-        if isinstance(getattr(network, "features", None), nn.Module) and all(
-            name.startswith(prefix) for name in layers
-        ):
-            network, layers = network.features, [name.removeprefix(prefix) for name in layers]  # type: ignore[assignment]
+        features = getattr(network, "features", None)
+        if isinstance(features, nn.Sequential) and all(name.startswith("features.") for name in names):
+            network, names = features, [name.removeprefix("features.") for name in names]
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.layers, self.weights, self.value_range = layers, list(weights), value_range
-        self._is_chain = type(self.network).forward is nn.Sequential.forward and not any("." in n for n in layers)
+        self.layers, self.weights, self.value_range = names, list(weights), value_range
+        self._is_chain = type(self.network).forward is nn.Sequential.forward and not any("." in n for n in names)
         if not self._is_chain:
-            for name in dict.fromkeys(layers):
+            for name in dict.fromkeys(names):
                 self.network.get_submodule(name).register_forward_hook(_Keep(name))
         # What a loss is made of is in no checkpoint of a model that has it.
         self.register_buffer("_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
@@ -129,26 +126,36 @@ class PerceptualLoss(nn.Module):
         self._mean: Tensor
         self._std: Tensor
 
-    def _find_layers(self, network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    def _find_layers(self, network: nn.Module, layers: Sequence[str | int] | None) -> list[str]:
         if not isinstance(network, nn.Module):
-            raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+            raise ValueError(
+                f"network must be a torch.nn.Module, such as torchvision.models.vgg16(weights='DEFAULT'), got "
+                f"{type(network).__name__}"
+            )
         names = [name for name, _ in network.named_modules() if name]
         if layers is None:
-            before = _before_pooling(network)[self._default_layers]
-            if not before:
+            last = _last_of_blocks(network)
+            if not last:
                 raise ValueError(
                     f"layers must be given for {type(network).__name__}: names of network.named_modules(), "
                     f"such as {', '.join(names[:3])}"
                 )
-            return before
-        if isinstance(layers, str) or len(layers) == 0:
+            return self._choose(last)
+        if isinstance(layers, (str, Mapping)) or len(layers) == 0:
             raise ValueError(f"layers must be a list of names, got {layers!r}")
-        if unknown := [name for name in layers if name not in names]:
+        wanted = [str(name) for name in layers]
+        # Numbers that people know are of a VGG's features.
+        wanted = [f"features.{n}" if n not in names and f"features.{n}" in names else n for n in wanted]
+        if unknown := [name for name in wanted if name not in names]:
             shown = ", ".join(names[:30]) + (" ..." if len(names) > 30 else "")
             raise ValueError(
                 f"layers must be names of the network's modules, got {unknown[0]!r}; they are: {shown}"
             )
-        return list(layers)
+        return wanted
+
+    def _choose(self, last: list[str]) -> list[str]:
+        """Choose layers among the last ones of blocks, if the user does not."""
+        return last
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
         """Stay in evaluation mode: the network's statistics are part of the loss."""
@@ -254,7 +261,7 @@ class ContentLoss(PerceptualLoss):
 
     The content loss of Gatys et al. 2016, https://doi.org/10.1109/CVPR.2016.265, as a mean. Arguments, errors and
     methods are those of :class:`PerceptualLoss`; the layer is by default the one before the third max pooling, of
-    VGG the last of block 3.
+    VGG the last of block 3, or the last of fewer blocks.
 
     Example:
         >>> import torch, torchvision, genimg_fast as gf
@@ -263,7 +270,8 @@ class ContentLoss(PerceptualLoss):
         >>> loss(torch.rand(1, 3, 64, 64, requires_grad=True), wanted).backward()
     """
 
-    _default_layers = slice(2, 3)
+    def _choose(self, last: list[str]) -> list[str]:
+        return last[:3][-1:]
 
 
 class StyleLoss(PerceptualLoss):
@@ -430,13 +438,15 @@ class _Fire(nn.Module):
         return torch.cat([relu(self.expand1x1(squeezed)), relu(self.expand3x3(squeezed))], 1)
 
 
-def _before_pooling(network: nn.Module) -> list[str]:
-    """Names of the modules before the max poolings of a chain of layers, or of the one called ``features``."""
+def _last_of_blocks(network: nn.Module) -> list[str]:
+    """Names of the modules before the first four max poolings; of a chain that is cut, all and the last one."""
     features = getattr(network, "features", network)
-    if not isinstance(features, nn.Sequential):
+    if not isinstance(features, nn.Sequential) or not len(features):
         return []
     prefix = "" if features is network else "features."
     children = list(features.named_children())
-    return [
+    before = [
         prefix + name for (name, _), (_, after) in itertools.pairwise(children) if isinstance(after, nn.MaxPool2d)
     ]
+    name, last = children[-1]
+    return [*before, prefix + name] if isinstance(last, (nn.Conv2d, nn.ReLU)) else before[:4]

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from genimg_fast.losses import (
     ContentLoss,
@@ -168,6 +169,16 @@ def test_the_network_of_the_tutorials() -> None:
     assert loss(target, target) == 0
     squeezenet = torchvision.models.squeezenet1_1()
     assert PerceptualLoss(squeezenet).layers == ["1", "4", "7"]
+    # As people cut it, with or without numbers of layers, and as an extractor of torchvision.
+    assert PerceptualLoss(vgg16.features[:16].eval()).layers == ["3", "8", "15"]
+    assert PerceptualLoss(nn.Sequential(*list(vgg16.features)[:4])).layers == ["3"]
+    assert ContentLoss(vgg16.features[:9]).layers == ["8"]
+    vgg16.features = vgg16.features[:9]  # the rest takes time
+    expected = PerceptualLoss(vgg16, ["features.3", "features.8"])(output, target)
+    for network in (vgg16, vgg16.features):
+        torch.testing.assert_close(PerceptualLoss(network, [3, 8])(output, target), expected)
+    extractor = create_feature_extractor(vgg16, ["features.3", "features.8"])
+    torch.testing.assert_close(PerceptualLoss(extractor, ["features.3", "features.8"])(output, target), expected)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "squeezenet1_1"])
@@ -223,15 +234,16 @@ def test_bad_arguments(network: nn.Sequential) -> None:
         ValueError, match="layers must be names of the network's modules, got 'relu9'; they are: 0, 1"
     ):
         PerceptualLoss(network, ["relu9"])
-    with pytest.raises(ValueError, match="layers must be a list of names, got '0'"):
-        PerceptualLoss(network, "0")
+    for layers in ("0", {"0": 1.0}, []):
+        with pytest.raises(ValueError, match="layers must be a list of names, got "):
+            PerceptualLoss(network, layers)
     with pytest.raises(ValueError, match="weights must be 2 numbers"):
         PerceptualLoss(network, weights=[1])
     with pytest.raises(ValueError, match="value_range must be two numbers"):
         PerceptualLoss(network, value_range=(1, 0))
     with pytest.raises(ValueError, match="std must be 3 numbers above 0"):
         PerceptualLoss(network, std=(0, 1, 1))
-    with pytest.raises(ValueError, match=r"network must be a torch\.nn.Module, got str"):
+    with pytest.raises(ValueError, match=r"network must be a torch\.nn.Module, such as .*, got str"):
         PerceptualLoss("vgg16")
     with pytest.raises(ValueError, match="layers must be run by the network, unused was not"):
         PerceptualLoss(Other(), ["used", "unused"]).features(torch.zeros(1, 3, 4, 4))
