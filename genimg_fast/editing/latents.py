@@ -51,6 +51,7 @@ class Latents:
             check_labels(labels, len(labels), self.num_classes)
         self.encodes = not isinstance(model, (BaseGAN, GLO))
         self.gaussian = isinstance(model, (BaseGAN, BaseVAE))
+        self.in_ball = isinstance(model, GLO)
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ValueError unless these are images of the model's size, one for each label."""

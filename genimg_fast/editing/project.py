@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d
 from genimg_fast._evaluating import evaluating
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.latents import Latents
+from genimg_fast.models.reconstruction import into_unit_ball
 
 _DRAWN, _KEPT = 256, 3
 _DECODED = 64  # at a time
@@ -103,6 +104,9 @@ def _improve(
                 loss = loss + _PRIOR * excess.clamp(min=0).square()
             (z.grad,) = torch.autograd.grad(loss.sum(), [z])
         adam.step()
+        if latents.in_ball:
+            with torch.no_grad():
+                z.copy_(into_unit_ball(z))
         schedule.step()
     with torch.no_grad():
         errors = _error(latents.decode(z), wanted).view(count, few)
