@@ -36,6 +36,21 @@ def check_values(images: Tensor, name: str = "images", *, look: bool = True) -> 
         )
 
 
+def check_floating(tensor: Tensor, name: str, where: str = "") -> None:
+    """Raise a ValueError unless it is a tensor of floating-point numbers; ``where``, such as " in [0, 1]"."""
+    if isinstance(tensor, torch.fx.Proxy):
+        return
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a tensor of floating-point numbers{where}, got {kind}")
+
+
+def check_has_numbers(tensor: Tensor, name: str) -> None:
+    """Raise a ValueError for a tensor that has a shape, but no numbers."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} must have numbers, got a tensor of the device meta")
+
+
 def check_layout(images: Tensor, channels: int | None = None, name: str = "images") -> None:
     """Raise a ValueError unless images are of shape (batch, channels, height, width).
 

@@ -1,8 +1,9 @@
 """What spoils pictures: noise, blur, fewer pixels, compression, holes; each a small callable, and any in a row.
 
-All take images in [0, 1] of shape (..., channels, height, width) on any device, and return new ones there. Noise
-is not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Random numbers come from
-a generator on the CPU, PyTorch's global one if there is none, so they are the same for every device.
+All take images in [0, 1] of shape (..., channels, height, width) on any device, of any floating-point dtype, and
+return new ones there; those of 16 bits are computed in float32. Noise is not clipped: its mean and variance are
+what is asked for, and some pixels leave [0, 1]. Random numbers come from a generator on the CPU, PyTorch's global
+one if there is none, so they are the same for every device.
 """
 
 import io
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from genimg_fast._images import check_floating, check_has_numbers
 from genimg_fast.data.optional import optional_import
 
 __all__ = [
@@ -30,14 +32,47 @@ __all__ = [
     "motion_kernel",
 ]
 
-_Degradation = Callable[..., Tensor]
+# Noise stays within; of images in 0..255, none but black ones do.
+_FAR_OUTSIDE = 50
 
 
-class Compose:
+class _Degradation:
+    """What degradations have in common: what they take."""
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Degrade images.
+
+        Args:
+            images: In [0, 1], noise aside, of shape (..., channels, height, width).
+            generator: Random numbers, of the CPU; by default torch's global ones.
+
+        Returns:
+            Images of their dtype.
+
+        Raises:
+            ValueError: If these are no such images.
+        """
+        check_floating(images, "images", " in [0, 1]")
+        check_has_numbers(images, "images")
+        if images.dim() < 3:
+            raise ValueError(f"images must be of shape (..., channels, height, width), got {tuple(images.shape)}")
+        if images.is_cpu and images.numel():  # a GPU would have to be waited for
+            lowest, highest = (float(limit) for limit in images.detach().aminmax())
+            if not (lowest > -_FAR_OUTSIDE and highest < _FAR_OUTSIDE):  # NaN is not, either
+                raise ValueError(f"images must be in [0, 1], noise aside, got {lowest:g} to {highest:g}")
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))
+        with torch.autocast(images.device.type, enabled=False):
+            return self._degrade(wide, generator).to(images.dtype)
+
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Compose(_Degradation):
     """Degradations one after another.
 
     Args:
-        *steps: The degradations, the first one first.
+        *steps: The degradations, or functions of images and ``generator``, the first one first.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -47,18 +82,17 @@ class Compose:
         torch.Size([3, 16, 24])
     """
 
-    def __init__(self, *steps: _Degradation) -> None:
+    def __init__(self, *steps: Callable[..., Tensor]) -> None:
         self.steps = steps
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         for step in self.steps:
             images = step(images, generator=generator)
         return images
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(_Degradation):
     """Independent Gaussian noise on every pixel and channel.
 
     Args:
@@ -81,13 +115,12 @@ class GaussianNoise:
         if not self.sigma >= 0:
             raise ValueError(f"sigma must be at least 0, got {self.sigma}")
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         return images + _normal(images, generator) * (self.sigma / 255)
 
 
 @dataclass(frozen=True)
-class PoissonNoise:
+class PoissonNoise(_Degradation):
     """Shot noise: each pixel is a count of photons, whose variance is its mean.
 
     Args:
@@ -109,14 +142,13 @@ class PoissonNoise:
         if not self.peak > 0:
             raise ValueError(f"peak must be above 0, got {self.peak}")
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         means = images.detach().cpu().clamp_min(0) * self.peak
         return (torch.poisson(means, generator=generator) / self.peak).to(images)
 
 
 @dataclass(frozen=True)
-class SaltAndPepper:
+class SaltAndPepper(_Degradation):
     """Pixels that are lost to black or white, all their channels alike.
 
     Args:
@@ -137,15 +169,14 @@ class SaltAndPepper:
     def __post_init__(self) -> None:
         _check_share(self.share)
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         chance = _uniform(images, generator)
         black, white = chance < self.share / 2, chance >= 1 - self.share / 2
         return images.masked_fill(black, 0).masked_fill(white, 1)
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(_Degradation):
     """Convolution with a kernel; behind the border is the picture's mirror image.
 
     Args:
@@ -167,10 +198,7 @@ class Blur:
     def __post_init__(self) -> None:
         check_kernel(self.kernel)
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         planes = images.reshape(-1, 1, *images.shape[-2:])
         reach = [side // 2 for side in self.kernel.shape]
         if any(r >= side for r, side in zip(reach, planes.shape[2:], strict=True)):
@@ -183,7 +211,7 @@ class Blur:
 
 
 @dataclass(frozen=True)
-class Downsample:
+class Downsample(_Degradation):
     """Fewer pixels: a bicubic filter as wide as the factor asks for, as Pillow and MATLAB have it.
 
     Rows and columns that do not fill up a pixel are left out, and what leaves [0, 1] is clipped.
@@ -207,8 +235,7 @@ class Downsample:
         if self.factor < 1:
             raise ValueError(f"factor must be at least 1, got {self.factor}")
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         height, width = (side // self.factor for side in images.shape[-2:])
         if min(height, width) < 1:
             raise ValueError(f"factor must be at most the picture's size, got {self.factor}")
@@ -219,7 +246,7 @@ class Downsample:
 
 
 @dataclass(frozen=True)
-class JPEG:
+class JPEG(_Degradation):
     """Compression to JPEG and back, by Pillow: colours at half the resolution, as its default is.
 
     Args:
@@ -242,13 +269,12 @@ class JPEG:
         if not 1 <= self.quality <= 100:
             raise ValueError(f"quality must be from 1 to 100, got {self.quality}")
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         if images.shape[-3] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, got {images.shape[-3]}")
         pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu()
         spoilt = [self._compress(each) for each in pixels.reshape(-1, *images.shape[-3:])]
-        return torch.stack(spoilt).view(images.shape).to(images).div(255)
+        return torch.stack(spoilt).view(images.shape).to(images).div(255) if spoilt else images.clone()
 
     def _compress(self, pixels: Tensor) -> Tensor:
         Image = optional_import("PIL.Image", "editing")
@@ -262,11 +288,14 @@ class JPEG:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(_Degradation):
     """Pixels that are gone: black, all their channels, at given places.
 
     Args:
         mask: 1 where they are gone and 0 elsewhere, of shape (1, height, width).
+
+    Raises:
+        ValueError: If the mask has another shape, or another size than the images, or is of integers.
 
     Example:
         >>> import torch
@@ -277,13 +306,23 @@ class Masked:
 
     mask: Tensor
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def __post_init__(self) -> None:
+        if not self.mask.is_floating_point() or self.mask.dim() != 3 or len(self.mask) != 1:
+            raise ValueError(
+                f"mask must be floating-point numbers of shape (1, height, width), got {self.mask.dtype} of shape "
+                f"{tuple(self.mask.shape)}"
+            )
+        check_has_numbers(self.mask, "mask")
+
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        if self.mask.shape[1:] != images.shape[-2:]:
+            got, wanted = ("x".join(str(n) for n in p.shape[:-3:-1]) for p in (self.mask, images))
+            raise ValueError(f"mask must have the picture's size, {wanted} pixels, got {got}")
         return images * (1 - self.mask.to(images))
 
 
 @dataclass(frozen=True)
-class RandomHoles:
+class RandomHoles(_Degradation):
     """Pixels that are gone: black squares of a grid, at random places, anew for each image.
 
     Args:
@@ -317,8 +356,7 @@ class RandomHoles:
         gone = gone.repeat_interleave(self.size, -2).repeat_interleave(self.size, -1)
         return gone[..., top : top + height, left : left + width].to(images)
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Degrade images."""
+    def _degrade(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         return images * (1 - self.masks(images, generator=generator))
 
 
@@ -387,6 +425,7 @@ def check_kernel(kernel: Tensor) -> None:
             f"kernel must be floating-point weights of odd height and width, got {kernel.dtype} of shape "
             f"{tuple(kernel.shape)}"
         )
+    check_has_numbers(kernel, "kernel")
 
 
 def _check_share(share: float) -> None:

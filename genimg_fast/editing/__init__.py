@@ -2,8 +2,10 @@
 
 A picture is a tensor of floating-point numbers in [0, 1], of shape (channels, height, width), as in the tools that
 people know from image processing; the models of this package have images in [-1, 1]. Masks are pictures of one
-channel. Functions take pictures on any device, and what they return is there, too. Only what edits latents
-(``project``, ``vary``, ``attribute_direction``, ``mix``) takes the model's images, batches in [-1, 1].
+channel. Functions take pictures on any device, of any floating-point dtype; what they return is there, and of that
+dtype, and so are made all other pictures. They compute in float32 at least, without autocast and inference mode,
+and without gradients; only ``composite`` and ``degradations``, which are formulas, let those through. What edits
+latents (``project``, ``vary``, ``attribute_direction``, ``mix``) takes the model's images, batches in [-1, 1].
 """
 
 from genimg_fast.data import degradations

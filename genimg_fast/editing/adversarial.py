@@ -10,6 +10,11 @@ one of the class that is wanted. With g the gradient, sign(g) for L-infinity or 
   2 epsilon at first. At checkpoints, each sooner after the last, it is halved if less than three quarters of the
   steps have raised the loss, or if since the last checkpoint neither it nor the best loss has changed; then the
   search goes on from the best point, which is also what is returned.
+
+With z the logits, in descending order z(1), z(2) ..., the difference of logits ratio (Croce, Hein 2020, section 4)
+of a class y is (the largest other - z_y) / (z(1) - z(3)); of a wanted class, (z_t - the largest other) / (z(1) -
+(z(3) + z(4)) / 2). There, the paper has the true class for the largest other one; it is content with any class but
+the true one, and rarely reaches the wanted one where a third comes between.
 """
 
 import math
@@ -23,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast import nn
-from genimg_fast.editing.pictures import check_choices
+from genimg_fast._images import check_floating, check_has_numbers
+from genimg_fast.editing.pictures import check_choices, check_left_out
 from genimg_fast.options import NonNegativeFloat, PositiveFloat, PositiveInt
 
 _Loss = Callable[[Tensor], Tensor]  # from logits to a number for each image, the larger the better
@@ -74,14 +80,15 @@ def attack(
     epsilon: NonNegativeFloat = 8 / 255,
     targeted: bool = False,
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy",
-    steps: PositiveInt = 20,
+    steps: PositiveInt | None = None,
     step_size: PositiveFloat | None = None,
-    restarts: PositiveInt = 1,
+    restarts: PositiveInt | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Make adversarial samples.
 
-    The model is run in evaluation mode; its modes, parameters and gradients are afterwards as they were.
+    The model is run in evaluation mode; its modes, parameters and gradients are afterwards as they were. It gets
+    images in the dtype of its parameters; the search is in float32 at least.
 
     Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572; Madry et al. 2018, https://arxiv.org/abs/1706.06083;
     Dong et al. 2018, https://arxiv.org/abs/1710.06081; Croce and Hein 2020, https://arxiv.org/abs/2003.01690,
@@ -90,7 +97,7 @@ def attack(
     Args:
         model: A classifier that makes logits, of shape (batch, classes), of images in [0, 1]; see
             :class:`Normalised`.
-        images: Images in [0, 1], the batch first.
+        images: Images in [0, 1], the batch first, on the model's device.
         labels: Classes, of shape (batch,), to lead away from, or with ``targeted`` to. By default they are the
             model's own predictions.
         method: How to search. ``"apgd"`` is the strongest, ``"fgsm"`` a single step, and ``"mi-fgsm"`` is made to
@@ -98,12 +105,13 @@ def attack(
         norm: What the distance from an image is: the largest change of a number, or the root of their
             squares' sum.
         epsilon: The largest distance.
-        targeted: Whether the labels are the classes to reach.
-        loss: What to raise, or with ``targeted`` to reduce. ``"dlr"``, the difference of logits ratio, which is
-            never targeted, has a gradient also where the model is so sure that the cross-entropy has none.
-        steps: Gradients to take; FGSM takes one.
-        step_size: Length of a step of PGD; by default 2.5 epsilon / steps.
-        restarts: How often to search PGD and APGD, each time from another point; the best counts.
+        targeted: Whether the labels are the classes to reach. Images that are of theirs already get more so.
+        loss: What to raise, or with ``targeted`` to reduce. ``"dlr"``, the difference of logits ratio, has a
+            gradient also where the model is so sure that the cross-entropy has none.
+        steps: Gradients to take; by default 20. FGSM takes one.
+        step_size: For PGD: length of a step; by default 2.5 epsilon / steps.
+        restarts: For PGD and APGD: how often to search, each time from another point, by default once; the best
+            counts.
         generator: Random numbers, of the CPU; by default torch's global ones.
 
     Returns:
@@ -111,7 +119,7 @@ def attack(
 
     Raises:
         ValueError: If images are outside [0, 1], no distance within [0, 1] is as large as epsilon, the labels are
-            none of the model's classes, or the loss needs more classes, or is not for targets.
+            none of the model's classes, the loss needs more classes, or the method has no use for an argument.
 
     Warns:
         UserWarning: If the gradient is zero, or batch norm was in training mode.
@@ -125,40 +133,54 @@ def attack(
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     _check(images, epsilon, norm, method, loss)
+    if method == "fgsm":
+        check_left_out("fgsm takes one step, from the image", steps=steps, step_size=step_size, restarts=restarts)
+    elif method == "mi-fgsm":
+        check_left_out(
+            "mi-fgsm takes steps of epsilon / steps, from the image", step_size=step_size, restarts=restarts
+        )
+    elif method == "apgd":
+        check_left_out("apgd finds it out", step_size=step_size)
+    steps, restarts = 20 if steps is None else steps, 1 if restarts is None else restarts
     for name, number in (("steps", steps), ("restarts", restarts)):
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    if step_size is not None and not step_size > 0:
+    if step_size is not None and not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be above 0, got {step_size:g}")
-    if targeted and loss == "dlr":  # has no gradient where the wanted class is the third
-        raise ValueError("loss must be cross-entropy if targeted, got dlr")
     if targeted and labels is None:
         raise ValueError("labels must be the classes to reach if targeted")
-    images = images.detach()
-    ball = _Ball(images, epsilon, norm)
-    with _evaluating(model), torch.enable_grad():
+    weights = next((p for p in model.parameters() if p.is_floating_point()), images)
+
+    def classify(points: Tensor) -> Tensor:
+        logits = model(points.to(weights.dtype))
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(points):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must return logits of shape (batch, classes), got {got}")
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        given = images.detach().clone()  # outside of inference mode it can be learned from
         with torch.no_grad():
-            logits = model(images)
-        if logits.dim() != 2 or len(logits) != len(images):
-            raise ValueError(f"model must return logits of shape (batch, classes), got {tuple(logits.shape)}")
-        labels = logits.argmax(1) if labels is None else labels.to(images.device)
-        _check_labels(labels, logits, loss)
-        if epsilon == 0 or not images.numel():
-            return images.clone()
+            logits = classify(given)
+        labels = logits.argmax(1) if labels is None else labels.to(logits.device)
+        _check_labels(labels, logits, loss, targeted)
+        if epsilon == 0 or not given.numel():
+            return given
+        ball = _Ball(given.to(torch.promote_types(given.dtype, torch.float32)), epsilon, norm)
         gain = _gain(labels, loss, targeted)
-        best, best_gain = images.clone(), torch.full_like(logits[:, 0], -math.inf)
+        best, best_gain = ball.images, torch.full_like(logits[:, 0], -math.inf)
         fooled = torch.zeros_like(labels, dtype=torch.bool)
-        for restart in range(restarts if method in ("pgd", "apgd") else 1):
-            found = _search(model, ball, gain, method, steps, step_size, generator, warn=restart == 0)
+        for restart in range(restarts):
+            found = _search(classify, ball, gain, method, steps, step_size, generator, warn=restart == 0)
             with torch.no_grad():
-                logits = model(found)
+                logits = classify(found)
             reached = logits.argmax(1) == labels
             fools = reached if targeted else ~reached
             value = gain(logits).nan_to_num(-math.inf)
             better = (fools & ~fooled) | ((fools == fooled) & (value > best_gain))
             best = torch.where(_like(better, best), found, best)
             best_gain, fooled = torch.where(better, value, best_gain), fooled | fools
-    return best
+    return best.to(given.dtype)
 
 
 def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) -> None:
@@ -167,8 +189,10 @@ def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) ->
         method=(method, ("fgsm", "pgd", "mi-fgsm", "apgd")),
         loss=(loss, ("cross-entropy", "dlr")),
     )
-    if not images.is_floating_point() or images.dim() < 2:
-        raise ValueError(f"images must be a batch of floating-point numbers, got {images.dtype}, {images.dim()}-d")
+    check_floating(images, "images", " in [0, 1]")
+    check_has_numbers(images, "images")
+    if images.dim() < 2:
+        raise ValueError(f"images must be a batch, got {images.dim()}-d")
     if images.numel():
         lowest, highest = (float(limit) for limit in images.detach().aminmax())
         if not (lowest >= 0 and highest <= 1):
@@ -180,7 +204,7 @@ def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) ->
         raise ValueError(f"epsilon must be from 0 to {largest:g}, got {epsilon:g}")
 
 
-def _check_labels(labels: Tensor, logits: Tensor, loss: str) -> None:
+def _check_labels(labels: Tensor, logits: Tensor, loss: str, targeted: bool) -> None:
     classes = logits.shape[1]
     if labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(
@@ -191,8 +215,9 @@ def _check_labels(labels: Tensor, logits: Tensor, loss: str) -> None:
         if not 0 <= lowest <= highest < classes:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"labels must be from 0 to {classes - 1}, the model's classes, got {wrong}")
-    if loss == "dlr" and classes < 3:
-        raise ValueError(f"loss must be cross-entropy: dlr needs 3 classes, and the model has {classes}")
+    needed = 4 if targeted else 3
+    if loss == "dlr" and classes < needed:
+        raise ValueError(f"loss must be cross-entropy: dlr needs {needed} classes, and the model has {classes}")
 
 
 @contextmanager
@@ -260,14 +285,15 @@ def _gain(labels: Tensor, loss: str, targeted: bool) -> _Loss:
         ordered, order = logits.sort(1, descending=True)
         own = logits.gather(1, labels[:, None])[:, 0]
         other = torch.where(order[:, 0] == labels, ordered[:, 1], ordered[:, 0])
-        return (other - own) / (ordered[:, 0] - ordered[:, 2] + 1e-12)
+        lower = (ordered[:, 2] + ordered[:, 3]) / 2 if targeted else ordered[:, 2]
+        return (other - own) / (ordered[:, 0] - lower + 1e-12)
 
     raised = cross_entropy if loss == "cross-entropy" else dlr
     return (lambda logits: -raised(logits)) if targeted else raised
 
 
 def _search(
-    model: torch.nn.Module,
+    classify: Callable[[Tensor], Tensor],
     ball: _Ball,
     gain: _Loss,
     method: str,
@@ -280,7 +306,7 @@ def _search(
     def ascend(points: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal warn
         points = points.detach().requires_grad_()
-        value = gain(model(points))
+        value = gain(classify(points))
         (gradient,) = torch.autograd.grad(value.sum(), points)
         zero = int((gradient.flatten(1) == 0).all(1).sum())
         if warn and zero:

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from genimg_fast.editing.pictures import check_choices
+from genimg_fast._images import check_floating, check_has_numbers
+from genimg_fast.editing.pictures import check_choices, tool
 
 _DECAY = 1e-3  # of the regression's weights; its data may be separable
 
 
+@tool
 def attribute_direction(without: Tensor, having: Tensor, *, method: Literal["mean", "linear"] = "mean") -> Tensor:
     """Find the direction of an attribute.
 
@@ -31,7 +33,7 @@ def attribute_direction(without: Tensor, having: Tensor, *, method: Literal["mea
         The direction, of a latent's shape. Add it, times a strength, to latents.
 
     Raises:
-        ValueError: If a set is empty, shapes differ, or the sets have the same mean.
+        ValueError: If a set is empty, or has NaN, shapes differ, or the sets have the same mean.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -39,6 +41,11 @@ def attribute_direction(without: Tensor, having: Tensor, *, method: Literal["mea
         tensor([1., 1., 1.])
     """
     check_choices(method=(method, ("mean", "linear")))
+    for name, latents in (("without", without), ("having", having)):
+        check_floating(latents, name)
+        check_has_numbers(latents, name)
+        if not bool(latents.isfinite().all()):
+            raise ValueError(f"{name} must be finite numbers")
     if without.shape[1:] != having.shape[1:] or len(without) == 0 or len(having) == 0:
         shapes = f"{tuple(without.shape)} and {tuple(having.shape)}"
         raise ValueError(f"having must be latents of the shape of those without, one each at least, got {shapes}")

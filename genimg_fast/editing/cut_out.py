@@ -14,10 +14,11 @@ from torch import Tensor
 
 from genimg_fast.editing.foreground import estimate_foreground
 from genimg_fast.editing.matting import matte
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_mask, check_picture, tool
 from genimg_fast.options import PositiveFloat
 
 
+@tool
 def cut_out(
     image: Tensor,
     *,
@@ -93,6 +94,7 @@ def composite(foreground: Tensor, *, alpha: Mask, background: Tensor) -> Tensor:
     if background.shape[1:] != foreground.shape[1:]:
         got, wanted = ("x".join(str(n) for n in p.shape[:0:-1]) for p in (background, foreground))
         raise ValueError(f"background must have the foreground's size, {wanted} pixels, got {got}")
+    alpha, background = alpha.to(foreground), background.to(foreground)
     return alpha * foreground + (1 - alpha) * background
 
 

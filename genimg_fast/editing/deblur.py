@@ -24,12 +24,13 @@ from genimg_fast.data.degradations import check_kernel, gaussian_kernel, motion_
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.denoise import check_noisy, estimate_sigma
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import Mask, check_left_out
+from genimg_fast.editing.pictures import Mask, check_left_out, tool
 from genimg_fast.options import PositiveFloat, PositiveInt
 
 _TAPERS = 4
 
 
+@tool
 def deblur(
     image: Tensor,
     *,

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import check_picture
+from genimg_fast.editing.pictures import check_picture, tool
 from genimg_fast.options import NonNegativeFloat
 
 _SIDE = 8  # of a patch
@@ -35,6 +35,7 @@ _MOST_NUMBERS = 2**25  # in a temporary tensor
 _MEDIAN_OF_NORMAL = 0.6745  # of absolute values
 
 
+@tool
 def denoise(
     image: Tensor,
     *,
@@ -88,6 +89,7 @@ def denoise(
     return torch.einsum("ji,jhw->ihw", mixing, restored).clamp(0, 1).to(image.dtype)
 
 
+@tool
 def estimate_sigma(image: Tensor) -> float:
     """Estimate the standard deviation of the noise in a picture.
 

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
-from genimg_fast.editing.pictures import check_picture, to_grey
+from genimg_fast.editing.pictures import check_picture, to_grey, tool
 from genimg_fast.options import NonNegativeFloat
 
 
+@tool
 def enhance(
     image: Tensor,
     *,

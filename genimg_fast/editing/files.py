@@ -11,10 +11,11 @@ from torch import Tensor
 from genimg_fast._files import naming, replacing
 from genimg_fast.data.decode import open_image
 from genimg_fast.data.optional import optional_import
-from genimg_fast.editing.pictures import check_picture
+from genimg_fast.editing.pictures import check_picture, tool
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _GAP = 4  # pixels between two pictures
+_SLACK = 4.0  # what noise of a standard deviation of 255 levels may need
 _WITH_ALPHA = (".png", ".apng", ".webp", ".tif", ".tiff", ".avif", ".jp2", ".ico", ".tga")
 
 
@@ -55,12 +56,13 @@ def load_picture(path: str | os.PathLike[str]) -> Tensor:
     return picture
 
 
+@tool
 def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
     """Write a picture to a file; its ending says in what format.
 
     Args:
         picture: The picture, in [0, 1] of shape (channels, height, width): grey, grey and alpha, RGB, or RGB and
-            alpha. Numbers outside are set to the nearest in it.
+            alpha. Numbers outside are set to the nearest in it, unless they are far outside, as of 0..255.
         path: The file. It is there when it is whole.
 
     Raises:
@@ -75,7 +77,7 @@ def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     check_ending(path)
-    check_picture(picture.clamp(0, 1), "picture", channels=(1, 2, 3, 4))
+    check_picture(picture, "picture", channels=(1, 2, 3, 4), slack=_SLACK)
     if len(picture) in (2, 4) and path.suffix.lower() not in _WITH_ALPHA:
         raise ValueError(f"{str(path)!r} must end in .png or .webp: the picture has transparent pixels")
     pixels = picture.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).contiguous()
@@ -91,6 +93,7 @@ def check_ending(path: Path) -> None:
         raise ValueError(f"{str(path)!r} does not end like an image file, such as .png")
 
 
+@tool
 def before_and_after(before: Tensor, after: Tensor, *, same_height: bool = True) -> Tensor:
     """Put two pictures side by side.
 

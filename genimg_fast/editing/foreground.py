@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_mask, check_picture, tool
 from genimg_fast.options import PositiveFloat
 
 _SMALL, _OFTEN, _SELDOM = 32, 20, 6
 
 
+@tool
 def estimate_foreground(image: Tensor, *, alpha: Mask, smoothness: PositiveFloat = 1e-5) -> tuple[Tensor, Tensor]:
     """Estimate the colours that foreground and background have in the mixed pixels of a picture.
 

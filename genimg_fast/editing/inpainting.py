@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patchmatch import complete, solve_laplace
-from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture, tool
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
 
 
+@tool
 def inpaint(
     image: Tensor,
     *,

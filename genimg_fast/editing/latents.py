@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genimg_fast._images import check_floating, check_has_numbers
 from genimg_fast.models import GLO, VQVAE, Autoencoder, BaseGAN, BaseVAE
 from genimg_fast.models.common import check_images, check_labels
 from genimg_fast.models.reconstruction import into_unit_ball
@@ -50,12 +51,29 @@ class Latents:
             check_labels(labels, len(labels), self.num_classes)
         self.encodes = not isinstance(model, (BaseGAN, GLO))
         self.gaussian = isinstance(model, (BaseGAN, BaseVAE))
+        self.in_ball = isinstance(model, GLO)
 
     def check_images(self, images: Tensor) -> None:
         """Raise a ValueError unless these are images of the model's size, one for each label."""
+        check_floating(images, "images", " in [-1, 1]")
+        check_has_numbers(images, "images")
         check_images(images, self.c_dim, self.image_size)
+        if bool(images.isnan().any()):
+            raise ValueError("images must be numbers in [-1, 1], some are NaN")
         if self.labels is not None and len(self.labels) != len(images):
             raise ValueError(f"labels must be {len(images)}, one for each image, got {len(self.labels)}")
+
+    def check(self, z: Tensor) -> None:
+        """Raise a ValueError unless these are latents of the model, one for each label."""
+        codes = isinstance(self.model, VQVAE)
+        size = self.model.codebook.codes.shape[1] if codes else self.z_dim
+        wanted = f"(n, {size}, grid, grid)" if codes else f"(n, {size})"
+        check_floating(z, "z")
+        check_has_numbers(z, "z")
+        if z.dim() != (4 if codes else 2) or z.shape[1] != size:
+            raise ValueError(f"z must be latents of the model, {wanted}, got {tuple(z.shape)}")
+        if self.labels is not None and len(self.labels) != len(z):
+            raise ValueError(f"labels must be {len(z)}, one for each latent, got {len(self.labels)}")
 
     def encode(self, images: Tensor) -> Tensor:
         """Turn images into latents, with the model's encoder."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.multigrid import BlockMatrix, solve
-from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture, tool
 from genimg_fast.options import PositiveFloat
 
 _KNOWN = 100  # weight of known pixels in KNN matting, against 1 of the neighbours
@@ -26,6 +26,7 @@ _NEIGHBOURS = ((20, 2.0), (10, 0.1))  # how many, and the weight of their place 
 _CHUNK = 1024  # blocks whose Laplacian is made at once; what they take fits into a cache
 
 
+@tool
 def matte(
     image: Tensor,
     *,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture
+from genimg_fast.editing.pictures import Mask, check_mask, check_picture, tool
 
 _SIGMA, _STEP, _THRESHOLD = 1.4, 0.1, 0.15
 
@@ -34,6 +34,7 @@ class MattingErrors(NamedTuple):
     connectivity: float
 
 
+@tool
 def matting_errors(alpha: Mask, *, truth: Mask, trimap: Mask | None = None) -> MattingErrors:
     """Measure how far an alpha is from the true one.
 

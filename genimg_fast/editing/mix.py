@@ -28,7 +28,7 @@ def mix(model: Any, z: Tensor, *, weights: Sequence[float] | None = None, labels
         The mixture, (1, ...).
 
     Raises:
-        ValueError: If the model has no latents, or the weights do not fit.
+        ValueError: If the model has no latents, these are none of it, or the weights do not fit.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -36,12 +36,15 @@ def mix(model: Any, z: Tensor, *, weights: Sequence[float] | None = None, labels
         >>> gf.editing.mix(model, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
         tensor([[0.7071, 0.7071]])
     """
-    gaussian = Latents(model, labels).gaussian
+    latents = Latents(model, labels)
+    latents.check(z)
+    if len(z) == 0:
+        raise ValueError("z must be one latent or more, got none")
     shares = torch.ones(len(z)) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
     if shares.shape != (len(z),) or not bool((shares >= 0).all()) or not float(shares.sum()) > 0:
         raise ValueError(f"weights must be {len(z)} numbers of at least 0, not all 0, got {list(weights or [])}")
     shares = (shares / shares.sum()).to(z)
-    mixed = torch.tensordot(shares, z, 1)[None]
-    if gaussian and mixed.norm() > 0:
+    mixed = (shares.view(-1, *[1] * (z.dim() - 1)) * z).sum(0, keepdim=True)
+    if latents.gaussian and mixed.norm() > 0:
         mixed = mixed * ((shares * z.norm(dim=1)).sum() / mixed.norm())
     return mixed

@@ -19,6 +19,7 @@ from torch.nn.functional import avg_pool2d
 from genimg_fast._evaluating import evaluating
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.latents import Latents
+from genimg_fast.models.reconstruction import into_unit_ball
 
 _DRAWN, _KEPT = 256, 3
 _DECODED = 64  # at a time
@@ -48,7 +49,8 @@ def project(
         progress: Whether to show a progress bar, if stderr is a terminal.
 
     Returns:
-        Latents: of shape (batch, z_dim), or (batch, code_dim, grid, grid) of a VQVAE.
+        Latents, without gradients, of the model's dtype: of shape (batch, z_dim), or (batch, code_dim, grid, grid)
+        of a VQVAE.
 
     Raises:
         ValueError: If the model has no latents, the images do not fit, labels are missing or not taken, or steps
@@ -65,10 +67,11 @@ def project(
     steps = (0 if latents.encodes else 400) if steps is None else steps
     if steps < 0 or (steps > 0 and model._get_name() == "VQVAE"):
         raise ValueError(f"steps must be at least 0, and 0 for a VQVAE, got {steps}")
-    with evaluating(model):
+    with evaluating(model), torch.inference_mode(False):
+        images = images.detach().to(next(model.parameters()), copy=True)  # outside of inference mode
         with torch.no_grad():
             start = latents.encode(images)[:, None] if latents.encodes else _nearest(latents, images, generator)
-        if steps == 0:
+        if steps == 0 or len(images) == 0:
             return start[:, 0]
         return _improve(latents, images, start, steps, learning_rate, progress)
 
@@ -81,7 +84,7 @@ def _nearest(latents: Latents, images: Tensor, generator: torch.Generator | None
         of_one = Latents(latents.model, None if latents.labels is None else latents.labels[number : number + 1])
         errors = torch.cat([_error(of_one.decode(part), image[None]) for part in z.split(_DECODED)])
         chosen.append(z[errors.argsort()[:_KEPT]])
-    return torch.stack(chosen)
+    return torch.stack(chosen) if chosen else z.new_empty(0, _KEPT, z.shape[1])
 
 
 def _improve(
@@ -101,6 +104,9 @@ def _improve(
                 loss = loss + _PRIOR * excess.clamp(min=0).square()
             (z.grad,) = torch.autograd.grad(loss.sum(), [z])
         adam.step()
+        if latents.in_ball:
+            with torch.no_grad():
+                z.copy_(into_unit_ball(z))
         schedule.step()
     with torch.no_grad():
         errors = _error(latents.decode(z), wanted).view(count, few)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.data.progress import bar
-from genimg_fast.editing.pictures import check_picture
+from genimg_fast.editing.pictures import check_picture, tool
 from genimg_fast.options import NonNegativeFloat, PositiveInt
 
 # Blocks among which each is chosen.
@@ -31,6 +31,7 @@ _BEGINNINGS = 32
 _WEAR = 0.1
 
 
+@tool
 def quilt(
     exemplar: Tensor,
     *,

@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patches import SIZES, resized, take_patches, transport
-from genimg_fast.editing.pictures import Mask, check_mask, check_picture, to_grey
+from genimg_fast.editing.pictures import Mask, check_mask, check_picture, to_grey, tool
 from genimg_fast.options import NonNegativeFloat, PositiveFloat
 
 _COARSEST = 64  # pixels of the shorter side, about
@@ -27,7 +27,7 @@ _ROUNDS = 3
 _EVENNESS = 0.05
 
 
-@torch.no_grad()
+@tool
 def stylise(
     content: Tensor,
     *,

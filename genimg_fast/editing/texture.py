@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genimg_fast.editing.pictures import check_choices
+from genimg_fast.editing.pictures import check_choices, tool
 from genimg_fast.editing.quilting import quilt
 from genimg_fast.editing.texture_transport import synthesise
 from genimg_fast.options import PositiveInt
 
 
+@tool
 def texture(
     exemplar: Tensor,
     *,

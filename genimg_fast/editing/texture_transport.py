@@ -19,14 +19,14 @@ from torch import Tensor
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patches import SIZES, match, resized, take_patches, transport
-from genimg_fast.editing.pictures import check_picture
+from genimg_fast.editing.pictures import check_picture, tool
 from genimg_fast.options import PositiveInt
 
 _COARSEST = 64  # pixels of the shorter side, about
 _EVENNESS = 0.005
 
 
-@torch.no_grad()
+@tool
 def synthesise(
     exemplar: Tensor,
     *,

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import check_left_out, check_picture
+from genimg_fast.editing.pictures import check_left_out, check_picture, tool
 from genimg_fast.options import PositiveInt
 
 _MOST = 16  # beyond, there is nothing to see but the kernel
 
 
+@tool
 def upscale(
     image: Tensor,
     *,

@@ -39,7 +39,8 @@ def vary(
         Latents, (batch * n, ...), those of the first one first.
 
     Raises:
-        ValueError: If the model has no latents, n is below 1, or the strength is not in [0, 1].
+        ValueError: If the model has no latents, or these are none of it, n is below 1, or the strength is not in
+            [0, 1].
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -48,6 +49,7 @@ def vary(
         torch.Size([6, 10])
     """
     latents = Latents(model, labels)
+    latents.check(z)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if not 0 <= strength <= 1:

@@ -100,8 +100,11 @@ class GANLoss:
             raise ValueError(f"label_smoothing must be 0: the {name} loss has no labels, got {label_smoothing}")
         self.name = name
         self.label_smoothing = label_smoothing
-        self._formulas = GAN_LOSSES[name]
         self.paired = isinstance(self._formulas, _PairFormula)
+
+    @property
+    def _formulas(self) -> _Formulas | _PairFormula:  # no attribute: functions without a name cannot be pickled
+        return GAN_LOSSES[self.name]
 
     def discriminator(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Loss that the discriminator minimises.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
-from genimg_fast._images import check_layout
+from genimg_fast._images import check_floating, check_layout
 
 
 class SlicedWassersteinLoss(nn.Module):
@@ -59,9 +59,8 @@ class SlicedWassersteinLoss(nn.Module):
             ValueError: If the images do not fit, or are smaller than a patch.
         """
         for name, images in (("output", output), ("target", target)):
+            check_floating(images, name)
             check_layout(images, name=name)
-            if not images.is_floating_point():
-                raise ValueError(f"{name} must be floating-point numbers, got {images.dtype}")
             if min(images.shape[2:]) < self.patch_size:
                 size = "x".join(str(n) for n in images.shape[:1:-1])
                 raise ValueError(

@@ -1,22 +1,24 @@
 """Losses on what a network sees in images, and on the images' smoothness.
 
 Gatys et al. 2016, https://doi.org/10.1109/CVPR.2016.265; Johnson et al. 2016, https://arxiv.org/abs/1603.08155.
-A loss has a copy of the network, frozen and in evaluation mode; forward hooks take what its named layers make, and
-the network is left after the last of them, so that images of any size can be compared.
+A loss has a copy of the network, frozen and in evaluation mode. A chain of layers is run as far as the last one
+that is wanted; of any other network, forward hooks take what its named layers make, and it is left after the last
+of them, so that images of any size can be compared. Several threads may use one loss at once, and torch.compile
+takes it, whole if the network is a chain.
 """
 
 import copy
 import itertools
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from genimg_fast._images import check_layout
+from genimg_fast._images import check_floating, check_layout
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Torchvision's: numbers of channels, "M" for max pooling.
@@ -35,6 +37,29 @@ class _Left(Exception):
     """The last layer that is wanted has been there."""
 
 
+class _Call(threading.local):
+    """What this thread's call of a loss has found, and how many layers it wants; nothing outside of a call."""
+
+    found: dict[str, Tensor] | None = None
+    number = 0
+
+
+_call = _Call()
+
+
+class _Keep:
+    """A forward hook that keeps what a layer makes; the next layer may write over it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if _call.found is not None:
+            _call.found[self.name] = output.clone() if isinstance(output, Tensor) else output
+            if len(_call.found) == _call.number:
+                raise _Left
+
+
 class PerceptualLoss(nn.Module):
     """Distance of images in a network's features: the sum over layers of their mean squared differences.
 
@@ -45,9 +70,10 @@ class PerceptualLoss(nn.Module):
     Args:
         network: A network with named layers, such as a VGG of torchvision, or its ``features``; see also
             :func:`load_features`.
-        layers: Names of the layers, as ``network.named_modules()`` has them; default: of a network of torchvision,
-            or its ``features``, what comes before the first four max poolings (of VGG: relu1_2, relu2_2, and the
-            last of blocks 3 and 4).
+        layers: Names of the layers, as ``network.named_modules()`` has them, or their numbers in ``features``;
+            default: of a network of torchvision, or its ``features``, what comes before the first four max
+            poolings (of VGG: relu1_2, relu2_2, and the last of blocks 3 and 4), or before all and the last
+            layer of what ends in a convolution or a ReLU, as ``features[:16]`` does.
         weights: Weight of each layer; default: 1.
         value_range: The numbers that are black and white in the images.
         mean: Mean of each channel of the images in [0, 1] that the network was trained with; default: ImageNet's.
@@ -65,12 +91,10 @@ class PerceptualLoss(nn.Module):
         >>> loss(output, torch.rand(2, 3, 64, 64)).backward()
     """
 
-    _default_layers = slice(4)  # of the layers before max poolings
-
     def __init__(
         self,
         network: nn.Module,
-        layers: Sequence[str] | None = None,
+        layers: Sequence[str | int] | None = None,
         *,
         weights: Sequence[float] | None = None,
         value_range: tuple[float, float] = (0.0, 1.0),
@@ -78,48 +102,60 @@ class PerceptualLoss(nn.Module):
         std: Sequence[float] = _IMAGENET_STD,
     ) -> None:
         super().__init__()
-        layers = self._find_layers(network, layers)
+        names = self._find_layers(network, layers)
         if weights is None:
-            weights = [1.0] * len(layers)
-        if len(weights) != len(layers) or not all(weight >= 0 for weight in weights):
-            raise ValueError(f"weights must be {len(layers)} numbers of at least 0, one a layer, got {weights}")
+            weights = [1.0] * len(names)
+        if len(weights) != len(names) or not all(weight >= 0 for weight in weights):
+            raise ValueError(f"weights must be {len(names)} numbers of at least 0, one a layer, got {weights}")
         if len(value_range) != 2 or not value_range[0] < value_range[1]:
             raise ValueError(f"value_range must be two numbers, the lower first, got {value_range}")
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"std must be {len(mean)} numbers above 0, like mean, got {std}")
-        prefix = "features."
-        if isinstance(getattr(network, "features", None), nn.Module) and all(
-            name.startswith(prefix) for name in layers
-        ):
-            network, layers = network.features, [name.removeprefix(prefix) for name in layers]  # type: ignore[assignment]
+        features = getattr(network, "features", None)
+        if isinstance(features, nn.Sequential) and all(name.startswith("features.") for name in names):
+            network, names = features, [name.removeprefix("features.") for name in names]
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.layers, self.weights, self.value_range = layers, list(weights), value_range
+        self.layers, self.weights, self.value_range = names, list(weights), value_range
+        self._is_chain = type(self.network).forward is nn.Sequential.forward and not any("." in n for n in names)
+        if not self._is_chain:
+            for name in dict.fromkeys(names):
+                self.network.get_submodule(name).register_forward_hook(_Keep(name))
         # What a loss is made of is in no checkpoint of a model that has it.
         self.register_buffer("_mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         self._mean: Tensor
         self._std: Tensor
 
-    def _find_layers(self, network: nn.Module, layers: Sequence[str] | None) -> list[str]:
+    def _find_layers(self, network: nn.Module, layers: Sequence[str | int] | None) -> list[str]:
         if not isinstance(network, nn.Module):
-            raise ValueError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+            raise ValueError(
+                f"network must be a torch.nn.Module, such as torchvision.models.vgg16(weights='DEFAULT'), got "
+                f"{type(network).__name__}"
+            )
         names = [name for name, _ in network.named_modules() if name]
         if layers is None:
-            before = _before_pooling(network)[self._default_layers]
-            if not before:
+            last = _last_of_blocks(network)
+            if not last:
                 raise ValueError(
                     f"layers must be given for {type(network).__name__}: names of network.named_modules(), "
                     f"such as {', '.join(names[:3])}"
                 )
-            return before
-        if isinstance(layers, str) or len(layers) == 0:
+            return self._choose(last)
+        if isinstance(layers, (str, Mapping)) or len(layers) == 0:
             raise ValueError(f"layers must be a list of names, got {layers!r}")
-        if unknown := [name for name in layers if name not in names]:
+        wanted = [str(name) for name in layers]
+        # Numbers that people know are of a VGG's features.
+        wanted = [f"features.{n}" if n not in names and f"features.{n}" in names else n for n in wanted]
+        if unknown := [name for name in wanted if name not in names]:
             shown = ", ".join(names[:30]) + (" ..." if len(names) > 30 else "")
             raise ValueError(
                 f"layers must be names of the network's modules, got {unknown[0]!r}; they are: {shown}"
             )
-        return list(layers)
+        return wanted
+
+    def _choose(self, last: list[str]) -> list[str]:
+        """Choose layers among the last ones of blocks, if the user does not."""
+        return last
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
         """Stay in evaluation mode: the network's statistics are part of the loss."""
@@ -138,44 +174,48 @@ class PerceptualLoss(nn.Module):
         Raises:
             ValueError: If these are no images, or too small for the network, or a layer does not run.
         """
-        check_layout(images)
         lowest, highest = self.value_range
-        if not images.is_floating_point():
-            raise ValueError(
-                f"images must be floating-point numbers from {lowest:g} to {highest:g}, got {images.dtype}"
-            )
+        check_floating(images, "images", f" from {lowest:g} to {highest:g}")
+        check_layout(images)
         if images.shape[1] not in (1, len(self._mean)):
             raise ValueError(f"images must have 1 or {len(self._mean)} channels, got {images.shape[1]}")
+        if images.device != self._mean.device:
+            raise ValueError(f"images must be where the loss is, on {self._mean.device}, got {images.device}")
+        images = images.to(torch.promote_types(images.dtype, torch.float32))
         normalised = ((images - lowest) / (highest - lowest) - self._mean.to(images)) / self._std.to(images)
-        found: dict[str, Tensor] = {}
-
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-                # The next layer may write over it.
-                found[name] = output.clone()
-                if len(found) == len(set(self.layers)):
-                    raise _Left
-
-            return hook
-
-        with ExitStack() as hooks:
-            for name in self.layers:
-                handle = self.network.get_submodule(name).register_forward_hook(keep(name))
-                hooks.callback(handle.remove)
-            try:
-                self.network(normalised)
-            except _Left:
-                pass
-            else:
-                missing = ", ".join(name for name in self.layers if name not in found)
-                raise ValueError(f"layers must be run by the network, {missing} was not")
+        weights = (p for p in self.network.parameters() if p.is_floating_point())
+        normalised = normalised.to(next(weights, normalised).dtype)
+        found = self._through_chain(normalised) if self._is_chain else self._through_hooks(normalised)
         for name in self.layers:
             if not isinstance(found[name], Tensor) or found[name].ndim != 4:
                 raise ValueError(
                     f"layers must make tensors of shape (batch, channels, height, width), {name} does not"
                 )
-        # Sums over many pixels would not fit into half precision.
+        # Sums over many pixels would not fit into 16 bits.
         return [found[name].to(torch.promote_types(found[name].dtype, torch.float32)) for name in self.layers]
+
+    def _through_chain(self, images: Tensor) -> dict[str, Tensor]:
+        found, wanted = {}, set(self.layers)
+        for name, module in self.network._modules.items():
+            images = module(images)  # type: ignore[misc]
+            if name in wanted:
+                found[name] = images.clone()  # the next layer may write over it
+                if len(found) == len(wanted):
+                    break
+        return found
+
+    @torch.compiler.disable
+    def _through_hooks(self, images: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        _call.found, _call.number = found, len(set(self.layers))
+        try:
+            self.network(images)
+        except _Left:
+            return found
+        finally:
+            _call.found = None
+        missing = ", ".join(name for name in self.layers if name not in found)
+        raise ValueError(f"layers must be run by the network, {missing} was not")
 
     def describe(self, images: Tensor) -> list[Tensor]:
         """Compute what is compared; to give as the target of many comparisons, without gradients.
@@ -221,7 +261,7 @@ class ContentLoss(PerceptualLoss):
 
     The content loss of Gatys et al. 2016, https://doi.org/10.1109/CVPR.2016.265, as a mean. Arguments, errors and
     methods are those of :class:`PerceptualLoss`; the layer is by default the one before the third max pooling, of
-    VGG the last of block 3.
+    VGG the last of block 3, or the last of fewer blocks.
 
     Example:
         >>> import torch, torchvision, genimg_fast as gf
@@ -230,7 +270,8 @@ class ContentLoss(PerceptualLoss):
         >>> loss(torch.rand(1, 3, 64, 64, requires_grad=True), wanted).backward()
     """
 
-    _default_layers = slice(2, 3)
+    def _choose(self, last: list[str]) -> list[str]:
+        return last[:3][-1:]
 
 
 class StyleLoss(PerceptualLoss):
@@ -278,7 +319,7 @@ def gram_matrix(features: Tensor) -> Tensor:
         )
     flat = features.flatten(2)
     with torch.autocast(flat.device.type, enabled=False):
-        return flat @ flat.mT / max(1, features[0].numel())
+        return flat @ flat.mT / max(1, flat.shape[1] * flat.shape[2])
 
 
 class TotalVariationLoss(nn.Module):
@@ -305,9 +346,8 @@ class TotalVariationLoss(nn.Module):
         Raises:
             ValueError: If the images have another shape, or are integers.
         """
+        check_floating(images, "images")
         check_layout(images)
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
         images = images.to(torch.promote_types(images.dtype, torch.float32))  # sums of 16 bits overflow
         return (images.diff(dim=2).abs().sum() + images.diff(dim=3).abs().sum()) / max(1, images.numel())
 
@@ -398,13 +438,15 @@ class _Fire(nn.Module):
         return torch.cat([relu(self.expand1x1(squeezed)), relu(self.expand3x3(squeezed))], 1)
 
 
-def _before_pooling(network: nn.Module) -> list[str]:
-    """Names of the modules before the max poolings of a chain of layers, or of the one called ``features``."""
+def _last_of_blocks(network: nn.Module) -> list[str]:
+    """Names of the modules before the first four max poolings; of a chain that is cut, all and the last one."""
     features = getattr(network, "features", network)
-    if not isinstance(features, nn.Sequential):
+    if not isinstance(features, nn.Sequential) or not len(features):
         return []
     prefix = "" if features is network else "features."
     children = list(features.named_children())
-    return [
+    before = [
         prefix + name for (name, _), (_, after) in itertools.pairwise(children) if isinstance(after, nn.MaxPool2d)
     ]
+    name, last = children[-1]
+    return [*before, prefix + name] if isinstance(last, (nn.Conv2d, nn.ReLU)) else before[:4]

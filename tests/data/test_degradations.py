@@ -157,6 +157,20 @@ def test_several_in_a_row_take_their_numbers_from_one_generator() -> None:
     assert torch.equal(both, Compose(Downsample(2), GaussianNoise(10), SaltAndPepper(0.1))(image))
 
 
+def test_what_is_no_picture_is_refused() -> None:
+    mask = torch.ones(1, 3, 4)
+    for wrong, message in (
+        (torch.full((1, 3, 4), 200.0), "images must be in .* noise aside, got 200 to 200"),
+        (torch.ones(3, 4), "images must be of shape"),
+        (torch.ones(1, 4, 3), "mask must have the picture's size, 3x4 pixels, got 4x3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Masked(mask)(wrong)
+    for wrong in (mask.byte(), mask[0], mask.expand(3, -1, -1)):
+        with pytest.raises(ValueError, match="mask must be floating-point numbers of shape"):
+            Masked(wrong)
+
+
 def test_what_is_out_of_range_is_refused() -> None:
     for make, message in (
         (lambda: GaussianNoise(-1), "sigma must be at least 0"),

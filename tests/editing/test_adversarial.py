@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from genimg_fast.editing import Normalised, attack
+from genimg_fast.editing import Normalised, adversarial, attack
 
 METHODS = ("fgsm", "pgd", "mi-fgsm", "apgd")
 
@@ -42,11 +42,10 @@ def test_on_a_linear_model_the_best_change_is_found(method: str, norm: str, targ
     sign = (1 - 2 * labels) * (-1 if targeted else 1)
     best = weight.sign() if norm == "linf" else weight / weight.norm()
     expected = x + 0.2 * (sign[:, None] * best).view_as(x)
-    options = {"step_size": 0.2} if method == "pgd" else {}
+    options = {"fgsm": {}, "pgd": {"steps": 60, "step_size": 0.2}}.get(method, {"steps": 60})
     found = attack(
-        model, x, labels, method=method, norm=norm, epsilon=0.2, targeted=targeted, steps=60, generator=seeded(),
-        **options,
-    )  # fmt: skip
+        model, x, labels, method=method, norm=norm, epsilon=0.2, targeted=targeted, generator=seeded(), **options
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 if (method, norm) == ("apgd", "l2") else 1e-8)
 
 
@@ -77,7 +76,7 @@ def test_searches_find_more_than_one_step() -> None:
         "restarts": {"method": "pgd", "restarts": 4},
         "apgd": {"method": "apgd"},
     }.items():
-        found = attack(model, x, labels, epsilon=0.1, steps=20, generator=seeded(), **options)
+        found = attack(model, x, labels, epsilon=0.1, generator=seeded(), **options)
         fooled = (model(found).argmax(1) != labels).double().mean()
         loss = nn.functional.cross_entropy(model(found), labels)
         gained[name] = (fooled.item(), loss.item())
@@ -107,6 +106,24 @@ def test_the_dlr_loss_sees_where_the_cross_entropy_does_not() -> None:
         warnings.simplefilter("error")
         found = attack(model, x, epsilon=0.3, method="apgd", loss="dlr", generator=seeded())
     assert (model(found).argmax(1) != model(x).argmax(1)).all()
+
+
+def test_the_targeted_dlr_loss_reaches_its_class() -> None:
+    model, x = network(), torch.rand(8, 3, 9, 9, generator=seeded())
+    wanted = (model(x).argmax(1) + 1) % 5
+    found = attack(
+        model, x, wanted, method="apgd", loss="dlr", targeted=True, epsilon=0.4, steps=40, generator=seeded()
+    )
+    assert (model(found).argmax(1) == wanted).double().mean() >= 0.75
+
+
+def test_the_dlr_losses_by_hand() -> None:
+    logits = torch.tensor([[5.0, 2.0, 1.0, 7.0, 3.0]])  # ordered: 7, 5, 3, 2, 1
+    for label, other in ((0, 7), (3, 5)):
+        gain = adversarial._gain(torch.tensor([label]), "dlr", targeted=False)
+        assert gain(logits).item() == pytest.approx((other - logits[0, label].item()) / (7 - 3))
+        gain = adversarial._gain(torch.tensor([label]), "dlr", targeted=True)
+        assert gain(logits).item() == pytest.approx((logits[0, label].item() - other) / (7 - (3 + 2) / 2))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -151,6 +168,44 @@ def test_the_model_is_left_as_it_was() -> None:
     torch.testing.assert_close(found, attack(model, x, generator=seeded()))
 
 
+def test_a_model_that_fails_is_left_as_it_was() -> None:
+    calls = []
+
+    def fail(module: nn.Module, args: tuple, output: Tensor) -> None:
+        calls.append(module.training)
+        if len(calls) == 3:
+            raise RuntimeError("out of luck")
+
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)).train()
+    model[1].register_forward_hook(fail)
+    model[2].eval()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        attack(model, images().float())
+    assert calls == [False] * 3
+    assert [module.training for module in model.modules()] == [True, True, True, False]
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_the_model_gets_its_own_dtype(dtype: torch.dtype) -> None:
+    model, x = network(), torch.rand(4, 3, 9, 9, generator=seeded()).to(dtype)
+    found = attack(model, x, epsilon=0.1, generator=seeded())
+    assert found.dtype == dtype
+    wanted = attack(model, x.float(), epsilon=0.1, generator=seeded())
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=torch.finfo(dtype).eps + 1e-6)
+    assert torch.equal(attack(model, x, epsilon=0), x)
+    found = attack(network().to(dtype), x.float(), epsilon=0.1, method="apgd", generator=seeded())
+    assert found.dtype == torch.float32
+    assert 0.05 < (found - x.float()).abs().max() <= 0.1 + 1e-6
+
+
+def test_within_inference_mode() -> None:
+    model, wanted = network(), attack(network(), images(size=9).float(), generator=seeded())
+    with torch.inference_mode():
+        found = attack(model, images(size=9).float(), generator=seeded())
+    assert torch.equal(found, wanted)
+
+
 def test_normalised() -> None:
     x = images().float()
     net = Normalised(nn.Identity(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
@@ -166,19 +221,57 @@ def test_normalised() -> None:
         ({"epsilon": 4.0, "norm": "l2"}, "epsilon must be from 0 to 3.4641"),
         ({"images": 255 * images()}, "images must be in"),
         ({"images": images() * float("nan")}, "images must be in"),
-        ({"images": images().int()}, "images must be a batch of floating-point numbers"),
+        ({"images": images().int()}, "images must be a tensor of floating-point numbers in"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, "labels must be from 0 to 1"),
         ({"labels": torch.tensor([0, 1])}, r"labels must be int64 of shape \(4,\)"),
         ({"loss": "dlr"}, "loss must be cross-entropy: dlr needs 3 classes, and the model has 2"),
         ({"targeted": True}, "labels must be the classes to reach"),
-        ({"targeted": True, "loss": "dlr"}, "loss must be cross-entropy if targeted, got dlr"),
+        (
+            {"model": linear(3), "labels": torch.zeros(4).long(), "targeted": True, "loss": "dlr"},
+            "loss must be cross-entropy: dlr needs 4 classes, and the model has 3",
+        ),
+        ({"method": "fgsm", "steps": 20}, "steps must be left out: fgsm takes one step"),
+        ({"method": "fgsm", "restarts": 1}, "restarts must be left out: fgsm"),
+        ({"method": "fgsm", "step_size": 0.1}, "step_size must be left out: fgsm"),
+        (
+            {"method": "mi-fgsm", "step_size": 0.1},
+            "step_size must be left out: mi-fgsm takes steps of epsilon / steps",
+        ),
+        ({"method": "mi-fgsm", "restarts": 2}, "restarts must be left out: mi-fgsm"),
+        ({"method": "apgd", "step_size": 0.1}, "step_size must be left out: apgd finds it out"),
+        ({"step_size": float("inf")}, "step_size must be above 0, got inf"),
         ({"model": nn.Identity()}, r"model must return logits of shape \(batch, classes\)"),
+        (
+            {"images": images().numpy()},
+            "images must be a tensor of floating-point numbers in \\[0, 1\\], got ndarray",
+        ),
+        ({"images": images().to("meta")}, "images must have numbers, got a tensor of the device meta"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict, message: str) -> None:
     given = {"model": linear(), "images": images(), **options}
     with pytest.raises(ValueError, match=message):
         attack(given.pop("model"), given.pop("images"), given.pop("labels", None), **given)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_steps_agree_with_torchattacks(targeted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    monkeypatch.setattr(adversarial._Ball, "random", lambda ball, generator: ball.images)  # the start is the image
+    model, x = network(), torch.rand(6, 3, 9, 9, generator=seeded())
+    labels = (model(x).argmax(1) + targeted) % 5
+    for norm, options, peer in (
+        ("linf", {"eps": 0.1, "alpha": 0.03}, torchattacks.PGD),
+        ("l2", {"eps": 1.0, "alpha": 0.3}, torchattacks.PGDL2),
+    ):
+        theirs = peer(model, steps=6, random_start=False, **options)
+        if targeted:
+            theirs.set_mode_targeted_by_label(quiet=True)
+        ours = attack(
+            model, x, labels, norm=norm, epsilon=options["eps"], step_size=options["alpha"], steps=6,
+            targeted=targeted,
+        )  # fmt: skip
+        torch.testing.assert_close(ours, theirs(x, labels), rtol=0, atol=1e-5)
 
 
 def test_agrees_with_torchattacks() -> None:
@@ -198,3 +291,14 @@ def test_agrees_with_torchattacks() -> None:
         assert fooled[0] >= fooled[1]
         losses = [nn.functional.cross_entropy(model(found), labels).item() for found in (ours, theirs)]
         assert losses[0] >= 0.99 * losses[1]  # theirs stops where a sample fools
+    theirs = torchattacks.APGDT(model, eps=0.1, steps=40, n_restarts=1, n_classes=5)(
+        x, labels
+    )  # to each other class
+    found = torch.zeros(6, dtype=torch.bool)
+    for further in range(1, 5):
+        sample = attack(
+            model, x, (labels + further) % 5, method="apgd", loss="dlr", targeted=True, epsilon=0.1, steps=40,
+            generator=seeded(),
+        )  # fmt: skip
+        found |= model(sample).argmax(1) != labels
+    assert found.sum() >= (model(theirs).argmax(1) != labels).sum()

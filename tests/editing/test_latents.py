@@ -90,6 +90,35 @@ def test_what_cannot_be_projected_is_refused() -> None:
         project(MODELS["vqvae"](), images(), steps=5)
 
 
+def test_the_latents_of_a_model_without_an_encoder_or_noise() -> None:
+    torch.manual_seed(0)
+    model = gf.models.GLO(8, z_dim=4, c_dim=1, channels=4, n_blocks=1).eval()
+    for parameter in model.decoder.parameters():
+        parameter.data.mul_(4)
+    wanted = model.decode(model.codes.weight[:2]).detach()
+    found, near = (project(model, wanted, steps=steps, generator=generator(1)) for steps in (60, 0))
+    assert (model.decode(found) - wanted).square().mean() < (model.decode(near) - wanted).square().mean()
+    assert found.norm(dim=1).max() <= 1 + 1e-6
+    assert vary(model, found, 3, generator=generator()).shape == (6, 4)
+    torch.testing.assert_close(mix(model, found), found.mean(0, keepdim=True))
+
+
+def test_what_is_no_latent_is_refused() -> None:
+    vqvae, vae = MODELS["vqvae"](), MODELS["vae"]()
+    for edit in (vary, mix):
+        with pytest.raises(ValueError, match=r"z must be latents of the model, \(n, 4\), got \(2, 5\)"):
+            edit(vae, torch.zeros(2, 5))
+        with pytest.raises(
+            ValueError, match=r"z must be latents of the model, \(n, 3, grid, grid\), got \(2, 4\)"
+        ):
+            edit(vqvae, torch.zeros(2, 4))
+        with pytest.raises(ValueError, match="z must be a tensor of floating-point numbers, got torch"):
+            edit(vae, torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"images must be numbers in \[-1, 1\], some are NaN"):
+        project(vae, images() * float("nan"))
+    assert project(vae, images().double()).dtype == torch.float32  # the model's
+
+
 def test_variations_keep_the_distribution() -> None:
     model, z = MODELS["vae"](), torch.randn(500, 4, generator=generator())
     assert torch.equal(vary(model, z, 2, strength=0.0), z.repeat_interleave(2, 0))

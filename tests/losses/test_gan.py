@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -33,7 +35,8 @@ def test_values(name: str, device: str) -> None:
     fake = torch.tensor(F, dtype=torch.float64, device=device)
     discriminator, generator = EXPECTED[name]
     assert loss.discriminator(real, fake).item() == pytest.approx(discriminator, rel=1e-12)
-    assert loss.generator(fake, real).item() == pytest.approx(generator, rel=1e-12)
+    for same in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert same.generator(fake, real).item() == pytest.approx(generator, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", gf.losses.GAN_LOSSES)

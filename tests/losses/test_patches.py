@@ -95,5 +95,5 @@ def test_bad_arguments() -> None:
         loss(images(1, 3, 8, 8), images(1, 3, 5, 9))
     with pytest.raises(ValueError, match="target must have the channels of output"):
         loss(images(2, 3, 8, 8), images(2, 1, 8, 8))
-    with pytest.raises(ValueError, match="output must be floating-point numbers"):
+    with pytest.raises(ValueError, match="output must be a tensor of floating-point numbers"):
         loss(images(2, 3, 8, 8).int(), images(2, 3, 8, 8))

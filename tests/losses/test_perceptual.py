@@ -1,10 +1,14 @@
+import copy
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from genimg_fast.losses import (
     ContentLoss,
@@ -46,6 +50,59 @@ def test_features_are_the_networks_on_normalised_images(network: nn.Sequential, 
     torch.testing.assert_close(wide.features(2 * given - 1)[0], first)
     grey = given[:, :1]
     torch.testing.assert_close(loss.features(grey), loss.features(grey.expand(-1, 3, -1, -1)))
+
+
+class Parallel(nn.Module):
+    """No chain of layers; one layer is run by another name, and one behind all that can be wanted fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)) for _ in range(2))
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.head(self.left(given) + self.right(given))
+
+
+def test_any_network_with_named_layers() -> None:
+    network, given = Parallel(), images(2, 3, 8, 9).float()
+    loss = PerceptualLoss(network, ["left.0", "right"], **PLAIN)
+    torch.testing.assert_close(loss.features(given), [network.left[0](given), network.right(given)])
+    assert not any(module._forward_hooks for module in network.modules())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        loss.network(given)  # outside of a call, what the layers make is not kept
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels"):
+        loss(given[:, :2], given)
+    torch.testing.assert_close(loss.features(given)[0], network.left[0](given))
+
+
+def losses_of_two_kinds() -> list[PerceptualLoss]:
+    chain = Parallel().left.append(nn.Conv2d(4, 4, 3))
+    return [PerceptualLoss(Parallel(), ["left.0", "left.1", "right"]), StyleLoss(chain, ["0", "2"])]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_loss_in_several_threads(which: int) -> None:
+    loss = losses_of_two_kinds()[which]
+    pairs = [(images(1, 3, 8, size).float(), images(2, 3, 8, size)[1:].float()) for size in range(8, 16)]
+    wanted = [loss(*pair).item() for pair in pairs]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda pair: loss(*pair).item(), pairs * 25))
+    assert found == wanted * 25
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_copies_and_compiled_losses_are_the_loss(which: int) -> None:
+    loss = losses_of_two_kinds()[which]
+    output, target = images(1, 3, 8, 8).float().requires_grad_(), images(2, 3, 8, 8)[1:].float()
+    wanted = loss(output, target)
+    (slope,) = torch.autograd.grad(wanted, output)
+    compiled = torch.compile(loss, backend="eager", fullgraph=which == 1)  # what has hooks is called as it is
+    for same in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss)), compiled):
+        found = same(output, target)
+        torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(torch.autograd.grad(found, output)[0], slope)
 
 
 def test_losses_by_hand() -> None:
@@ -112,6 +169,16 @@ def test_the_network_of_the_tutorials() -> None:
     assert loss(target, target) == 0
     squeezenet = torchvision.models.squeezenet1_1()
     assert PerceptualLoss(squeezenet).layers == ["1", "4", "7"]
+    # As people cut it, with or without numbers of layers, and as an extractor of torchvision.
+    assert PerceptualLoss(vgg16.features[:16].eval()).layers == ["3", "8", "15"]
+    assert PerceptualLoss(nn.Sequential(*list(vgg16.features)[:4])).layers == ["3"]
+    assert ContentLoss(vgg16.features[:9]).layers == ["8"]
+    vgg16.features = vgg16.features[:9]  # the rest takes time
+    expected = PerceptualLoss(vgg16, ["features.3", "features.8"])(output, target)
+    for network in (vgg16, vgg16.features):
+        torch.testing.assert_close(PerceptualLoss(network, [3, 8])(output, target), expected)
+    extractor = create_feature_extractor(vgg16, ["features.3", "features.8"])
+    torch.testing.assert_close(PerceptualLoss(extractor, ["features.3", "features.8"])(output, target), expected)
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg19", "squeezenet1_1"])
@@ -167,23 +234,28 @@ def test_bad_arguments(network: nn.Sequential) -> None:
         ValueError, match="layers must be names of the network's modules, got 'relu9'; they are: 0, 1"
     ):
         PerceptualLoss(network, ["relu9"])
-    with pytest.raises(ValueError, match="layers must be a list of names, got '0'"):
-        PerceptualLoss(network, "0")
+    for layers in ("0", {"0": 1.0}, []):
+        with pytest.raises(ValueError, match="layers must be a list of names, got "):
+            PerceptualLoss(network, layers)
     with pytest.raises(ValueError, match="weights must be 2 numbers"):
         PerceptualLoss(network, weights=[1])
     with pytest.raises(ValueError, match="value_range must be two numbers"):
         PerceptualLoss(network, value_range=(1, 0))
     with pytest.raises(ValueError, match="std must be 3 numbers above 0"):
         PerceptualLoss(network, std=(0, 1, 1))
-    with pytest.raises(ValueError, match=r"network must be a torch\.nn.Module, got str"):
+    with pytest.raises(ValueError, match=r"network must be a torch\.nn.Module, such as .*, got str"):
         PerceptualLoss("vgg16")
     with pytest.raises(ValueError, match="layers must be run by the network, unused was not"):
         PerceptualLoss(Other(), ["used", "unused"]).features(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="layers must make tensors of shape"):
         PerceptualLoss(network, ["8"]).features(images(1, 3, 4, 4))
     loss = PerceptualLoss(network)
-    with pytest.raises(ValueError, match=r"images must be floating-point numbers from 0 to 1, got torch.uint8"):
+    with pytest.raises(
+        ValueError, match="images must be a tensor of floating-point numbers from 0 to 1, got torch"
+    ):
         loss.features(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="images must be where the loss is, on cpu, got meta"):
+        loss.features(torch.zeros(1, 3, 8, 8, device="meta"))
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, got 4"):
         loss.features(images(1, 4, 8, 8))
     with pytest.raises(ValueError, match="target must have the size of output"):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from genimg_fast.cli.arguments import blaming, say
+from genimg_fast.cli.arguments import blaming, is_out_of_memory, say
 from genimg_fast.cli.edit.pictures import PictureFile, Written
 from genimg_fast.cli.runs import Session
 from genimg_fast.editing import attack
@@ -29,8 +29,8 @@ def adversarial(
     norm: Literal["linf", "l2"] = "linf",
     epsilon: NonNegativeFloat = 8 / 255,
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy",
-    steps: PositiveInt = 20,
-    restarts: PositiveInt = 1,
+    steps: PositiveInt | None = None,
+    restarts: PositiveInt | None = None,
     written: Written,
     session: Session,
 ) -> int:
@@ -45,14 +45,14 @@ def adversarial(
             or a file of torch.export.save (.pt2) or torch.jit.save. The file is run. Pictures have the shape (1,
             channels, height, width), logits (1, classes).
         label: Class that the picture is of; default: what the classifier says.
-        target: Class that it is to be taken for; default: any other.
+        target: Class that it is to be taken for, other than what the classifier says; default: any other.
         method: How to search; apgd is the strongest.
         norm: What the distance from the picture is: the largest change of a number, or the root of their squares'
             sum.
         epsilon: The largest distance, where white is 1.
         loss: What to raise; dlr has a gradient also where the classifier is very sure.
-        steps: Gradients to take.
-        restarts: How often to search, each time from another point.
+        steps: Gradients to take; default: 20. fgsm takes one.
+        restarts: For pgd and apgd: how often to search, each time from another point; default: once.
         written: What to write.
         session: Random numbers, and the device.
 
@@ -75,9 +75,14 @@ def adversarial(
     colours = before[None, : 1 if len(before) < 3 else 3]
     with blaming("classifier"):
         model = _load(classifier).to(device)
+    for module in model.modules():  # not model.eval(), which exported programs refuse
+        module.training = False
     wanted = target if target is not None else label
     labels = None if wanted is None else torch.tensor([wanted], device=device)
     try:
+        class_before, said_before = _prediction(model, colours)
+        if target is not None and target == class_before:
+            raise OptionError("target", f"must be another class than {target}: the classifier says so already")
         sample = attack(
             model, colours, labels, method=method, norm=norm, epsilon=epsilon, targeted=target is not None,
             loss=loss, steps=steps, restarts=restarts, generator=session.generator(),
@@ -90,13 +95,15 @@ def adversarial(
             raise OptionError("classifier", message) from error
         raise
     except RuntimeError as error:  # of the model's layers
+        if is_out_of_memory(error):
+            raise
         raise OptionError("classifier", f"does not take this picture: {error}") from error
     after = (sample * 255).round() / 255
     result = torch.cat([after[0], before[-1:]]) if len(before) in (2, 4) else after[0]
     with blaming("out", (OSError, ValueError)):
         save_picture(before_and_after(before, result) if written.before_after else result, out)
-    for name, picture in (("before", colours), ("after", after)):
-        say(f"{name}: {_prediction(model, picture)}")
+    say(f"before: {said_before}")
+    say(f"after: {_prediction(model, after)[1]}")
     print(out)
     return 0
 
@@ -125,10 +132,11 @@ def _load(classifier: str) -> torch.nn.Module:
         raise ValueError(f"{classifier} is no file of torch.jit.save, nor FILE.py:NAME") from error
 
 
-def _prediction(model: torch.nn.Module, picture: Tensor) -> str:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+def _prediction(model: torch.nn.Module, picture: Tensor) -> tuple[int, str]:
     with torch.no_grad():
-        probability, label = model(picture)[0].softmax(0).max(0)
-    return f"class {int(label)}, probability {float(probability):.4f}"
+        logits = model(picture)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise OptionError("classifier", f"must return logits of shape (1, classes), got {got}")
+    probability, label = logits[0].softmax(0).max(0)
+    return int(label), f"class {int(label)}, probability {float(probability):.4f}"

@@ -64,16 +64,16 @@ class _Run:
         return (torch.stack(read).to(self.session.find_device()).float() / 127.5) - 1
 
     def project(self, images: Tensor) -> Tensor:
-        generator, found = self.session.generator(), []
-        with blaming("steps", (ValueError,)):
-            for part in images.split(_AT_A_TIME):
-                found.append(
-                    project_images(
-                        self.model, part, labels=self.labels(len(part)), steps=self.steps, generator=generator,
-                        progress=True,
-                    )
-                )  # fmt: skip
-        return torch.cat(found)
+        generator = self.session.generator()
+        return torch.cat(
+            [
+                project_images(
+                    self.model, part, labels=self.labels(len(part)), steps=self.steps, generator=generator,
+                    progress=True,
+                )
+                for part in images.split(_AT_A_TIME)
+            ]
+        )  # fmt: skip
 
     def decode(self, z: Tensor) -> Tensor:
         with torch.no_grad(), evaluating(self.model):

@@ -17,6 +17,7 @@ with torch.no_grad():
 def make():
     return net
 number = 3
+layers = net[:1]
 """
 
 
@@ -78,6 +79,12 @@ def test_an_exported_classifier(capsys: pytest.CaptureFixture[str]) -> None:
         (["--classifier", "by_colour.py:net", "--label", "3"], "--label: must be from 0 to 2"),
         (["--classifier", "by_colour.py:net", "--target", "3"], "--target: must be from 0 to 2"),
         (["--classifier", "by_colour.py:net", "--target", "1", "--label", "0"], "--label: must be left out"),
+        (["--classifier", "by_colour.py:net", "--target", "0"], "--target: must be another class than 0"),
+        (
+            ["--classifier", "by_colour.py:net", "--method", "fgsm", "--steps", "3"],
+            "--steps: must be left out: fgsm",
+        ),
+        (["--classifier", "by_colour.py:layers"], "--classifier: must return logits of shape (1, classes)"),
         (["--classifier", "by_colour.py:net", "--epsilon", "2"], "--epsilon: must be from 0 to 1, got 2"),
         (["--classifier", "by_colour.py:net", "--out", "a.jpg"], "--out: 'a.jpg' must be of a format that keeps"),
     ],

@@ -52,14 +52,15 @@ def test_edits_of_latents(
         (["project", "{}/none.png", "RUN"], "argument IMAGE: cannot read image"),
         (["vary", "{}/dark/0.png", "RUN", "--strength", "2"], "argument --strength: must be in [0, 1], got 2.0"),
         (["mix", "RUN", "--images", "{}/dark/0.png", "--weights", "1", "2"], "--weights: must be 1 numbers"),
+        (["project", "{}/dark/0.png", "ROWS"], "argument RUN: model must have latents: a GAN, VAE"),
         (["attribute", *FOLDERS, "--from", "{}"], "argument --from: must hold images"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(
-    edit: list[str], message: str, run: Path, vae_runs: dict[str, Path], pictures: Path,
-    capsys: pytest.CaptureFixture[str],
+    edit: list[str], message: str, run: Path, vae_runs: dict[str, Path], sequence_runs: dict[str, Path],
+    pictures: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    known = {"RUN": str(run), "CVAE": str(vae_runs["cvae"])}
+    known = {"RUN": str(run), "CVAE": str(vae_runs["cvae"]), "ROWS": str(sequence_runs["row-rnn"])}
     with pytest.raises(SystemExit) as stopped:
         main(["edit", *(known.get(word) or word.format(pictures) for word in edit)])
     assert stopped.value.code == 2
