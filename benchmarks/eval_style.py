@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from genimg_fast.editing import save_picture, stylise
+from genimg_fast.editing.colours import moved
 from genimg_fast.editing.pictures import to_grey
-from genimg_fast.editing.style import _moved
 from genimg_fast.losses import SlicedWassersteinLoss
 
 CONTENTS = ("astronaut", "chelsea", "coffee")
@@ -78,7 +78,7 @@ def main() -> int:
             made = stylise(content, style=[style], generator=torch.Generator().manual_seed(0))
             seconds = time.perf_counter() - start
             pixels = style.flatten(1)
-            recoloured = _moved(content.flatten(1), pixels, torch.ones(pixels.shape[1])).view_as(content)
+            recoloured = moved(content.flatten(1), pixels, torch.ones(pixels.shape[1])).view_as(content)
             taken, before, colours = (distance(x, style) for x in (made, content, recoloured))
             kept = correlation(made, content)
             good &= taken < colours and kept > 0.3
