@@ -30,9 +30,10 @@ from genimg_fast.losses.perceptual import find_features
 
 _COARSEST = 64  # pixels of the shorter side, about
 _STEPS, _LR = 120, 0.02
-_COMPARED = 2**16  # patches of a size, about
+_COMPARED = 2**15  # patches of a size, about
+_MOST_STRIDE = 4  # patches of 7 pixels have to cover the picture
 _WINDOW = 384  # pixels a side
-_SMOOTHNESS = 0.05
+_SMOOTHNESS = 0.1
 _SHARE = 0.2  # of the brightness in the loss
 
 
@@ -83,7 +84,7 @@ def optimise_style(
                     else _feature_loss(features, target, reduced, shares, content_weight, generator)
                 )
             assert made is not None
-            optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps[level]) ** 0.5
+            optimizer.param_groups[0]["lr"] = _LR * (1 - step / steps[level])
             optimizer.zero_grad()
             (loss(made) + _SMOOTHNESS * TotalVariationLoss()(made[None])).backward()
             optimizer.step()
@@ -99,7 +100,7 @@ def _patch_loss(
     generator: torch.Generator | None,
 ) -> Callable[[Tensor], Tensor]:
     style = PatchStyle([picture[None] for picture in styles], weights=shares, generator=generator)
-    stride = max(1, round((target[0].numel() / _COMPARED) ** 0.5))
+    stride = min(_MOST_STRIDE, max(1, round((target[0].numel() / _COMPARED) ** 0.5)))
 
     def loss(picture: Tensor) -> Tensor:
         content = brightness_distance(picture[None], target[None])

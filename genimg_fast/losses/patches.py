@@ -16,6 +16,7 @@ from genimg_fast._images import check_layout
 
 _STYLE_SIZES = (1, 3, 7)
 _STRUCTURE_REDUCTIONS = (2, 4)
+_COLOURS = 3.0  # weight of the distribution of colours, or there are some that the style has not
 _FLAT = 3e-3  # variance of a style in which there is nothing to see at this scale
 _LITTLE = 0.03  # what noise deviates by in an image of nothing, which is not to be enlarged
 _DIRECTIONS, _QUANTILES = 256, 4096  # that are kept of a style, for each size and scale
@@ -150,7 +151,7 @@ class PatchStyle:
             The mean over sizes, scales, directions and patches: a scalar. Patches larger than the images are left
             out.
         """
-        total, terms = images.new_zeros(()), 0
+        total, terms = images.new_zeros(()), 0.0
         for by, filters, known, variance in self._terms:
             reduced = shrunk(images, by)
             if filters.shape[-1] > min(reduced.shape[2:]):
@@ -165,8 +166,10 @@ class PatchStyle:
             drawn = drawn.to(images.device)
             ours = sort(conv2d(reduced, filters[drawn], stride=step).transpose(0, 1).flatten(1))
             theirs = quantiles(known[drawn][None], ours.shape[1])[0]
-            total, terms = total + (ours - theirs).square().mean() / variance, terms + 1
-        return total / max(1, terms)
+            weight = _COLOURS if filters.shape[-1] == 1 else 1.0
+            total = total + weight * (ours - theirs).square().mean() / variance
+            terms += weight
+        return total / max(1.0, terms)
 
 
 def brightness_distance(output: Tensor, target: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Johnson et al. 2016, https://arxiv.org/abs/1603.08155: two halvings, residual blocks, two doublings. As is usual
 since, each convolution is followed by instance norm (Ulyanov et al. 2017, https://arxiv.org/abs/1701.02096), and
-doublings repeat pixels before a convolution, which makes no checkerboards (Odena et al. 2016,
+doublings interpolate before a convolution, which makes no checkerboards (Odena et al. 2016,
 https://doi.org/10.23915/distill.00003). Borders are mirrored.
 
 The statistics of instance norm are those of the whole picture. A copy with statistics of a given picture, such as
@@ -53,9 +53,9 @@ class StyleNet(BaseModel):
             *_normed(c, 2 * c, 3, stride=2),
             *_normed(2 * c, 4 * c, 3, stride=2),
             *(_ResidualBlock(4 * c) for _ in range(n_residual)),
-            nn.Upsample(scale_factor=2),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
             *_normed(4 * c, 2 * c, 3),
-            nn.Upsample(scale_factor=2),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
             *_normed(2 * c, c, 3),
             nn.Conv2d(c, c_dim, 7, padding=3, padding_mode="reflect"),
             nn.Tanh(),

@@ -273,7 +273,7 @@ trainable(
         "crops": 1000,
         "flip": True,
         "steps": 1000,
-        "batch_size": 8,
+        "batch_size": 4,
         "schedule": "cosine",
         "ema": 0.99,
     },

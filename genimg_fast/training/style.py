@@ -1,5 +1,6 @@
 """One training step of the networks that paint in a style."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.trainer import Recipe
 
-_SMOOTHNESS = 0.02
+_SMOOTHNESS = 0.05
 _SHARE = 0.2  # of the brightness in the loss
 
 
@@ -77,8 +78,8 @@ class StyleTrainer(OneLossTrainer):
             self._style = PatchStyle([picture], generator=torch.Generator().manual_seed(seed))
         else:
             features = find_features(network).to(self.device)
-            compared, content = (kind(features, value_range=(-1, 1)) for kind in (StyleLoss, ContentLoss))
-            compared, content = compared.to(self.device), content.to(self.device)
+            compared = StyleLoss(features, value_range=(-1, 1)).to(self.device)
+            content = ContentLoss(features, value_range=(-1, 1)).to(self.device)
             wanted = compared.describe(picture)
             # Relative, so that layers and networks count alike.
             compared.weights = [1 / (len(wanted) * float(gram.square().sum()) + 1e-12) for gram in wanted]
@@ -98,10 +99,10 @@ class StyleTrainer(OneLossTrainer):
         return self.take_step(self._update, images)
 
     def _update(self, images: Tensor) -> dict[str, Tensor]:
-        loss, style, content = self.descend(lambda part: self._losses(part, self._forward), images)
+        loss, style, content = self.descend(partial(self._losses, self._forward), images)
         return {"loss": loss, "style": style, "content": content}
 
-    def _losses(self, images: Tensor, network: Any, generator: torch.Generator | None = None) -> list[Tensor]:
+    def _losses(self, network: Any, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         with self.autocast():
             painted = network(images)
         painted = painted.float()
@@ -128,7 +129,7 @@ class StyleTrainer(OneLossTrainer):
             What :meth:`step` returns.
         """
         with self.evaluation() as model:
-            loss, style, content = self._losses(images, model, generator)
+            loss, style, content = self._losses(model, images, generator)
         return {"loss": loss, "style": style, "content": content}
 
     def pictures(self, images: Tensor, labels: Tensor) -> dict[str, Picture]:
