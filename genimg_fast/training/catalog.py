@@ -272,7 +272,7 @@ trainable(
         "image_size": 128,
         "crops": 1000,
         "flip": True,
-        "steps": 1000,
+        "steps": 800,
         "batch_size": 4,
         "schedule": "cosine",
         "ema": 0.99,
