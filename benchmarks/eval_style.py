@@ -15,9 +15,9 @@ style      sliced Wasserstein distance of patches of 7 pixels from the style's, 
 structure  correlation of brightness with the content's: of the result, and in brackets of the style
 
 With --out, the pictures are written. --painting writes a picture of brush strokes, the style called painting,
-and does nothing else. --large paints one photograph, of so many pixels, and prints seconds and the most memory that
-the process had. Exit status 1 if a result is not nearer to the style than the content with its colours, or does not
-correlate with the content by 0.3.
+and does nothing else. --large paints one photograph, of so many pixels, and prints seconds and the most memory
+that the process had. Exit status 1 if a result is not nearer to the style than the content with its colours, or
+does not correlate with the content by 0.3.
 """
 
 import argparse
