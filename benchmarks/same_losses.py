@@ -39,6 +39,7 @@ ALSO = {
     "vqvae": "--num-codes 32 --code-dim 4 --accumulate 2",
     "autoencoder": "--schedule linear --ema 0",
     "pix2pix": "--direction b2a --network resnet",
+    "style-net": f"--style {ROOT / 'docs/demo-samples.png'}",
     "cyclegan": "--flip --buffer-size 20 --n-residual 1",
 }
 # What an older commit does not know, and this one does by default.
@@ -58,7 +59,7 @@ LOSSES = (
     "identity",
 )
 # What they train on, but for images with classes, and sequences.
-DATA = {"pix2pix": "pairs", "cyclegan": "digits digits", "restorer": "photos"}
+DATA = {"pix2pix": "pairs", "cyclegan": "digits digits", "restorer": "photos", "style-net": "photos"}
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Small trainers of every kind, with data for them."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from genimg_fast.training import (
     Recipe,
     RestorationTrainer,
     RowRNNTrainer,
+    StyleTrainer,
     VAETrainer,
     VQVAETrainer,
 )
@@ -32,6 +34,8 @@ class OnStep(Callback):
         self.on_step = function
 
 
+# A picture of this repository, whatever it shows.
+STYLE = str(Path(__file__).parents[1] / "docs/demo-samples.png")
 SIZES = {"z_dim": 8, "c_dim": 1, "channels": 4, "n_blocks": 2}
 DCGAN_CONFIG = {"model": "dcgan", "model_args": SIZES, "steps": 4}
 RUN_FILES = {"config.json", "stats.jsonl", "real.png", "losses.png", "checkpoint.pt"}
@@ -59,6 +63,9 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
     ),
     "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
     "restorer": lambda **o: RestorationTrainer(gf.models.Restorer(c_dim=1, channels=4, depth=4), **o),
+    "style-net": lambda **o: StyleTrainer(
+        gf.models.StyleNet(c_dim=1, channels=4, n_residual=1), style=STYLE, style_size=24, **o
+    ),
     "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
 }
 ALL_OPTIONS = Recipe(

@@ -6,11 +6,20 @@ n-th smallest goes to the n-th smallest. Projecting all patches is a convolution
 https://arxiv.org/abs/2203.11862; Rabin et al. 2011, https://doi.org/10.1007/978-3-642-24785-9_37.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate
 
 from genimg_fast._images import check_floating, check_layout
+
+_STYLE_SIZES = (1, 3, 7)
+_STRUCTURE_REDUCTIONS = (2, 4)
+_COLOURS = 3.0  # weight of the distribution of colours, or there are some that the style has not
+_FLAT = 3e-3  # variance of a style in which there is nothing to see at this scale
+_LITTLE = 0.03  # what noise deviates by in an image of nothing, which is not to be enlarged
+_DIRECTIONS, _QUANTILES = 256, 4096  # that are kept of a style, for each size and scale
 
 
 class SlicedWassersteinLoss(nn.Module):
@@ -77,6 +86,117 @@ class SlicedWassersteinLoss(nn.Module):
         with torch.autocast(output.device.type, enabled=False):
             ours, theirs = (sort(conv2d(images.to(dtype), filters).flatten(2)) for images in (output, target))
         return (ours - quantiles(theirs, ours.shape[2])).square().mean()
+
+
+class PatchStyle:
+    """Squared sliced Wasserstein distance from the patches of given images, of several sizes at several scales.
+
+    What is fixed is computed once: quantiles of projections on a few hundred directions, of which each call draws
+    some. Images of a batch are one set of patches. Patches of more than a pixel are taken without their mean
+    colour, which would outweigh their texture, and a term is relative to the variance of the given projections: so
+    sizes, scales and colours count alike.
+
+    Args:
+        images: The images that are the style, each of shape (1, channels, height, width).
+        weights: Of each; between two styles there are their quantiles' means (Rabin et al. 2011).
+        reductions: By how much images are reduced: 1, 2 ....
+        num_projections: Directions of each size and scale at a call.
+        generator: Source of the fixed directions, on the CPU; None for torch's global one.
+
+    Example:
+        >>> import torch
+        >>> from genimg_fast.losses.patches import PatchStyle
+        >>> loss = PatchStyle([torch.rand(1, 3, 64, 64)], reductions=(1, 2))
+        >>> loss(torch.rand(2, 3, 48, 48, requires_grad=True)).backward()
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Tensor],
+        *,
+        weights: Sequence[float] = (1.0,),
+        reductions: Sequence[int] = (1, 2, 4),
+        num_projections: int = 16,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.num_projections = num_projections
+        self._terms: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        for by in reductions:
+            reduced = [shrunk(image, by) for image in images]
+            for size in _STYLE_SIZES:
+                if size > min(min(image.shape[2:]) for image in reduced):
+                    continue
+                filters = random_filters(images[0].shape[1], size, _DIRECTIONS, generator).to(images[0])
+                if size > 1:
+                    filters = filters - filters.mean((2, 3), keepdim=True)
+                known = images[0].new_zeros(_DIRECTIONS, _QUANTILES)
+                for image, weight in zip(reduced, weights, strict=True):
+                    found = [
+                        quantiles(sort(conv2d(image, some).flatten(2)), _QUANTILES) for some in filters.split(32)
+                    ]
+                    known += weight / sum(weights) * torch.cat(found, 1)[0]
+                self._terms.append((by, filters, known, known.var(1).mean() + _FLAT))
+
+    def __call__(self, images: Tensor, *, stride: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            images: Of shape (batch, channels, height, width), in float32.
+            stride: Pixels from one patch that is compared to the next; more take less time. Where they begin is
+                random.
+            generator: Random numbers, on the CPU; None for torch's global one, of the images' device.
+
+        Returns:
+            The mean over sizes, scales, directions and patches: a scalar. Patches larger than the images are left
+            out.
+        """
+        total, terms = images.new_zeros(()), 0.0
+        for by, filters, known, variance in self._terms:
+            reduced = shrunk(images, by)
+            if filters.shape[-1] > min(reduced.shape[2:]):
+                continue
+            step = max(1, stride // by)
+            if step > 1:
+                room = [min(step, side - filters.shape[-1] + 1) for side in reduced.shape[2:]]
+                top, left = (int(torch.randint(most, (), generator=generator)) for most in room)
+                reduced = reduced[:, :, top:, left:]
+            device = images.device if generator is None else torch.device("cpu")
+            drawn = torch.randint(_DIRECTIONS, (self.num_projections,), generator=generator, device=device)
+            drawn = drawn.to(images.device)
+            ours = sort(conv2d(reduced, filters[drawn], stride=step).transpose(0, 1).flatten(1))
+            theirs = quantiles(known[drawn][None], ours.shape[1])[0]
+            weight = _COLOURS if filters.shape[-1] == 1 else 1.0
+            total = total + weight * (ours - theirs).square().mean() / variance
+            terms += weight
+        return total / max(1.0, terms)
+
+
+def brightness_distance(output: Tensor, target: Tensor) -> Tensor:
+    """Compare the structure of images: how the brightness of their reduced forms deviates from its mean.
+
+    Args:
+        output: Images, of shape (batch, channels, height, width).
+        target: Likewise.
+
+    Returns:
+        The mean squared difference, in units of the deviations: a scalar.
+    """
+    total = output.new_zeros(())
+    for by in _STRUCTURE_REDUCTIONS:
+        normalised = []
+        for images in (output, target):
+            small = shrunk(images.mean(1, keepdim=True), by)
+            deviation, mean = torch.std_mean(small, (1, 2, 3), keepdim=True, correction=0)
+            normalised.append((small - mean) / (deviation + _LITTLE))
+        total = total + (normalised[0] - normalised[1]).square().mean()
+    return total / len(_STRUCTURE_REDUCTIONS)
+
+
+def shrunk(images: Tensor, by: int) -> Tensor:
+    """Reduce images, smoothly, to a part of their height and width."""
+    if by == 1:
+        return images
+    return interpolate(images, [max(1, side // by) for side in images.shape[2:]], mode="bilinear", antialias=True)
 
 
 def random_filters(

@@ -400,6 +400,18 @@ def load_features(
     return network.eval()
 
 
+def find_features(weights: str | os.PathLike[str]) -> nn.Sequential:
+    """Do what :func:`load_features` does, for whichever of its networks the file is of."""
+    for name in (*_VGG, "squeezenet1_1"):
+        try:
+            return load_features(name, weights)  # type: ignore[arg-type]
+        except OSError as error:
+            raise ValueError(f"network must be a file that can be read: {error}") from error
+        except ValueError:
+            continue
+    raise ValueError(f"network must be a file of {', '.join(_VGG)} or squeezenet1_1 of torchvision, got {weights}")
+
+
 def _vgg(blocks: list[list[int]]) -> nn.Sequential:
     network, before = nn.Sequential(), 3
     for b, widths in enumerate(blocks, 1):

@@ -17,6 +17,7 @@ from genimg_fast.models.residual_vae import ResidualVAE
 from genimg_fast.models.restorer import Restorer
 from genimg_fast.models.rnn import OUTPUT_ACTIVATIONS, RNN, RNNOutput
 from genimg_fast.models.row_rnn import RowPrediction, RowRNN
+from genimg_fast.models.style_net import StyleNet
 from genimg_fast.models.vae import (
     LIKELIHOODS,
     MLPVAE,
@@ -72,6 +73,7 @@ __all__ = [
     "Restorer",
     "RowPrediction",
     "RowRNN",
+    "StyleNet",
     "Tally",
     "UNetGenerator",
     "VAEOutput",

@@ -18,6 +18,7 @@ from genimg_fast.training.sequence import (
     draw_known_frames,
     teacher_forcing_probability,
 )
+from genimg_fast.training.style import StyleTrainer
 from genimg_fast.training.trainables import Trainable, find_trainable, list_trainables, trainable
 from genimg_fast.training.trainer import BaseTrainer, Recipe
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
@@ -41,6 +42,7 @@ __all__ = [
     "RestorationTrainer",
     "RowRNNTrainer",
     "RunFolder",
+    "StyleTrainer",
     "TensorBoardLogger",
     "Terminated",
     "Trainable",

@@ -25,12 +25,14 @@ from genimg_fast.models import (
     ResidualVAE,
     Restorer,
     RowRNN,
+    StyleNet,
 )
 from genimg_fast.training.cyclegan import CycleGANTrainer
 from genimg_fast.training.data_kinds import Follows, pairs, sequences, unpaired
 from genimg_fast.training.gan import GANTrainer
 from genimg_fast.training.restoration import RestorationTrainer
 from genimg_fast.training.sequence import FrameFillerTrainer, FramePredictorTrainer, RowRNNTrainer
+from genimg_fast.training.style import StyleTrainer
 from genimg_fast.training.trainables import trainable
 from genimg_fast.training.translation import AutoencoderTrainer, GLOTrainer, Pix2PixTrainer
 from genimg_fast.training.vae import VAETrainer
@@ -256,3 +258,24 @@ trainable(
     },
     picture="restorations",
 )(Restorer)
+trainable(
+    "style-net",
+    trainer=StyleTrainer,
+    text="Train a network that paints pictures in a style.",
+    examples=(
+        "genimg-fast train style-net --style painting.jpg",
+        "genimg-fast train style-net --style painting.jpg --data holiday/ --crops 5000 --content-weight 0.5",
+        "genimg-fast train style-net --style painting.jpg --data holiday/ --network vgg16-397923af.pth",
+    ),
+    defaults={
+        "data": "photos",
+        "image_size": 128,
+        "crops": 1000,
+        "flip": True,
+        "steps": 800,
+        "batch_size": 4,
+        "schedule": "cosine",
+        "ema": 0.99,
+    },
+    picture="paintings",
+)(StyleNet)

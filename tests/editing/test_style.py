@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from genimg_fast import models
 from genimg_fast.cli import main
-from genimg_fast.editing import load_picture, save_picture, stylise
+from genimg_fast.editing import load_picture, save_picture, style_features, style_network, stylise
+from genimg_fast.editing.colours import moved, recoloured
 from genimg_fast.editing.pictures import to_grey
-from genimg_fast.editing.style import _moved
 
 
 def seeded(number: int = 0) -> torch.Generator:
@@ -91,15 +92,105 @@ def test_grey_and_colour(content: Tensor) -> None:
 def test_moved_colours_have_the_mean_and_covariance() -> None:
     ours, theirs = torch.rand(2, 3, 5000, generator=seeded(), dtype=torch.float64) * 0.2 + 0.3
     theirs[1] = 0.5 * theirs[0] + 0.2 * theirs[1] + 0.1
-    moved = _moved(ours, theirs, torch.ones(5000))
-    torch.testing.assert_close(moved.mean(1), theirs.mean(1), rtol=0, atol=1e-3)
-    torch.testing.assert_close(moved.cov(), theirs.cov(), rtol=0.02, atol=1e-4)
-    torch.testing.assert_close(_moved(ours, ours, torch.ones(5000)), ours)
+    result = moved(ours, theirs, torch.ones(5000))
+    torch.testing.assert_close(result.mean(1), theirs.mean(1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(result.cov(), theirs.cov(), rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(moved(ours, ours, torch.ones(5000)), ours)
+
+
+def test_features_paint_from_coarse_to_fine(content: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style_features, "_STEPS", 60)
+    options = {"style": [stripes(*RED)], "method": "features", "content_weight": 3.0}
+    made = stylise(content, **options, generator=seeded())
+    assert made.shape == content.shape
+    torch.testing.assert_close(made.mean((1, 2)), stripes(*RED).mean((1, 2)), rtol=0, atol=0.12)
+    assert steps(made) > 1.5 * steps(content)
+    both = torch.stack([to_grey(made).flatten(), to_grey(content).flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.5
+    assert torch.equal(made, stylise(content, **options, generator=seeded()))
+
+
+def test_features_of_large_pictures_are_compared_in_part(content: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style_features, "_STEPS", 60)
+    whole = stylise(content, style=[stripes(*RED)], method="features", generator=seeded())
+    monkeypatch.setattr(style_features, "_COMPARED", 2**8)
+    part = stylise(content, style=[stripes(*RED)], method="features", generator=seeded())
+    assert (part - whole).abs().mean() < 0.15
+    assert steps(part) > 1.5 * steps(content)
+
+
+def test_features_of_a_network_in_windows(
+    content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "squeezenet.pth")
+    monkeypatch.setattr(style_features, "_WINDOW", 34)
+    monkeypatch.setattr(style_features, "_STEPS", 4)
+    style = [stripes(*RED), stripes(*GREEN)]
+    made = stylise(
+        content, style=style, method="features", style_weights=[1.0, 2.0], network=tmp_path / "squeezenet.pth",
+        generator=seeded(),
+    )  # fmt: skip
+    start = recoloured(content, style, [1.0, 2.0]).clamp(0, 1)
+    changed = (made - start).abs().amax(0) > 0
+    assert changed.float().mean() > 0.9  # windows have been everywhere, borders too
+    save_picture(content, tmp_path / "cat.png")
+    with pytest.raises(ValueError, match="network must be a file of vgg16"):
+        stylise(content, style=style, method="features", network=tmp_path / "cat.png")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    models.StyleNet(channels=4, n_residual=1).save_pretrained(tmp_path / "net")
+    return tmp_path / "net"
+
+
+def test_tiles_of_a_network_are_the_whole_picture(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = torch.rand(3, 118, 101, generator=seeded())
+    model = models.load(network)
+    monkeypatch.setattr(style_network, "_TILE", 16)
+    for most, size in (2**20, (118, 101)), (3000, (59, 51)):
+        monkeypatch.setattr(style_network, "_THUMBNAIL", most)
+        small = style_network.thumbnail(picture)[None] * 2 - 1
+        assert small.shape[2:] == size
+        fixed = model.with_statistics_of(small)
+        with torch.no_grad():
+            whole = fixed(picture[None] * 2 - 1)[0] / 2 + 0.5
+        tiled = stylise(picture, model=network)
+        torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-5)
+
+
+def test_a_network_keeps_colours_and_grey(network: Path, content: Tensor, tmp_path: Path) -> None:
+    assert stylise(content[:1], model=network).shape == (3, 40, 48)
+    made = stylise(content * 0.5 + 0.2, model=network, preserve_colours=True) - (content * 0.5 + 0.2)
+    inside = (made.abs() < 0.2).all(0)
+    assert (made[0] - made[1])[inside].abs().max() < 1e-5
+    models.StyleNet(c_dim=1, channels=4, n_residual=1).save_pretrained(tmp_path / "grey")
+    assert stylise(content[:1], model=tmp_path / "grey").shape == (1, 40, 48)
+    assert stylise(content, model=tmp_path / "grey", preserve_colours=True).shape == (3, 40, 48)
+    models.Restorer(channels=4, depth=4).save_pretrained(tmp_path / "other")
+    for wrong, message in (
+        ("grey", "model must be for colours"),
+        ("other", "model must be a run of style-net, got one of Restorer"),
+        ("none", "model must be a run of style-net: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stylise(content, model=tmp_path / wrong)
 
 
 def test_bad_arguments(content: Tensor) -> None:
     style, mask = [stripes(*RED)], torch.ones(1, 40, 48)
     for wrong, message in (
+        ({"style": None}, "style must be given, or else a model"),
+        ({"model": "run"}, "style must be left out: the model is the style"),
+        ({"model": "run", "style": None, "method": "transport"}, "method must be left out: the model"),
+        ({"model": "run", "style": None, "content_weight": 1.0}, "content_weight must be left out: the model"),
+        ({"method": "magic"}, "method must be one of transport, features"),
+        ({"method": "features", "masks": [mask]}, "masks must be left out: only transport has regions"),
+        ({"network": "vgg.pth"}, "network must be left out: only the method features takes one"),
+        ({"content_weight": -1.0}, "content_weight must be at least 0, got -1"),
         ({"style": []}, "style must be one picture or more, got none"),
         ({"style": [style[0][:, :9]]}, "style must have at least 16 pixels a side, two patches, got 40x9"),
         ({"style": [style[0][0]]}, "style must be of shape"),

@@ -29,6 +29,7 @@ PARTS = {
     "resvae": ["sampler", "encoder", "decoder"],
     "rnn": [],
     "row-rnn": [],
+    "style-net": [],
     "vae": ["sampler", "encoder", "decoder"],
     "vqvae": ["encoder", "decoder"],
     "wgan": ["sampler"],

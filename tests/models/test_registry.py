@@ -67,6 +67,7 @@ RUN = {
     "restorer": lambda model, device: model(
         torch.rand(4, 2, 16, 16, device=device) * 2 - 1, torch.full((4,), 25.0, device=device)
     ),
+    "style-net": lambda model, device: model(torch.rand(4, 2, 16, 16, device=device) * 2 - 1),
     "row-rnn": row_likelihood,
 }
 

@@ -21,6 +21,8 @@ def add(commands: Any) -> None:
         examples="""
             genimg-fast edit style cat.png --style painting.jpg
             genimg-fast edit style cat.png --style sea.png sand.png --masks sky.png beach.png --preserve-colours
+            genimg-fast edit style cat.png --style painting.jpg --method features --content-weight 0.5
+            genimg-fast edit style cat.png --model runs/00000-style-net-photos
         """,
     )  # fmt: skip
     add_edit(
