@@ -58,7 +58,7 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
         gf.models.VQVAE(c_dim=1, image_size=16, channels=4, num_codes=12, code_dim=3), **o
     ),
     "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
-    "restorer": lambda **o: RestorationTrainer(gf.models.Restorer(c_dim=1, channels=4, depth=4), **o),
+    "restorer": lambda **o: RestorationTrainer(gf.models.Restorer(c_dim=1, channels=4, depth=1), **o),
     "row-rnn": lambda **o: RowRNNTrainer(gf.models.RowRNN(image_size=16, hidden_size=8), **o),
 }
 ALL_OPTIONS = Recipe(

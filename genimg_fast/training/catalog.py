@@ -250,9 +250,10 @@ trainable(
         "crops": 2000,
         "flip": True,
         "steps": 4000,
-        "batch_size": 16,
+        "batch_size": 8,
         "schedule": "cosine",
         "ema": 0.999,
+        "channels_last": True,
     },
     picture="restorations",
 )(Restorer)
