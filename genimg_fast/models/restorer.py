@@ -9,10 +9,10 @@ compression artifacts reduction", with.
    and two differences.
 2. Patches of 8x8 pixels begin at every fourth pixel of each row and column, so that every pixel is in four. Each
    is a place with 64 coefficients of an orthonormal DCT for each colour.
-3. The network sees each coefficient c, next to the standard deviation s of what is wrong, as tanh(c / 4s), its sign
-   unless it is small, and as its power, (c / 2s)² up to 4; and maps of the level, or of holes, or of where blocks
-   of JPEG begin. A convolution of 1x1, residual blocks, and another convolution of 1x1 make of these two numbers a
-   and b for each coefficient.
+3. The network sees each coefficient c, relative to the standard deviation s of what is wrong, as tanh(c / 4s), its
+   sign unless it is small, and as (c / 2s)², its power, up to 4; and maps of the level, or of holes, or of where
+   blocks of JPEG begin. A convolution of 1x1, residual blocks, and another convolution of 1x1 make two numbers a
+   and b of these, for each coefficient.
 4. What is wrong with a patch is a c + b s; that of a pixel is the mean of its patches', and is taken away.
 
 A network of pixels has to learn first to pass images on, and then to tell edges from noise: after 200 steps of 8
@@ -65,6 +65,9 @@ class Restorer(BaseModel):
         torch.Size([2, 3, 48, 60])
     """
 
+    _transform: Tensor
+    _colours: Tensor
+
     def __init__(
         self, task: Task = "denoise", *, c_dim: int = 3, channels: PositiveInt = 96, depth: PositiveInt = 3
     ) -> None:
@@ -75,16 +78,14 @@ class Restorer(BaseModel):
         self.scale = int(task[2:]) if task.startswith("sr") else 1
         coefficients, maps = c_dim * _SIDE**2, _SIDE**2 if task == "inpaint" else 1
         # No biases: a map is constant, and Muon, which trains it, is for matrices.
-        self.body = nn.Sequential(
-            nn.Conv2d(2 * coefficients + maps, channels, 1, bias=False),
-            *[_ResidualBlock(channels) for _ in range(depth)],
-            nn.Conv2d(channels, 2 * coefficients, 1, bias=False),
-        )
-        nn.init.kaiming_normal_(self.body[0].weight, nonlinearity="linear")
+        first = nn.Conv2d(2 * coefficients + maps, channels, 1, bias=False)
+        last = nn.Conv2d(channels, 2 * coefficients, 1, bias=False)
+        self.body = nn.Sequential(first, *[_ResidualBlock(channels) for _ in range(depth)], last)
         with torch.no_grad():  # at first, it leaves images, or their bicubic interpolation, nearly as they are
-            self.body[-1].weight.mul_(0.03)
-        self.register_buffer("transform", _dct(), persistent=False)
-        self.register_buffer("colours", _opponent(c_dim), persistent=False)
+            nn.init.kaiming_normal_(first.weight, nonlinearity="linear")
+            last.weight.mul_(0.03)
+        self.register_buffer("_transform", _dct(), persistent=False)
+        self.register_buffer("_colours", _opponent(c_dim), persistent=False)
 
     @property
     def takes_level(self) -> bool:
@@ -129,7 +130,7 @@ class Restorer(BaseModel):
             raise ValueError(f"levels must be of shape {expected} for {self.task}, got {got}")
         if self.scale > 1:
             images = F.interpolate(images, scale_factor=self.scale, mode="bicubic")
-        coefficients = self._analysed(torch.einsum("ij,bjhw->bihw", self.colours, images))
+        coefficients = self._analysed(torch.einsum("ij,bjhw->bihw", self._colours, images))
         deviation = images.new_full((len(images), 1, 1, 1), 2 * _USUAL)  # images have a range of 2
         if self.task == "denoise" and levels is not None:
             deviation = 2 * (levels.to(images) / 255).clamp_min(_LEAST).view(-1, 1, 1, 1)
@@ -137,7 +138,7 @@ class Restorer(BaseModel):
         seen = [(relative / 4).tanh(), (relative / 2).square().clamp(max=4) - 1, self._map(coefficients, levels)]
         share, more = self.body(torch.cat(seen, 1)).chunk(2, 1)
         wrong = torch.einsum(
-            "ij,bihw->bjhw", self.colours, self._composed(share * coefficients + more * deviation)
+            "ij,bihw->bjhw", self._colours, self._composed(share * coefficients + more * deviation)
         )
         wrong = wrong[:, :, : images.shape[2], : images.shape[3]]
         return images - (wrong if self.task != "inpaint" or levels is None else wrong * (levels > 0.5))
@@ -163,7 +164,7 @@ class Restorer(BaseModel):
         around = [_STRIDE, _STRIDE + -width % _SIDE, _STRIDE, _STRIDE + -height % _SIDE]
         planes = F.pad(images, around, mode="replicate").reshape(batch * channels, 1, -1, width + sum(around[:2]))
         return (
-            F.conv2d(planes, self.transform.to(planes), stride=_STRIDE)
+            F.conv2d(planes, self._transform.to(planes), stride=_STRIDE)
             .unflatten(0, (batch, channels))
             .flatten(1, 2)
         )
@@ -171,7 +172,8 @@ class Restorer(BaseModel):
     def _composed(self, coefficients: Tensor) -> Tensor:
         """Put patches back into images, whose size is a multiple of 8."""
         patches = coefficients.unflatten(1, (self.c_dim, -1)).flatten(0, 1)
-        planes = F.conv_transpose2d(patches, self.transform.to(patches) / (_SIDE // _STRIDE) ** 2, stride=_STRIDE)
+        mean = self._transform.to(patches) / (_SIDE // _STRIDE) ** 2
+        planes = F.conv_transpose2d(patches, mean, stride=_STRIDE)
         inside = planes[:, :, _STRIDE:-_STRIDE, _STRIDE:-_STRIDE]
         return inside.unflatten(0, (-1, self.c_dim)).squeeze(2)
 
@@ -179,15 +181,11 @@ class Restorer(BaseModel):
 class _ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        )
-        for layer in self.body[::2]:
-            nn.init.kaiming_normal_(layer.weight)
+        first, last = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.body = nn.Sequential(first, nn.ReLU(inplace=True), last)
         with torch.no_grad():  # a block begins as next to nothing: features get through
-            self.body[2].weight.mul_(0.1)
+            nn.init.kaiming_normal_(first.weight)
+            nn.init.kaiming_normal_(last.weight).mul_(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)

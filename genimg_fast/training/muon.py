@@ -49,9 +49,13 @@ class Muon(torch.optim.Optimizer):
                 if parameter.ndim < 2:
                     raise ValueError(f"parameters must have two dimensions, got {tuple(parameter.shape)}")
 
+    # A gradient scaler then leaves it to `step` to do nothing where a gradient is infinite: nothing is read back.
+    _step_supports_amp_scaling = True
+
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no losses are computed anew
         """Take a step."""
+        scale, infinite = (getattr(self, name, None) for name in ("grad_scale", "found_inf"))
         for group in self.param_groups:
             for parameter in group["params"]:
                 if (gradient := parameter.grad) is None:
@@ -59,12 +63,18 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-                ahead = gradient.lerp(average, group["momentum"])
-                direction = orthogonalised(ahead.flatten(1))
+                if scale is not None:
+                    gradient = gradient / scale
+                average = state["momentum"].lerp(gradient, 1 - group["momentum"])
+                direction = orthogonalised(gradient.lerp(average, group["momentum"]).flatten(1))
                 rows, columns = direction.shape
                 length = group["lr"] * max(1.0, rows / columns) ** 0.5
-                parameter.sub_(direction.view_as(ahead) * length)
+                moved = parameter - direction.view_as(parameter) * length
+                if infinite is not None:
+                    average = torch.where(infinite > 0, state["momentum"], average)
+                    moved = torch.where(infinite > 0, parameter, moved)
+                state["momentum"].copy_(average)
+                parameter.copy_(moved)
 
 
 def orthogonalised(matrix: Tensor) -> Tensor:
