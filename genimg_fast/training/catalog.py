@@ -249,7 +249,7 @@ trainable(
         "image_size": 64,
         "crops": 2000,
         "flip": True,
-        "steps": 4000,
+        "steps": 5000,
         "batch_size": 8,
         "schedule": "cosine",
         "ema": 0.999,

@@ -50,6 +50,14 @@ def test_the_level_matters() -> None:
     assert not torch.allclose(out[0], out[1])
 
 
+def test_it_knows_where_blocks_of_jpeg_begin() -> None:
+    model = make("jpeg", depth=1).double()
+    images = torch.rand(1, 1, 16, 120, dtype=torch.float64) * 2 - 1
+    for moved, same in ((8, True), (4, False)):
+        whole, part = model(images)[..., moved:], model(images[..., moved:])
+        assert torch.allclose(whole[..., model.reach :], part[..., model.reach :], rtol=0, atol=1e-9) is same
+
+
 def test_inpainting_changes_nothing_but_what_is_gone() -> None:
     model = make("inpaint")
     images, masks = torch.rand(2, 1, 16, 16) * 2 - 1, torch.zeros(2, 1, 16, 16)
