@@ -15,8 +15,7 @@ compression artifacts reduction", with.
    and b of these, for each coefficient.
 4. What is wrong with a patch is a c + b s; that of a pixel is the mean of its patches', and is taken away.
 
-A network of pixels has to learn first to pass images on, and then to tell edges from noise: after 200 steps of 8
-crops each, JPEGs had gained half as much from a U-Net of the same size.
+U-Nets of pixels, of the same size, gained less in as many steps when they were tried on JPEGs and on noise.
 """
 
 import math
