@@ -8,8 +8,8 @@ https://kellerjordan.github.io/posts/muon/.
    of x <- a x + (b A + c A²) x with A = x xᵀ, a Newton-Schulz iteration whose coefficients make small values grow.
 3. The weights go down by lr times the matrix, longer by the root of rows over columns where there are more rows.
 
-Gradients whose directions differ a lot in length hold up Adam; a U-Net that took away noise learned by Muon in less
-than half of the steps.
+Gradients whose directions differ a lot in length hold up Adam; a U-Net that took away noise learned by Muon in
+less than half of the steps.
 """
 
 from collections.abc import Iterable
