@@ -20,7 +20,7 @@ SMALL_MODELS = {
     "rnn": {"hidden_size": 8},
     "frame-predictor": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
     "frame-filler": {"c_dim": 2, "channels": 4, "n_blocks": 2, "hidden_size": 8},
-    "restorer": {"c_dim": 2, "channels": 4, "depth": 4},
+    "restorer": {"c_dim": 2, "channels": 4, "depth": 1},
     "style-net": {"c_dim": 2, "channels": 4, "n_residual": 1},
     "row-rnn": {"c_dim": 2, "image_size": 16, "hidden_size": 8},
 }

@@ -62,7 +62,7 @@ TRAINERS: dict[str, Callable[..., BaseTrainer]] = {
         gf.models.VQVAE(c_dim=1, image_size=16, channels=4, num_codes=12, code_dim=3), **o
     ),
     "glo": lambda **o: GLOTrainer(gf.models.GLO(num_images=40, **SIZES), **o),
-    "restorer": lambda **o: RestorationTrainer(gf.models.Restorer(c_dim=1, channels=4, depth=4), **o),
+    "restorer": lambda **o: RestorationTrainer(gf.models.Restorer(c_dim=1, channels=4, depth=1), **o),
     "style-net": lambda **o: StyleTrainer(
         gf.models.StyleNet(c_dim=1, channels=4, n_residual=1), style=STYLE, style_size=24, **o
     ),

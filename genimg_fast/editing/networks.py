@@ -68,7 +68,12 @@ def restore(restorer: Restorer, image: Tensor, level: float | Tensor | None, *, 
         picture = torch.cat([picture * (1 - mask), mask])  # as in training, grey where it is gone
     with torch.no_grad(), evaluating(restorer):
         restored = in_tiles(
-            through, picture, margin=restorer.reach, scale=restorer.scale, multiple=2, progress=progress
+            through,
+            picture,
+            margin=restorer.reach,
+            scale=restorer.scale,
+            multiple=restorer.multiple,
+            progress=progress,
         )
     if len(restored) > channels:
         restored = restored.mean(0, keepdim=True)

@@ -251,10 +251,11 @@ trainable(
         "image_size": 64,
         "crops": 2000,
         "flip": True,
-        "steps": 4000,
-        "batch_size": 16,
+        "steps": 5000,
+        "batch_size": 8,
         "schedule": "cosine",
         "ema": 0.999,
+        "channels_last": True,
     },
     picture="restorations",
 )(Restorer)

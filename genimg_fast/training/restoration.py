@@ -16,6 +16,7 @@ from genimg_fast.training.trainer import Recipe
 # From how much to how much: levels of noise, pixels of blur, qualities of JPEG, shares of holes.
 _STRENGTHS = {"denoise": (0.0, 55.0), "deblur": (0.5, 2.5), "jpeg": (10.0, 60.0), "inpaint": (0.1, 0.6)}
 _HOLE = 4  # pixels
+_NOISE = 1.0  # levels of 255 that are on top of a blur
 
 
 class RestorationTrainer(OneLossTrainer):
@@ -31,8 +32,8 @@ class RestorationTrainer(OneLossTrainer):
         strength: How much images are spoiled, from the least to the most. That is the standard deviation of noise
             in levels of 255, of a Gaussian blur in pixels, quality of JPEG, or share of holes; default: 0 to 55,
             0.5 to 2.5, 10 to 60, 0.1 to 0.6.
-        lr: Learning rate of Adam.
-        betas: Decay rates of Adam.
+        lr: Learning rate of Muon.
+        momentum: Decay rate of Muon.
         recipe: How to train; ``Recipe()`` by default.
         seed: Seed of how the images in pictures are spoiled.
 
@@ -41,7 +42,7 @@ class RestorationTrainer(OneLossTrainer):
 
     Example:
         >>> import torch, genimg_fast as gf
-        >>> model = gf.models.Restorer("denoise", c_dim=1, channels=4, depth=4)
+        >>> model = gf.models.Restorer("denoise", c_dim=1, channels=4)
         >>> sorted(gf.training.RestorationTrainer(model).step(torch.zeros(4, 1, 16, 16)))
         ['loss']
     """
@@ -53,12 +54,12 @@ class RestorationTrainer(OneLossTrainer):
         model: Any,
         *,
         strength: tuple[NonNegativeFloat, NonNegativeFloat] | None = None,
-        lr: PositiveFloat = 1e-3,
-        betas: tuple[Decay, Decay] = (0.9, 0.999),
+        lr: PositiveFloat = 0.01,
+        momentum: Decay = 0.95,
         recipe: Recipe | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(model, model.parameters(), lr=lr, betas=betas, recipe=recipe, seed=seed)
+        super().__init__(model, model.parameters(), lr=lr, momentum=momentum, recipe=recipe, seed=seed)
         known = _STRENGTHS.get(model.task)
         if strength is not None:
             if known is None:
@@ -88,7 +89,9 @@ class RestorationTrainer(OneLossTrainer):
             spoilt, levels = pictures + noise.to(pictures), strengths.to(images)
         elif task == "deblur":
             blurred = [Blur(gaussian_kernel(s))(p) for s, p in zip(strengths.tolist(), pictures, strict=True)]
-            spoilt, levels = torch.stack(blurred), strengths.to(images)
+            # As rounding and any camera leave: without, a network would learn to make much of what is not there.
+            noise = torch.randn(images.shape, generator=generator) * (_NOISE / 255)
+            spoilt, levels = (torch.stack(blurred) + noise.to(pictures)).clamp(0, 1), strengths.to(images)
         elif task == "jpeg":
             spoilt = torch.stack([JPEG(round(s))(p) for s, p in zip(strengths.tolist(), pictures, strict=True)])
         elif task == "inpaint":

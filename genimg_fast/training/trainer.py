@@ -17,6 +17,7 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
 from genimg_fast.training.graphs import StepGraphs
+from genimg_fast.training.muon import Muon
 from genimg_fast.training.processes import world_size
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -28,6 +29,8 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+# What optimisers keep for a parameter.
+_STATES = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum"}}
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _Part = TypeVar("_Part")
 
@@ -176,7 +179,13 @@ class BaseTrainer:
         """Make an Adam for parameters, or groups of them, under a name."""
         # One kernel for all parameters instead of a dozen small ones for each.
         fused = self.device.type in ("cpu", "cuda")
-        optimizer = torch.optim.Adam(parameters, lr, betas, fused=fused)
+        self._keep(name, torch.optim.Adam(parameters, lr, betas, fused=fused))
+
+    def add_muon(self, name: str, parameters: Iterable[Any], *, lr: float, momentum: float) -> None:
+        """Make a Muon for matrices and kernels of convolutions, under a name."""
+        self._keep(name, Muon(parameters, lr=lr, momentum=momentum))
+
+    def _keep(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         self.optimizers[name] = optimizer
         self._lrs[name] = [group["lr"] for group in optimizer.param_groups]
         self._make_recordable(optimizer)
@@ -346,8 +355,7 @@ class BaseTrainer:
             optimizer.load_state_dict(state["optimizers"][name])
             for group, options in zip(optimizer.param_groups, ours, strict=True):
                 group.update(options)  # the settings are the same, and a damaged one would show in the next step
-            if isinstance(optimizer, torch.optim.Adam):
-                _check_state(name, optimizer)
+            _check_state(name, optimizer)
             self._make_recordable(optimizer)
         for entry, value in state["scaler"].items():
             if type(value) not in (int, float):
@@ -358,10 +366,13 @@ class BaseTrainer:
             self._graphs.forget()
 
 
-def _check_state(name: str, optimizer: torch.optim.Adam) -> None:
-    """Find what Adam takes from a damaged checkpoint and stumbles over in the next step."""
+def _check_state(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Find what an optimiser takes from a damaged checkpoint and stumbles over in the next step."""
+    entries = _STATES.get(type(optimizer))
+    if entries is None:  # of the user's
+        return
     for parameter, state in optimizer.state.items():
-        if state.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+        if state.keys() != entries:
             raise ValueError(f"the state of optimizer {name} has the entries {', '.join(map(str, state))}")
         for entry, value in state.items():
             shape = () if entry == "step" else parameter.shape

@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def saved(task, c_dim: int = 3) -> gf.models.Restorer:
-    model = gf.models.Restorer(task, c_dim=c_dim, channels=4, depth=4).eval()
+    model = gf.models.Restorer(task, c_dim=c_dim, channels=4, depth=1).eval()
     model.save_pretrained(task)
     return model
 
@@ -88,7 +88,7 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("photos").mkdir()
     for number in range(3):
         save_picture(torch.rand(3, 40, 50), f"photos/{number}.png")
-    words = "train restorer --task sr2 --data photos --image-size 16 --crops 12 --channels 4 --depth 4 --steps 2"
+    words = "train restorer --task sr2 --data photos --image-size 16 --crops 12 --channels 4 --depth 1 --steps 2"
     assert main([*words.split(), "--out", "runs", "--batch-size", "4", "--device", "cpu"]) == 0
     assert (Path("runs") / "00000-restorer-photos" / "losses.png").is_file()
     words = "edit upscale photos/0.png --model runs/00000-restorer-photos --out large.png --device cpu"

@@ -9,7 +9,7 @@ from genimg_fast.training.restoration import _draw_neighbours, _pick
 
 def make(task: str = "denoise", **options) -> RestorationTrainer:
     torch.manual_seed(0)
-    return RestorationTrainer(gf.models.Restorer(task, c_dim=1, channels=8, depth=4), **options)
+    return RestorationTrainer(gf.models.Restorer(task, c_dim=1, channels=8, depth=1), **options)
 
 
 def smooth(n: int = 8, side: int = 24) -> torch.Tensor:
@@ -64,7 +64,8 @@ def test_spoils_as_its_degradations_do() -> None:
     torch.testing.assert_close(spoilt("jpeg", strength=(30, 30))[0], JPEG(30)(pictures) * 2 - 1)
     torch.testing.assert_close(spoilt("sr3")[0], Downsample(3)(pictures) * 2 - 1)
     blurred, levels = spoilt("deblur", strength=(1.5, 1.5))
-    torch.testing.assert_close(blurred, Blur(gaussian_kernel(1.5))(pictures) * 2 - 1)
+    noise = (blurred - (Blur(gaussian_kernel(1.5))(pictures) * 2 - 1)) / 2 * 255
+    assert noise.std() == pytest.approx(1, rel=0.1)
     assert levels.tolist() == [1.5, 1.5]
     noisy, levels = spoilt("denoise", strength=(20, 20))
     assert ((noisy - images) / 2 * 255).std() == pytest.approx(20, rel=0.1)
