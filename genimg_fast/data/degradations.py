@@ -1,8 +1,9 @@
 """What spoils pictures: noise, blur, fewer pixels, compression, holes; each a small callable, and any in a row.
 
 All take images in [0, 1] of shape (..., channels, height, width) on any device, and return new ones there. Noise
-is not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Random numbers come from
-a generator on the CPU, PyTorch's global one if there is none, so they are the same for every device.
+is not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Integers are refused, as
+white would not be 1 among them. Random numbers come from a generator on the CPU, PyTorch's global one if there is
+none, so they are the same for every device.
 """
 
 import io
@@ -83,6 +84,7 @@ class GaussianNoise:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         return images + _normal(images, generator) * (self.sigma / 255)
 
 
@@ -111,6 +113,7 @@ class PoissonNoise:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         means = images.detach().cpu().clamp_min(0) * self.peak
         return (torch.poisson(means, generator=generator) / self.peak).to(images)
 
@@ -139,6 +142,7 @@ class SaltAndPepper:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         chance = _uniform(images, generator)
         black, white = chance < self.share / 2, chance >= 1 - self.share / 2
         return images.masked_fill(black, 0).masked_fill(white, 1)
@@ -169,8 +173,7 @@ class Blur:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
-        if not images.is_floating_point():
-            raise ValueError(f"images must be floating-point numbers, got {images.dtype}")
+        check_images(images)
         planes = images.reshape(-1, 1, *images.shape[-2:])
         reach = [side // 2 for side in self.kernel.shape]
         if any(r >= side for r, side in zip(reach, planes.shape[2:], strict=True)):
@@ -209,6 +212,7 @@ class Downsample:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         height, width = (side // self.factor for side in images.shape[-2:])
         if min(height, width) < 1:
             raise ValueError(f"factor must be at most the picture's size, got {self.factor}")
@@ -244,6 +248,7 @@ class JPEG:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         if images.shape[-3] not in (1, 3):
             raise ValueError(f"images must have 1 or 3 channels, got {images.shape[-3]}")
         pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu()
@@ -279,6 +284,7 @@ class Masked:
 
     def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Degrade images."""
+        check_images(images)
         return images * (1 - self.mask.to(images))
 
 
@@ -310,6 +316,7 @@ class RandomHoles:
 
     def masks(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw where pixels are gone: 1 there, of shape (..., 1, height, width)."""
+        check_images(images)
         *batch, _, height, width = images.shape
         rows, columns = (-(-side // self.size) + 1 for side in (height, width))
         gone = torch.rand(*batch, 1, rows, columns, generator=generator) < self.share
@@ -378,6 +385,15 @@ def motion_kernel(length: float, angle: float = 0.0) -> Tensor:
     cells = (down.round() + reach) * size + across.round() + reach
     weights = torch.bincount(cells.long(), minlength=size * size).view(size, size)
     return (weights / count).float()
+
+
+def check_images(images: Tensor) -> None:
+    """Raise a ValueError unless a tensor may be images in [0, 1]: bytes are not."""
+    if images.dim() < 3 or not images.is_floating_point():
+        raise ValueError(
+            "images must be floating-point numbers in [0, 1] of shape (..., channels, height, width), got "
+            f"{images.dtype} of shape {tuple(images.shape)}"
+        )
 
 
 def check_kernel(kernel: Tensor) -> None:

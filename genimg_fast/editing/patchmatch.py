@@ -227,7 +227,7 @@ class _Level:
     def vote(self, pixels: Tensor | None = None, *, sharp: bool = False) -> float:
         """Set pixels, by default all of the hole, to what patches over them found; return the mean change."""
         places = (self.hole if pixels is None else pixels).nonzero()
-        voted = self.votes(places, sharp)
+        voted = torch.cat([self.votes(some, sharp) for some in places.split(_CHUNK)])
         flat = self.flat(places + self.patch // 2)
         change = (voted - self.pixels[flat])[:, : self.channels].abs().mean()
         self.pixels[flat] = voted
