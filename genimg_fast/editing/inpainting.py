@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.patchmatch import complete, depths, solve_laplace
+from genimg_fast.editing.patchmatch import complete, depths
 from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
@@ -167,12 +167,33 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
 
 def _blurred(values: Tensor, known: Tensor, side: int) -> Tensor:
     """Fill a hole as smoothly as can be, and blur the picture by about half the hole's size."""
-    blurred = solve_laplace(values, known, 1 - known)
+    blurred = _solve_laplace(values, known, 1 - known)
     reach = [min(side // 4, n // 2) for n in values.shape[1:]]
     window = [2 * n + 1 for n in reach]
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, window, 1, reach, count_include_pad=False)
     return blurred
+
+
+def _solve_laplace(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+    """Solve Laplace's equation: coarsely first, then by averages of neighbours, which smooth what is left."""
+    counts = given.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(1, 1, 3, 3)
+    guess = (values * given).sum((1, 2), keepdim=True) / given.sum().clamp(min=1)
+    if min(values.shape[1:]) > 2:
+        shares = F.avg_pool2d(given[None], 2, ceil_mode=True)[0]
+        means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
+        free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
+        coarse = _solve_laplace(means, (shares > 0).float(), free * (shares == 0))
+        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[
+            0, :, : values.shape[1], : values.shape[2]
+        ]
+    used = given + wanted
+    neighbours = F.conv2d(used[None], counts, padding=1)[0].clamp(min=1)
+    solved = torch.where(given > 0, values, guess) * used
+    for _ in range(20):
+        means = F.conv2d(solved[:, None], counts, padding=1)[:, 0] / neighbours
+        solved = torch.where(wanted > 0, means, solved)
+    return solved
 
 
 class _Hourglass(nn.Sequential):
