@@ -17,13 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import eval_adversarial
 import numpy
 import skimage.data
 import sklearn.datasets
 import torch
 from eval_matting import OUTLINE
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from genimg_fast.cli import main as genimg_fast
@@ -95,36 +94,6 @@ def expose_coffee() -> None:
 
 def show_exposures() -> None:
     in_a_row([load_picture(f"{name}.png") for name in ("dark", "bright", "exposures")], "exposures.png")
-
-
-def train_classifier() -> None:
-    """Write a digit, and a network that has learned to read the others."""
-    data = sklearn.datasets.load_digits()
-    images, labels = torch.from_numpy(data.images / 16).float()[:, None], torch.from_numpy(data.target)
-    save_picture(images[7], "seven.png")
-    others = torch.arange(len(images)) != 7
-    torch.manual_seed(0)
-    network = eval_adversarial.train(images[others], labels[others], 15, adversarial=False).eval()
-    torch.jit.trace(network, images[:1]).save("digits.pt")
-
-
-def show_difference() -> None:
-    """Put the digit, ten times the difference and the sample side by side, with what the network reads."""
-    network = torch.jit.load("digits.pt")
-    before, after = load_picture("seven.png"), load_picture("adversarial.png")
-    shown = [before, (0.5 + 10 * (after - before)).clamp(0, 1), after]
-    in_a_row([each.repeat_interleave(32, 1).repeat_interleave(32, 2) for each in shown], "adversarial.png")
-    with Image.open("adversarial.png") as picture:
-        drawn = Image.new("RGB", (picture.width, picture.height + 28), "white")
-        drawn.paste(picture)
-    draw = ImageDraw.Draw(drawn)
-    for column, image in enumerate((before, None, after)):
-        text = "difference, 10 times"
-        if image is not None:
-            probability, label = network(image[None])[0].softmax(0).max(0)
-            text = f"read as {int(label)}, probability {float(probability):.2f}"
-        draw.text((column * 260 + 6, picture.height + 5), text, "black", ImageFont.load_default(16))
-    drawn.save("adversarial.png")
 
 
 def in_a_row(pictures: list[Tensor], file: str) -> None:
@@ -247,25 +216,10 @@ ENTRIES = [
         show_exposures,
     ),
     Entry(
-        "adversarial",
-        "Adversarial samples: how safe is a classifier?",
-        "A network that reads 8x8 digits, and what it reads when no pixel is changed by more than an eighth.",
-        "genimg-fast edit adversarial seven.png --classifier digits.pt --epsilon 0.125",
-        train_classifier,
-        show_difference,
-    ),
-    Entry(
         "attribute",
         "Latents: a bolder three",
         "A VAE of handwritten digits, and the way from thin digits to bold ones.",
         "genimg-fast edit attribute three.png runs/00000-vae-digits --from thin --to bold --strength -1 0 1 2",
-        digits,
-    ),
-    Entry(
-        "mix",
-        "Latents: between a three and an eight",
-        "What the same VAE makes of the mean of their latents.",
-        "genimg-fast edit mix runs/00000-vae-digits --images three.png eight.png",
         digits,
     ),
     Entry(
