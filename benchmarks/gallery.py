@@ -8,6 +8,7 @@ and runs of models are put, so that the commands of the page can be repeated the
 
 import argparse
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from genimg_fast.cli import main as genimg_fast
 from genimg_fast.data.degradations import Blur, Downsample, GaussianNoise, motion_kernel
-from genimg_fast.editing import save_picture
+from genimg_fast.editing import before_and_after, load_picture, save_picture
 
 WIDEST = 900  # pixels, of a picture on the page
 
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
     text: str
     command: str  # without --out
     prepare: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None  # draws more into the picture that the command has made
 
 
 def photograph(name: str) -> Tensor:
@@ -55,7 +57,7 @@ def generator() -> torch.Generator:
 
 def lay_out() -> None:
     """Write all photographs that the commands name."""
-    for name in ("astronaut", "chelsea", "rocket", "china", "immunohistochemistry"):
+    for name in ("astronaut", "chelsea", "rocket", "china", "immunohistochemistry", "moon"):
         save_picture(photograph(name), f"{name}.png")
     save_picture(photograph("brick")[:, 300:492, 160:352], "brick.png")
     save_picture(photograph("gravel")[:, :192, :192], "gravel.png")
@@ -83,6 +85,21 @@ def spoil_chelsea() -> None:
     save_picture(Downsample(2)(chelsea, generator=generator()), "small.png")
 
 
+def expose_coffee() -> None:
+    """Write a photograph as cameras would that let in less light, and more."""
+    light = photograph("coffee") ** 2.2
+    for name, factor in (("dark", 0.3), ("bright", 2.5)):
+        save_picture((factor * light).clamp(0, 1) ** (1 / 2.2), f"{name}.png")
+
+
+def show_exposures() -> None:
+    in_a_row([load_picture(f"{name}.png") for name in ("dark", "bright", "exposures")], "exposures.png")
+
+
+def in_a_row(pictures: list[Tensor], file: str) -> None:
+    save_picture(functools.reduce(before_and_after, pictures), file)
+
+
 def digits() -> None:
     """A trained VAE, a digit that it has not seen, and folders of thin and bold ones."""
     images = sklearn.datasets.load_digits().images / 16
@@ -92,7 +109,8 @@ def digits() -> None:
         Path(folder).mkdir(exist_ok=True)
         for number in chosen:
             pictures[number].save(f"{folder}/{number:04}.png")
-    pictures[3].save("three.png")
+    for name, number in (("three", 3), ("eight", 8)):
+        pictures[number].save(f"{name}.png")
     if not Path("runs").exists():
         run("genimg-fast train vae --data digits --out runs")
 
@@ -124,6 +142,7 @@ def main() -> int:
             continue
         entry.prepare()
         seconds = run(f"{entry.command} --out {entry.name}.png")
+        entry.finish()
         with Image.open(f"{entry.name}.png") as made:
             picture = made.convert("RGB")
             picture.thumbnail((WIDEST, 2 * WIDEST))
@@ -183,10 +202,31 @@ ENTRIES = [
         spoil_chelsea,
     ),
     Entry(
+        "contrast",
+        "Contrast",
+        "The moon, with the histograms of its parts made even as far as noise allows (CLAHE).",
+        "genimg-fast edit enhance moon.png --contrast 0.01 --before-after",
+    ),
+    Entry(
+        "exposures",
+        "Exposures put together",
+        "A photograph with a third of its light, and with two and a half times as much; of each what shows.",
+        "genimg-fast edit enhance dark.png --exposures bright.png --contrast 0",
+        expose_coffee,
+        show_exposures,
+    ),
+    Entry(
         "attribute",
         "Latents: a bolder three",
         "A VAE of handwritten digits, and the way from thin digits to bold ones.",
         "genimg-fast edit attribute three.png runs/00000-vae-digits --from thin --to bold --strength -1 0 1 2",
+        digits,
+    ),
+    Entry(
+        "vary",
+        "Latents: more eights",
+        "The same VAE, from places near the eight's latents.",
+        "genimg-fast edit vary eight.png runs/00000-vae-digits --n 7 --strength 0.5",
         digits,
     ),
 ]

@@ -1,9 +1,10 @@
 """What spoils pictures: noise, blur, fewer pixels, compression, holes; each a small callable, and any in a row.
 
 All take images in [0, 1] of shape (..., channels, height, width) on any device, of any floating-point dtype, and
-return new ones there; those of 16 bits are computed in float32. Noise is not clipped: its mean and variance are
-what is asked for, and some pixels leave [0, 1]. Random numbers come from a generator on the CPU, PyTorch's global
-one if there is none, so they are the same for every device.
+return new ones there; those of 16 bits are computed in float32, and integers are refused, as white would not be 1
+among them. Noise is not clipped: its mean and variance are what is asked for, and some pixels leave [0, 1]. Random
+numbers come from a generator on the CPU, PyTorch's global one if there is none, so they are the same for every
+device.
 """
 
 import io
@@ -36,6 +37,17 @@ __all__ = [
 _FAR_OUTSIDE = 50
 
 
+def _check_images(images: Tensor) -> None:
+    check_floating(images, "images", " in [0, 1]")
+    check_has_numbers(images, "images")
+    if images.dim() < 3:
+        raise ValueError(f"images must be of shape (..., channels, height, width), got {tuple(images.shape)}")
+    if images.is_cpu and images.numel():  # a GPU would have to be waited for
+        lowest, highest = (float(limit) for limit in images.detach().aminmax())
+        if not (lowest > -_FAR_OUTSIDE and highest < _FAR_OUTSIDE):  # NaN is not, either
+            raise ValueError(f"images must be in [0, 1], noise aside, got {lowest:g} to {highest:g}")
+
+
 class _Degradation:
     """What degradations have in common: what they take."""
 
@@ -52,14 +64,7 @@ class _Degradation:
         Raises:
             ValueError: If these are no such images.
         """
-        check_floating(images, "images", " in [0, 1]")
-        check_has_numbers(images, "images")
-        if images.dim() < 3:
-            raise ValueError(f"images must be of shape (..., channels, height, width), got {tuple(images.shape)}")
-        if images.is_cpu and images.numel():  # a GPU would have to be waited for
-            lowest, highest = (float(limit) for limit in images.detach().aminmax())
-            if not (lowest > -_FAR_OUTSIDE and highest < _FAR_OUTSIDE):  # NaN is not, either
-                raise ValueError(f"images must be in [0, 1], noise aside, got {lowest:g} to {highest:g}")
+        _check_images(images)
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         with torch.autocast(images.device.type, enabled=False):
             return self._degrade(wide, generator).to(images.dtype)
@@ -349,6 +354,7 @@ class RandomHoles(_Degradation):
 
     def masks(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw where pixels are gone: 1 there, of shape (..., 1, height, width)."""
+        _check_images(images)
         *batch, _, height, width = images.shape
         rows, columns = (-(-side // self.size) + 1 for side in (height, width))
         gone = torch.rand(*batch, 1, rows, columns, generator=generator) < self.share

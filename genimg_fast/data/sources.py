@@ -401,7 +401,7 @@ class Keep(NamedTuple):
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
         if workers is None:
             workers = max(1, min(8, len(os.sched_getaffinity(0)) // sharing))
-        size = _machine_memory() / 4 / sharing if memory is None else memory * 1e9
+        size = machine_memory() / 4 / sharing if memory is None else memory * 1e9
         return cls(size, None if cache is None else Path(cache), workers)
 
     def decoded(self, decoder: Decoder, name: str, key: str) -> tuple[Tensor | StoredImages, Tensor]:
@@ -467,7 +467,7 @@ class Keep(NamedTuple):
         return images[:done], kept
 
 
-def _machine_memory() -> float:
+def machine_memory() -> float:
     """Get the bytes of memory that this machine has, or lets its container have."""
     total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with suppress(OSError, ValueError):  # "max" where there is no limit

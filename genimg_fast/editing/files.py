@@ -1,6 +1,8 @@
 """Pictures from files, and into files."""
 
+import contextlib
 import os
+import warnings
 from pathlib import Path
 
 import numpy
@@ -39,8 +41,11 @@ def load_picture(path: str | os.PathLike[str]) -> Tensor:
         >>> gf.editing.load_picture("noise.png").shape
         torch.Size([3, 20, 30])
     """
-    ImageOps = optional_import("PIL.ImageOps")
-    with open_image(Path(path)) as opened:
+    ImageOps, pillow = optional_import("PIL.ImageOps"), optional_import("PIL.Image")
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        # The user names this file; of twice as many pixels it is an error.
+        warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+        opened = stack.enter_context(open_image(Path(path)))
         sixteen = opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM"))
         if opened.mode in ("I", "F") and not sixteen:
             raise ValueError("its pixels are numbers of 32 bits, which do not say what white is")
@@ -76,19 +81,19 @@ def save_picture(picture: Tensor, path: str | os.PathLike[str]) -> None:
         >>> gf.editing.save_picture(torch.rand(1, 20, 30), "noise.png")
     """
     path = Path(path)
-    check_ending(path)
     check_picture(picture, "picture", channels=(1, 2, 3, 4), slack=_SLACK)
-    if len(picture) in (2, 4) and path.suffix.lower() not in _WITH_ALPHA:
-        raise ValueError(f"{str(path)!r} must end in .png or .webp: the picture has transparent pixels")
+    check_ending(path, alpha=len(picture) in (2, 4))
     pixels = picture.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).contiguous()
     image = optional_import("PIL.Image").fromarray((pixels[..., 0] if len(picture) == 1 else pixels).numpy())
     with replacing(path) as temporary, naming(path):
         image.save(temporary, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
 
 
-def check_ending(path: Path) -> None:
-    """Raise a ValueError unless a file's ending names a format of pictures."""
+def check_ending(path: Path, *, alpha: bool = False) -> None:
+    """Raise a ValueError unless a file's ending names a format of pictures, with transparent pixels if need be."""
     pillow = optional_import("PIL.Image")
+    if alpha and path.suffix.lower() not in _WITH_ALPHA:
+        raise ValueError(f"{str(path)!r} must end in .png or .webp: the picture has transparent pixels")
     if pillow.registered_extensions().get(path.suffix.lower()) not in pillow.SAVE:
         raise ValueError(f"{str(path)!r} does not end like an image file, such as .png")
 

@@ -1,6 +1,7 @@
 """Inpainting: what is missing in a picture is made up from the rest of it.
 
-By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By the
+By patches (:mod:`genimg_fast.editing.patchmatch`): copies of the picture's own textures and edges, sharp. By a
+network that has learned of other pictures (:class:`genimg_fast.models.Restorer`): many small holes. By the
 deep prior, slowly and smoothly: a network without any training learns to make the known pixels of this one picture
 out of their coordinates; what a convolutional network makes of the missing ones on its way is like a picture.
 
@@ -13,6 +14,7 @@ out of their coordinates; what a convolutional network makes of the missing ones
 
 import itertools
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -20,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
-from genimg_fast.editing.patchmatch import complete, solve_laplace
+from genimg_fast.editing.networks import load_restorer, restore
+from genimg_fast.editing.patchmatch import complete, depths
 from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture, tool
 from genimg_fast.nn import BatchNormAct2d
 from genimg_fast.options import NonNegativeInt, PositiveInt
@@ -33,7 +36,8 @@ def inpaint(
     mask: Mask,
     dilate: NonNegativeInt = 0,
     guide: Mask | None = None,
-    method: Literal["patchmatch", "prior"] = "patchmatch",
+    method: Literal["patchmatch", "prior"] | None = None,
+    model: str | Path | None = None,
     patch: PositiveInt | None = None,
     steps: PositiveInt | None = None,
     generator: torch.Generator | None = None,
@@ -46,8 +50,9 @@ def inpaint(
         mask: White where something is missing, of the picture's size. Above 0.5, of shape (1, height, width).
         dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
         guide: White where patches may be taken from; default: anywhere.
-        method: ``patchmatch`` copies patches of the picture; ``prior`` is a network that learns this picture, slow
-            and smooth.
+        method: ``patchmatch``, the default, copies patches of the picture; ``prior`` is a network that learns this
+            picture, slow and smooth.
+        model: Run of ``restorer``, for inpaint, to take instead: for many small holes.
         patch: Side of a patch, in pixels, an odd number; default: 7.
         steps: Steps in which the prior learns; default: 600.
         generator: Random numbers; by default torch's own.
@@ -58,7 +63,8 @@ def inpaint(
 
     Raises:
         ValueError: If the image is no picture, the mask or the guide no mask of its size, the patch's side even or
-            1, or if no patch is left that could be taken.
+            1, if no patch is left that could be taken, if the model is no restorer of that task, or sees nothing
+            known from within a hole, or for an argument that the chosen way does not use.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -75,9 +81,21 @@ def inpaint(
     """
     check_picture(image)
     check_mask(mask, image)
+    if guide is not None:
+        check_mask(guide, image, "guide")
+    if model is not None:
+        check_left_out("the model is the method", method=method, guide=guide, patch=patch, steps=steps)
+    method = method or "patchmatch"
     check_choices(method=(method, ("patchmatch", "prior")))
+    if method == "prior":
+        check_left_out("the prior has no patches", patch=patch, guide=guide)
+    else:
+        check_left_out("patches are not learned, as the prior is", steps=steps)
+    if patch is not None and (patch % 2 == 0 or patch < 3):
+        raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
     if dilate < 0:
         raise ValueError(f"dilate must be at least 0, got {dilate}")
+    restorer = None if model is None else load_restorer(model, ("inpaint",))
     hole = mask[0].to(image.device) > 0.5
     if not bool(hole.any()):
         return image.clone()
@@ -86,25 +104,34 @@ def inpaint(
         hole = F.max_pool2d(wide, (2 * dilate + 1, 1), 1, (dilate, 0))[0] > 0
     if bool(hole.all()):
         raise ValueError("mask must leave a part of the picture, with what dilate adds; it covers all")
-    allowed = torch.ones_like(hole)
-    if guide is not None:
-        check_mask(guide, image, "guide")
-        allowed = guide[0].to(image.device) > 0.5
-    if method == "prior":
-        check_left_out("the prior has no patches", patch=patch, guide=guide)
+    if restorer is not None:
+        if int(depths(hole).max()) > restorer.reach:
+            raise ValueError(
+                f"model must see known pixels from each that is missing, got one that sees {restorer.reach} pixels"
+            )
+        filled = restore(restorer, image, hole[None], progress=progress)
+    elif method == "prior":
         filled = _imagine(image, hole, steps or 600, generator, progress)
     else:
-        check_left_out("patches are not learned, as the prior is", steps=steps)
-        patch = patch or 7
-        if patch % 2 == 0 or patch == 1:
-            raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
-        beyond = (0, max(0, patch - hole.shape[1]), 0, max(0, patch - hole.shape[0]))
-        taken = F.pad((hole | ~allowed)[None].float(), beyond, value=1)
-        if bool(F.max_pool2d(taken, patch, 1).all()):
-            name = "mask" if guide is None else "guide"
-            raise ValueError(f"{name} must leave {patch}x{patch} pixels, a patch, that are not missing")
-        filled = complete(image, hole, allowed, patch=patch, generator=generator, progress=progress)
+        filled = _completed(image, hole, guide, patch or 7, generator, progress)
     return torch.where(hole, filled.clamp(0, 1), image)
+
+
+def _completed(
+    image: Tensor,
+    hole: Tensor,
+    guide: Tensor | None,
+    patch: int,
+    generator: torch.Generator | None,
+    progress: bool,
+) -> Tensor:
+    allowed = torch.ones_like(hole) if guide is None else guide[0].to(image.device) > 0.5
+    beyond = (0, max(0, patch - hole.shape[1]), 0, max(0, patch - hole.shape[0]))
+    taken = F.pad((hole | ~allowed)[None].float(), beyond, value=1)
+    if bool(F.max_pool2d(taken, patch, 1).all()):
+        name = "mask" if guide is None else "guide"
+        raise ValueError(f"{name} must leave {patch}x{patch} pixels, a patch, that are not missing")
+    return complete(image, hole, allowed, patch=patch, generator=generator, progress=progress)
 
 
 def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator | None, progress: bool) -> Tensor:
@@ -141,12 +168,33 @@ def _imagine(image: Tensor, hole: Tensor, steps: int, generator: torch.Generator
 
 def _blurred(values: Tensor, known: Tensor, side: int) -> Tensor:
     """Fill a hole as smoothly as can be, and blur the picture by about half the hole's size."""
-    blurred = solve_laplace(values, known, 1 - known)
+    blurred = _solve_laplace(values, known, 1 - known)
     reach = [min(side // 4, n // 2) for n in values.shape[1:]]
     window = [2 * n + 1 for n in reach]
     for _ in range(2):
         blurred = F.avg_pool2d(blurred, window, 1, reach, count_include_pad=False)
     return blurred
+
+
+def _solve_laplace(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
+    """Solve Laplace's equation: coarsely first, then by averages of neighbours, which smooth what is left."""
+    counts = given.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(1, 1, 3, 3)
+    guess = (values * given).sum((1, 2), keepdim=True) / given.sum().clamp(min=1)
+    if min(values.shape[1:]) > 2:
+        shares = F.avg_pool2d(given[None], 2, ceil_mode=True)[0]
+        means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
+        free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
+        coarse = _solve_laplace(means, (shares > 0).float(), free * (shares == 0))
+        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[
+            0, :, : values.shape[1], : values.shape[2]
+        ]
+    used = given + wanted
+    neighbours = F.conv2d(used[None], counts, padding=1)[0].clamp(min=1)
+    solved = torch.where(given > 0, values, guess) * used
+    for _ in range(20):
+        means = F.conv2d(solved[:, None], counts, padding=1)[:, 0] / neighbours
+        solved = torch.where(wanted > 0, means, solved)
+    return solved
 
 
 class _Hourglass(nn.Sequential):

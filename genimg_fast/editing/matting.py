@@ -18,7 +18,15 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.multigrid import BlockMatrix, solve
-from genimg_fast.editing.pictures import Mask, check_choices, check_left_out, check_mask, check_picture, tool
+from genimg_fast.editing.pictures import (
+    Mask,
+    check_choices,
+    check_left_out,
+    check_mask,
+    check_memory,
+    check_picture,
+    tool,
+)
 from genimg_fast.options import PositiveFloat
 
 _KNOWN = 100  # weight of known pixels in KNN matting, against 1 of the neighbours
@@ -52,8 +60,8 @@ def matte(
         Alpha in [0, 1], of shape (1, height, width): exactly 0 or 1 where the trimap says so.
 
     Raises:
-        ValueError: If the picture is smaller, the trimap of another size, or nothing in it is known as foreground,
-            or as background.
+        ValueError: If the picture is smaller, or too large for the memory, the trimap of another size, or nothing
+            in it is known as foreground, or as background.
         ImportError: If SciPy, which KNN matting needs, is missing.
 
     Example:
@@ -83,6 +91,9 @@ def matte(
     alpha = foreground.double()
     unknown = ~(foreground | background)
     if unknown.any():
+        # KNN matting has rows of equations for known pixels, too.
+        share, numbers = (1.0, 250) if method == "knn" else (float(unknown.double().mean()), 400)
+        check_memory("image", image.shape[2], image.shape[1], share * numbers, alpha)
         colours = image.double().expand(3, -1, -1)
         if method == "knn":
             found = _knn(colours, foreground, unknown, tolerance)

@@ -9,9 +9,11 @@
    at random places around its own, near and far (PatchMatch). Voting: a pixel becomes the mean of what the patches
    over it found, weighted by their similarity, and by how near they are to the hole's border.
 4. Matches go on to the next finer level, where the hole is voted anew, from finer pixels.
-5. In the end a pixel is a copy of what its most similar patch found, which is not blurred by a mean. What patches
-   over the pixels around the hole found differs from those a little: this difference, continued into the hole as
-   smoothly as can be (a membrane), is added, and light and colour change without a seam.
+5. In the end a pixel is a copy of what its most similar patch found, which is not blurred by a mean. Beside it,
+   the copy goes on a little otherwise than what is there, a known pixel or another patch's copy. As far as this is
+   of light, not an edge, a smooth correction takes it away (Poisson's equation), and no seam shows.
+
+A match counts as less similar the farther away it is: what is near belongs to the same thing more often.
 """
 
 import torch
@@ -22,9 +24,11 @@ from genimg_fast.data.progress import bar
 
 _TEXTURE = 4.0  # how much a gradient's difference counts, against a colour's
 _TRUST = 0.8  # what a patch counts for when voting, against one that is a pixel nearer to the border
-_LIGHT = 0.04  # from which error on, around the hole, it is not one of light
+_LIGHT = 0.04  # from which difference on it is an edge, not one of light
 _CHUNK = 1 << 15  # patches that are compared at a time, for memory
 _SHIFTS = (8, 4, 2, 1)
+_NEAR = 0.1  # by how much a match that is as far away as the hole is wide counts as less similar
+_BREAK = 0.01  # how much an edge between copies resists, when their light is made to agree
 
 
 def complete(
@@ -62,8 +66,7 @@ def complete(
                 break
         coarser = level
     level.match(2, generator)
-    level.vote(sharp=True)
-    return (level.picture() + _membrane(level)).to(image)
+    return _blended(level).to(image)
 
 
 def _pyramid(image: Tensor, hole: Tensor, allowed: Tensor, patch: int) -> list["_Level"]:
@@ -108,44 +111,63 @@ def _both(known: Tensor, axis: int) -> Tensor:
     return known.narrow(axis, 1, n - 1) * known.narrow(axis, 0, n - 1)
 
 
-def _membrane(level: "_Level") -> Tensor:
-    """Continue into the hole, by Laplace's equation, by how much votes are wrong just around it."""
-    hole = level.hole[None]
-    ring = (F.max_pool2d(hole.float(), 3, 1, 1) > 0) & ~hole
-    places = ring[0].nonzero()
-    wrong = level.pixels[level.flat(places + level.patch // 2)] - level.votes(places, sharp=False)
-    wrong = wrong[:, : level.channels].T / level.scale
-    values = torch.zeros(level.channels, *level.size, device=level.device, dtype=wrong.dtype)
-    y, x = places.T
-    values[:, y, x] = wrong
-    # What is wrong by much is an edge that does not go on, no light.
-    ring[:, y, x] = (wrong.abs() < _LIGHT).all(0)
-    # A hole needs no more than the rectangle around it.
-    (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
-    part = (slice(None), slice(top, bottom), slice(left, right))
-    values[part] = solve_laplace(values[part], ring[part].float(), hole[part].float())
-    return values * hole
+def _blended(level: "_Level") -> Tensor:
+    """Copy what the most similar patches found, and let the light of the copies agree with what is around each."""
+    reach, width = level.patch // 2, level.width
+    hole, inside = (F.pad(x, (reach,) * 4) for x in (level.hole, torch.ones_like(level.hole)))
+    pixels = level.pixels[:, : level.channels] / level.scale
+    origin = torch.arange(len(pixels), device=level.device).view_as(hole)
+    origin[hole] = level.origins(level.hole.nonzero())
+    places = hole.nonzero()
+    (top, left), (bottom, right) = (places.amin(0) - 1).tolist(), (places.amax(0) + 2).tolist()
+    part = (slice(top, bottom), slice(left, right))
+    weights, steps = [], []
+    for axis, step in ((0, width), (1, 1)):
+        (here, there), (gone, gone_there), (is_in, is_in_there) = (
+            (x[part].narrow(axis, 0, x[part].shape[axis] - 1), x[part].narrow(axis, 1, x[part].shape[axis] - 1))
+            for x in (origin, hole, inside)
+        )
+        # Either copy goes on by a pixel: what it has there differs from what the other one has.
+        from_here = gone & inside.flatten()[here + step * gone]
+        from_there = gone_there & inside.flatten()[there - step * gone_there]
+        differences = pixels[here + step * gone] - pixels[there], pixels[here] - pixels[there - step * gone_there]
+        mean = sum(d * f[..., None] for d, f in zip(differences, (from_here, from_there), strict=True))
+        mean = mean / (from_here.to(mean) + from_there.to(mean)).clamp(min=1)[..., None]
+        light = (mean.abs() < _LIGHT).all(2)
+        weights.append(((gone | gone_there) & is_in & is_in_there).to(mean) * torch.where(light, 1.0, _BREAK))
+        steps.append((mean * light[..., None]).permute(2, 0, 1))
+    pixels[hole.flatten()] = pixels[origin[hole]]
+    picture = pixels.T.reshape(level.channels, *hole.shape)
+    picture[:, part[0], part[1]] += _solve(weights, steps, hole[part].to(picture))
+    return picture[:, reach : reach + level.size[0], reach : reach + level.size[1]]
 
 
-def solve_laplace(values: Tensor, given: Tensor, wanted: Tensor) -> Tensor:
-    """Solve Laplace's equation: coarsely first, then by averages of neighbours, which smooth what is left."""
-    counts = given.new_tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]]).expand(1, 1, 3, 3)
-    guess = (values * given).sum((1, 2), keepdim=True) / given.sum().clamp(min=1)
-    if min(values.shape[1:]) > 2:
-        shares = F.avg_pool2d(given[None], 2, ceil_mode=True)[0]
-        means = F.avg_pool2d((values * given)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
-        free = F.max_pool2d(wanted[None], 2, ceil_mode=True)[0]
-        coarse = solve_laplace(means, (shares > 0).float(), free * (shares == 0))
-        guess = F.interpolate(coarse[None], scale_factor=2, mode="bilinear")[
-            0, :, : values.shape[1], : values.shape[2]
-        ]
-    used = given + wanted
-    neighbours = F.conv2d(used[None], counts, padding=1)[0].clamp(min=1)
-    solved = torch.where(given > 0, values, guess) * used
-    for _ in range(20):
-        means = F.conv2d(solved[:, None], counts, padding=1)[:, 0] / neighbours
-        solved = torch.where(wanted > 0, means, solved)
-    return solved
+def _solve(weights: list[Tensor], steps: list[Tensor], free: Tensor) -> Tensor:
+    """Find what is 0 but where it is free, and has such steps along both axes, in the mean of weighted squares."""
+
+    def gather(along: list[Tensor]) -> Tensor:
+        down, across = along
+        return (
+            F.pad(down, (0, 0, 1, 0)) - F.pad(down, (0, 0, 0, 1)) + F.pad(across, (1, 0)) - F.pad(across, (0, 1))
+        ) * free
+
+    def apply(values: Tensor) -> Tensor:
+        return gather([w * values.diff(dim=axis) for w, axis in zip(weights, (1, 2), strict=True)])
+
+    # Conjugate gradients.
+    residual = gather([w * s for w, s in zip(weights, steps, strict=True)])
+    found, direction, size = torch.zeros_like(residual), residual, residual.square().sum()
+    enough = 1e-6 * size
+    for _ in range(2000):
+        if size <= enough:
+            break
+        moved = apply(direction)
+        length = size / (direction * moved).sum()
+        found = found + length * direction
+        residual = residual - length * moved
+        size, before = residual.square().sum(), size
+        direction = residual + size / before * direction
+    return found
 
 
 class _Level:
@@ -180,7 +202,9 @@ class _Level:
         self.distances = torch.zeros(len(numbers), dtype=features.dtype, device=self.device)
         self.shares: Tensor | None = None
         # Patches are trusted the less, the deeper in the hole they are.
-        self.trust = _TRUST ** depths(hole)[tuple(self.centres.T)]
+        layers = depths(hole)
+        self.trust = _TRUST ** layers[tuple(self.centres.T)]
+        self.breadth = 2 * float(layers.max())
 
     def begin(self, generator: torch.Generator | None) -> None:
         """Fill the hole from its border inwards."""
@@ -224,39 +248,44 @@ class _Level:
                 self._try(self.matches + jump.to(self.device))
                 radius //= 2
 
-    def vote(self, pixels: Tensor | None = None, *, sharp: bool = False) -> float:
+    def vote(self, pixels: Tensor | None = None) -> float:
         """Set pixels, by default all of the hole, to what patches over them found; return the mean change."""
         places = (self.hole if pixels is None else pixels).nonzero()
-        voted = self.votes(places, sharp)
+        voted = torch.cat([self.votes(some) for some in places.split(_CHUNK)])
         flat = self.flat(places + self.patch // 2)
         change = (voted - self.pixels[flat])[:, : self.channels].abs().mean()
         self.pixels[flat] = voted
         return float(change)
 
-    def votes(self, places: Tensor, sharp: bool) -> Tensor:
-        """Get the features that patches over pixels found, (pixels, features)."""
+    def origins(self, places: Tensor) -> Tensor:
+        """Get where the most similar patches over pixels found them, in the order of ``pixels``."""
+        parts = []
+        for some in places.split(_CHUNK):
+            found, numbers = self._found(some)
+            distances = self.distances[numbers].masked_fill(numbers < 0, torch.inf)
+            parts.append(found.gather(1, distances.argmin(1, keepdim=True))[:, 0])
+        return torch.cat(parts)
+
+    def _found(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Get where the patches over pixels found them, and these patches' numbers, -1 where there is none."""
         span = torch.arange(self.patch, device=self.device)
         within = torch.cartesian_prod(span, span)
         centres = places[:, None] + self.patch // 2 - within
         numbers = self.numbers[tuple((centres + self.reach).permute(2, 0, 1))]
+        return self.flat(self.matches[numbers] + within), numbers
+
+    def votes(self, places: Tensor) -> Tensor:
+        """Get the features that patches over pixels found, (pixels, features)."""
+        found, numbers = self._found(places)
         distances = self.distances[numbers]
-        least = distances.masked_fill(numbers < 0, torch.inf).min(1, keepdim=True)
-        found = self.flat(self.matches[numbers] + within)
-        if sharp:
-            return self.pixels[found.gather(1, least.indices)[:, 0]]
+        least = distances.masked_fill(numbers < 0, torch.inf).amin(1, keepdim=True)
         spread = (distances * (numbers >= 0)).mean(1, keepdim=True).clamp(min=1e-9)
-        weights = torch.exp((least.values - distances) / (2 * spread)) * (numbers >= 0)
+        weights = torch.exp((least - distances) / (2 * spread)) * (numbers >= 0)
         weights = weights * self.trust[numbers]
         if self.shares is not None:
             weights = weights * self.shares[numbers].pow(4)
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
         return torch.einsum("po,pof->pf", weights, F.embedding(found, self.pixels))
-
-    def picture(self) -> Tensor:
-        """Get the picture."""
-        reach = self.patch // 2
-        padded = self.pixels[:, : self.channels].T.reshape(self.channels, -1, self.width) / self.scale
-        return padded[:, reach : reach + self.size[0], reach : reach + self.size[1]]
 
     def flat(self, places: Tensor) -> Tensor:
         """Get the first pixels of patches with such centres, in the order of ``pixels``."""
@@ -286,7 +315,9 @@ class _Level:
         """Sum squared differences of patches to those at places, over what is known."""
         here, there = self.flat(self.centres[numbers]), self.flat(places)
         parts = zip(here.split(_CHUNK), there.split(_CHUNK), numbers.split(_CHUNK), strict=True)
-        return torch.cat([self._differences(*part) for part in parts])
+        differences = torch.cat([self._differences(*part) for part in parts])
+        away = (self.centres[numbers] - places).to(differences).square().sum(1)
+        return differences.add_(away, alpha=_NEAR / self.breadth**2)
 
     def _differences(self, here: Tensor, there: Tensor, numbers: Tensor) -> Tensor:
         features = self.pixels.shape[1]

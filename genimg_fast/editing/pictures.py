@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genimg_fast._images import check_floating, check_has_numbers
+from genimg_fast.data.sources import machine_memory
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -102,6 +103,25 @@ def check_mask(mask: Tensor, picture: Tensor, name: str = "mask") -> None:
     if mask.shape[1:] != picture.shape[1:]:
         got, wanted = ("x".join(str(n) for n in p.shape[:0:-1]) for p in (mask, picture))
         raise ValueError(f"{name} must have the picture's size, {wanted} pixels, got {got}")
+
+
+def check_memory(name: str, width: int, height: int, numbers: float, like: Tensor) -> None:
+    """Raise a ValueError, before anything is allocated, for a picture too large for the device's memory.
+
+    Args:
+        name: What the message calls what asks for it.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        numbers: How many numbers of the tensor's dtype a pixel takes, about, in all that is kept at a time.
+        like: A tensor of the dtype, and on the device, where it is to be made.
+    """
+    needed = width * height * numbers * like.element_size()
+    there = torch.cuda.mem_get_info(like.device)[1] if like.is_cuda else machine_memory()
+    if needed > there:
+        raise ValueError(
+            f"{name} must be less: {width}x{height} pixels take about {needed / 1e9:.0f} GB of memory, and there "
+            f"are {there / 1e9:.0f}"
+        )
 
 
 def to_grey(picture: Tensor) -> Tensor:

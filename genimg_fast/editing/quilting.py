@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.data.progress import bar
-from genimg_fast.editing.pictures import check_picture, tool
+from genimg_fast.editing.pictures import check_memory, check_picture, tool
 from genimg_fast.options import NonNegativeFloat, PositiveInt
 
 # Blocks among which each is chosen.
@@ -60,7 +60,7 @@ def quilt(
 
     Raises:
         ValueError: If the exemplar is no picture or smaller than a block, if blocks are single pixels or overlap
-            by more than half, or a tileable result is smaller than a block.
+            by more than half, a tileable result is smaller than a block, or any is too large for the memory.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -86,6 +86,7 @@ def quilt(
         raise ValueError(f"size must be at least 1x1 pixels, got {width}x{height}")
     if tileable and min(size) < patch:
         raise ValueError(f"size must be at least {patch}x{patch} if tileable, as a block is, got {width}x{height}")
+    check_memory("size", width, height, 5 * len(exemplar), exemplar)
 
     grid = _Grid(exemplar.detach(), size, patch, overlap, tolerance, tileable, generator)
     rows, columns = (range(len(starts)) for starts in grid.starts)

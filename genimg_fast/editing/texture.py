@@ -43,7 +43,8 @@ def texture(
         The texture, of shape (channels, height, width), on the exemplar's device.
 
     Raises:
-        ValueError: If the exemplar is no picture or too small, the size is, or there is a patch without quilting.
+        ValueError: If the exemplar is no picture or too small, the size is, or more than the memory
+            holds, or there is a patch without quilting.
 
     Example:
         >>> import torch, genimg_fast as gf

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.patches import SIZES, match, resized, take_patches, transport
-from genimg_fast.editing.pictures import check_picture, tool
+from genimg_fast.editing.pictures import check_memory, check_picture, tool
 from genimg_fast.options import PositiveInt
 
 _COARSEST = 64  # pixels of the shorter side, about
@@ -51,7 +51,8 @@ def synthesise(
         The texture, in [0, 1] of shape (channels, height, width).
 
     Raises:
-        ValueError: If the exemplar is no picture or smaller than a patch, or ``size`` is.
+        ValueError: If the exemplar is no picture or smaller than a patch, or ``size`` is, or too large for the
+            memory.
         ImportError: If tqdm is missing, for a progress bar.
 
     Example:
@@ -67,6 +68,7 @@ def synthesise(
         raise ValueError(f"exemplar must have at least {smallest} pixels a side, two patches, got {got}")
     if min(size) < smallest:
         raise ValueError(f"size must be at least {smallest} pixels a side, got {size[0]}x{size[1]}")
+    check_memory("size", *size, 150, exemplar)
     coarsest = min(math.log2(min(exemplar.shape[1:]) / _COARSEST), math.log2(min(size) / smallest) - 0.5)
     levels = max(0, round(coarsest))
     plan = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from genimg_fast.data.optional import optional_import
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import check_left_out, check_picture, tool
+from genimg_fast.editing.pictures import check_left_out, check_memory, check_picture, tool
 from genimg_fast.options import PositiveInt
 
 _MOST = 16  # beyond, there is nothing to see but the kernel
@@ -41,8 +41,8 @@ def upscale(
         The picture, of shape (channels, factor * height, factor * width), clipped to [0, 1].
 
     Raises:
-        ValueError: If the image is no picture, ``factor`` is not from 1 to 16, or not the model's, the method is
-            unknown, or the model no restorer of such a task.
+        ValueError: If the image is no picture, ``factor`` is not from 1 to 16, not the model's, or too much for
+            the memory, the method is unknown, or the model no restorer of such a task.
         ImportError: If Pillow is missing.
 
     Example:
@@ -56,6 +56,9 @@ def upscale(
         restorer = load_restorer(model, ("sr2", "sr3", "sr4"))
         if factor not in (None, restorer.scale):
             raise ValueError(f"factor must be {restorer.scale}, the model's, got {factor}")
+        check_memory(
+            "image", image.shape[2] * restorer.scale, image.shape[1] * restorer.scale, 5 * len(image), image
+        )
         return restore(restorer, image, None, progress=progress)
     factor, method = 2 if factor is None else factor, method or "lanczos"
     if not 1 <= factor <= _MOST:
@@ -64,6 +67,7 @@ def upscale(
         raise ValueError(f"method must be lanczos or bicubic, got {method!r}")
     Image, numpy = optional_import("PIL.Image", "editing"), optional_import("numpy")
     size = image.shape[2] * factor, image.shape[1] * factor
+    check_memory("factor", *size, 5 * len(image), image)
     kernel = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}[method]
     planes = [Image.fromarray(plane.numpy()).resize(size, kernel) for plane in image.detach().float().cpu()]
     return torch.stack([torch.from_numpy(numpy.array(plane)) for plane in planes]).clamp(0, 1).to(image)

@@ -188,3 +188,17 @@ def test_what_is_out_of_range_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize(
+    "degradation",
+    [
+        GaussianNoise(5), PoissonNoise(9), SaltAndPepper(0.1), Blur(torch.ones(1, 1)), Downsample(2), JPEG(50),
+        Masked(torch.zeros(1, 8, 8)), RandomHoles(0.5), Compose(JPEG(50)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("images", [torch.zeros(1, 8, 8).byte(), torch.zeros(1, 8, 8).long(), torch.zeros(8, 8)])
+def test_all_take_the_same_images(degradation, images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"^images must be (a tensor of floating-point numbers|of shape)"):
+        degradation(images)
+    assert degradation(torch.zeros(2, 3, 8, 8)).is_floating_point()

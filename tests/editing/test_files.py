@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,14 @@ def test_before_and_after_on_white() -> None:
     assert small.shape == (3, 6, 4 + 4 + 8)
     assert (small[:, 3:, :4] == 1).all()
     assert (small[:, :3, :4] == 0).all()
+
+
+def test_a_large_picture_that_the_user_names_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_picture(torch.zeros(1, 20, 30), tmp_path / "large.png")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_picture(tmp_path / "large.png").shape == (1, 20, 30)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(ValueError, match=r"^cannot read image .*large.png: Image size \(600 pixels\) exceeds"):
+        load_picture(tmp_path / "large.png")

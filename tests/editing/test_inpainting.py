@@ -74,7 +74,7 @@ def test_a_seed_gives_one_result_and_torchs_own_numbers_are_left_alone(method: s
     state = torch.random.get_rng_state()
     one, two, three = (
         inpaint(image, mask=mask, **METHODS[method], generator=torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
+        for seed in (0, 0, 2)
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(one, two)

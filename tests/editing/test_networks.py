@@ -7,7 +7,16 @@ import torch
 
 import genimg_fast as gf
 from genimg_fast.cli import main
-from genimg_fast.editing import deblur, denoise, estimate_sigma, load_picture, networks, save_picture, upscale
+from genimg_fast.editing import (
+    deblur,
+    denoise,
+    estimate_sigma,
+    inpaint,
+    load_picture,
+    networks,
+    save_picture,
+    upscale,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +76,37 @@ def test_inpainting_leaves_what_is_known() -> None:
     torch.testing.assert_close(networks.restore(model, other, mask), filled)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_fills_holes_and_leaves_the_rest_bit_for_bit(channels: int) -> None:
+    model = saved("inpaint")
+    image, mask = torch.rand(channels, 20, 31), torch.zeros(1, 20, 31)
+    mask[:, 5:9, 7:12] = 1
+    filled = inpaint(image, mask=mask, model="inpaint")
+    assert torch.equal(filled[:, mask[0] == 0], image[:, mask[0] == 0])
+    expected = networks.restore(model, image, mask)
+    assert torch.equal(filled[:, mask[0] > 0], expected[:, mask[0] > 0])
+    wider = inpaint(image, mask=mask, dilate=1, model="inpaint")
+    assert bool((wider != image).any(0)[4:10, 6:13].all())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": "prior"}, "method must be left out: the model is the method"),
+        ({"guide": torch.ones(1, 80, 80)}, "guide must be left out"),
+        ({"patch": 5}, "patch must be left out"),
+        ({"steps": 5}, "steps must be left out"),
+        ({"dilate": 7}, "model must see known pixels from each that is missing, got one that sees 22 pixels"),
+    ],
+)
+def test_what_a_model_does_not_use_or_see_is_refused(given, message: str) -> None:
+    saved("inpaint")
+    mask = torch.zeros(1, 80, 80)
+    mask[:, 20:60, 20:60] = 1
+    with pytest.raises(ValueError, match=f"^{message}"):
+        inpaint(torch.rand(3, 80, 80), mask=mask, model="inpaint", **given)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -94,6 +134,14 @@ def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     words = "edit upscale photos/0.png --model runs/00000-restorer-photos --out large.png --device cpu"
     assert main(words.split()) == 0
     assert load_picture("large.png").shape == (3, 80, 100)
+    saved("inpaint")
+    mask = torch.zeros(1, 40, 50)
+    mask[:, 5:9, 7:12] = 1
+    save_picture(mask, "mask.png")
+    words = "edit inpaint photos/0.png --mask mask.png --model inpaint --out filled.png --device cpu"
+    assert main(words.split()) == 0
+    filled, before = load_picture("filled.png"), load_picture("photos/0.png")
+    assert torch.equal((filled != before).any(0), mask[0] > 0)
     saved("denoise")
     for edit in ("denoise photos/1.png --sigma 5", "deblur photos/1.png --gaussian 1", "enhance photos/1.png"):
         assert main(["edit", *edit.split(), "--device", "cpu"]) == 0

@@ -2,8 +2,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from genimg_fast import editing
+from genimg_fast.editing import matte, pictures, texture, upscale
 
 PICTURE = torch.rand(3, 24, 24, generator=torch.Generator().manual_seed(0))
 MASK = torch.zeros(1, 24, 24)
@@ -63,3 +65,21 @@ def test_another_default_dtype() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert filled.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda image: texture(image, size=(1000, 2000)), "size"),
+        (lambda image: texture(image, size=(1000, 2000), method="transport"), "size"),
+        (lambda image: upscale(image, factor=16), "factor"),
+        (lambda image: matte(image, trimap=torch.linspace(0, 1, 64).expand(1, 64, 64)), "image"),
+        (lambda image: matte(image, trimap=torch.linspace(0, 1, 64).expand(1, 64, 64), method="knn"), "image"),
+    ],
+)
+def test_what_the_memory_does_not_hold_is_refused_before_the_work(
+    call: Callable[[Tensor], Tensor], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "machine_memory", lambda: 1e6)
+    with pytest.raises(ValueError, match=rf"^{name} must be less: \d+x\d+ pixels take about"):
+        call(torch.rand(3, 64, 64))

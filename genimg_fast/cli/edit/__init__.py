@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
         examples="""
             genimg-fast edit inpaint street.jpg --mask car.png --dilate 4
             genimg-fast edit inpaint street.jpg --mask car.png --guide pavement.png --before-after
+            genimg-fast edit inpaint scan.jpg --mask dust.png --model runs/00000-restorer-photos
         """,
     )  # fmt: skip
     add_edit(

@@ -1,6 +1,7 @@
 """Commands from functions that make a picture of pictures."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,9 @@ class Written:
     """What a command writes.
 
     Args:
-        out: Picture to write; default: the first picture's name and the edit's, .png, in this folder.
-        before_after: Whether to write both pictures side by side.
+        out: Picture to write, in place of what has that name; default: the first picture's name and the edit's,
+            .png, in this folder.
+        before_after: Whether to write both pictures side by side, on white where they are transparent.
     """
 
     out: Output | None = None
@@ -80,6 +82,10 @@ def add_edit(
             check_ending(out)
             if not out.parent.is_dir():
                 raise ValueError(f"{str(out.parent)!r} must be a folder that is there")
+            read_files = [given[key] for key in pictures]
+            for file in itertools.chain.from_iterable(f if isinstance(f, list) else [f] for f in read_files):
+                if file is not None and out.exists() and out.samefile(file):
+                    raise ValueError(f"{str(out)!r} must not be a picture that is read")
         before: Tensor | None = None
         for key, hint in pictures.items():
             files = given[key]
@@ -94,12 +100,14 @@ def add_edit(
                 colours = picture[: 1 if len(picture) < 3 else 3]
                 read.append(to_grey(colours) if hint in _MASKS else colours)
             given[key] = read if isinstance(files, list) else read[0]
+        assert before is not None  # the first picture is required
+        with blaming("out", (ValueError,)):
+            check_ending(out, alpha=alpha and not written.before_after and len(before) in (2, 4))
         if "generator" in parameters:
             given["generator"] = session.generator()
         if "progress" in parameters:
             given["progress"] = True
         result = function(**given)
-        assert before is not None  # the first picture is required
         if alpha and len(before) in (2, 4) and len(result) in (1, 3):
             result = _with_alpha(result, before[-1:])
         with blaming("out", (OSError, ValueError)):

@@ -73,11 +73,20 @@ def test_a_function_of_pictures_is_a_command(run, tmp_path: Path, capsys: pytest
 def test_errors_are_one_line_that_names_the_flag(run, capsys: pytest.CaptureFixture[str]) -> None:
     save_picture(torch.zeros(3, 4, 6), "cat.png")
     save_picture(torch.zeros(1, 5, 6), "mask.png")
+    save_picture(torch.zeros(4, 4, 6), "clear.png")
     for words, message in (
         (("cat.png", "--mask", "none.png"), "argument --mask: cannot read image none.png"),
         (("cat.png", "--mask", "mask.png"), "argument --mask: must have the picture's size, 6x4 pixels, got 6x5"),
         (("cat.png", "--mask", "cat.png", "--out", "a.doc"), "argument --out: 'a.doc' does not end like"),
         (("cat.png", "--mask", "cat.png", "--out", "no/a.png"), "argument --out: 'no' must be a folder"),
+        (
+            ("cat.png", "--mask", "cat.png", "--out", "./cat.png"),
+            "argument --out: 'cat.png' must not be a picture",
+        ),
+        (
+            ("clear.png", "--mask", "cat.png", "--out", "a.jpg"),
+            "--out: 'a.jpg' must end in .png",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             run(*words)
