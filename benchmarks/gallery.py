@@ -17,17 +17,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import eval_adversarial
 import numpy
 import skimage.data
 import sklearn.datasets
 import torch
 from eval_matting import OUTLINE
-from PIL import Image, ImageDraw
+from eval_restore import write_training_photographs
+from eval_style import painting
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from genimg_fast.cli import main as genimg_fast
-from genimg_fast.data.degradations import Blur, Downsample, GaussianNoise, motion_kernel
-from genimg_fast.editing import before_and_after, load_picture, save_picture
+from genimg_fast.data.degradations import JPEG, Blur, Downsample, GaussianNoise, motion_kernel
+from genimg_fast.editing import before_and_after, load_picture, save_picture, upscale
 
 WIDEST = 900  # pixels, of a picture on the page
 
@@ -82,7 +85,6 @@ def spoil_chelsea() -> None:
     chelsea = photograph("chelsea")
     save_picture(GaussianNoise(25)(chelsea, generator=generator()), "noisy.png")
     save_picture(Blur(motion_kernel(15, 30))(chelsea, generator=generator()), "moved.png")
-    save_picture(Downsample(2)(chelsea, generator=generator()), "small.png")
 
 
 def expose_coffee() -> None:
@@ -100,6 +102,61 @@ def in_a_row(pictures: list[Tensor], file: str) -> None:
     save_picture(functools.reduce(before_and_after, pictures), file)
 
 
+def paint_style() -> None:
+    Image.fromarray(painting()).save("painting.png")
+    train("style-net --style painting.png", "painter")
+
+
+def learn_to_restore(task: str, steps: int) -> None:
+    """Train a restorer on other photographs than the coffee, which it is to restore."""
+    coffee = photograph("coffee")[:, 100:356, 170:490]
+    save_picture(Downsample(4)(coffee) if task == "sr4" else JPEG(10)(coffee), f"{task}-coffee.png")
+    write_training_photographs(Path("photographs"))
+    train(f"restorer --task {task} --data ./photographs --crops 8000 --steps {steps}", task)
+
+
+def show_upscaling() -> None:
+    small, made = load_picture("sr4-coffee.png"), load_picture("upscale.png")
+    bicubic = upscale(small, factor=4, method="bicubic")
+    in_a_row([bicubic, made, photograph("coffee")[:, 100:356, 170:490]], "upscale.png")
+
+
+def train(options: str, folder: str) -> None:
+    """Train what a command takes, unless that was done before."""
+    if not Path(folder).exists():
+        run(f"genimg-fast train {options} --out {folder}")
+
+
+def train_classifier() -> None:
+    """Write a digit, and a network that has learned to read the others."""
+    data = sklearn.datasets.load_digits()
+    images, labels = torch.from_numpy(data.images / 16).float()[:, None], torch.from_numpy(data.target)
+    save_picture(images[7], "seven.png")
+    others = torch.arange(len(images)) != 7
+    torch.manual_seed(0)
+    network = eval_adversarial.train(images[others], labels[others], 4, adversarial=False).eval()
+    torch.jit.trace(network, images[:1]).save("digits.pt")
+
+
+def show_difference() -> None:
+    """Put the digit, twice the difference and the sample side by side, with what the network reads."""
+    network = torch.jit.load("digits.pt")
+    before, after = load_picture("seven.png"), load_picture("adversarial.png")
+    shown = [before, (0.5 + 2 * (after - before)).clamp(0, 1), after]
+    in_a_row([each.repeat_interleave(32, 1).repeat_interleave(32, 2) for each in shown], "adversarial.png")
+    with Image.open("adversarial.png") as picture:
+        drawn = Image.new("RGB", (picture.width, picture.height + 28), "white")
+        drawn.paste(picture)
+    draw = ImageDraw.Draw(drawn)
+    for column, image in enumerate((before, None, after)):
+        text = "twice the difference"
+        if image is not None:
+            probability, label = network(image[None])[0].detach().softmax(0).max(0)
+            text = f"read as {int(label)}, probability {float(probability):.3f}"
+        draw.text((column * 260 + 6, picture.height + 5), text, "black", ImageFont.load_default(16))
+    drawn.save("adversarial.png")
+
+
 def digits() -> None:
     """A trained VAE, a digit that it has not seen, and folders of thin and bold ones."""
     images = sklearn.datasets.load_digits().images / 16
@@ -111,8 +168,7 @@ def digits() -> None:
             pictures[number].save(f"{folder}/{number:04}.png")
     for name, number in (("three", 3), ("eight", 8)):
         pictures[number].save(f"{name}.png")
-    if not Path("runs").exists():
-        run("genimg-fast train vae --data digits --out runs")
+    train("vae --data digits", "runs")
 
 
 def run(command: str) -> float:
@@ -168,6 +224,13 @@ ENTRIES = [
         "genimg-fast edit style chelsea.png --style immunohistochemistry.png --before-after",
     ),
     Entry(
+        "painter",
+        "Style transfer by a network",
+        "A network that has learned a painting, on two other photographs; one pass for any picture.",
+        "genimg-fast edit style astronaut.png --model painter/00000-style-net-photos --before-after",
+        paint_style,
+    ),
+    Entry(
         "matte",
         "Matting: the astronaut in front of a palace",
         "Of a trimap with a wide grey band around her, closed-form matting finds what of the hair is hair.",
@@ -195,6 +258,21 @@ ENTRIES = [
         spoil_chelsea,
     ),
     Entry(
+        "jpeg",
+        "Repaired JPEG",
+        "Quality 10, and what a network makes of it that has seen seven other photographs, some minutes long.",
+        "genimg-fast edit denoise jpeg-coffee.png --model jpeg/00000-restorer-photographs --before-after",
+        lambda: learn_to_restore("jpeg", 1500),
+    ),
+    Entry(
+        "upscale",
+        "Four times the pixels a side",
+        "80x64 pixels by bicubic interpolation, by a network that has seen others, and the original.",
+        "genimg-fast edit upscale sr4-coffee.png --model sr4/00000-restorer-photographs",
+        lambda: learn_to_restore("sr4", 1000),
+        show_upscaling,
+    ),
+    Entry(
         "deblur",
         "Deblurring",
         "Moved by 15 pixels at 30 degrees; Richardson-Lucy.",
@@ -214,6 +292,14 @@ ENTRIES = [
         "genimg-fast edit enhance dark.png --exposures bright.png --contrast 0",
         expose_coffee,
         show_exposures,
+    ),
+    Entry(
+        "adversarial",
+        "Adversarial samples: how safe is a classifier?",
+        "A network that reads 8x8 digits, and what it reads when no pixel is changed by more than a quarter.",
+        "genimg-fast edit adversarial seven.png --classifier digits.pt --epsilon 0.25 --method apgd",
+        train_classifier,
+        show_difference,
     ),
     Entry(
         "attribute",
