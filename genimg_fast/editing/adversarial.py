@@ -77,7 +77,7 @@ def attack(
     *,
     method: Literal["fgsm", "pgd", "mi-fgsm", "apgd"] = "pgd",
     norm: Literal["linf", "l2"] = "linf",
-    epsilon: NonNegativeFloat = 8 / 255,
+    epsilon: NonNegativeFloat | None = None,
     targeted: bool = False,
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy",
     steps: PositiveInt | None = None,
@@ -104,7 +104,7 @@ def attack(
             fool other models, too.
         norm: What the distance from an image is: the largest change of a number, or the root of their
             squares' sum.
-        epsilon: The largest distance.
+        epsilon: The largest distance; by default 8 / 255 of a number, or 0.5 with ``norm="l2"``.
         targeted: Whether the labels are the classes to reach. Images that are of theirs already get more so.
         loss: What to raise, or with ``targeted`` to reduce. ``"dlr"``, the difference of logits ratio, has a
             gradient also where the model is so sure that the cross-entropy has none.
@@ -132,6 +132,8 @@ def attack(
         >>> gf.editing.attack(net, image, torch.tensor([0]), method="fgsm", epsilon=0.25).flatten()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
+    if epsilon is None:
+        epsilon = 0.5 if norm == "l2" else 8 / 255
     _check(images, epsilon, norm, method, loss)
     if method == "fgsm":
         check_left_out("fgsm takes one step, from the image", steps=steps, step_size=step_size, restarts=restarts)
@@ -162,7 +164,7 @@ def attack(
         given = images.detach().clone()  # outside of inference mode it can be learned from
         with torch.no_grad():
             logits = classify(given)
-        labels = logits.argmax(1) if labels is None else labels.to(logits.device)
+        labels = logits.argmax(1) if labels is None else labels.to(logits.device).clone()
         _check_labels(labels, logits, loss, targeted)
         if epsilon == 0 or not given.numel():
             return given
@@ -180,7 +182,9 @@ def attack(
             better = (fools & ~fooled) | ((fools == fooled) & (value > best_gain))
             best = torch.where(_like(better, best), found, best)
             best_gain, fooled = torch.where(better, value, best_gain), fooled | fools
-    return best.to(given.dtype)
+    rounded = best.to(given.dtype)
+    outward = (rounded - given).abs() > (best - given).abs()  # of 16 bits: rounding must not leave the ball
+    return torch.where(outward, torch.nextafter(rounded, given), rounded)
 
 
 def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) -> None:
@@ -199,7 +203,7 @@ def _check(images: Tensor, epsilon: float, norm: str, method: str, loss: str) ->
             raise ValueError(
                 f"images must be in [0, 1], got {lowest:g} to {highest:g}; Normalised has the model normalise them"
             )
-    largest = 1.0 if norm == "linf" else math.sqrt(images[:1].numel())
+    largest = 1.0 if norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
     if not 0 <= epsilon <= largest:
         raise ValueError(f"epsilon must be from 0 to {largest:g}, got {epsilon:g}")
 

@@ -92,7 +92,11 @@ def deblur(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if any(2 * kernel_side >= side for kernel_side, side in zip(weights.shape, image.shape[1:], strict=True)):
         height, width = image.shape[1:]
-        raise ValueError(f"kernel must be smaller than half the picture, {width}x{height} pixels")
+        name = "gaussian" if gaussian is not None else "kernel" if motion is None else "motion"
+        size = "x".join(map(str, reversed(weights.shape)))
+        raise ValueError(
+            f"{name} must make a blur of less than half the picture, {width}x{height} pixels, got {size}"
+        )
     picture = image.detach().double()
     weights = weights.to(picture)
     noise = estimate_sigma(image)
@@ -104,13 +108,12 @@ def deblur(
 
 
 def _weights(gaussian: float | None, motion: tuple[float, float] | None, kernel: Tensor | None) -> Tensor:
-    if sum(given is not None for given in (gaussian, motion, kernel)) != 1:
-        given = " and ".join(
-            n for n, v in (("gaussian", gaussian), ("motion", motion), ("kernel", kernel)) if v is not None
-        )
-        raise ValueError(
-            f"kernel must be given, or else gaussian or motion, one of the three; got {given or 'none'}"
-        )
+    ways = {"gaussian": gaussian, "motion": motion, "kernel": kernel}
+    given = [name for name, value in ways.items() if value is not None]
+    if not given:
+        raise ValueError("gaussian must be given, or else motion or kernel")
+    if len(given) > 1:
+        raise ValueError(f"{given[1]} must be left out with {given[0]}")
     if gaussian is not None:
         if not gaussian > 0:
             raise ValueError(f"gaussian must be above 0, got {gaussian}")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.networks import load_restorer, restore
-from genimg_fast.editing.pictures import check_picture, tool
+from genimg_fast.editing.pictures import check_left_out, check_picture, tool
 from genimg_fast.options import NonNegativeFloat
 
 _SIDE = 8  # of a patch
@@ -73,6 +73,8 @@ def denoise(
     """
     check_noisy(image)
     restorer = None if model is None else load_restorer(model, ("denoise", "neighbor2neighbor", "jpeg"))
+    if restorer is not None and not restorer.takes_level:
+        check_left_out(f"the model finds out for itself ({restorer.task})", sigma=sigma)
     if sigma is None:
         sigma = estimate_sigma(image)
     elif not 0 <= sigma < math.inf:

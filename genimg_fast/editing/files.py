@@ -42,6 +42,8 @@ def load_picture(path: str | os.PathLike[str]) -> Tensor:
         torch.Size([3, 20, 30])
     """
     ImageOps, pillow = optional_import("PIL.ImageOps"), optional_import("PIL.Image")
+    if Path(path).is_dir():
+        raise ValueError(f"{str(path)!r} is a folder, not a picture")
     with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         # The user names this file; of twice as many pixels it is an error.
         warnings.simplefilter("ignore", pillow.DecompressionBombWarning)

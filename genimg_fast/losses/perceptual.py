@@ -112,7 +112,8 @@ class PerceptualLoss(nn.Module):
         if len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"std must be {len(mean)} numbers above 0, like mean, got {std}")
         features = getattr(network, "features", None)
-        if isinstance(features, nn.Sequential) and all(name.startswith("features.") for name in names):
+        known = str(type(network).forward.__module__).startswith("torchvision.")  # which begins with the features
+        if known and isinstance(features, nn.Sequential) and all(name.startswith("features.") for name in names):
             network, names = features, [name.removeprefix("features.") for name in names]
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.layers, self.weights, self.value_range = names, list(weights), value_range

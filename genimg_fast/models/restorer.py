@@ -121,7 +121,7 @@ class Restorer(BaseModel):
         if self.task not in ("denoise", "neighbor2neighbor"):
             check_values(images)
         expected = (
-            tuple(images.shape[:1]) if self.takes_level else (len(images), 1, *images.shape[2:])
+            tuple(images.shape[:1]) if self.takes_level else (images.shape[0], 1, *images.shape[2:])
             if self.task == "inpaint" else None
         )  # fmt: skip
         if (None if levels is None else tuple(levels.shape)) != expected:
@@ -130,7 +130,7 @@ class Restorer(BaseModel):
         if self.scale > 1:
             images = F.interpolate(images, scale_factor=self.scale, mode="bicubic")
         coefficients = self._analysed(torch.einsum("ij,bjhw->bihw", self._colours, images))
-        deviation = images.new_full((len(images), 1, 1, 1), 2 * _USUAL)  # images have a range of 2
+        deviation = images.new_full((images.shape[0], 1, 1, 1), 2 * _USUAL)  # images have a range of 2
         if self.task == "denoise" and levels is not None:
             deviation = 2 * (levels.to(images) / 255).clamp_min(_LEAST).view(-1, 1, 1, 1)
         relative = coefficients / deviation
@@ -161,7 +161,7 @@ class Restorer(BaseModel):
         batch, channels, height, width = images.shape
         # Patches hang over the border by half, so that pixels there are in four, too.
         around = [_STRIDE, _STRIDE + -width % _SIDE, _STRIDE, _STRIDE + -height % _SIDE]
-        planes = F.pad(images, around, mode="replicate").reshape(batch * channels, 1, -1, width + sum(around[:2]))
+        planes = F.pad(images, around, mode="replicate").flatten(0, 1).unsqueeze(1)
         return (
             F.conv2d(planes, self._transform.to(planes), stride=_STRIDE)
             .unflatten(0, (batch, channels))
@@ -170,11 +170,11 @@ class Restorer(BaseModel):
 
     def _composed(self, coefficients: Tensor) -> Tensor:
         """Put patches back into images, whose size is a multiple of 8."""
-        patches = coefficients.unflatten(1, (self.c_dim, -1)).flatten(0, 1)
+        patches = coefficients.unflatten(1, (self.c_dim, _SIDE**2)).flatten(0, 1)
         mean = self._transform.to(patches) / (_SIDE // _STRIDE) ** 2
         planes = F.conv_transpose2d(patches, mean, stride=_STRIDE)
         inside = planes[:, :, _STRIDE:-_STRIDE, _STRIDE:-_STRIDE]
-        return inside.unflatten(0, (-1, self.c_dim)).squeeze(2)
+        return inside.unflatten(0, (coefficients.shape[0], self.c_dim)).squeeze(2)
 
 
 class _ResidualBlock(nn.Module):

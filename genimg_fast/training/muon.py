@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
         momentum: Decay of the average of gradients.
 
     Raises:
-        ValueError: If a parameter has fewer than two dimensions.
+        ValueError: If a parameter has fewer than two dimensions, or ``lr`` is negative.
 
     Example:
         >>> import torch
@@ -43,6 +43,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: Iterable[Any], *, lr: float = 0.02, momentum: float = 0.95) -> None:
+        if not lr >= 0:
+            raise ValueError(f"lr must be at least 0, got {lr}")
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -80,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """Bring the singular values of a matrix near to 1: from 0.7 to 1.2, unless they were next to nothing."""
     high = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if high else matrix
+    x = (matrix.T if high else matrix).to(torch.promote_types(matrix.dtype, torch.float32))
     x = x / x.norm().clamp_min(1e-12)
     a, b, c = _COEFFICIENTS
     for _ in range(_ROUNDS):

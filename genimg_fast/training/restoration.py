@@ -29,9 +29,9 @@ class RestorationTrainer(OneLossTrainer):
 
     Args:
         model: A :class:`genimg_fast.models.Restorer`, on the device to train on.
-        strength: How much images are spoiled, from the least to the most. That is the standard deviation of noise
-            in levels of 255, of a Gaussian blur in pixels, quality of JPEG, or share of holes; default: 0 to 55,
-            0.5 to 2.5, 10 to 60, 0.1 to 0.6.
+        strength: How much images are spoiled, the lower number first: standard deviation of noise in levels of 255
+            (default: 0 to 55), of a Gaussian blur in pixels (0.5 to 2.5), quality of JPEG (10 to 60), or share of
+            holes (0.1 to 0.6).
         lr: Learning rate of Muon.
         momentum: Decay rate of Muon.
         recipe: How to train; ``Recipe()`` by default.
@@ -67,7 +67,9 @@ class RestorationTrainer(OneLossTrainer):
             most = {"jpeg": 100.0, "inpaint": 1.0}.get(model.task, math.inf)
             least = {"jpeg": 1.0, "deblur": 1e-3}.get(model.task, 0.0)
             if not least <= strength[0] <= strength[1] <= most:
-                raise ValueError(f"strength must rise, from {least:g} to {most:g} at most, got {strength}")
+                raise ValueError(
+                    f"strength must be two numbers from {least:g} to {most:g}, the lower first, got {strength}"
+                )
         self.strength = strength or known or (0.0, 0.0)
 
     def spoil(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:

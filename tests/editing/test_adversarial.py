@@ -302,3 +302,23 @@ def test_agrees_with_torchattacks() -> None:
         )  # fmt: skip
         found |= model(sample).argmax(1) != labels
     assert found.sum() >= (model(theirs).argmax(1) != labels).sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_rounding_to_16_bits_does_not_leave_the_ball(dtype: torch.dtype, norm: str) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).to(dtype)
+    images = torch.rand(8, 3, 2, 2).to(dtype)
+    for epsilon in (0.001, 8 / 255):
+        change = (attack(net, images, norm=norm, epsilon=epsilon).double() - images.double()).flatten(1)
+        lengths = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
+        assert bool((lengths <= epsilon + 1e-7).all())
+
+
+def test_labels_of_inference_mode_and_batches_of_none() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    images = torch.rand(2, 3, 2, 2)
+    with torch.inference_mode():
+        assert attack(net, images, net(images).argmax(1)).shape == images.shape
+    for norm in ("linf", "l2"):
+        assert attack(net, images[:0], norm=norm).shape == (0, 3, 2, 2)

@@ -81,13 +81,13 @@ def test_agrees_with_scikit_image_where_there_is_no_border() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "kernel must be given, or else gaussian or motion"),
-        ({"gaussian": 1.0, "motion": (3, 0)}, "one of the three; got gaussian and motion"),
+        ({}, "gaussian must be given, or else motion or kernel"),
+        ({"gaussian": 1.0, "motion": (3, 0)}, "motion must be left out with gaussian"),
         ({"gaussian": 0}, "gaussian must be above 0"),
         ({"motion": (0.5, 0)}, "motion must have a length of at least 1"),
         ({"kernel": torch.zeros(1, 3, 3)}, "kernel must be black but for the blurred point, and not all black"),
         ({"kernel": torch.ones(1, 4, 3)}, "kernel must have an odd width and height"),
-        ({"motion": (65, 0)}, "kernel must be smaller than half the picture, 128x128 pixels"),
+        ({"motion": (65, 0)}, "motion must make a blur of less than half the picture, 128x128 pixels"),
         ({"gaussian": 1.0, "method": "magic"}, "method must be richardson-lucy or wiener"),
         ({"gaussian": 1.0, "method": "wiener", "balance": 0}, "balance must be above 0"),
         ({"gaussian": 1.0, "steps": 0}, "steps must be at least 1"),

@@ -264,3 +264,18 @@ def test_bad_arguments(network: nn.Sequential) -> None:
         gram_matrix(torch.zeros(3, 4, 4))
     with pytest.raises(ValueError, match="name must be one of vgg16, vgg19, squeezenet1_1, got 'resnet'"):
         load_features("resnet", "w.pth")
+
+
+def test_a_network_runs_as_its_own_forward_says() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.features(images * 10 - 3)
+
+    network = Scaled()
+    loss = PerceptualLoss(network, ["features.1"], mean=(0, 0, 0), std=(1, 1, 1))
+    x, y = torch.rand(2, 1, 3, 8, 8)
+    torch.testing.assert_close(loss(x, y), (network(x) - network(y)).square().mean())

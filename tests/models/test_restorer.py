@@ -89,3 +89,10 @@ def test_bad_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             gf.models.Restorer(**options)
+
+
+@pytest.mark.parametrize("task", ["denoise", "jpeg", "inpaint", "sr2"])
+def test_a_batch_of_none(task: str) -> None:
+    restorer = gf.models.Restorer(task, c_dim=3, channels=4, depth=1)
+    levels = {"denoise": torch.zeros(0), "inpaint": torch.zeros(0, 1, 9, 8)}.get(task)
+    assert restorer(torch.zeros(0, 3, 9, 8), levels).shape == (0, 3, 9 * restorer.scale, 8 * restorer.scale)

@@ -41,3 +41,11 @@ def test_the_step_looks_ahead_along_an_average() -> None:
 def test_vectors_are_refused() -> None:
     with pytest.raises(ValueError, match=r"parameters must have two dimensions, got \(3,\)"):
         Muon([torch.nn.Parameter(torch.zeros(3))])
+
+
+def test_a_gradient_of_zero_in_16_bits_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, 3).half())
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    Muon([weight]).step()
+    assert torch.equal(weight, before)

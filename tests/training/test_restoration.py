@@ -100,9 +100,9 @@ def test_pictures_of_other_tasks() -> None:
     ("task", "strength", "message"),
     [
         ("sr2", (1, 2), "strength must be left out for sr2"),
-        ("denoise", (30, 10), "strength must rise"),
-        ("jpeg", (0, 10), "strength must rise, from 1 to 100"),
-        ("inpaint", (0.5, 2), "strength must rise, from 0 to 1"),
+        ("denoise", (30, 10), "strength must be two numbers from 0"),
+        ("jpeg", (0, 10), "strength must be two numbers from 1 to 100, the lower first"),
+        ("inpaint", (0.5, 2), "strength must be two numbers from 0 to 1, the lower first"),
     ],
 )
 def test_a_strength_that_does_not_fit_is_refused(task: str, strength, message: str) -> None:

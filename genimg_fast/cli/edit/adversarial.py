@@ -27,7 +27,7 @@ def adversarial(
     target: NonNegativeInt | None = None,
     method: Literal["fgsm", "pgd", "mi-fgsm", "apgd"] = "pgd",
     norm: Literal["linf", "l2"] = "linf",
-    epsilon: NonNegativeFloat = 8 / 255,
+    epsilon: NonNegativeFloat | None = None,
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy",
     steps: PositiveInt | None = None,
     restarts: PositiveInt | None = None,
@@ -49,7 +49,7 @@ def adversarial(
         method: How to search; apgd is the strongest.
         norm: What the distance from the picture is: the largest change of a number, or the root of their squares'
             sum.
-        epsilon: The largest distance, where white is 1.
+        epsilon: The largest distance, where white is 1; default: 0.0314, 8 of 255 levels, or 0.5 with l2.
         loss: What to raise; dlr has a gradient also where the classifier is very sure.
         steps: Gradients to take; default: 20. fgsm takes one.
         restarts: For pgd and apgd: how often to search, each time from another point; default: once.
