@@ -183,7 +183,7 @@ def attack(
             best = torch.where(_like(better, best), found, best)
             best_gain, fooled = torch.where(better, value, best_gain), fooled | fools
     rounded = best.to(given.dtype)
-    outward = (rounded - given).abs() > (best - given).abs()  # of 16 bits: rounding must not leave the ball
+    outward = (rounded.to(best) - given).abs() > (best - given).abs()  # to 16 bits: it must not leave the ball
     return torch.where(outward, torch.nextafter(rounded, given), rounded)
 
 
