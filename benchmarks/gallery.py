@@ -226,7 +226,8 @@ ENTRIES = [
     Entry(
         "painter",
         "Style transfer by a network",
-        "A network that has learned a painting, on two other photographs; one pass for any picture.",
+        "A network that has learned a painting, on two other photographs; one pass for any picture. Before:\n"
+        "`genimg-fast train style-net --style painting.png --out painter`.",
         "genimg-fast edit style astronaut.png --model painter/00000-style-net-photos --before-after",
         paint_style,
     ),
@@ -260,14 +261,16 @@ ENTRIES = [
     Entry(
         "jpeg",
         "Repaired JPEG",
-        "Quality 10, and what a network makes of it that has seen seven other photographs, some minutes long.",
+        "Quality 10, and what a network makes of it that has seen other photographs for some minutes. Before:\n"
+        "`genimg-fast train restorer --task jpeg --data ./photographs --crops 8000 --steps 1500 --out jpeg`.",
         "genimg-fast edit denoise jpeg-coffee.png --model jpeg/00000-restorer-photographs --before-after",
         lambda: learn_to_restore("jpeg", 1500),
     ),
     Entry(
         "upscale",
         "Four times the pixels a side",
-        "80x64 pixels by bicubic interpolation, by a network that has seen others, and the original.",
+        "80x64 pixels by bicubic interpolation, by a network that has seen others, and the original. Before:\n"
+        "`genimg-fast train restorer --task sr4 --data ./photographs --crops 8000 --steps 1000 --out sr4`.",
         "genimg-fast edit upscale sr4-coffee.png --model sr4/00000-restorer-photographs",
         lambda: learn_to_restore("sr4", 1000),
         show_upscaling,
