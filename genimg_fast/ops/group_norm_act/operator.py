@@ -117,7 +117,7 @@ def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) ->
 
 def _double_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     result = list(double_backward(gradients_reference, ctx, *grads))
-    # As in torch, input's and weight's gradients are functions of weight and bias, even where constant ones.
+    # As in torch 2.14, input's and weight's gradients are functions of weight and bias, even where constant ones.
     if any(grads[k] is not None for k in (0, 2)):
         for k in (3, 4):
             if ctx.needs_input_grad[k] and result[k] is None:

@@ -61,7 +61,10 @@ def test_identity_has_the_second_derivatives_of_group_norm(of, device):
     expected = second(F.group_norm(tensors[0], 2, *tensors[1:]))
     found = second(group_norm_act(tensors[0], 2, *tensors[1:], activation="identity"))
     for theirs, ours in zip(expected, found, strict=True):
-        torch.testing.assert_close(ours, theirs)
+        if theirs is None:  # as torch 2.13 has it where later ones have zeros
+            assert ours is None or not ours.any()
+        else:
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_of_input_of_two_dimensions(device):
