@@ -95,6 +95,8 @@ def inpaint(
         raise ValueError(f"patch must be an odd number of at least 3, got {patch}")
     if dilate < 0:
         raise ValueError(f"dilate must be at least 0, got {dilate}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     restorer = None if model is None else load_restorer(model, ("inpaint",))
     hole = mask[0].to(image.device) > 0.5
     if not bool(hole.any()):

@@ -1,6 +1,7 @@
-"""Pictures through restorers, networks that a run has trained, in tiles."""
+"""Networks that a run has trained; and pictures through restorers, in tiles."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -9,23 +10,40 @@ from genimg_fast._evaluating import evaluating
 from genimg_fast.editing.tiles import in_tiles
 from genimg_fast.models import Restorer, load
 
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+
+
+def load_network(model: str | Path, kind: type[_Model], name: str) -> _Model:
+    """Load the model of a run.
+
+    Args:
+        model: Folder of a run, or of a model; or a checkpoint.
+        kind: What it is to be.
+        name: What the message calls that, as ``genimg-fast train`` does.
+
+    Raises:
+        ValueError: If there is none, or it is something else.
+    """
+    try:
+        network = load(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model must be a run of {name}: {error}") from error
+    if not isinstance(network, kind):
+        raise ValueError(f"model must be a run of {name}, got one of {type(network).__name__}")
+    return network
+
 
 def load_restorer(model: str | Path, tasks: tuple[str, ...]) -> Restorer:
     """Load the restorer of a run.
 
     Args:
-        model: Folder of a run, or of a model; or a checkpoint.
+        model: See :func:`load_network`.
         tasks: What it may have been trained for.
 
     Raises:
         ValueError: If there is none, or it is for something else.
     """
-    try:
-        restorer = load(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model must be a run of restorer: {error}") from error
-    if not isinstance(restorer, Restorer):
-        raise ValueError(f"model must be a run of restorer, got one of {type(restorer).__name__}")
+    restorer = load_network(model, Restorer, "restorer")
     if restorer.task not in tasks:
         raise ValueError(f"model must have been trained for {' or '.join(tasks)}, got {restorer.task}")
     return restorer

@@ -10,6 +10,7 @@
    (Kwatra et al. 2005, https://doi.org/10.1145/1073204.1073263), and for the middles of patches.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from torch.nn.functional import interpolate, pad
 from genimg_fast.losses import SlicedWassersteinLoss
 
 SIZES = (32, 16, 8)  # of patches, in turn; every quarter of one is one taken
+COARSEST = 64  # pixels of the shorter side to begin with, about
 _COMPONENTS = 32
 _ROBUSTNESS = 0.6  # of the mean: the exponent that weights have of squared distances
 
@@ -169,6 +171,17 @@ def resized(picture: Tensor, size: Sequence[int]) -> Tensor:
     if size[0] < picture.shape[1]:
         return interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
     return interpolate(picture[None], size, mode="bicubic")[0]
+
+
+def halvings(picture: Tensor) -> int:
+    """Count how often a picture is reduced by half until its shorter side has about 64 pixels."""
+    return max(0, round(math.log2(min(picture.shape[1:]) / COARSEST)))
+
+
+def halved(size: Sequence[int], times: int, *, least: int = SIZES[-1]) -> tuple[int, int]:
+    """Halve a height and width so often, but to ``least`` pixels at least."""
+    height, width = (max(least, round(side / 2**times)) for side in size)
+    return height, width
 
 
 def _starts(length: int, size: int, stride: int, wrap: bool, generator: torch.Generator | None) -> Tensor:

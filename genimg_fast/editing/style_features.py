@@ -14,7 +14,6 @@ https://doi.org/10.1109/CVPR.2016.265), and content in one layer. Of large pictu
 random: there are no seams, as no border is twice in one place.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,18 +22,16 @@ from torch import Tensor, nn
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.colours import recoloured
-from genimg_fast.editing.patches import SIZES, resized
+from genimg_fast.editing.patches import SIZES, halved, halvings, resized
 from genimg_fast.losses import ContentLoss, StyleLoss, TotalVariationLoss
-from genimg_fast.losses.patches import PatchStyle, brightness_distance
-from genimg_fast.losses.perceptual import find_features
+from genimg_fast.losses.patches import BRIGHTNESS_SHARE, PatchStyle, brightness_distance
+from genimg_fast.losses.perceptual import find_features, weigh_alike
 
-_COARSEST = 64  # pixels of the shorter side, about
 _STEPS, _LR = 120, 0.02
 _COMPARED = 2**15  # patches of a size, about
 _MOST_STRIDE = 4  # patches of 7 pixels have to cover the picture
 _WINDOW = 384  # pixels a side
 _SMOOTHNESS = 0.1
-_SHARE = 0.2  # of the brightness in the loss
 
 
 def optimise_style(
@@ -65,7 +62,7 @@ def optimise_style(
         ValueError: If the file is none of such a network.
     """
     features = None if network is None else find_features(network).to(content.device)
-    levels = max(0, round(math.log2(min(content.shape[1:]) / _COARSEST)))
+    levels = halvings(content)
     coloured = recoloured(content, styles, shares)
     windows = 1.0 if features is None else content[0].numel() / _WINDOW**2  # of the largest, each is to be seen
     steps = [max(_STEPS, round(_STEPS * windows / 4**level)) for level in range(levels + 1)]
@@ -74,7 +71,10 @@ def optimise_style(
     with torch.enable_grad():
         for level, step in bar(plan, "style", "step", progress):
             if step == 0:
-                target, *reduced = (_halved(picture, level) for picture in (coloured, *styles))
+                target, *reduced = (
+                    resized(picture, halved(picture.shape[1:], level, least=2 * SIZES[-1]))
+                    for picture in (coloured, *styles)
+                )
                 made = (target if made is None else resized(made.detach(), target.shape[1:])).clamp(0, 1)
                 made = made.clone().requires_grad_()
                 optimizer = torch.optim.Adam([made], _LR)
@@ -104,7 +104,9 @@ def _patch_loss(
 
     def loss(picture: Tensor) -> Tensor:
         content = brightness_distance(picture[None], target[None])
-        return style(picture[None], stride=stride, generator=generator) + _SHARE * content_weight * content
+        return (
+            style(picture[None], stride=stride, generator=generator) + BRIGHTNESS_SHARE * content_weight * content
+        )
 
     return loss
 
@@ -126,9 +128,7 @@ def _feature_loss(
         )
         for grams in zip(*described, strict=True)
     ]
-    # Relative, so that layers and networks count alike.
-    style.weights = [1 / (len(wanted) * float(gram.square().sum()) + 1e-12) for gram in wanted]
-    content.weights = [1 / (float(kept.var()) + 1e-12) for kept in content.describe(target[None])]
+    weigh_alike(style, wanted, content, content.describe(target[None]))
 
     def loss(picture: Tensor) -> Tensor:
         corner = [_corner(side, generator) for side in picture.shape[1:]]
@@ -144,7 +144,3 @@ def _corner(side: int, generator: torch.Generator | None) -> int:
     half = _WINDOW // 2
     drawn = int(torch.randint(-half, max(1, side - _WINDOW + half + 1), (), generator=generator))
     return max(0, min(drawn, side - _WINDOW))
-
-
-def _halved(picture: Tensor, halvings: int) -> Tensor:
-    return resized(picture, [max(2 * SIZES[-1], round(side / 2**halvings)) for side in picture.shape[1:]])

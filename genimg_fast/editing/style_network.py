@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from genimg_fast.editing.networks import load_network
 from genimg_fast.editing.tiles import in_tiles
-from genimg_fast.models import StyleNet, load
+from genimg_fast.models import StyleNet
 
 _THUMBNAIL = 2**20  # pixels
 _TILE = 512
@@ -23,7 +24,7 @@ def paint(content: Tensor, model: str | Path, *, progress: bool = False) -> Tens
 
     Args:
         content: The picture, in [0, 1] of shape (1 or 3, height, width).
-        model: Folder of a run of ``style-net``, or of such a model; or a checkpoint.
+        model: See :func:`genimg_fast.editing.networks.load_network`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -32,12 +33,7 @@ def paint(content: Tensor, model: str | Path, *, progress: bool = False) -> Tens
     Raises:
         ValueError: If there is no such model, or it is for grey pictures and this one has colours.
     """
-    try:
-        network = load(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model must be a run of style-net: {error}") from error
-    if not isinstance(network, StyleNet):
-        raise ValueError(f"model must be a run of style-net, got one of {type(network).__name__}")
+    network = load_network(model, StyleNet, "style-net")
     if network.c_dim < len(content):
         raise ValueError("model must be for colours, got one for grey pictures")
     picture = content.detach().float().expand(network.c_dim, -1, -1).mul(2).sub(1)

@@ -10,18 +10,15 @@ No network is needed. Offsets of patches are random but the same for the whole p
 Elad, Milanfar 2017, https://doi.org/10.1109/TIP.2017.2678168.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from genimg_fast.data.progress import bar
 from genimg_fast.editing.colours import recoloured
-from genimg_fast.editing.patches import SIZES, resized, take_patches, transport
+from genimg_fast.editing.patches import SIZES, halved, halvings, resized, take_patches, transport
 from genimg_fast.editing.pictures import to_grey
 
-_COARSEST = 64  # pixels of the shorter side, about
 _ROUNDS = 3
 _EVENNESS = 0.05
 
@@ -51,11 +48,11 @@ def transport_style(
         The picture, not clipped.
     """
     coloured = recoloured(content, styles, shares, regions)
-    levels = max(0, round(math.log2(min(content.shape[1:]) / _COARSEST)))
+    levels = halvings(content)
     painted: Tensor | None = None
     plan = [(level, patch) for level in reversed(range(levels + 1)) for patch in SIZES]
     for level, patch in bar(plan, "style", "pass", progress):
-        target, *reduced = (_reduced(picture, level) for picture in (coloured, *styles))
+        target, *reduced = (resized(p, halved(p.shape[1:], level)) for p in (coloured, *styles))
         if painted is None:
             painted = target
         painted = resized(painted, target.shape[1:])
@@ -81,11 +78,6 @@ def transport_style(
                 painted = (painted + weight * target) / (1 + weight)
     assert painted is not None  # the plan has three passes at least
     return recoloured(painted, styles, shares, regions)
-
-
-def _reduced(picture: Tensor, halvings: int) -> Tensor:
-    height, width = (max(SIZES[-1], round(n / 2**halvings)) for n in picture.shape[1:])
-    return resized(picture, (height, width))
 
 
 def _edges(picture: Tensor) -> Tensor:

@@ -12,17 +12,15 @@ https://arxiv.org/abs/2103.15545; Kwatra et al. 2005, https://doi.org/10.1145/10
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from genimg_fast.data.progress import bar
-from genimg_fast.editing.patches import SIZES, match, resized, take_patches, transport
+from genimg_fast.editing.patches import COARSEST, SIZES, halved, match, resized, take_patches, transport
 from genimg_fast.editing.pictures import check_memory, check_picture, tool
 from genimg_fast.options import PositiveInt
 
-_COARSEST = 64  # pixels of the shorter side, about
 _EVENNESS = 0.005
 
 
@@ -69,7 +67,7 @@ def synthesise(
     if min(size) < smallest:
         raise ValueError(f"size must be at least {smallest} pixels a side, got {size[0]}x{size[1]}")
     check_memory("size", *size, 150, exemplar)
-    coarsest = min(math.log2(min(exemplar.shape[1:]) / _COARSEST), math.log2(min(size) / smallest) - 0.5)
+    coarsest = min(math.log2(min(exemplar.shape[1:]) / COARSEST), math.log2(min(size) / smallest) - 0.5)
     levels = max(0, round(coarsest))
     plan = [
         (level, patch)
@@ -79,8 +77,8 @@ def synthesise(
     ]
     texture: Tensor | None = None
     for level, patch in bar(plan, "texture", "pass", progress):
-        reduced = resized(exemplar, _halved(exemplar.shape[1:], level))
-        height, width = _halved(size[::-1], level)
+        reduced = resized(exemplar, halved(exemplar.shape[1:], level))
+        height, width = halved(size[::-1], level)
         if texture is None:
             texture = _begin(reduced, height, width, tileable, generator)
         if tileable:  # 3 x 3 tiles, so that the borders are enlarged like all else
@@ -103,7 +101,3 @@ def _begin(exemplar: Tensor, height: int, width: int, wrap: bool, generator: tor
     chosen = torch.randint(pixels.shape[1], (height * width,), generator=generator).to(pixels.device)
     noise = pixels[:, chosen].view(-1, height, width)
     return match(noise, exemplar, steps=40, wrap=wrap, generator=generator)
-
-
-def _halved(size: Sequence[int], times: int) -> tuple[int, int]:
-    return round(size[0] / 2**times), round(size[1] / 2**times)

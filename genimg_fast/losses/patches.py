@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from genimg_fast._images import check_floating, check_layout
 
+BRIGHTNESS_SHARE = 0.2  # beside a distance of patches, as content and style weigh alike to the eye
 _STYLE_SIZES = (1, 3, 7)
 _STRUCTURE_REDUCTIONS = (2, 4)
 _COLOURS = 3.0  # weight of the distribution of colours, or there are some that the style has not

@@ -11,15 +11,14 @@ from torch import Tensor
 from genimg_fast.data.decode import open_image
 from genimg_fast.data.optional import optional_import
 from genimg_fast.losses import ContentLoss, StyleLoss, TotalVariationLoss
-from genimg_fast.losses.patches import PatchStyle, brightness_distance
-from genimg_fast.losses.perceptual import find_features
+from genimg_fast.losses.patches import BRIGHTNESS_SHARE, PatchStyle, brightness_distance
+from genimg_fast.losses.perceptual import find_features, weigh_alike
 from genimg_fast.options import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, Reader
 from genimg_fast.training.one_loss import OneLossTrainer
 from genimg_fast.training.pictures import Picture
 from genimg_fast.training.trainer import Recipe
 
 _SMOOTHNESS = 0.05
-_SHARE = 0.2  # of the brightness in the loss
 
 
 class StyleTrainer(OneLossTrainer):
@@ -81,9 +80,7 @@ class StyleTrainer(OneLossTrainer):
             compared = StyleLoss(features, value_range=(-1, 1)).to(self.device)
             content = ContentLoss(features, value_range=(-1, 1)).to(self.device)
             wanted = compared.describe(picture)
-            # Relative, so that layers and networks count alike.
-            compared.weights = [1 / (len(wanted) * float(gram.square().sum()) + 1e-12) for gram in wanted]
-            content.weights = [1 / (float(kept.var()) + 1e-12) for kept in content.describe(picture)]
+            weigh_alike(compared, wanted, content, content.describe(picture))
             self._features = compared, wanted, content
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -111,7 +108,7 @@ class StyleTrainer(OneLossTrainer):
             style, content = compared(painted, wanted), kept(painted, images)
         else:
             style = self._style(painted, generator=generator)
-            content = _SHARE * brightness_distance(painted, images)
+            content = BRIGHTNESS_SHARE * brightness_distance(painted, images)
         loss = style + self.content_weight * content + _SMOOTHNESS * self._smooth(painted)
         return [loss, style, content]
 

@@ -152,5 +152,7 @@ def test_what_is_wrong_is_said() -> None:
     for patch in (1, 4):
         with pytest.raises(ValueError, match=r"^patch must be an odd number of at least 3"):
             inpaint(image, mask=mask, patch=patch)
+    with pytest.raises(ValueError, match=r"^steps must be at least 1, got 0"):
+        inpaint(image, mask=mask, method="prior", steps=0)
     with pytest.raises(ValueError, match=r"^image must be in"):
         inpaint(image * 255, mask=mask)
