@@ -21,6 +21,7 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py $(KERNELS)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install torch torchvision
 	$(BIN)/pip install setuptools wheel ninja
 	$(BIN)/pip install --no-build-isolation --verbose -e ".[train,editing,dev,docs]" > $(VENV)/build.log 2>&1 || { tail -50 $(VENV)/build.log; exit 1; }
+	$(BIN)/pip install --no-deps torchattacks==3.5.1  # what it depends on is an old requests
 	@grep -h "^ *genimg_fast: " $(VENV)/build.log || true
 	@touch $(STAMP)
 
