@@ -1,0 +1,248 @@
+"""Predicted times of the streaming operators on an H200: arithmetic on counts, not measurements.
+
+A kernel's time is that of starting it, of the waits that nothing overlaps, and of its traffic or its instructions,
+whichever takes longer:
+
+    time = start + phases * latency + (memory**4 + issue**4) ** (1 / 4)
+    memory = max(bytes beyond the L2 / copy rate, all bytes / L2 rate, bytes read * latency / bytes in flight)
+    issue = elements * instructions per element / (lane-instructions a second * share that the warps can reach)
+
+The fourth powers say that the two overlap but for a little where they are alike. Instructions, warps and bytes in
+flight are what `.ci/check-cuda` counts in the machine code, or the limits it holds the kernels to. No GPU has
+confirmed any of this; expect a quarter more or less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+MULTIPROCESSORS = 132
+LANE_INSTRUCTIONS = MULTIPROCESSORS * 128 * 1.9e9  # a second, if every scheduler issued in every clock
+ISSUE_SHARES = {0: 0.0, 8: 0.38, 16: 0.6, 24: 0.7, 32: 0.78}  # of those, by warps a multiprocessor
+COPY_RATE = 4.3e12  # bytes a second, read and written
+READ_RATE = 4.4e12
+L2_RATE = 5.5e12
+L2_BYTES = 60e6
+LATENCY = 0.85e-6  # of a load under load
+START = 1.2e-6  # of a further kernel in a stream
+MEMSET = 1.5e-6
+MEETING = 2.25e-6  # of blocks of a grid, through global memory
+CLUSTER_MEETING = 0.4e-6  # of blocks of a cluster
+
+BLOCK_BYTES = 323 << 10  # that a block alone on its multiprocessor holds, in registers and shared memory
+CLUSTER_BLOCK_BYTES = 105 << 10  # that each of a cluster's blocks holds while as much again is on its way
+CLUSTER_BLOCKS = 16
+
+SIZES = (1 << 20, 16 << 20, 64 << 20, 512 << 20)  # 1, 17, 67 and 537 MB
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What counts of a kernel's main loop."""
+
+    per_element: float  # instructions
+    warps: int = 40  # resident on a multiprocessor
+    in_flight: int = 80 << 10  # bytes a multiprocessor
+
+
+def limits(dtype: str) -> dict[str, float]:
+    """Instructions per element that the main loops are held to, by kernel."""
+    normalizations = {"reduce_moments": 5, "normalize": 7, "reduce_gradients": 11, "apply_gradients": 12}
+    reparameterization = 95 if dtype == "float32" else 55
+    return {**normalizations, "forward": reparameterization, "backward": reparameterization}
+
+
+Loops = Mapping[str, Loop]  # by kernel
+
+
+def limit_loops(dtype: str) -> dict[str, Loop]:
+    """The loops of kernels that just keep the limits."""
+    return {name: Loop(limit, 32 if "ward" in name else 40) for name, limit in limits(dtype).items()}
+
+
+def issue_share(warps: float) -> float:
+    """The share of the peak issue rate that this many resident warps can reach."""
+    known = sorted(ISSUE_SHARES.items())
+    for (low, low_share), (high, high_share) in pairwise(known):
+        if warps <= high:
+            return low_share + (high_share - low_share) * (warps - low) / (high - low)
+    return known[-1][1]
+
+
+def cached(read: float, all_of_pass: float) -> float:
+    """Bytes of a second reading that the L2 still has.
+
+    All, while everything that the pass touches fits; none, once what it reads alone fills the cache, because the
+    least recently used is replaced and the pass begins where the one before began.
+    """
+    if read >= L2_BYTES:
+        return 0.0
+    if all_of_pass <= L2_BYTES:
+        return read
+    return read * (L2_BYTES - read) / (all_of_pass - read)
+
+
+def stream(elements: float, loop: Loop, read: float, written: float, from_cache: float = 0.0) -> float:
+    """Seconds of a loop that reads and writes so many bytes, `from_cache` of them found in the L2."""
+    rate = COPY_RATE if written else READ_RATE
+    memory = (read + written - from_cache) / rate
+    if from_cache:
+        memory = max(memory, (read + written) / L2_RATE)
+    memory = max(memory, read * LATENCY / (MULTIPROCESSORS * loop.in_flight))
+    issue = elements * loop.per_element / (LANE_INSTRUCTIONS * issue_share(loop.warps))
+    return (memory**4 + issue**4) ** 0.25
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator on a tensor of `bytes` bytes."""
+
+    bytes: int
+    dtype: str
+    layout: str
+    channels: int = 64
+
+    @property
+    def elements(self) -> float:
+        return self.bytes / ITEM_BYTES[self.dtype]
+
+    def tile_bytes(self) -> float:
+        """Of what has to be together to be normalised: a channel, or 64 bytes of channels if they lie together."""
+        together = 64 / ITEM_BYTES[self.dtype] if self.layout == "NHWC" else 1
+        return self.bytes * min(1.0, together / self.channels)
+
+
+def split_forward(call: Call, loops: Loops) -> float:
+    """Reduce, then normalise: three accesses per element."""
+    n = call.bytes
+    reduce = START + 2 * LATENCY + stream(call.elements, loops["reduce_moments"], n, 0)
+    return reduce + START + LATENCY + stream(call.elements, loops["normalize"], n, n, cached(n, 2 * n))
+
+
+def split_backward(call: Call, loops: Loops) -> float:
+    """Reduce both sums, then apply: five accesses per element."""
+    n = call.bytes
+    reduce = START + 2 * LATENCY + stream(call.elements, loops["reduce_gradients"], 2 * n, 0)
+    apply = stream(call.elements, loops["apply_gradients"], 2 * n, n, cached(2 * n, 3 * n))
+    return reduce + START + LATENCY + apply
+
+
+def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int, meeting: float) -> float:
+    """Load `tensors` tensors, hold them, meet, write: nothing overlaps the reading and the writing."""
+    loaded = stream(call.elements, reduce, tensors * call.bytes, 0)
+    return START + 3 * LATENCY + meeting + loaded + stream(call.elements, write, 0, call.bytes)
+
+
+def clusters(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
+    """Clusters walk tiles while their next tile loads: reading, arithmetic and writing overlap but at the ends."""
+    both = Loop(reduce.per_element + write.per_element, reduce.warps, CLUSTER_BLOCK_BYTES)
+    whole = stream(call.elements, both, tensors * call.bytes, call.bytes)
+    buffer = min(call.bytes * tensors / MULTIPROCESSORS, CLUSTER_BLOCK_BYTES) / tensors / ITEM_BYTES[call.dtype]
+    lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(both.warps)
+    return START + 3 * LATENCY + CLUSTER_MEETING + buffer * both.per_element / lanes + whole
+
+
+def fits(call: Call, tensors: int, method: str) -> bool:
+    """Whether a method can hold the tiles of a call."""
+    held = call.tile_bytes() * tensors
+    if method == "block":
+        return held <= BLOCK_BYTES
+    if method == "group":
+        return call.bytes * tensors <= MULTIPROCESSORS * BLOCK_BYTES
+    if method == "cluster":
+        return held <= CLUSTER_BLOCKS * CLUSTER_BLOCK_BYTES
+    return True
+
+
+ON_CHIP_WARPS = 16  # one block of 512 threads a multiprocessor
+
+
+def normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
+    """Seconds of one pass of batch_norm_act; None if the method cannot hold its tiles."""
+    forward = direction == "forward"
+    tensors = 1 if forward else 2
+    if not fits(call, tensors, method):
+        return None
+    if method == "split":
+        return MEMSET + (split_forward(call, loops) if forward else split_backward(call, loops))
+    names = ("reduce_moments", "normalize") if forward else ("reduce_gradients", "apply_gradients")
+    reduce, write = (Loop(loops[name].per_element, ON_CHIP_WARPS, BLOCK_BYTES // 8) for name in names)
+    if method == "cluster":
+        return clusters(call, reduce, write, tensors)
+    return on_chip(call, reduce, write, tensors, MEMSET + MEETING if method == "group" else 0)
+
+
+def group_normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
+    """Seconds of one pass of group_norm_act; forward can hold its groups on chip, backward cannot yet."""
+    forward = direction == "forward"
+    if method == "split":
+        finishing = START + LATENCY if forward else 2 * (START + LATENCY)
+        return finishing + (split_forward(call, loops) if forward else split_backward(call, loops))
+    if not forward:
+        return None
+    reduce, write = (Loop(loops[name].per_element, ON_CHIP_WARPS * 2) for name in ("reduce_moments", "normalize"))
+    both = Loop(reduce.per_element + write.per_element, reduce.warps)
+    return START + 3 * LATENCY + stream(call.elements, both, call.bytes, call.bytes)
+
+
+def reparameterization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
+    """Seconds of one pass of reparameterize_kl, whose mu is the tensor of the call."""
+    read, written = (2, 1) if direction == "forward" else (3, 2)
+    return START + LATENCY + stream(call.elements, loops[direction], read * call.bytes, written * call.bytes)
+
+
+OPERATORS: dict[str, tuple[Callable[[str, str, Call, Loops], float | None], tuple[str, ...], dict[str, int]]] = {
+    # prediction, methods, accesses per element that no method can do without
+    "batch_norm_act": (normalization, ("split", "block", "group", "cluster"), {"forward": 2, "backward": 3}),
+    "group_norm_act": (group_normalization, ("split", "on_chip"), {"forward": 2, "backward": 3}),
+    "reparameterize_kl": (reparameterization, ("stream",), {"forward": 3, "backward": 5}),
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    seconds: float
+    share_of_copy: float  # of the time in which the bytes that have to move are copied
+
+
+def predict(
+    operator: str, direction: str, method: str, call: Call, loops: Loops | None = None
+) -> Prediction | None:
+    """Predict one pass of an operator; None if the method is not possible.
+
+    Args:
+        operator: A key of OPERATORS.
+        direction: "forward" or "backward".
+        method: How the operator computes, such as "split".
+        call: Size, dtype and layout.
+        loops: What check-cuda counted, by kernel; without, kernels that just keep the limits.
+    """
+    seconds_of, _, must_move = OPERATORS[operator]
+    seconds = seconds_of(direction, method, call, loops or limit_loops(call.dtype))
+    if seconds is None:
+        return None
+    return Prediction(seconds, must_move[direction] * call.bytes / COPY_RATE / seconds)
+
+
+def table(loops_of: Callable[[str, str, str], Loops | None] = lambda operator, dtype, layout: None) -> list[str]:
+    """Lines with every operator, direction, method, dtype and layout at SIZES; C = 64, at the largest 256."""
+    lines = [f"{'':62}" + "".join(f"{size / 1e6:>10.0f} MB  " for size in SIZES)]
+    for operator, (_, methods, _) in OPERATORS.items():
+        for direction in ("forward", "backward"):
+            for method in methods:
+                for dtype in ("float32", "bfloat16"):
+                    for layout in ("NCHW", "NHWC") if operator != "reparameterize_kl" else ("",):
+                        cells = []
+                        for size in SIZES:
+                            call = Call(size, dtype, layout, 256 if size == SIZES[-1] else 64)
+                            found = predict(operator, direction, method, call, loops_of(operator, dtype, layout))
+                            cells.append(
+                                f"{found.seconds * 1e6:5.0f} us {found.share_of_copy:3.0%}" if found else "-"
+                            )
+                        if set(cells) != {"-"}:
+                            name = f"{operator} {direction} {method} {dtype} {layout}"
+                            lines.append(f"{name:62}" + "".join(f"{cell:>15}" for cell in cells))
+    return lines
