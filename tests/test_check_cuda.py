@@ -1,0 +1,246 @@
+"""What .ci/check-cuda reads out of a disassembly, and the arithmetic of the predictions made of it."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / ".ci" / "check-cuda"
+pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="tests run without the checkout")
+
+
+@pytest.fixture(scope="module")
+def check():
+    loader = importlib.machinery.SourceFileLoader("check_cuda", str(PROGRAM))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("check_cuda", loader))
+    sys.modules["check_cuda"] = module
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def predictions(check):
+    return check.predictions
+
+
+# y = a x, two accesses of 16 bytes at a time, and a loop of single accesses for the remainder.
+SCALE = """
+		Function : scale
+	.headerflags	@"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
+        /*0000*/                   LDC R1, c[0x0][0x28] ;                  /* 0x00000a00ff017b82 */
+                                                                           /* 0x000ff00000000800 */
+        /*0010*/                   BSSY B0, 0x350 ;
+        /*00d0*/               @P0 BRA 0x340 ;
+        /*0120*/                   BSSY B1, 0x330 ;
+        /*0190*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*01a0*/                   LDG.E.128.CONSTANT R8, desc[UR4][R2.64+0x1000] ;
+        /*01e0*/                   IADD3 R13, P3, R13, 0x300, RZ ;
+        /*01f0*/                   ISETP.GE.U32.AND P0, PT, R12, UR6, PT ;
+        /*0270*/                   FMUL R7, R7, UR12 ;
+        /*0280*/                   FMUL R6, R6, UR12 ;
+        /*0290*/                   FMUL R5, R5, UR12 ;
+        /*02a0*/                   FMUL R4, R4, UR12 ;
+        /*02b0*/                   FMUL R11, R11, UR12 ;
+        /*02c0*/                   FMUL R10, R10, UR12 ;
+        /*02d0*/                   FMUL R9, R9, UR12 ;
+        /*02e0*/                   FMUL R8, R8, UR12 ;
+        /*02f0*/                   STG.E.128 desc[UR4][R14.64+-0x1000], R4 ;
+        /*0300*/                   STG.E.128 desc[UR4][R14.64], R8 ;
+        /*0310*/              @!P0 BRA 0x190 ;
+        /*0320*/                   BSYNC B1 ;
+        /*0330*/                   IMAD.MOV.U32 R10, RZ, RZ, R0 ;
+        /*0340*/                   BSYNC B0 ;
+        /*0350*/                   ISETP.GE.U32.AND P0, PT, R13, UR6, PT ;
+        /*0370*/               @P0 EXIT ;
+        /*0430*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*04a0*/                   FSETP.GT.AND P0, PT, R4, UR8, PT ;
+        /*04b0*/               @P0 FMUL R5, R5, UR8 ;
+        /*04d0*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0510*/              @!P0 BRA 0x430 ;
+        /*0520*/                   EXIT ;
+        /*0530*/                   BRA 0x530;
+"""
+
+
+def code(check, lines):
+    """The instructions of lines such as "@P0 BRA 0x20"; line i is at address 16 i."""
+    text = "\n".join(f"        /*{16 * i:04x}*/   {line} ;" for i, line in enumerate(lines))
+    return check.parse_disassembly("Function : f\n" + text)["f"]
+
+
+def normalize(check, disassembly, **facts):
+    signature = "void genimg_fast::cuda::normalize<float, 4, 1, false>(genimg_fast::cuda::Tiling)"
+    facts = {"registers": 40, "threads": 256} | facts
+    kernel = check.Kernel("csrc/cuda/batch_norm_act.cu", "scale", signature, **facts)
+    kernel.code = check.parse_disassembly(disassembly)["scale"]
+    return kernel
+
+
+def test_the_main_loop_is_counted_and_not_the_remainders(check):
+    (row,) = check.rows_of(normalize(check, SCALE))
+    assert (row.kernel, row.dtype, row.layout, row.role) == ("normalize", "float32", "NCHW", "load")
+    assert (row.instructions, row.elements, row.per_element) == (15, 8, 15 / 8)
+    assert row.bytes_in_flight == 6 * 256 * 2 * 16
+
+
+def test_loops_are_those_that_the_program_can_reach(check):
+    blocks = check.blocks_of(check.parse_disassembly(SCALE)["scale"])
+    heads = sorted(blocks[loop.head].instructions[0].address for loop in check.loops_of(blocks))
+    assert heads == [0x190, 0x430]  # not the padding behind the end
+
+
+def test_an_iteration_is_the_longest_path_without_divergent_reruns(check):
+    instructions = code(
+        check,
+        [
+            "LDG.E.128 R4, desc[UR4][R2.64]",  # 0x00, head
+            "BSSY B0, 0x60",
+            "@!P0 BRA 0x50",
+            "FADD R1, R1, R4",
+            "FADD R1, R1, R5",
+            "BSYNC B0",  # 0x50
+            "BRA.DIV UR4, 0xa0",  # 0x60
+            "SHFL.BFLY PT, R3, R1, 0x1, 0x1f",
+            "@P1 BRA 0x0",
+            "EXIT",
+            "FADD R9, R9, R9",  # 0xa0: the shuffle again, for warps that diverged
+            "FADD R9, R9, R9",
+            "BRA 0x80",
+        ],
+    )
+    blocks = check.blocks_of(instructions)
+    (loop,) = check.loops_of(blocks)
+    counted = check.iteration(blocks, loop)
+    assert counted["instructions"] == 9
+    assert counted["LDG.16"] == 16
+
+
+def test_inner_loops_count_as_often_as_they_run(check):
+    instructions = code(
+        check,
+        [
+            "MOV R1, RZ",
+            "LDG.E R4, desc[UR4][R2.64]",  # 0x10, head of the outer loop
+            "HMMA.16816.F32 R4, R8, R10, R4",  # 0x20, the inner loop
+            "@P0 BRA 0x20",
+            "STG.E desc[UR4][R2.64], R4",
+            "@P1 BRA 0x10",
+            "EXIT",
+        ],
+    )
+    blocks = check.blocks_of(instructions)
+    outer, inner = check.loops_of(blocks)
+    assert outer.inner == [inner]
+    assert check.iteration(blocks, outer)["instructions"] == 5
+    assert check.iteration(blocks, outer, lambda counted: 8 if counted["HMMA"] else 1)["instructions"] == 3 + 8 * 2
+
+
+def test_reads_what_ptxas_reports(check):
+    log = """\
+ptxas info    : Compiling entry function 'one' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 59 registers, used 1 barriers, 6928 bytes smem
+ptxas info    : Compiling entry function 'two' for 'sm_90'
+    16 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers
+"""
+    one, two = check.ptxas_report(log, "a.cu").values()
+    assert (one.registers, one.shared, one.spilled) == (59, 6928, "")
+    assert two.registers == 255
+    assert two.spilled.startswith("16 bytes stack frame")
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "blocks"),
+    [
+        (32, 0, 256, 8),
+        (40, 0, 256, 6),
+        (48, 6928, 256, 5),
+        (64, 0, 256, 4),
+        (128, 0, 512, 1),
+        (16, 100 << 10, 128, 2),
+    ],
+)
+def test_blocks_of_a_multiprocessor(check, registers, shared, threads, blocks):
+    assert check.blocks_per_sm(registers, shared, threads) == blocks
+
+
+def test_rows_over_a_limit_are_told_apart(check, monkeypatch):
+    (row,) = check.rows_of(normalize(check, SCALE))
+    check.judge(row)
+    assert (row.limit, row.verdict) == (7, "ok")
+    row.per_element = 7.5
+    check.judge(row)
+    assert row.verdict == "OVER"
+    monkeypatch.setitem(check.EXCEEDED, ("batch_norm_act", "normalize", "float32", "NCHW"), 7.5)
+    check.judge(row)
+    assert row.verdict == "over, known"
+    row.per_element = 7.6
+    check.judge(row)
+    assert row.verdict == "OVER"
+    row.per_element, row.blocks = 6, 4
+    check.judge(row)
+    assert row.verdict == "< 5 blocks"
+
+
+def test_unknown_instances_have_no_limit(check):
+    kernel = normalize(check, SCALE)
+    kernel.signature = kernel.signature.replace("false", "true")
+    (row,) = check.rows_of(kernel)
+    check.judge(row)
+    assert (row.kernel, row.limit, row.verdict) == ("normalize<true>", None, "")
+
+
+def test_a_stream_is_bound_by_what_takes_longest(predictions):
+    light = predictions.Loop(per_element=1)
+    assert predictions.stream(1e6, light, 4.3e9, 4.3e9) == pytest.approx(2e-3, rel=1e-3)
+    heavy = predictions.Loop(per_element=100, warps=32)
+    assert predictions.stream(1e9, heavy, 4e9, 0) == pytest.approx(1e11 / (132 * 128 * 1.9e9 * 0.78), rel=1e-3)
+    alone = predictions.Loop(per_element=1, warps=8, in_flight=16 << 10)
+    assert predictions.stream(1e6, alone, 4.4e9, 0) == pytest.approx(4.4e9 * 0.85e-6 / (132 * 16384), rel=1e-3)
+
+
+def test_the_cache_gives_all_or_part_or_nothing(predictions):
+    assert predictions.cached(20e6, 40e6) == 20e6
+    assert 0 < predictions.cached(40e6, 80e6) < 40e6
+    assert predictions.cached(60e6, 120e6) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_large_tensors_approach_the_share_of_the_bytes(predictions, dtype):
+    for method, direction, share in [("split", "forward", 2 / 3), ("split", "backward", 3 / 5)]:
+        call = predictions.Call(1 << 34, dtype, "NCHW", 256)
+        found = predictions.predict("batch_norm_act", direction, method, call)
+        assert share - 0.02 < found.share_of_copy < share + 0.01
+
+
+def test_small_tensors_cost_their_launches(predictions):
+    call = predictions.Call(1 << 12, "float32", "NCHW", 64)
+    split, block = (predictions.predict("batch_norm_act", "forward", m, call).seconds for m in ("split", "block"))
+    assert block == pytest.approx(1.2e-6 + 3 * 0.85e-6, abs=0.1e-6)
+    assert split == pytest.approx(1.5e-6 + 2 * 1.2e-6 + 3 * 0.85e-6, abs=0.1e-6)
+
+
+def test_methods_that_cannot_hold_their_tiles_predict_nothing(predictions):
+    call = predictions.Call(1 << 29, "float32", "NCHW", 256)
+    assert predictions.predict("batch_norm_act", "forward", "block", call) is None
+    assert predictions.predict("batch_norm_act", "forward", "group", call) is None
+
+
+def test_counts_change_predictions(predictions):
+    call = predictions.Call(1 << 26, "bfloat16", "")
+    at_the_limit = predictions.predict("reparameterize_kl", "forward", "stream", call)
+    loops = predictions.limit_loops("bfloat16") | {"forward": predictions.Loop(110, 32)}
+    before = predictions.predict("reparameterize_kl", "forward", "stream", call, loops)
+    assert before.seconds > 1.8 * at_the_limit.seconds
+
+
+def test_counted_rows_become_loops(check):
+    (row,) = check.rows_of(normalize(check, SCALE))
+    loops = check.loops_of_rows([row], "batch_norm_act", "float32", "NCHW")
+    assert loops["normalize"] == check.predictions.Loop(15 / 8, 48, 6 * 256 * 32)
+    assert loops["reduce_moments"].per_element == 5
+    assert check.loops_of_rows([row], "batch_norm_act", "float32", "NHWC")["normalize"].per_element == 7
