@@ -72,7 +72,7 @@ def code(check, lines):
 
 
 def normalize(check, disassembly, **facts):
-    signature = "void genimg_fast::cuda::normalize<float, 4, 1, false>(genimg_fast::cuda::Tiling)"
+    signature = "void genimg_fast::cuda::normalize<float, 4, 1, 1, true>(genimg_fast::cuda::Tiling)"
     facts = {"registers": 40, "threads": 256} | facts
     kernel = check.Kernel("csrc/cuda/batch_norm_act.cu", "scale", signature, **facts)
     kernel.code = check.parse_disassembly(disassembly)["scale"]
@@ -81,7 +81,7 @@ def normalize(check, disassembly, **facts):
 
 def test_the_main_loop_is_counted_and_not_the_remainders(check):
     (row,) = check.rows_of(normalize(check, SCALE))
-    assert (row.kernel, row.dtype, row.layout, row.role) == ("normalize", "float32", "NCHW", "load")
+    assert (row.kernel, row.dtype, row.layout, row.role) == ("normalize<relu, plain>", "float32", "NCHW", "load")
     assert (row.instructions, row.elements, row.per_element) == (15, 8, 15 / 8)
     assert row.bytes_in_flight == 6 * 256 * 2 * 16
 
@@ -175,7 +175,7 @@ def test_rows_over_a_limit_are_told_apart(check, monkeypatch):
     row.per_element = 7.5
     check.judge(row)
     assert row.verdict == "OVER"
-    monkeypatch.setitem(check.EXCEEDED, ("batch_norm_act", "normalize", "float32", "NCHW"), 7.5)
+    monkeypatch.setitem(check.EXCEEDED, ("batch_norm_act/normalize<relu, plain>", "float32", "NCHW"), 7.5)
     check.judge(row)
     assert row.verdict == "over, known"
     row.per_element = 7.6
@@ -186,12 +186,42 @@ def test_rows_over_a_limit_are_told_apart(check, monkeypatch):
     assert row.verdict == "< 5 blocks"
 
 
-def test_unknown_instances_have_no_limit(check):
+@pytest.mark.parametrize(
+    ("arguments", "name"), [("3, true", "normalize<silu, plain>"), ("1, false", "normalize<relu>")]
+)
+def test_instances_with_options_have_no_limit(check, arguments, name):
     kernel = normalize(check, SCALE)
-    kernel.signature = kernel.signature.replace("false", "true")
+    kernel.signature = kernel.signature.replace("1, true", arguments)
     (row,) = check.rows_of(kernel)
     check.judge(row)
-    assert (row.kernel, row.limit, row.verdict) == ("normalize<true>", None, "")
+    assert (row.kernel, row.limit, row.verdict) == (name, None, "")
+
+
+# Accesses that may be missing, in a loop before the one that has them all.
+RAGGED = """
+		Function : scale
+        /*0000*/                   MOV R1, RZ ;
+        /*0010*/               @P1 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0020*/               @P2 LDG.E.128.CONSTANT R8, desc[UR4][R2.64+0x1000] ;
+        /*0030*/                   BSSY B0, 0x80 ;
+        /*0040*/              @!P1 BRA 0x70 ;
+        /*0050*/                   FMUL R4, R4, UR12 ;
+        /*0060*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0070*/                   BSYNC B0 ;
+        /*0080*/               @P2 STG.E.128 desc[UR4][R2.64], R8 ;
+        /*0090*/               @P0 BRA 0x10 ;
+        /*00a0*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*00b0*/                   LDG.E.128.CONSTANT R8, desc[UR4][R2.64+0x1000] ;
+        /*00c0*/                   STG.E.128 desc[UR4][R2.64], R4 ;
+        /*00d0*/                   STG.E.128 desc[UR4][R2.64], R8 ;
+        /*00e0*/               @P0 BRA 0xa0 ;
+        /*00f0*/                   EXIT ;
+"""
+
+
+def test_the_main_loop_is_the_one_whose_accesses_are_all_there(check):
+    (row,) = check.rows_of(normalize(check, RAGGED))
+    assert (row.instructions, row.elements) == (5, 8)
 
 
 def test_a_stream_is_bound_by_what_takes_longest(predictions):
@@ -240,6 +270,7 @@ def test_counts_change_predictions(predictions):
 
 def test_counted_rows_become_loops(check):
     (row,) = check.rows_of(normalize(check, SCALE))
+    check.judge(row)
     loops = check.loops_of_rows([row], "batch_norm_act", "float32", "NCHW")
     assert loops["normalize"] == check.predictions.Loop(15 / 8, 48, 6 * 256 * 32)
     assert loops["reduce_moments"].per_element == 5
