@@ -24,16 +24,18 @@ ISSUE_SHARES = {0: 0.0, 8: 0.38, 16: 0.6, 24: 0.7, 32: 0.78}  # of those, by war
 COPY_RATE = 4.3e12  # bytes a second, read and written
 READ_RATE = 4.4e12
 L2_RATE = 5.5e12
-L2_BYTES = 60e6
+L2_KEPT = 40e6  # bytes read last that the L2 (60 MB) still has when the next pass begins with them
 LATENCY = 0.85e-6  # of a load under load
 START = 1.2e-6  # of a further kernel in a stream
+EARLY_START = 0.5e-6  # of one that starts while the last blocks of the one before still run (sm_90)
 MEMSET = 1.5e-6
-MEETING = 2.25e-6  # of blocks of a grid, through global memory
 CLUSTER_MEETING = 0.4e-6  # of blocks of a cluster
 
 BLOCK_BYTES = 323 << 10  # that a block alone on its multiprocessor holds, in registers and shared memory
 CLUSTER_BLOCK_BYTES = 105 << 10  # that each of a cluster's blocks holds while as much again is on its way
 CLUSTER_BLOCKS = 16
+ON_CHIP_WARPS = 16  # one block of 512 threads a multiprocessor,
+ON_CHIP_IN_FLIGHT = ON_CHIP_WARPS * 32 * 64  # with four accesses on their way each
 
 SIZES = (1 << 20, 16 << 20, 64 << 20, 512 << 20)  # 1, 17, 67 and 537 MB
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -72,21 +74,9 @@ def issue_share(warps: float) -> float:
     return known[-1][1]
 
 
-def cached(read: float, all_of_pass: float) -> float:
-    """Bytes of a second reading that the L2 still has.
-
-    All, while everything that the pass touches fits; none, once what it reads alone fills the cache, because the
-    least recently used is replaced and the pass begins where the one before began.
-    """
-    if read >= L2_BYTES:
-        return 0.0
-    if all_of_pass <= L2_BYTES:
-        return read
-    return read * (L2_BYTES - read) / (all_of_pass - read)
-
-
-def stream(elements: float, loop: Loop, read: float, written: float, from_cache: float = 0.0) -> float:
-    """Seconds of a loop that reads and writes so many bytes, `from_cache` of them found in the L2."""
+def stream(elements: float, loop: Loop, read: float, written: float, again: bool = False) -> float:
+    """Seconds of a loop that reads and writes so many bytes; `again`, with the last ones first: the L2 has some."""
+    from_cache = min(read, L2_KEPT) if again else 0.0
     rate = COPY_RATE if written else READ_RATE
     memory = (read + written - from_cache) / rate
     if from_cache:
@@ -115,34 +105,26 @@ class Call:
         return self.bytes * min(1.0, together / self.channels)
 
 
-def split_forward(call: Call, loops: Loops) -> float:
-    """Reduce, then normalise: three accesses per element."""
+def split(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
+    """Reduce, then read again and write: three accesses per element forward, five backward."""
     n = call.bytes
-    reduce = START + 2 * LATENCY + stream(call.elements, loops["reduce_moments"], n, 0)
-    return reduce + START + LATENCY + stream(call.elements, loops["normalize"], n, n, cached(n, 2 * n))
+    reducing = START + 2 * LATENCY + stream(call.elements, reduce, tensors * n, 0)
+    return reducing + EARLY_START + 2 * LATENCY + stream(call.elements, write, tensors * n, n, again=True)
 
 
-def split_backward(call: Call, loops: Loops) -> float:
-    """Reduce both sums, then apply: five accesses per element."""
-    n = call.bytes
-    reduce = START + 2 * LATENCY + stream(call.elements, loops["reduce_gradients"], 2 * n, 0)
-    apply = stream(call.elements, loops["apply_gradients"], 2 * n, n, cached(2 * n, 3 * n))
-    return reduce + START + LATENCY + apply
-
-
-def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int, meeting: float) -> float:
-    """Load `tensors` tensors, hold them, meet, write: nothing overlaps the reading and the writing."""
+def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
+    """Load `tensors` tensors, hold them, write; the reading of a block overlaps with the writing of no other."""
     loaded = stream(call.elements, reduce, tensors * call.bytes, 0)
-    return START + 3 * LATENCY + meeting + loaded + stream(call.elements, write, 0, call.bytes)
+    return START + 3 * LATENCY + loaded + stream(call.elements, write, 0, call.bytes)
 
 
 def clusters(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
-    """Clusters walk tiles while their next tile loads: reading, arithmetic and writing overlap but at the ends."""
+    """Clusters walk tiles while their next tile loads; of the last tile nothing hides the reduction."""
     both = Loop(reduce.per_element + write.per_element, reduce.warps, CLUSTER_BLOCK_BYTES)
     whole = stream(call.elements, both, tensors * call.bytes, call.bytes)
-    buffer = min(call.bytes * tensors / MULTIPROCESSORS, CLUSTER_BLOCK_BYTES) / tensors / ITEM_BYTES[call.dtype]
-    lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(both.warps)
-    return START + 3 * LATENCY + CLUSTER_MEETING + buffer * both.per_element / lanes + whole
+    last = min(call.elements / MULTIPROCESSORS, CLUSTER_BLOCK_BYTES / tensors / ITEM_BYTES[call.dtype])
+    lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(reduce.warps)
+    return START + 3 * LATENCY + CLUSTER_MEETING + last * reduce.per_element / lanes + whole
 
 
 def fits(call: Call, tensors: int, method: str) -> bool:
@@ -150,41 +132,39 @@ def fits(call: Call, tensors: int, method: str) -> bool:
     held = call.tile_bytes() * tensors
     if method == "block":
         return held <= BLOCK_BYTES
-    if method == "group":
-        return call.bytes * tensors <= MULTIPROCESSORS * BLOCK_BYTES
     if method == "cluster":
         return held <= CLUSTER_BLOCKS * CLUSTER_BLOCK_BYTES
     return True
 
 
-ON_CHIP_WARPS = 16  # one block of 512 threads a multiprocessor
+def main_loops(direction: str, loops: Loops) -> tuple[Loop, Loop]:
+    """What reduces and what writes."""
+    forward = direction == "forward"
+    reduce, write = ("reduce_moments", "normalize") if forward else ("reduce_gradients", "apply_gradients")
+    return loops[reduce], loops[write]
 
 
 def normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
     """Seconds of one pass of batch_norm_act; None if the method cannot hold its tiles."""
-    forward = direction == "forward"
-    tensors = 1 if forward else 2
+    reduce, write = main_loops(direction, loops)
+    tensors = 1 if direction == "forward" else 2
     if not fits(call, tensors, method):
         return None
     if method == "split":
-        return MEMSET + (split_forward(call, loops) if forward else split_backward(call, loops))
-    names = ("reduce_moments", "normalize") if forward else ("reduce_gradients", "apply_gradients")
-    reduce, write = (Loop(loops[name].per_element, ON_CHIP_WARPS, BLOCK_BYTES // 8) for name in names)
-    if method == "cluster":
-        return clusters(call, reduce, write, tensors)
-    return on_chip(call, reduce, write, tensors, MEMSET + MEETING if method == "group" else 0)
+        return split(call, reduce, write, tensors)
+    reduce, write = (Loop(loop.per_element, ON_CHIP_WARPS, ON_CHIP_IN_FLIGHT) for loop in (reduce, write))
+    return (clusters if method == "cluster" else on_chip)(call, reduce, write, tensors)
 
 
 def group_normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
-    """Seconds of one pass of group_norm_act; forward can hold its groups on chip, backward cannot yet."""
-    forward = direction == "forward"
+    """Seconds of one pass of group_norm_act, whose groups fit a block; backward has no way to hold them yet."""
+    reduce, write = main_loops(direction, loops)
     if method == "split":
-        finishing = START + LATENCY if forward else 2 * (START + LATENCY)
-        return finishing + (split_forward(call, loops) if forward else split_backward(call, loops))
-    if not forward:
+        tensors, finishing = (1, 1) if direction == "forward" else (2, 2)
+        return finishing * (START + LATENCY) + split(call, reduce, write, tensors)
+    if direction == "backward":
         return None
-    reduce, write = (Loop(loops[name].per_element, ON_CHIP_WARPS * 2) for name in ("reduce_moments", "normalize"))
-    both = Loop(reduce.per_element + write.per_element, reduce.warps)
+    both = Loop(reduce.per_element + write.per_element, 2 * ON_CHIP_WARPS)  # two blocks, which overlap
     return START + 3 * LATENCY + stream(call.elements, both, call.bytes, call.bytes)
 
 
@@ -196,7 +176,7 @@ def reparameterization(direction: str, method: str, call: Call, loops: Loops) ->
 
 OPERATORS: dict[str, tuple[Callable[[str, str, Call, Loops], float | None], tuple[str, ...], dict[str, int]]] = {
     # prediction, methods, accesses per element that no method can do without
-    "batch_norm_act": (normalization, ("split", "block", "group", "cluster"), {"forward": 2, "backward": 3}),
+    "batch_norm_act": (normalization, ("split", "block", "cluster"), {"forward": 2, "backward": 3}),
     "group_norm_act": (group_normalization, ("split", "on_chip"), {"forward": 2, "backward": 3}),
     "reparameterize_kl": (reparameterization, ("stream",), {"forward": 3, "backward": 5}),
 }
