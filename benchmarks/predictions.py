@@ -75,7 +75,7 @@ def issue_share(warps: float) -> float:
 
 
 def stream(elements: float, loop: Loop, read: float, written: float, again: bool = False) -> float:
-    """Seconds of a loop that reads and writes so many bytes; `again`, with the last ones first: the L2 has some."""
+    """Seconds of a loop that reads and writes so many bytes; `again`, the last ones first: the L2 has some."""
     from_cache = min(read, L2_KEPT) if again else 0.0
     rate = COPY_RATE if written else READ_RATE
     memory = (read + written - from_cache) / rate
