@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
+from math import ceil
 
 MULTIPROCESSORS = 132
 LANE_INSTRUCTIONS = MULTIPROCESSORS * 128 * 1.9e9  # a second, if every scheduler issued in every clock
@@ -32,12 +33,14 @@ MEMSET = 1.5e-6
 CLUSTER_MEETING = 0.4e-6  # of blocks of a cluster
 
 BLOCK_BYTES = 323 << 10  # that a block alone on its multiprocessor holds, in registers and shared memory
-CLUSTER_BLOCK_BYTES = 105 << 10  # that each of a cluster's blocks holds while as much again is on its way
-CLUSTER_BLOCKS = 16
 ON_CHIP_WARPS = 16  # one block of 512 threads a multiprocessor,
 ON_CHIP_IN_FLIGHT = ON_CHIP_WARPS * 32 * 64  # with four accesses on their way each
 
-SIZES = (1 << 20, 16 << 20, 64 << 20, 512 << 20)  # 1, 17, 67 and 537 MB
+CLUSTERS = {1: 132, 2: 66, 4: 32, 8: 16, 16: 8}  # that run at a time, by blocks; a block to a multiprocessor
+CLUSTER_SHARED = 217 << 10  # bytes of a block's buffers
+CLUSTER_PORT = 64e9  # bytes a second that one multiprocessor moves, if others leave it the memory
+
+SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -118,23 +121,53 @@ def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
     return START + 3 * LATENCY + loaded + stream(call.elements, write, 0, call.bytes)
 
 
-def clusters(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
+@dataclass(frozen=True)
+class ClusterPlan:
+    """How clusters share the tiles of a call out, as csrc/cuda/batch_norm_act.cu decides it."""
+
+    blocks: int  # of a cluster
+    clusters: int
+    turns: int  # tiles of the cluster that has most
+    buffers: int
+
+    @property
+    def overlaps(self) -> bool:
+        return self.buffers > 1 or self.turns == 1
+
+
+def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
+    """The plan with the least work for the busiest multiprocessor; None if to read twice is faster."""
+    tiles = ceil(call.bytes / call.tile_bytes())
+    plans = []
+    for blocks, most in CLUSTERS.items():
+        share = call.tile_bytes() * tensors / blocks
+        clusters = min(tiles, most)
+        for buffers in (2, 1):
+            plan = ClusterPlan(blocks, clusters, ceil(tiles / clusters), buffers)
+            if share * buffers <= CLUSTER_SHARED:
+                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.5) + (16 << 10)), plan))
+    if not plans:
+        return None
+    work, plan = min(plans, key=lambda entry: entry[0])
+    return plan if work <= 1.5 * call.bytes * tensors / MULTIPROCESSORS + (96 << 10) else None
+
+
+def cluster(call: Call, reduce: Loop, write: Loop, tensors: int) -> float | None:
     """Clusters walk tiles while their next tile loads; of the last tile nothing hides the reduction."""
-    both = Loop(reduce.per_element + write.per_element, reduce.warps, CLUSTER_BLOCK_BYTES)
-    whole = stream(call.elements, both, tensors * call.bytes, call.bytes)
-    last = min(call.elements / MULTIPROCESSORS, CLUSTER_BLOCK_BYTES / tensors / ITEM_BYTES[call.dtype])
-    lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(reduce.warps)
-    return START + 3 * LATENCY + CLUSTER_MEETING + last * reduce.per_element / lanes + whole
-
-
-def fits(call: Call, tensors: int, method: str) -> bool:
-    """Whether a method can hold the tiles of a call."""
-    held = call.tile_bytes() * tensors
-    if method == "block":
-        return held <= BLOCK_BYTES
-    if method == "cluster":
-        return held <= CLUSTER_BLOCKS * CLUSTER_BLOCK_BYTES
-    return True
+    plan = cluster_plan(call, tensors)
+    if plan is None:
+        return None
+    tile = call.tile_bytes()
+    multiprocessors = plan.blocks * plan.clusters
+    rate = min(COPY_RATE, multiprocessors * CLUSTER_PORT)
+    last = ceil(call.bytes / tile) - (plan.turns - 1) * plan.clusters  # tiles of the last turn
+    last_rate = min(COPY_RATE, last * plan.blocks * CLUSTER_PORT)
+    memory = (tensors + 1) * tile * ((plan.turns - 1) * plan.clusters / rate + last / last_rate)
+    elements = tile / ITEM_BYTES[call.dtype] / plan.blocks
+    lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(ON_CHIP_WARPS)
+    issue = plan.turns * elements * (reduce.per_element + write.per_element) / lanes
+    exposed = elements * reduce.per_element / lanes + CLUSTER_MEETING + 2 * LATENCY
+    return START + LATENCY + (1 if plan.overlaps else plan.turns) * exposed + (memory**4 + issue**4) ** 0.25
 
 
 def main_loops(direction: str, loops: Loops) -> tuple[Loop, Loop]:
@@ -148,12 +181,15 @@ def normalization(direction: str, method: str, call: Call, loops: Loops) -> floa
     """Seconds of one pass of batch_norm_act; None if the method cannot hold its tiles."""
     reduce, write = main_loops(direction, loops)
     tensors = 1 if direction == "forward" else 2
-    if not fits(call, tensors, method):
-        return None
     if method == "split":
         return split(call, reduce, write, tensors)
+    if method == "cluster":
+        kernel = "train_cluster" if direction == "forward" else "backward_cluster"
+        return cluster(call, loops.get(f"{kernel}/held", reduce), loops.get(f"{kernel}/write", write), tensors)
+    if call.tile_bytes() * tensors > BLOCK_BYTES:
+        return None
     reduce, write = (Loop(loop.per_element, ON_CHIP_WARPS, ON_CHIP_IN_FLIGHT) for loop in (reduce, write))
-    return (clusters if method == "cluster" else on_chip)(call, reduce, write, tensors)
+    return on_chip(call, reduce, write, tensors)
 
 
 def group_normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
@@ -208,21 +244,18 @@ def predict(
 
 
 def table(loops_of: Callable[[str, str, str], Loops | None] = lambda operator, dtype, layout: None) -> list[str]:
-    """Lines with every operator, direction, method, dtype and layout at SIZES; C = 64, at the largest 256."""
-    lines = [f"{'':62}" + "".join(f"{size / 1e6:>10.0f} MB  " for size in SIZES)]
+    """Lines with every operator, direction, method, dtype and layout at SHAPES."""
+    lines = [f"{'':56}" + "".join(f"{f'{size / 1e6:.0f} MB, C {c}':>15}" for size, c in SHAPES)]
     for operator, (_, methods, _) in OPERATORS.items():
-        for direction in ("forward", "backward"):
-            for method in methods:
-                for dtype in ("float32", "bfloat16"):
-                    for layout in ("NCHW", "NHWC") if operator != "reparameterize_kl" else ("",):
-                        cells = []
-                        for size in SIZES:
-                            call = Call(size, dtype, layout, 256 if size == SIZES[-1] else 64)
-                            found = predict(operator, direction, method, call, loops_of(operator, dtype, layout))
-                            cells.append(
-                                f"{found.seconds * 1e6:5.0f} us {found.share_of_copy:3.0%}" if found else "-"
-                            )
-                        if set(cells) != {"-"}:
-                            name = f"{operator} {direction} {method} {dtype} {layout}"
-                            lines.append(f"{name:62}" + "".join(f"{cell:>15}" for cell in cells))
+        layouts = ("NCHW", "NHWC") if operator != "reparameterize_kl" else ("",)
+        for direction, method, dtype, layout in product(
+            ("forward", "backward"), methods, ("float32", "bfloat16"), layouts
+        ):
+            loops = loops_of(operator, dtype, layout)
+            calls = [Call(size, dtype, layout, channels) for size, channels in SHAPES]
+            found = [predict(operator, direction, method, call, loops) for call in calls]
+            cells = [f"{f.seconds * 1e6:.0f} us {f.share_of_copy:3.0%}" if f else "-" for f in found]
+            if any(found):
+                name = f"{operator} {direction} {method} {dtype} {layout}"
+                lines.append(f"{name:56}" + "".join(f"{cell:>15}" for cell in cells))
     return lines

@@ -261,6 +261,14 @@ def test_methods_that_cannot_hold_their_tiles_predict_nothing(predictions):
     assert predictions.predict("batch_norm_act", "forward", "cluster", call) is None
 
 
+def test_clusters_overlap_where_two_tiles_fit(predictions):
+    call = predictions.Call(64 << 20, "float32", "NCHW", 64)  # tiles of 1 MB
+    assert predictions.cluster_plan(call, 1) == predictions.ClusterPlan(blocks=16, clusters=8, turns=8, buffers=2)
+    found = predictions.predict("batch_norm_act", "forward", "cluster", call)
+    assert 0.8 < found.share_of_copy < 0.9
+    assert predictions.cluster_plan(call, 2) is None  # backward: 131 KB of a block's 217, and nothing overlaps
+
+
 def test_counts_change_predictions(predictions):
     call = predictions.Call(1 << 26, "bfloat16", "")
     at_the_limit = predictions.predict("reparameterize_kl", "forward", "stream", call)
