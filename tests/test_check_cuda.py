@@ -138,6 +138,23 @@ def test_inner_loops_count_as_often_as_they_run(check):
     assert check.iteration(blocks, outer, lambda counted: 8 if counted["HMMA"] else 1)["instructions"] == 3 + 8 * 2
 
 
+@pytest.mark.parametrize(
+    ("moved", "streams", "role"),
+    [
+        ((64, 64, 0, 0), True, "load"),
+        ((64, 64, 64, 0), True, "load"),  # coefficients in shared memory
+        ((64, 0, 0, 64), False, "load"),
+        ((0, 0, 64, 0), False, "held"),
+        ((0, 64, 64, 32), False, "held"),  # leaves something behind, and writes it where that is wanted
+        ((0, 64, 64, 0), False, "write"),
+        ((0, 64, 0, 0), False, "write"),  # from registers
+        ((64, 64, 64, 0), False, None),  # with a residual
+    ],
+)
+def test_roles_of_loops(check, moved, streams, role):
+    assert check.role_of(check.Moved(*moved), check.Moved(*moved), streams) == role
+
+
 def test_reads_what_ptxas_reports(check):
     log = """\
 ptxas info    : Compiling entry function 'one' for 'sm_90'
