@@ -38,7 +38,9 @@ ON_CHIP_IN_FLIGHT = ON_CHIP_WARPS * 32 * 64  # with four accesses on their way e
 
 CLUSTERS = {1: 132, 2: 66, 4: 32, 8: 16, 16: 8}  # that run at a time, by blocks; a block to a multiprocessor
 CLUSTER_SHARED = 217 << 10  # bytes of a block's buffers
-CLUSTER_PORT = 64e9  # bytes a second that one multiprocessor moves, if others leave it the memory
+CLUSTER_PORT = (
+    64e9  # bytes a second of one multiprocessor, if the others leave it the memory: half of what L2 gives
+)
 
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -145,7 +147,7 @@ def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
         for buffers in (2, 1):
             plan = ClusterPlan(blocks, clusters, ceil(tiles / clusters), buffers)
             if share * buffers <= CLUSTER_SHARED:
-                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.5) + (16 << 10)), plan))
+                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.25) + (16 << 10)), plan))
     if not plans:
         return None
     work, plan = min(plans, key=lambda entry: entry[0])
@@ -158,16 +160,22 @@ def cluster(call: Call, reduce: Loop, write: Loop, tensors: int) -> float | None
     if plan is None:
         return None
     tile = call.tile_bytes()
-    multiprocessors = plan.blocks * plan.clusters
-    rate = min(COPY_RATE, multiprocessors * CLUSTER_PORT)
     last = ceil(call.bytes / tile) - (plan.turns - 1) * plan.clusters  # tiles of the last turn
-    last_rate = min(COPY_RATE, last * plan.blocks * CLUSTER_PORT)
-    memory = (tensors + 1) * tile * ((plan.turns - 1) * plan.clusters / rate + last / last_rate)
-    elements = tile / ITEM_BYTES[call.dtype] / plan.blocks
+
+    def moving(tiles: int) -> float:
+        return (tensors + 1) * tile * tiles / min(COPY_RATE, tiles * plan.blocks * CLUSTER_PORT)
+
+    memory = (plan.turns - 1) * moving(plan.clusters) + moving(last)
     lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(ON_CHIP_WARPS)
-    issue = plan.turns * elements * (reduce.per_element + write.per_element) / lanes
-    exposed = elements * reduce.per_element / lanes + CLUSTER_MEETING + 2 * LATENCY
-    return START + LATENCY + (1 if plan.overlaps else plan.turns) * exposed + (memory**4 + issue**4) ** 0.25
+    reducing, writing = (
+        tile / ITEM_BYTES[call.dtype] / plan.blocks * loop.per_element / lanes for loop in (reduce, write)
+    )
+    issue = plan.turns * (reducing + writing)
+    if not plan.overlaps:  # a block loads, then works; others load meanwhile
+        alone = (tensors + 1) * tile / plan.blocks / CLUSTER_PORT
+        issue += plan.turns * (alone + CLUSTER_MEETING + 2 * LATENCY)
+    exposed = reducing + CLUSTER_MEETING + 2 * LATENCY
+    return START + LATENCY + exposed + (memory**4 + issue**4) ** 0.25
 
 
 def main_loops(direction: str, loops: Loops) -> tuple[Loop, Loop]:
