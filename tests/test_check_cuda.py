@@ -149,10 +149,24 @@ def test_inner_loops_count_as_often_as_they_run(check):
         ((0, 64, 64, 0), False, "write"),
         ((0, 64, 0, 0), False, "write"),  # from registers
         ((64, 64, 64, 0), False, None),  # with a residual
+        ((64, 0, 64, 64), False, "load"),  # coefficients, and a place for what was loaded
     ],
 )
 def test_roles_of_loops(check, moved, streams, role):
     assert check.role_of(check.Moved(*moved), check.Moved(*moved), streams) == role
+
+
+def test_of_a_store_in_two_ways_one_happens(check):
+    lines = ["@P0 STG.E.128 desc[UR4][R2.64], R4", "@!P0 STG.E.EF.128 desc[UR4][R2.64], R4"]
+    lines += ["STG.E.128 desc[UR4][R2.64], R4", "@!P1 STG.E.128 desc[UR4][R2.64], R4"]
+    assert check.moved(check.count(code(check, lines)), 16).stored == 48
+
+
+def test_elements_are_those_of_one_tensor(check):
+    assert check.elements_of("load", check.Moved(96, 32, 0, 0), 2) == 32  # with an optional third tensor
+    assert check.elements_of("load", check.Moved(64, 0, 0, 64), 2) == 32
+    assert check.elements_of("write", check.Moved(0, 32, 96, 0), 2) == 32  # 32 of the 96 are coefficients
+    assert check.elements_of("held", check.Moved(0, 32, 96, 32), 2) == 32
 
 
 def test_reads_what_ptxas_reports(check):
