@@ -27,8 +27,7 @@ class Case:
         fixed: Keyword arguments for when results are compared, such as the noise that is random otherwise.
         compiled: Whether ``torch.compile`` of the reference is a contender, too.
         images: Images of a step, for images a second.
-        slack: What the error may be more than plain PyTorch's is multiplied by this: of networks of many layers,
-            in which rounding grows.
+        slack: What the error may be is multiplied by this: of recurrent layers, in which rounding grows.
 
     Example:
         >>> import torch, genimg_fast as gf

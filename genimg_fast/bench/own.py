@@ -72,7 +72,7 @@ class Comparison:
 
 def compare(
     module_or_function: Callable[..., Any], inputs: Any, *, direction: Pass = "both", compiled: bool = False,
-    seconds: float = 3.0, slack: float = 8.0,
+    seconds: float = 3.0,
 ) -> Comparison:  # fmt: skip
     """Time a model as it is and fused, after a look whether both compute the same.
 
@@ -83,7 +83,6 @@ def compare(
         direction: ``"forward"``, or ``"both"``: forward and backward.
         compiled: Whether to time ``torch.compile`` of the plain one, too.
         seconds: Of timing.
-        slack: Errors may be as many times as large as plain PyTorch's times this; a deep network needs some.
 
     Returns:
         The comparison, of this process alone; ``genimg-fast bench FILE.py:FUNCTION`` takes several.
@@ -105,7 +104,7 @@ def compare(
         contenders: dict[str, Callable[..., Any]] = {OURS: fuse(copy.deepcopy(module_or_function)), "eager": plain}
     else:
         contenders = {OURS: module_or_function, "eager": partial(_plainly, module_or_function)}
-    case = Case(contenders, given, passes=(direction,), compiled=compiled, slack=slack)
+    case = Case(contenders, given, passes=(direction,), compiled=compiled)
     contenders = case.peers()
     watch, canaries = machine.Watch(), [machine.canary(device)]
     gate = Gate(case, direction)
