@@ -29,6 +29,9 @@ class Case:
         images: Images of a step, for images a second.
         slack: What the error may be is multiplied by this: of recurrent layers, in which rounding grows.
 
+    Raises:
+        ValueError: If none of the contenders is called ``"eager"``.
+
     Example:
         >>> import torch, genimg_fast as gf
         >>> x = torch.randn(64, 64, requires_grad=True)

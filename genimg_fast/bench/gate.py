@@ -49,7 +49,7 @@ class Gate:
         self.case, self.direction = case, direction
         self.sets = [list(case.inputs), [_other(t) for t in case.inputs]]
         reference = case.contenders[REFERENCE]
-        exact = copy.deepcopy(reference).double() if isinstance(reference, nn.Module) else reference
+        exact = _wide_network(reference) if isinstance(reference, nn.Module) else reference
         options = {key: _wide(value) for key, value in case.fixed.items()}
         self.right = [self._results(exact, [_wide(t) for t in inputs], **options) for inputs in self.sets]
         # A bias before a norm has a gradient of zero, and that is no measure of anything.
@@ -73,8 +73,8 @@ class Gate:
         return (factor * errors[0] + ulps) * self.case.slack, (factor * errors[1] + ulps) * self.case.slack
 
     def _check_in_float64(self, name: str, network: nn.Module) -> None:
-        exact = copy.deepcopy(network).double()
-        results = self._results(exact, [_wide(t) for t in self.sets[0]])
+        inputs = [_wide(t, torch.preserve_format) for t in self.sets[0]]
+        results = self._results(copy.deepcopy(network).double(), inputs)
         allowed = [(IN_FLOAT64, IN_FLOAT64)] * len(self.right[0])
         self._compare(name, results, 0, "a copy in float64", allowed)
 
@@ -183,10 +183,16 @@ def _scales(values: Tensor) -> tuple[float, float]:
     return (wide.square().mean().sqrt().item(), wide.abs().max().item()) if wide.numel() else (0.0, 0.0)
 
 
-def _wide(value: Any) -> Any:
+def _wide(value: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
-    return value.detach().double().requires_grad_(value.requires_grad)
+    # Dense, whatever the layout: torch's own instance norm has wrong gradients where theirs is channels_last.
+    wide = value.detach().to(torch.float64, memory_format=memory_format, copy=True)
+    return wide.requires_grad_(value.requires_grad)
+
+
+def _wide_network(network: nn.Module) -> nn.Module:
+    return copy.deepcopy(network).double().to(memory_format=torch.contiguous_format)
 
 
 def _copy(value: Any) -> Any:

@@ -103,8 +103,9 @@ _GROUP_NORMS = [
 
 
 def _group_norm(
-    shape: tuple[int, ...], groups: int, activation: str, norm: str, dtype: torch.dtype, layout: str, device: str
+    shape: tuple[int, ...], groups: int, activation: str, norm: str, kind: str, layout: str, device: str
 ) -> Case:
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
     x = _laid_out(torch.randn(shape, device=device).to(dtype), layout).requires_grad_()
     weight = bias = scale = shift = None
     if norm != "instance":
@@ -127,6 +128,8 @@ def _group_norm(
     contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager}
     if activation == "leaky_relu":
         contenders["inplace"] = partial(eager, inplace=True)
+    if kind == "autocast":
+        contenders = {name: torch.autocast(device, torch.bfloat16)(f) for name, f in contenders.items()}
     size, n = x.nbytes, x.numel()
     return Case(
         contenders, (x, weight, bias, scale, shift), moved={"forward": 2 * size, "both": 5 * size},
@@ -221,12 +224,14 @@ def entries() -> Iterator[Entry]:
                 build = partial(_batch_norm, shape, dtype, layout, activation)
                 yield Entry(name, "ops", _named(dtype), short and (layout == "NCHW" or len(shape) == 4), build)
     for shape, groups, activation, norm, short in _GROUP_NORMS:
-        for dtype in DTYPES:
+        # 16-bit data has float32 parameters; under autocast, for CPUs, it stays 16-bit data: one shape shows it.
+        for kind in ("float32", "bfloat16", *(("autocast",) if norm == "" and short else ())):
             for layout in _layouts(shape):
                 suffix = f" {norm}" if norm else ""
-                name = f"group_norm_act {_by_x(shape)}/{groups}{suffix} {activation} {_named(dtype)} {layout}"
-                build = partial(_group_norm, shape, groups, activation, norm, dtype, layout)
-                yield Entry(name, "ops", _named(dtype), short, build)
+                name = f"group_norm_act {_by_x(shape)}/{groups}{suffix} {activation} {kind} {layout}"
+                build = partial(_group_norm, shape, groups, activation, norm, kind, layout)
+                words = "float32" if kind == "float32" else "bfloat16"
+                yield Entry(name, "ops", words, short and kind != "autocast", build)
     for shape, packing, short in _LATENTS:
         for dtype in DTYPES:
             suffix = f" {packing}" if packing else ""

@@ -1,7 +1,7 @@
 """The user's own model or function: plain against fused, in three lines."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,10 +13,12 @@ from genimg_fast._fuse import fuse, unfuse
 from genimg_fast._native import backend
 from genimg_fast.bench import machine, timing
 from genimg_fast.bench.case import Case, Pass
+from genimg_fast.bench.catalog import find
 from genimg_fast.bench.entries import OURS
 from genimg_fast.bench.gate import Gate
 from genimg_fast.bench.results import Row
 from genimg_fast.bench.statistics import Ratio
+from genimg_fast.bench.worker import measure
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,37 @@ def compare(
     row.memory = {name: list(timing.memory_of(call, device)) for name, call in calls.items()}
     canaries.append(machine.canary(device))
     return Comparison(row, machine.unsound(watch.quiet(), canaries))
+
+
+def quick(device: str, names: Sequence[str], seconds: float = 2.0) -> Iterator[tuple[str, Ratio]]:
+    """Time a few cases of the package against eager PyTorch, forward and backward, in this process.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        names: Of the cases.
+        seconds: Of timing, for each.
+
+    Yields:
+        A case's name and its ratio, none for a case whose results are wrong.
+    """
+    for name in names:
+        case = find(name).case(device)
+        row = Row(name, "both", case.judged)
+        for part in range(3):  # as if each were a process: what drifts slowly shows as a wider interval
+            found = measure(
+                case,
+                "both",
+                device=device,
+                states=["warm"],
+                peers=[],
+                budget=seconds / 3,
+                seed=part,
+                whole=part == 0,
+            )
+            for contender, times in found["seconds"].get("warm", {}).items():
+                row.seconds.setdefault("warm", {}).setdefault(contender, []).append(times)
+        if (ratio := row.ratio("eager")) is not None:
+            yield name, ratio
 
 
 def _plainly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -37,6 +37,12 @@ class Row:
         memory: Bytes at the peak, and kept for backward, by contender.
         first_call: Seconds of the first call, compilation included, by contender, of each process.
         seconds: By state, then contender, of each process, of each round.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> row = gf.bench.Row("softmax", "both", "mine", seconds={"warm": {"mine": [[1.0]], "eager": [[2.0]]}})
+        >>> row.strongest(), round(row.ratio("eager").value, 3)
+        ('eager', 2.0)
     """
 
     name: str
@@ -108,6 +114,14 @@ class Result:
         command: The command line.
         when: Date and time of the start.
         schema: Version of this form.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> limits = gf.bench.machine.Ceilings({1 << 20: 1e10}, {1 << 20: 1e10}, 1e11, 1e11)
+        >>> rows = [gf.bench.Row("softmax", skipped="not reached within the time limit")]
+        >>> result = gf.bench.Result(rows, {}, limits, {}, [], [], "abc1234", "", "2026-01-02T03:04:05")
+        >>> result.rows[0].skipped
+        'not reached within the time limit'
     """
 
     rows: list[Row]
@@ -134,6 +148,9 @@ class Result:
 
         Returns:
             The file.
+
+        Raises:
+            OSError: If it cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{datetime.fromisoformat(self.when):%Y-%m-%d-%H%M%S}-{self.commit}"
@@ -165,7 +182,7 @@ class Result:
         return text.getvalue()
 
 
-def load(path: Path) -> Result:
+def load(path: str | Path) -> Result:
     """Read a result.
 
     Args:
@@ -177,9 +194,17 @@ def load(path: Path) -> Result:
     Raises:
         ValueError: If the file holds none, or one of a form that this version does not know.
         OSError: If it cannot be read.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> try:
+        ...     gf.bench.load("no-such-file.json")
+        ... except OSError:
+        ...     print("no such file")
+        no such file
     """
     try:
-        body: dict[str, Any] = json.loads(path.read_text())
+        body: dict[str, Any] = json.loads(Path(path).read_text())
         schema = body["schema"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"must be a result of genimg-fast bench, which {path} is not") from error

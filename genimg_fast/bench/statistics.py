@@ -11,7 +11,19 @@ RESAMPLES = 1000
 
 
 class Ratio(NamedTuple):
-    """How many times as fast: an estimate, and the interval that holds 95 of 100 such estimates."""
+    """How many times as fast: an estimate, and the interval that holds 95 of 100 such estimates.
+
+    Attributes:
+        value: The estimate.
+        low: Where the interval begins.
+        high: Where it ends.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> ratio = gf.bench.Ratio(2.1, 2.0, 2.3)
+        >>> print(ratio, ratio.verdict)
+        2.10 [2.00, 2.30] faster
+    """
 
     value: float
     low: float
@@ -46,10 +58,10 @@ def ratio_of(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]], s
 
     Example:
         >>> from genimg_fast.bench.statistics import ratio_of
-        >>> ratio_of([[2.0, 2.2, 1.8]] * 3, [[1.0, 1.1, 0.9]] * 3).value
+        >>> round(ratio_of([[2.0, 2.2, 1.8]] * 3, [[1.0, 1.1, 0.9]] * 3).value, 3)
         2.0
     """
-    return Ratio(*np.exp(_interval(_logarithms(peer, ours), np.random.default_rng(seed))))
+    return Ratio(*np.exp(_interval(_logarithms(peer, ours), np.random.default_rng(seed))).tolist())
 
 
 def change_of(
@@ -70,14 +82,14 @@ def change_of(
     Example:
         >>> from genimg_fast.bench.statistics import change_of
         >>> yardstick = [[4.0, 4.4]] * 3
-        >>> change_of(([[2.0, 2.2]] * 3, yardstick), ([[1.0, 1.1]] * 3, yardstick)).value
+        >>> round(change_of(([[2.0, 2.2]] * 3, yardstick), ([[1.0, 1.1]] * 3, yardstick)).value, 3)
         2.0
     """
     generator = np.random.default_rng(seed)
     first, second = (_draws(_logarithms(yardstick, own), generator) for own, yardstick in (before, after))
     values = (_middle(_logarithms(before[1], before[0])), _middle(_logarithms(after[1], after[0])))
     low, high = np.quantile(second - first, (0.025, 0.975))
-    return Ratio(*np.exp([values[1] - values[0], low, high]))
+    return Ratio(*np.exp([values[1] - values[0], low, high]).tolist())
 
 
 def _logarithms(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> list[np.ndarray]:
