@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from genimg_fast.bench import report
+from genimg_fast.bench.case import Pass
 from genimg_fast.bench.results import Result, changes, load
 from genimg_fast.bench.runs import PROCESSES, built, chosen, run
 from genimg_fast.cli.arguments import Device, blaming, find_device
@@ -27,8 +28,9 @@ def add(commands: Any) -> None:
 
 
 def run_cases(
-    what: str = "ops", *, filter: list[str] = [], device: Device = "auto", dtype: list[str] = [],  # noqa: B006
-    threads: PositiveInt | None = None, peers: list[str] | None = None, processes: PositiveInt = PROCESSES,
+    what: str = "ops", *, filter: list[str] | None = None, device: Device = "auto",
+    dtype: list[Literal["float32", "bfloat16"]] | None = None, threads: PositiveInt | None = None,
+    peers: list[str] | None = None, passes: list[Pass] | None = None, processes: PositiveInt = PROCESSES,
     time_limit: PositiveFloat | None = None, base: str | None = None, out: Folder = Path("bench-results"),
     json: File | None = None, csv: File | None = None, plot: File | None = None,
 ) -> int:  # fmt: skip
@@ -39,11 +41,12 @@ def run_cases(
 
     Args:
         what: ``ops``, ``models``, ``all``, or ``FILE.py:FUNCTION``.
-        filter: Words that a case's name must hold, all of them.
+        filter: Words that a case's name must hold, all of them; default: the short list.
         device: ``cpu``, ``cuda``; ``auto``: a GPU if there is one.
-        dtype: Types of data; default: all.
+        dtype: Types of data; default: both.
         threads: Threads of each process; default: torch's own choice.
-        peers: Contenders beside ours and eager: inplace, compile, diffusers; default: all.
+        peers: Contenders beside ours and eager: inplace, compile, diffusers, or none; default: all.
+        passes: What to time: forward, both (forward and backward), step; default: all that a case has.
         processes: Fresh processes, one after the other; their differences are part of the interval.
         time_limit: Minutes for all of it.
         base: Revision of a checkout to build and measure in turns with this one, and to compare with.
@@ -62,12 +65,12 @@ def run_cases(
     where = str(find_device(device)).partition(":")[0]
     if what in ("ops", "models", "all") or ":" in what:
         with blaming("what" if ":" in what else "filter", (ValueError,)):
-            entries, own = chosen(what, filter, dtype)
+            entries, own = chosen(what, filter or [], dtype or [])
     else:
         raise OptionError("what", f"must be ops, models, all or FILE.py:FUNCTION, got {what!r}")
     limit = None if time_limit is None else 60 * time_limit
     options: dict[str, Any] = {
-        "own": own, "device": where, "threads": threads, "peers": peers, "processes": processes,
+        "own": own, "device": where, "threads": threads, "peers": peers, "passes": passes or [], "processes": processes,
         "time_limit": limit, "progress": True,
     }  # fmt: skip
     if base is None:
