@@ -3,8 +3,8 @@
     python benchmarks/eval_bench.py [--times 10] [--time-limit 0.5]
 
 Of the last commit three versions are made in a folder of their own: as it is, with another comment, and one whose
-batch_norm_act takes 10% longer. Each is measured, forward, on one case, and the others are compared with the first.
-Exit status 1 if a slowdown is not found, or found where there is none.
+batch_norm_act takes 10% longer. Each is measured, forward, on one case, and the others are compared with the
+first. Exit status 1 if a slowdown is not found, or found where there is none.
 """
 
 import argparse

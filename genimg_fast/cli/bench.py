@@ -70,8 +70,8 @@ def run_cases(
         raise OptionError("what", f"must be ops, models, all or FILE.py:FUNCTION, got {what!r}")
     limit = None if time_limit is None else 60 * time_limit
     options: dict[str, Any] = {
-        "own": own, "device": where, "threads": threads, "peers": peers, "passes": passes or [], "processes": processes,
-        "time_limit": limit, "progress": True,
+        "own": own, "device": where, "threads": threads, "peers": peers, "passes": passes or [],
+        "processes": processes, "time_limit": limit, "progress": True,
     }  # fmt: skip
     if base is None:
         results = run(entries, **options)
