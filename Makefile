@@ -33,8 +33,8 @@ demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (about a minute on t
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-bench: $(STAMP)  ## Time the kernels against eager PyTorch and torch.compile
-	$(BIN)/python -m pytest benchmarks -q --benchmark-quiet
+bench: $(STAMP)  ## Time the kernels against eager PyTorch and torch.compile, in ten minutes
+	$(BIN)/python -m genimg_fast bench ops --time-limit 10
 
 lint: $(STAMP)  ## Check style, types and formatting
 	$(BIN)/ruff check .

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import commit
+
+from genimg_fast.bench.machine import commit
 
 ALLOWED = 32 << 20  # bytes of growth: the fluctuation of allocators, and indices
 CLASSES = 10

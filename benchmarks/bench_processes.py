@@ -15,7 +15,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from harness import machine
+
+from genimg_fast.bench.machine import commit, facts
 
 CORES = len(os.sched_getaffinity(0))
 GPUS = torch.cuda.device_count()
@@ -46,7 +47,8 @@ def main() -> None:
     options = [args.model, "--data", "digits", "--channels", "64", "--batch-size", str(args.batch_size)]
     options += ["--steps", str(args.steps)]
 
-    print("  ".join(f"{name} {value}" for name, value in machine().items()))
+    found = {**facts("cuda" if GPUS else "cpu"), "commit": commit()}
+    print("  ".join(f"{name} {value}" for name, value in found.items()))
     cases = [(1, CORES), (2, max(1, CORES // 2))]
     if CORES > 1 and GPUS == 0:
         cases.insert(1, (1, CORES // 2))

@@ -20,12 +20,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from harness import machine
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import genimg_fast as gf
+from genimg_fast.bench.machine import commit, facts
 
 NORMS = {"native_batch_norm", "cudnn_batch_norm", "_batch_norm_with_update"}
 ACTIVATIONS = {"relu", "relu_", "leaky_relu", "leaky_relu_", "silu", "silu_"}
@@ -238,7 +238,7 @@ def main() -> None:
     print(f"| all {len(rows)} | {total[0]} | {shares} | | | | |")
     if args.out:
         with open(args.out, "w") as file:
-            json.dump({"machine": machine(), "models": rows}, file, indent=2)
+            json.dump({"machine": {**facts("cpu"), "commit": commit()}, "models": rows}, file, indent=2)
 
 
 if __name__ == "__main__":

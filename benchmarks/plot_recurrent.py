@@ -12,14 +12,16 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from harness import DEVICE, machine, synchronize
 from tqdm import tqdm
 
 import genimg_fast.nn
+from genimg_fast.bench.machine import commit, facts
+from genimg_fast.bench.timing import synchronize
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BASE = {"steps": 64, "batch": 64, "hidden": 128}
 SWEEPS = {
     "steps": [4, 8, 16, 32, 64, 128, 256],
@@ -36,10 +38,10 @@ def milliseconds(pair: tuple[Callable[[], object], Callable[[], object]]) -> tup
     while len(times[0]) < 5 or time.perf_counter() - began < 0.5:
         for function, taken in zip(pair, times, strict=True):
             function()
-            synchronize()
+            synchronize(DEVICE)
             started = time.perf_counter()
             function()
-            synchronize()
+            synchronize(DEVICE)
             taken.append(time.perf_counter() - started)
     return statistics.median(times[0]) * 1e3, statistics.median(times[1]) * 1e3
 
@@ -78,12 +80,12 @@ def main() -> int:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     progress.close()
-    facts = machine()
+    found = facts(DEVICE)
     axes[0].set_ylabel("forward + backward, ms")
     axes[-1].legend(fontsize=8)
     figure.suptitle(
-        f"One recurrent layer, float32, inputs = hidden; {facts['device']}, torch {facts['torch']}, "
-        f"commit {facts['commit']}",
+        f"One recurrent layer, float32, inputs = hidden; {found['device']}, torch {found['torch']}, "
+        f"commit {commit()}",
         fontsize=9,
     )
     figure.savefig(args.out, dpi=120)

@@ -22,15 +22,16 @@ from genimg_fast._native import NativeUnavailableWarning, backend, empty_cache, 
 from genimg_fast._version import __version__
 
 if TYPE_CHECKING:
-    from genimg_fast import data, editing, losses, metrics, models, training
+    from genimg_fast import bench, data, editing, losses, metrics, models, training
 
-_LAZY = ("data", "editing", "losses", "metrics", "models", "training")
+_LAZY = ("bench", "data", "editing", "losses", "metrics", "models", "training")
 
 __all__ = [
     "Info",
     "NativeUnavailableWarning",
     "__version__",
     "backend",
+    "bench",
     "data",
     "editing",
     "empty_cache",

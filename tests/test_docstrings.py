@@ -19,7 +19,7 @@ FOUND = [m.name for m in pkgutil.walk_packages(gf.__path__, "genimg_fast.")]
 MODULES = [importlib.import_module(name) for name in FOUND if not name.endswith(("__main__", "._C"))]
 EXAMPLES = [test for module in (gf, *MODULES) for test in doctest.DocTestFinder().find(module) if test.examples]
 
-PACKAGES = (gf, gf.ops, gf.nn, gf.models, gf.losses, gf.data, gf.training, gf.metrics, gf.editing)
+PACKAGES = (gf, gf.ops, gf.nn, gf.models, gf.losses, gf.data, gf.training, gf.metrics, gf.editing, gf.bench)
 NAMES = {f"{m.__name__}.{n}": getattr(m, n) for m in PACKAGES for n in m.__all__}
 PUBLIC = {
     name: thing

@@ -22,7 +22,7 @@ LAYERS = (
     ("data", "losses"),
     ("models",),
     ("training",),
-    ("editing", "metrics"),
+    ("bench", "editing", "metrics"),
     ("cli",),
     ("__main__",),
 )

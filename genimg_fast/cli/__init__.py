@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from genimg_fast._info import info
 from genimg_fast._program import ignore_interrupts, imports_done
 from genimg_fast._version import __version__
-from genimg_fast.cli import compare, demo, edit, evaluate, listing, train
+from genimg_fast.cli import bench, compare, demo, edit, evaluate, listing, train
 from genimg_fast.cli.arguments import Parser, is_out_of_memory, one_line, what_to_reduce
 from genimg_fast.cli.commands import add_function
 from genimg_fast.cli.exporting import export
@@ -90,6 +90,7 @@ def make_parser() -> Parser:
     add_function(commands, export)
     add_function(commands, evaluate.evaluate, name="eval")
     add_function(commands, compare.compare)
+    bench.add(commands)
     listing.add(commands)
     add_function(commands, demo.demo)
     add_function(commands, _info, name="info")

@@ -3,12 +3,16 @@
 import copy
 import shlex
 import statistics
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from genimg_fast._fuse import unfuse
 from genimg_fast._info import info
+from genimg_fast.bench import timing
+from genimg_fast.bench.own import quick
 from genimg_fast.cli.arguments import Device
 from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
@@ -17,12 +21,19 @@ from genimg_fast.training import GANTrainer, Trainer, find_trainable
 
 # With the defaults, that gives recognisable digits in about a minute on two cores.
 DEMO: dict[str, Any] = {"data": "digits"}
+# About ten seconds of them show what the kernels gain here.
+OPERATORS = (
+    "batch_norm_act 64x128x16x16 leaky_relu float32 NCHW",
+    "group_norm_act 8x256x32x32/32 silu float32 NCHW",
+    "reparameterize_kl 512x512 float32",
+    "GRU T28 B64 I28 H64 float32",
+)
 
 
 def demo(
     *, out: Folder = Path("runs"), steps: PositiveInt | None = None, seed: Seed = 0, device: Device = "auto"
 ) -> int:
-    """Train a small DCGAN on real handwritten digits; time a step.
+    """Train a small DCGAN on real handwritten digits; time training and the operators.
 
     Args:
         out: Folder of all runs.
@@ -38,29 +49,32 @@ def demo(
 
     batch_size = run.config["batch_size"]
     plain, fused = _time_steps(trainer, dataset, batch_size)
+    print(f"\ngenerated digits: {run.path / f'samples-{trainer.steps_done:06d}.png'}")
+    print(f"real digits:      {run.path / 'real.png'}")
     kernels = "fused kernels" if info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
     print(
-        f"step of {batch_size} images: {fused:.1f} ms with {kernels}, "
-        f"{plain:.1f} ms with plain torch.nn ({plain / fused:.2f}x)"
+        f"training: {batch_size / fused:.0f} images/s with {kernels}, {batch_size / plain:.0f} with plain torch.nn"
+        " (convolutions take most of it)"
     )
-    print(f"real digits:      {run.path / 'real.png'}")
-    print(f"generated digits: {run.path / f'samples-{trainer.steps_done:06d}.png'}")
+    print("\noperators on this machine, forward + backward, times as fast as eager PyTorch [interval of 95%]:")
+    for name, ratio in quick(trainer.device.type, OPERATORS):
+        print(f"  {name:<58} {ratio}  {ratio.verdict}")
+    print(
+        f"\nnext:\n  genimg-fast interpolate {run.path}\n  genimg-fast train cvae --data digits\n"
+        "  genimg-fast bench ops --time-limit 5"
+    )
     return 0
 
 
-def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int, rounds: int = 40) -> tuple[float, float]:
-    """Median milliseconds of a training step with plain torch.nn, and with this package."""
-    trainers = [GANTrainer(unfuse(copy.deepcopy(trainer.model))), GANTrainer(copy.deepcopy(trainer.model))]
-    milliseconds: list[list[float]] = [[], []]
+def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> tuple[float, float]:
+    """Median seconds of a training step with plain torch.nn, and with this package."""
+    models = (unfuse(copy.deepcopy(trainer.model)), copy.deepcopy(trainer.model))
     stream = batches(dataset.to(trainer.device), batch_size)
-    # In turns, so that whatever else the machine does slows both; each timed step follows one of the same kind,
-    # whose memory it finds free.
-    for _ in range(rounds):
-        images, labels = next(stream)
-        for measured, times in zip(trainers, milliseconds, strict=True):
-            measured.step(images, labels)
-            start = time.perf_counter()
-            measured.step(images, labels)["loss_g"].item()  # .item() waits for an accelerator
-            times.append(1e3 * (time.perf_counter() - start))
-    plain, fused = (statistics.median(times[rounds // 8 :]) for times in milliseconds)  # the first ones warm up
-    return plain, fused
+
+    def stepping(model: Any) -> Callable[[], Any]:
+        stepper = GANTrainer(model)
+        return lambda: stepper.step(*next(stream))["loss_g"].item()
+
+    calls = dict(zip(("plain", "fused"), map(stepping, models), strict=True))
+    found = timing.rounds(calls, "warm", trainer.device.type, 4.0, np.random.default_rng(0))
+    return statistics.median(found["plain"]), statistics.median(found["fused"])

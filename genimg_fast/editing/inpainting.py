@@ -14,6 +14,7 @@ out of their coordinates; what a convolutional network makes of the missing ones
 
 import itertools
 import math
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,8 @@ def inpaint(
 
     Args:
         image: The picture. In [0, 1] of shape (channels, height, width), grey or RGB.
-        mask: White where something is missing, of the picture's size. Above 0.5, of shape (1, height, width).
+        mask: White where something is missing, of the picture's size. Above 0.5, of shape (1, height, width). With
+            nothing white, which is warned of, the picture is returned as it is.
         dilate: Pixels by which more is missing on each side: masks by hand often leave a rim of what has to go.
         guide: White where patches may be taken from; default: anywhere.
         method: ``patchmatch``, the default, copies patches of the picture; ``prior`` is a network that learns this
@@ -100,6 +102,7 @@ def inpaint(
     restorer = None if model is None else load_restorer(model, ("inpaint",))
     hole = mask[0].to(image.device) > 0.5
     if not bool(hole.any()):
+        warnings.warn("mask has nothing white, where something is missing: the picture is unchanged", stacklevel=3)
         return image.clone()
     if dilate:
         wide = F.max_pool2d(hole[None].float(), (1, 2 * dilate + 1), 1, (0, dilate))

@@ -1,0 +1,139 @@
+"""What is timed: functions that compute the same of the same inputs, and what that takes at least."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Pass = Literal["forward", "both", "step"]
+REFERENCE = "eager"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders that compute the same, the first of which is judged, and ``"eager"``, which says what is right.
+
+    Attributes:
+        contenders: Functions or modules by name. Each takes ``inputs`` and returns a tensor, or a tuple of some;
+            the one called ``"eager"`` must also run in float64, in which it is the reference. Of the pass
+            ``"step"``, functions without arguments that do all of a training step and return what it reports.
+        inputs: Tensors, and other values that are handed on as they are. Gradients are taken of those that require
+            them, and of the parameters of modules.
+        passes: What is timed: ``"forward"``, ``"both"`` (forward and backward) or ``"step"``.
+        moved: Bytes that have to be read or written at least, by pass.
+        operations: Additions and multiplications that have to be done at least, by pass.
+        fixed: Keyword arguments for when results are compared, such as the noise that is random otherwise.
+        compiled: Whether ``torch.compile`` of the reference is a contender, too.
+        images: Images of a step, for images a second.
+        slack: What the error may be is multiplied by this: of recurrent layers, in which rounding grows.
+
+    Raises:
+        ValueError: If none of the contenders is called ``"eager"``.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> x = torch.randn(64, 64, requires_grad=True)
+        >>> case = gf.bench.Case({"mine": lambda x: x * x.sigmoid(), "eager": torch.nn.functional.silu}, (x,))
+        >>> case.judged
+        'mine'
+    """
+
+    contenders: Mapping[str, Callable[..., Any]]
+    inputs: Sequence[Any] = ()
+    passes: tuple[Pass, ...] = ("forward", "both")
+    moved: Mapping[str, int] = field(default_factory=dict)
+    operations: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = True
+    images: int = 0
+    slack: float = 1.0
+
+    def __post_init__(self) -> None:
+        if REFERENCE not in self.contenders:
+            raise ValueError(
+                f"contenders must have one named {REFERENCE!r}, got {', '.join(self.contenders) or 'none'}"
+            )
+
+    @property
+    def judged(self) -> str:
+        """Name of the contender that the others are compared with."""
+        return next(iter(self.contenders))
+
+    def peers(self, wanted: Sequence[str] | None = None) -> dict[str, Callable[..., Any]]:
+        """Get the contenders that run: the judged one, the reference, and of the others those that are wanted.
+
+        Args:
+            wanted: Names; default: all there are, ``"compile"`` included.
+
+        Returns:
+            Contenders by name.
+        """
+        found = dict(self.contenders)
+        if self.compiled and "step" not in self.passes:
+            found["compile"] = torch.compile(self.contenders[REFERENCE], dynamic=False)
+        kept = {self.judged, REFERENCE}
+        return {name: f for name, f in found.items() if wanted is None or name in kept or name in wanted}
+
+
+def tensors_of(value: Any) -> tuple[Tensor, ...]:
+    """List the tensors of a result: one, or those in a tuple, a list or a mapping of some."""
+    if isinstance(value, Tensor):
+        return (value,)
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return tuple(t for part in value for t in tensors_of(part)) if isinstance(value, (tuple, list)) else ()
+
+
+def leaves_of(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
+    """List what gradients are taken of."""
+    leaves = [t for t in inputs if isinstance(t, Tensor) and t.requires_grad]
+    return (
+        [*leaves, *(p for p in function.parameters() if p.requires_grad)]
+        if isinstance(function, nn.Module)
+        else leaves
+    )
+
+
+def calls_of(
+    function: Callable[..., Any], inputs: Sequence[Any], direction: Pass, **options: Any
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Make a function without arguments that does a pass.
+
+    Args:
+        function: The contender.
+        inputs: What it takes.
+        direction: The pass.
+        **options: Keyword arguments for the contender.
+
+    Returns:
+        A function that returns the tensors of the result, or, of forward and backward, the gradients.
+    """
+    if direction == "step":
+        return lambda: tensors_of(function(**options))
+
+    def forward() -> tuple[Tensor, ...]:
+        return tensors_of(function(*inputs, **options))
+
+    if direction == "forward":
+        return forward
+    leaves = leaves_of(function, inputs)
+    outputs = [t for t in forward() if t.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    grads = [
+        torch.randn(t.shape, generator=generator).to(t).contiguous(memory_format=_format_of(t)) for t in outputs
+    ]
+    del outputs
+
+    def both() -> tuple[Tensor, ...]:
+        results = [t for t in forward() if t.requires_grad]
+        return torch.autograd.grad(results, leaves, grads, allow_unused=True, materialize_grads=True)
+
+    return both
+
+
+def _format_of(t: Tensor) -> torch.memory_format:
+    if t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

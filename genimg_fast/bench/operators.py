@@ -1,0 +1,246 @@
+"""The cases of the operators: each shape, dtype and layout once, with what has to be moved and done at least."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genimg_fast.bench.case import Case
+from genimg_fast.bench.entries import OURS, Entry
+from genimg_fast.nn import GRU, LSTM, RNN
+from genimg_fast.ops import batch_norm_act, group_norm_act, reparameterize_kl
+
+SLOPE = 0.2
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _by_x(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _laid_out(x: Tensor, layout: str) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+def _layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return ("NCHW", "channels_last") if len(shape) == 4 else ("NCHW",)
+
+
+def _activated(y: Tensor, activation: str, inplace: bool) -> Tensor:
+    if activation == "silu":
+        return F.silu(y, inplace)
+    return F.leaky_relu(y, SLOPE, inplace) if activation == "leaky_relu" else y
+
+
+# Shape, activation, and whether it is in the short list.
+_BATCH_NORMS = [
+    ((128, 64, 32, 32), "leaky_relu", True),
+    ((64, 128, 16, 16), "leaky_relu", False),
+    ((64, 128, 16, 16), "silu", False),
+    ((128, 256, 8, 8), "leaky_relu", True),
+    ((64, 512, 4, 4), "leaky_relu", False),
+    ((16, 64, 128, 128), "leaky_relu", False),
+    ((8, 3, 33, 65), "leaky_relu", False),
+    ((256, 1024), "leaky_relu", False),
+]
+
+
+def _batch_norm(shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str, device: str) -> Case:
+    x = _laid_out(torch.randn(shape, device=device).to(dtype), layout).requires_grad_()
+    weight = torch.rand(shape[1], device=device).add_(0.5).requires_grad_()
+    bias = torch.randn(shape[1], device=device).requires_grad_()
+    running = {
+        wide: (torch.zeros(shape[1], device=device, dtype=wide), torch.ones(shape[1], device=device, dtype=wide))
+        for wide in (torch.float32, torch.float64)
+    }
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor, inplace: bool = False) -> Tensor:
+        y = F.batch_norm(x, *running[weight.dtype], weight, bias, True, 0.1, 1e-5)
+        return _activated(y, activation, inplace)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        statistics = running[weight.dtype]
+        return batch_norm_act(
+            x, *statistics, weight, bias, True, 0.1, 1e-5, activation=activation, negative_slope=SLOPE
+        )
+
+    contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager}
+    if activation != "silu":  # in place where backward needs no more than the result
+        contenders["inplace"] = partial(eager, inplace=True)
+    size, n = x.nbytes, x.numel()
+    # Statistics and normalisation; backward: two sums, the activation's derivative, and the gradient.
+    return Case(
+        contenders, (x, weight, bias), moved={"forward": 2 * size, "both": 5 * size},
+        operations={"forward": 8 * n, "both": 22 * n},
+    )  # fmt: skip
+
+
+# Shape, groups, activation, which norm: group norm, also with a scale and a shift per sample and channel, or
+# instance norm without parameters; and whether it is in the short list.
+_GROUP_NORMS = [
+    ((8, 128, 64, 64), 32, "silu", "", True),
+    ((8, 128, 64, 64), 32, "silu", "modulated", False),
+    ((8, 256, 32, 32), 32, "silu", "", False),
+    ((16, 512, 16, 16), 32, "silu", "modulated", False),
+    ((32, 512, 8, 8), 32, "silu", "", False),
+    ((4, 64, 128, 128), 64, "leaky_relu", "instance", True),
+    ((1, 128, 256, 256), 32, "silu", "", False),
+    ((16, 96, 31, 33), 1, "identity", "", False),
+    ((256, 1024), 1, "identity", "", False),
+    ((1, 32, 4, 4), 32, "silu", "", False),
+    ((8, 512, 8, 8), 32, "silu", "", False),
+    ((2, 8), 2, "silu", "", False),
+    ((1, 64, 64, 64), 1, "silu", "", False),
+    ((4, 64, 32, 32), 1, "silu", "", False),
+]
+
+
+def _group_norm(
+    shape: tuple[int, ...], groups: int, activation: str, norm: str, kind: str, layout: str, device: str
+) -> Case:
+    dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    x = _laid_out(torch.randn(shape, device=device).to(dtype), layout).requires_grad_()
+    weight = bias = scale = shift = None
+    if norm != "instance":
+        weight = torch.rand(shape[1], device=device).add_(0.5).requires_grad_()
+        bias = torch.randn(shape[1], device=device).requires_grad_()
+    if norm == "modulated":
+        scale, shift = (torch.randn(shape[:2], device=device).to(dtype).requires_grad_() for _ in range(2))
+
+    def eager(x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any, inplace: bool = False) -> Tensor:
+        y = F.instance_norm(x) if weight is None else F.group_norm(x, groups, weight, bias)
+        if scale is not None:
+            y = y * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
+        return _activated(y, activation, inplace)
+
+    def ours(x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any) -> Tensor:
+        return group_norm_act(
+            x, groups, weight, bias, activation=activation, negative_slope=SLOPE, scale=scale, shift=shift
+        )
+
+    contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager}
+    if activation == "leaky_relu":
+        contenders["inplace"] = partial(eager, inplace=True)
+    if kind == "autocast":
+        contenders = {name: torch.autocast(device, torch.bfloat16)(f) for name, f in contenders.items()}
+    size, n = x.nbytes, x.numel()
+    return Case(
+        contenders, (x, weight, bias, scale, shift), moved={"forward": 2 * size, "both": 5 * size},
+        operations={"forward": 8 * n, "both": 22 * n},
+    )  # fmt: skip
+
+
+# Shapes of mu and logvar; packed: both are halves of one tensor, as an encoder's last convolution gives them.
+_LATENTS = [
+    ((4096, 1024), "", True),
+    ((512, 512), "", False),
+    ((128, 128), "", True),
+    ((32, 4, 32, 32), "packed", False),
+    ((100, 333), "", False),
+    ((16, 8), "", False),
+    ((16384, 1024), "", False),
+]
+
+
+def _latents(shape: tuple[int, ...], packing: str, dtype: torch.dtype, device: str) -> Case:
+    moments = torch.randn(shape[0], 2 * shape[1], *shape[2:], device=device).to(dtype)
+    inputs = (moments,) if packing else tuple(half.contiguous() for half in moments.chunk(2, dim=1))
+    for t in inputs:
+        t.requires_grad_()
+
+    def of_halves(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda moments, **options: function(*moments.chunk(2, dim=1), **options)
+
+    def ours(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
+        return reparameterize_kl(mu, logvar, noise=noise)
+
+    def eager(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
+        std = torch.exp(0.5 * logvar)
+        z = mu + (torch.randn_like(std) if noise is None else noise) * std
+        return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=tuple(range(1, mu.dim())))
+
+    def diffusers(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
+        logvar = torch.clamp(logvar, -30.0, 20.0)
+        std, var = torch.exp(0.5 * logvar), torch.exp(logvar)
+        z = mu + std * (torch.randn(mu.shape, device=mu.device, dtype=mu.dtype) if noise is None else noise)
+        return z, 0.5 * torch.sum(mu.pow(2) + var - 1.0 - logvar, dim=tuple(range(1, mu.dim())))
+
+    contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager, "diffusers": diffusers}
+    if packing:
+        contenders = {name: of_halves(function) for name, function in contenders.items()}
+    noise = torch.randn(shape, device=device).to(dtype)
+    # Philox and Box-Muller alone are about 40 operations; exponentials and the divergence 20.
+    return Case(
+        contenders, inputs, moved={"forward": 3 * noise.nbytes, "both": 8 * noise.nbytes},
+        operations={"forward": 60 * noise.numel(), "both": 130 * noise.numel()}, fixed={"noise": noise},
+    )  # fmt: skip
+
+
+# Steps, batch, input size, hidden size, layers, bidirectional; and whether it is in the short list.
+_SEQUENCES = [
+    ((16, 16, 3, 64, 3, True), True),
+    ((28, 64, 28, 64, 1, False), True),
+    ((64, 64, 128, 128, 1, False), True),
+    ((64, 32, 256, 256, 1, False), False),
+    ((100, 8, 64, 512, 1, False), False),
+]
+_CELLS = {"RNN": (nn.RNN, RNN, 1), "GRU": (nn.GRU, GRU, 3), "LSTM": (nn.LSTM, LSTM, 4)}
+
+
+def _sequence(cell: str, sizes: tuple[int, int, int, int, int, bool], dtype: torch.dtype, device: str) -> Case:
+    steps, batch, features, hidden, layers, both_ways = sizes
+    theirs, own, gates = _CELLS[cell]
+    options: dict[str, Any] = {"num_layers": layers, "bidirectional": both_ways, "device": device, "dtype": dtype}
+    eager, ours = theirs(features, hidden, **options), own(features, hidden, **options)
+    ours.load_state_dict(eager.state_dict())
+    x = torch.randn(steps, batch, features, device=device, dtype=dtype, requires_grad=True)
+    directions = 1 + both_ways
+    data = (x.numel() + steps * batch * hidden * directions) * x.element_size()
+    weights = sum(p.nbytes for p in eager.parameters())
+    products = 0
+    for layer in range(layers):
+        width = features if layer == 0 else hidden * directions
+        products += 2 * steps * batch * gates * hidden * (width + hidden) * directions
+    # torch.compile leaves recurrent layers to eager PyTorch.
+    return Case(
+        {OURS: ours, "eager": eager}, (x,), moved={"forward": data + weights, "both": 3 * (data + weights)},
+        operations={"forward": products, "both": 3 * products}, compiled=False, slack=2.0,
+    )  # fmt: skip
+
+
+def entries() -> Iterator[Entry]:
+    """List the operators' cases, the long list, by name."""
+    for shape, activation, short in _BATCH_NORMS:
+        for dtype in DTYPES:
+            for layout in _layouts(shape):
+                name = f"batch_norm_act {_by_x(shape)} {activation} {_named(dtype)} {layout}"
+                build = partial(_batch_norm, shape, dtype, layout, activation)
+                yield Entry(name, "ops", _named(dtype), short and (layout == "NCHW" or len(shape) == 4), build)
+    for shape, groups, activation, norm, short in _GROUP_NORMS:
+        # 16-bit data has float32 parameters; under autocast, for CPUs, it stays 16-bit data: one shape shows it.
+        for kind in ("float32", "bfloat16", *(("autocast",) if norm == "" and short else ())):
+            for layout in _layouts(shape):
+                suffix = f" {norm}" if norm else ""
+                name = f"group_norm_act {_by_x(shape)}/{groups}{suffix} {activation} {kind} {layout}"
+                build = partial(_group_norm, shape, groups, activation, norm, kind, layout)
+                words = "float32" if kind == "float32" else "bfloat16"
+                yield Entry(name, "ops", words, short and kind != "autocast", build)
+    for shape, packing, short in _LATENTS:
+        for dtype in DTYPES:
+            suffix = f" {packing}" if packing else ""
+            name = f"reparameterize_kl {_by_x(shape)}{suffix} {_named(dtype)}"
+            yield Entry(name, "ops", _named(dtype), short, partial(_latents, shape, packing, dtype))
+    for sizes, short in _SEQUENCES:
+        for cell in _CELLS:
+            for dtype in DTYPES:
+                steps, batch, features, hidden, layers, both_ways = sizes
+                stack = f" L{layers}{' bidirectional' if both_ways else ''}" if layers > 1 else ""
+                name = f"{cell} T{steps} B{batch} I{features} H{hidden}{stack} {_named(dtype)}"
+                yield Entry(name, "ops", _named(dtype), short, partial(_sequence, cell, sizes, dtype))

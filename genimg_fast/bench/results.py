@@ -1,0 +1,312 @@
+"""What a run found: rows with all samples, the machine and the commit, in one JSON file of a fixed form."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from genimg_fast.bench.case import REFERENCE
+from genimg_fast.bench.machine import Ceilings, best_seconds
+from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
+
+SCHEMA = 1
+
+
+@dataclass
+class Row:
+    """One pass of one case.
+
+    Attributes:
+        name: The case.
+        pass_: ``"forward"``, ``"both"`` or ``"step"``.
+        judged: The contender that is judged.
+        dtype: Of the data, ``"float32"`` ..., or nothing.
+        moved: Bytes that have to be moved at least.
+        operations: Additions and multiplications that have to be done at least.
+        images: Images of a step, 0 of other passes.
+        skipped: Why nothing was measured, or nothing.
+        wrong: Contenders that have no figures, and why.
+        errors: Largest relative error against float64, by contender.
+        memory: Bytes at the peak, and kept for backward, by contender.
+        first_call: Seconds of the first call, compilation included, by contender, of each process.
+        seconds: By state, then contender, of each process, of each round.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> row = gf.bench.Row("softmax", "both", "mine", seconds={"warm": {"mine": [[1.0]], "eager": [[2.0]]}})
+        >>> row.strongest(), round(row.ratio("eager").value, 3)
+        ('eager', 2.0)
+    """
+
+    name: str
+    pass_: str = ""
+    judged: str = ""
+    dtype: str = ""
+    moved: int = 0
+    operations: int = 0
+    images: int = 0
+    skipped: str = ""
+    wrong: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, list[int]] = field(default_factory=dict)
+    first_call: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells the row from others."""
+        return f"{self.name}, {self.pass_}"
+
+    def peers(self) -> list[str]:
+        """List the contenders with figures beside the judged one."""
+        return [name for name in self.seconds.get("warm", {}) if name != self.judged]
+
+    def median(self, name: str | None = None, state: str = "warm") -> float | None:
+        """Get a contender's seconds: the median over processes of the median over rounds."""
+        times = self.seconds.get(state, {}).get(name or self.judged)
+        return statistics.median(statistics.median(rounds) for rounds in times) if times else None
+
+    def ratio(self, peer: str, state: str = "warm") -> Ratio | None:
+        """Estimate by how many times the judged contender is faster than a peer."""
+        times = self.seconds.get(state, {})
+        return ratio_of(times[peer], times[self.judged]) if peer in times and self.judged in times else None
+
+    def strongest(self, state: str = "warm") -> str | None:
+        """Name the fastest peer."""
+        medians = {name: self.median(name, state) for name in self.peers()}
+        known = {name: seconds for name, seconds in medians.items() if seconds is not None}
+        return min(known, key=lambda name: known[name]) if known else None
+
+    def share_of_best(self, limits: Ceilings, state: str = "warm") -> float | None:
+        """Compare the time with what the machine allows for the bytes and operations: 1 is the bound."""
+        seconds = self.median(state=state)
+        dtype = getattr(torch, self.dtype, None)
+        best = best_seconds(limits, self.moved, self.operations, dtype)
+        return best / seconds if seconds and best else None
+
+    def pays_after(self, peer: str) -> float | None:
+        """Count the calls after which a peer's longer first call is made up for by faster ones, if it ever is."""
+        ours, theirs = self.median(), self.median(peer)
+        if ours is None or theirs is None or theirs >= ours or peer not in self.first_call:
+            return None
+        return max(0.0, statistics.median(self.first_call[peer]) - ours) / (ours - theirs)
+
+
+@dataclass
+class Result:
+    """What a run found.
+
+    Attributes:
+        rows: The rows.
+        machine: Facts about the machine and what is installed.
+        ceilings: What the machine reaches.
+        quiet: What others had of the machine meanwhile.
+        canaries: Seconds of what never changes, in the order of time.
+        unsound: What speaks against the figures.
+        commit: That the package's files are of.
+        command: The command line.
+        when: Date and time of the start.
+        schema: Version of this form.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> limits = gf.bench.machine.Ceilings({1 << 20: 1e10}, {1 << 20: 1e10}, 1e11, 1e11)
+        >>> rows = [gf.bench.Row("softmax", skipped="not reached within the time limit")]
+        >>> result = gf.bench.Result(rows, {}, limits, {}, [], [], "abc1234", "", "2026-01-02T03:04:05")
+        >>> result.rows[0].skipped
+        'not reached within the time limit'
+    """
+
+    rows: list[Row]
+    machine: dict[str, str]
+    ceilings: Ceilings
+    quiet: dict[str, float]
+    canaries: list[float]
+    unsound: list[str]
+    commit: str
+    command: str
+    when: str
+    schema: int = SCHEMA
+
+    def save(self, path: Path) -> None:
+        """Write the result as JSON."""
+        body = {**asdict(self), "ceilings": self.ceilings._asdict()}
+        path.write_text(json.dumps(body) + "\n")
+
+    def save_in(self, folder: Path) -> Path:
+        """Write the result into a folder of results, under a name that no other has.
+
+        Args:
+            folder: The folder, which is made.
+
+        Returns:
+            The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"{datetime.fromisoformat(self.when):%Y-%m-%d-%H%M%S}-{self.commit}"
+        for number in range(1000):
+            path = folder / f"{stem}{f'-{number}' if number else ''}.json"
+            try:
+                path.touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            self.save(path)
+            return path
+        raise OSError(f"{folder} has 1000 results of this second")
+
+    def as_csv(self) -> str:
+        """Write a line of text for each row, contender and state: its median, and the ratio with its interval."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(
+            ["case", "pass", "state", "contender", "seconds", "ratio", "low", "high", "error", "peak_bytes"]
+        )
+        for row in self.rows:
+            for state, contenders in row.seconds.items():
+                for name in contenders:
+                    ratio = row.ratio(name, state) or Ratio(1, 1, 1)
+                    error, peak = row.errors.get(name, ""), row.memory.get(name, [""])[0]
+                    lines.writerow(
+                        [row.name, row.pass_, state, name, row.median(name, state), *ratio, error, peak]
+                    )
+        return text.getvalue()
+
+
+def load(path: str | Path) -> Result:
+    """Read a result.
+
+    Args:
+        path: Its file.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: If the file holds none, or one of a form that this version does not know.
+        OSError: If it cannot be read.
+
+    Example:
+        >>> import genimg_fast as gf
+        >>> try:
+        ...     gf.bench.load("no-such-file.json")
+        ... except OSError:
+        ...     print("no such file")
+        no such file
+    """
+    try:
+        body: dict[str, Any] = json.loads(Path(path).read_text())
+        schema = body["schema"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"must be a result of genimg-fast bench, which {path} is not") from error
+    if schema != SCHEMA:
+        raise ValueError(f"must be a result of form {SCHEMA}; {path} is of form {schema}")
+    body["rows"] = [Row(**row) for row in body["rows"]]
+    limits = body["ceilings"]
+    for name in ("copy", "read"):
+        limits[name] = {int(size): rate for size, rate in limits[name].items()}
+    body["ceilings"] = Ceilings(**limits)
+    return Result(**body)
+
+
+def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[Row]:
+    """Put together what the processes found.
+
+    Args:
+        rows: Of all processes, in the order of time.
+        dtypes: Of the data, by case.
+
+    Returns:
+        A row for each pass of each case.
+    """
+    found: dict[tuple[str, str], Row] = {}
+    for part in rows:
+        name, direction = part["name"], part.get("pass", "")
+        row = found.setdefault((name, direction), Row(name, direction, dtype=dtypes.get(name, "")))
+        if "skipped" in part:
+            row.skipped = part["skipped"]
+            continue
+        row.judged, row.images = part["judged"], part["images"]
+        row.moved, row.operations = part["moved"], part["operations"]
+        row.wrong |= part["wrong"]
+        row.errors |= part["errors"]
+        row.memory |= part["memory"]
+        for contender, seconds in part["first_call"].items():
+            row.first_call.setdefault(contender, []).append(seconds)
+        for state, contenders in part["seconds"].items():
+            for contender, times in contenders.items():
+                row.seconds.setdefault(state, {}).setdefault(contender, []).append(times)
+    for row in found.values():
+        _drop_wrong(row)
+    return list(found.values())
+
+
+def _drop_wrong(row: Row) -> None:
+    """Leave no figure of what is wrong in any process."""
+    if row.judged in row.wrong:
+        row.seconds, row.memory, row.first_call = {}, {}, {}
+    for name in row.wrong:
+        row.memory.pop(name, None)
+        row.first_call.pop(name, None)
+        for contenders in row.seconds.values():
+            contenders.pop(name, None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a row of one result differs from that of another.
+
+    Attributes:
+        key: The row.
+        ratio: By how many times the second is faster.
+        beside: What both were counted in: the reference's time in the same rounds, or seconds.
+    """
+
+    key: str
+    ratio: Ratio
+    beside: str
+
+
+def changes(first: Result, second: Result) -> tuple[list[Change], list[str]]:
+    """Compare two results, row by row.
+
+    Where both have the same versions of torch on the same kind of machine, times are counted in those of the
+    reference in the same rounds: what slowed the machine as a whole is no change.
+
+    Args:
+        first: The earlier.
+        second: The later.
+
+    Returns:
+        The changes of the rows that both have, and the rows that one alone has.
+    """
+    facts = ("device", "threads", "torch", "torch's SIMD")
+    beside = all(first.machine.get(fact) == second.machine.get(fact) for fact in facts)
+    rows = [{row.key: row for row in result.rows if row.seconds.get("warm")} for result in (first, second)]
+    found = []
+    for key in rows[0].keys() & rows[1].keys():
+        pair = [rows[0][key], rows[1][key]]
+        times = [row.seconds["warm"][row.judged] for row in pair]
+        yardstick = [row.seconds["warm"].get(REFERENCE) for row in pair]
+        if beside and all(yardstick) and pair[0].judged != REFERENCE:
+            words, measures = f"in times of {REFERENCE}", [y for y in yardstick if y is not None]
+        else:
+            words, measures = "in seconds", [_ones(t) for t in times]
+        found.append(Change(key, change_of((times[0], measures[0]), (times[1], measures[1])), words))
+    order = list(rows[0])
+    found.sort(key=lambda change: order.index(change.key))
+    alone = [key for key in {**rows[0], **rows[1]} if (key in rows[0]) != (key in rows[1])]
+    return found, alone
+
+
+def _ones(times: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[1.0] * len(rounds) for rounds in times]

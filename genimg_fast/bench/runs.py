@@ -1,0 +1,241 @@
+"""A run: fresh processes that measure in turns, within a limit of time."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from genimg_fast.bench import machine
+from genimg_fast.bench.catalog import all_entries
+from genimg_fast.bench.entries import Entry, choose, own_entries
+from genimg_fast.bench.results import Result, Row, join
+from genimg_fast.bench.timing import State
+
+PROCESSES = 3
+BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
+LEAST_BUDGET = 0.2
+PACKAGE = Path(__file__).parents[1]
+
+
+def chosen(what: str, words: Sequence[str], dtypes: Sequence[str]) -> tuple[list[Entry], str | None]:
+    """Find the cases that a user asks for.
+
+    Args:
+        what: ``"ops"``, ``"models"``, ``"all"`` or ``FILE.py:FUNCTION``.
+        words: Of the filter.
+        dtypes: Of the data.
+
+    Returns:
+        The entries, and the file and function that they are of, if they are the user's.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    own = None if what in ("ops", "models", "all") else what
+    entries = all_entries() if own is None else own_entries(own)
+    found = choose(entries, "all" if own else what, words, dtypes)
+    if not found:
+        raise ValueError(f"must leave a case; none has {' and '.join(map(repr, words))} in its name")
+    return found, own
+
+
+def run(
+    entries: Sequence[Entry], *, own: str | None = None, device: str = "cpu", threads: int | None = None,
+    peers: Sequence[str] | None = None, passes: Sequence[str] = (), states: Sequence[State] = get_args(State),
+    processes: int = PROCESSES, time_limit: float | None = None, progress: bool = False, base: Path | None = None,
+) -> list[Result]:  # fmt: skip
+    """Measure cases in several fresh processes, one after the other.
+
+    Args:
+        entries: The cases.
+        own: The file and function that they are of, if they are the user's.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: Of each process; default: torch's own.
+        peers: Contenders beside the judged one and the reference; default: all.
+        passes: Those to time; default: all that a case has.
+        states: Of inputs and memory.
+        processes: How many.
+        time_limit: Seconds, after which nothing begins; what runs is stopped.
+        progress: Whether to show a progress bar.
+        base: Folder with another version of the package, which is measured in turns with this one.
+
+    Returns:
+        The result; with a base two: the base's and this one's.
+    """
+    started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
+    ends = None if time_limit is None else started + time_limit
+    watch, limits, canaries = machine.Watch(), machine.ceilings(device), [machine.canary(device)]
+    names = [entry.name for entry in entries]
+    versions = [PACKAGE.parent] if base is None else [base, PACKAGE.parent]
+    passes_of_all = 2 * len(names)
+    # The first process also checks results and compiles: less of its time is for timing.
+    budget = (
+        BUDGET
+        if time_limit is None
+        else max(LEAST_BUDGET, 0.3 * time_limit / (processes * len(versions) * passes_of_all))
+    )
+    found: list[list[dict[str, Any]]] = [[] for _ in versions]
+    with _bar(progress, processes * len(versions) * len(names)) as advance:
+        for number in range(processes):
+            begun = time.monotonic()
+            for index, version in enumerate(versions):
+                job = {
+                    "names": names, "own": own, "device": device, "threads": threads, "peers": peers,
+                    "passes": list(passes), "states": list(states), "budget": budget, "seed": number,
+                    "whole": number == 0,
+                }  # fmt: skip
+                for row in _rows_of(job, version, ends):
+                    found[index].append(row)
+                    canaries.append(row["canary"]) if "canary" in row else None
+                    advance(row["name"])
+            if ends is None or number + 1 == processes:
+                continue
+            left, took = ends - time.monotonic(), time.monotonic() - begun
+            timed = budget * passes_of_all * len(versions)
+            overhead = max(0.0, took - timed) * (0.5 if number == 0 else 1.0)
+            each = left / (processes - number - 1)
+            budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
+            if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
+                break
+    canaries.append(machine.canary(device))
+    quiet = watch.quiet()
+    dtypes = {entry.name: entry.dtype for entry in entries}
+    results = []
+    for version, rows in zip(versions, found, strict=True):
+        joined = join(rows, dtypes)
+        missing = [name for name in names if name not in {row.name for row in joined}]
+        joined += [Row(name, skipped="not reached within the time limit") for name in missing]
+        facts = {**machine.facts(device), **({"threads": str(threads)} if threads else {})}
+        revision = machine.commit() if version == PACKAGE.parent else _revision(version)
+        results.append(Result(
+            joined, facts, limits, quiet._asdict(), canaries, machine.unsound(quiet, canaries), revision,
+            shlex.join(["genimg-fast", *sys.argv[1:]]), when,
+        ))  # fmt: skip
+    return results
+
+
+def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator[dict[str, Any]]:
+    """Run a process and yield its rows as they come; stop it when the time is over."""
+    reads, writes = os.pipe()
+    places = [str(version), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+    with tempfile.TemporaryFile("w+") as errors, os.fdopen(reads) as lines:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "genimg_fast.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            stderr=errors, env=environment, pass_fds=[writes], text=True,
+        )  # fmt: skip
+        os.close(writes)
+        forget = _ending(process, ends)
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({**job, "descriptor": writes}))
+            process.stdin.close()
+            for line in lines:
+                yield json.loads(line)
+            status = process.wait()
+        finally:
+            forget()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if status != 0 and (ends is None or time.monotonic() < ends):
+            errors.seek(0)
+            said = [line for line in errors.read().splitlines() if line.strip()]
+            raise RuntimeError(f"a process that measured stopped: {said[-1] if said else f'exit status {status}'}")
+
+
+def _ending(process: subprocess.Popen[str], ends: float | None) -> Callable[[], None]:
+    """Stop a process when the time is over, unless what this returns is called before."""
+    if ends is None:
+        return lambda: None
+    timer = threading.Timer(max(0.1, ends - time.monotonic()), process.kill)
+    timer.daemon = True
+    timer.start()
+    return timer.cancel
+
+
+@contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Callable[[str], None]]:
+    if not progress:
+        yield lambda name: None
+        return
+    from genimg_fast.data.optional import optional_import
+
+    with optional_import("tqdm").tqdm(total=total, desc="bench", unit="case", leave=False, disable=None) as shown:
+        last = ""
+
+        def advance(name: str) -> None:
+            nonlocal last
+            shown.set_postfix_str(name)
+            if name != last:
+                shown.update()
+            last = name
+
+        yield advance
+
+
+@contextmanager
+def built(revision: str) -> Iterator[Path]:
+    """Build another revision of the package beside this one, for as long as it is measured.
+
+    This revision's way to measure is put into it: both are measured alike.
+
+    Args:
+        revision: What git knows it by.
+
+    Yields:
+        Its folder.
+
+    Raises:
+        ValueError: If there is no such revision, or this is no checkout.
+    """
+    root = PACKAGE.parent
+    if not (root / ".git").exists() or not (root / "setup.py").exists():
+        raise ValueError("must be a revision of a checkout that the package runs from; this one is installed")
+    known = machine.run_quietly(
+        "git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"
+    )
+    if not known:
+        raise ValueError(f"must be a revision that git knows; {revision!r} is none")
+    with tempfile.TemporaryDirectory(prefix="genimg-fast-base-") as folder:
+        place = Path(folder, "base")
+        subprocess.run(
+            ["git", "-C", str(root), "worktree", "add", "--detach", "-q", str(place), known], check=True
+        )
+        try:
+            shutil.rmtree(place / "genimg_fast" / "bench", ignore_errors=True)
+            shutil.copytree(PACKAGE / "bench", place / "genimg_fast" / "bench")
+            _build(root, place, known)
+            (place / "revision").write_text(known[:7])
+            yield place
+        finally:
+            subprocess.run(["git", "-C", str(root), "worktree", "remove", "--force", str(place)], check=False)
+
+
+def _build(root: Path, place: Path, revision: str) -> None:
+    """Build the library, or take this one where its sources are the same."""
+    library = PACKAGE / "_C.so"
+    sources = ["csrc", "setup.py"]
+    same = subprocess.run(["git", "-C", str(root), "diff", "--quiet", revision, "--", *sources], check=False)
+    if same.returncode == 0 and library.exists():
+        shutil.copy(library, place / "genimg_fast")
+        return
+    print(f"building {revision[:7]} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"building {revision[:7]} failed: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _revision(place: Path) -> str:
+    return (place / "revision").read_text().strip()

@@ -1,0 +1,186 @@
+"""Times and memory of contenders in this process.
+
+Rounds: each times every contender once, in an order drawn anew, so that what slows the machine slows all of them.
+Each timed call follows one of the same contender, unless that takes long: what another left in the caches and in
+the allocator's free lists is not part of the comparison. Inputs and memory are in one of three states:
+
+* warm: the same inputs again and again, in whatever cache holds them; memory of results is reused.
+* cold: inputs in turn, of three times the last cache's size together.
+* fresh: as warm, and memory for the results comes from the operating system (or the driver).
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genimg_fast import _native
+from genimg_fast.bench.case import Case, Pass, calls_of
+from genimg_fast.bench.machine import last_cache
+
+State = Literal["warm", "cold", "fresh"]
+MOST_BYTES = 1 << 30  # of inputs that are cold
+MOST_SETS = 256
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+LONG = 0.1  # seconds of a call, of which nothing from before it is a part
+Call = Callable[[], Any]
+
+
+class Memory(NamedTuple):
+    """Bytes that a call takes: at its peak beyond what was there, and kept for backward beside the inputs."""
+
+    peak: int
+    saved: int
+
+
+def synchronize(device: str) -> None:
+    """Wait for all streams of the device."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call: Call, device: str) -> float:
+    """Time one call, to the end of all that it started on the device."""
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def sets_of(case: Case, state: State, device: str) -> list[list[Any]]:
+    """Make the sets of inputs that are taken in turn: one, or as many as no cache holds."""
+    size = sum(t.nbytes for t in case.inputs if isinstance(t, Tensor))
+    if state != "cold" or size == 0:
+        return [list(case.inputs)]
+    count = min(-(-3 * last_cache(device) // size), MOST_BYTES // size, MOST_SETS)
+    copies = [[_copy(t) for t in case.inputs] for _ in range(max(1, count) - 1)]
+    return [list(case.inputs), *copies]
+
+
+def _copy(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_like(value).copy_(value.detach()).requires_grad_(value.requires_grad)
+
+
+def calls(
+    case: Case, contenders: dict[str, Callable[..., Any]], direction: Pass, state: State, device: str
+) -> dict[str, Call]:
+    """Make for each contender a call that takes the next set of inputs."""
+    sets = [()] if direction == "step" else sets_of(case, state, device)
+    found: dict[str, Call] = {}
+    for name, function in contenders.items():
+        several = [calls_of(function, inputs, direction) for inputs in sets]
+        found[name] = several[0] if len(several) == 1 else _in_turn(several)
+    return found
+
+
+def _in_turn(several: Sequence[Call]) -> Call:
+    turns = cycle(several)
+    return lambda: next(turns)()
+
+
+def rounds(
+    calls: dict[str, Call], state: State, device: str, budget: float, generator: np.random.Generator
+) -> dict[str, list[float]]:
+    """Time contenders in rounds.
+
+    Args:
+        calls: Contenders.
+        state: Of inputs and memory.
+        device: ``"cpu"`` or ``"cuda"``.
+        budget: Seconds for all of it, beyond which no round begins once there are enough.
+        generator: Draws the orders.
+
+    Returns:
+        Seconds of each round, by contender.
+    """
+    names = list(calls)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    long = {name: seconds_of(call, device) > LONG for name, call in calls.items()}
+    ends = time.perf_counter() + budget
+    with _without_collections():
+        for done in range(MOST_ROUNDS):
+            if done >= FEWEST_ROUNDS and time.perf_counter() > ends:
+                break
+            for index in generator.permutation(len(names)):
+                name = names[index]
+                if not long[name]:
+                    calls[name]()
+                if state == "fresh":
+                    forget_memory(device)
+                times[name].append(float(f"{seconds_of(calls[name], device):.4g}"))  # as in a file
+    return times
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def forget_memory(device: str) -> None:
+    """Give free memory back: of this package's large results, and of a GPU. On the CPU torch keeps none."""
+    _native.empty_cache()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def memory_of(call: Call, device: str) -> Memory:
+    """Measure what one call of forward, or forward and backward, takes.
+
+    Args:
+        call: The call, which has run before.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        Bytes at the peak, and those kept for backward in tensors that the call made.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if not t.is_leaf or not t.requires_grad:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        result = call()
+        del result
+    return Memory(peak_bytes(call, device), sum(kept.values()))
+
+
+def peak_bytes(call: Call, device: str) -> int:
+    """Measure the memory that one call allocates at its peak, beyond what was there before."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    _native.take_output_peak()
+    before = _native.take_output_peak()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    current = peak = 0
+    events = profile.profiler.kineto_results.events()
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    # Our large outputs lie in memory that the profiler does not see. The two peaks need not coincide: their sum is
+    # an upper bound.
+    return peak + _native.take_output_peak() - before

@@ -1,0 +1,141 @@
+"""A process that measures cases and writes a line of JSON for each row: ``python -m genimg_fast.bench.worker``.
+
+The job comes as JSON on stdin; lines go to the file descriptor that it names, out of the way of whatever the
+contenders print.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# The compiler's pool of worker processes would still be starting while the first figures are taken.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import numpy as np
+import torch
+
+from genimg_fast.bench import machine, timing
+from genimg_fast.bench.case import Case, Pass
+from genimg_fast.bench.catalog import find
+from genimg_fast.bench.gate import Gate, WrongResultError
+
+STEP_TRAINED = 4  # steps before one is timed: a CUDA graph is recorded in the fourth
+
+
+def measure(
+    case: Case, direction: Pass, *, device: str, states: list[timing.State], peers: list[str] | None,
+    budget: float, seed: int, whole: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Check and time one pass of a case in this process.
+
+    Args:
+        case: The case.
+        direction: The pass.
+        device: ``"cpu"`` or ``"cuda"``.
+        states: Of inputs and memory.
+        peers: Names of contenders beside the judged one and the reference; default: all.
+        budget: Seconds of timing for all states together.
+        seed: Of the order of calls.
+        whole: Whether to check the results and measure memory, too, which need be done once.
+
+    Returns:
+        What was found, for a row.
+    """
+    found: dict[str, Any] = {"first_call": {}, "errors": {}, "wrong": {}, "memory": {}, "seconds": {}}
+    contenders = case.peers(peers)
+    gate = Gate(case, direction) if direction != "step" else None
+    for name, function in list(contenders.items()):
+        try:
+            call = timing.calls(case, {name: function}, direction, "warm", device)[name]
+            found["first_call"][name] = timing.seconds_of(call, device)
+            if gate is not None and whole:
+                found["errors"][name] = gate.check(name, function)
+            elif gate is None:
+                for _ in range(STEP_TRAINED - 1):
+                    call()
+        except WrongResultError as error:
+            found["wrong"][name] = str(error)
+            del contenders[name]
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+            if name == case.judged:
+                raise
+            found["wrong"][name] = f"does not run: {str(error).splitlines()[0][:200]}"
+            del contenders[name]
+    if case.judged not in contenders:
+        return found
+    generator = np.random.default_rng(seed)
+    for state in states:
+        if direction == "step" and state != "warm":
+            continue
+        running = timing.calls(case, contenders, direction, state, device)
+        share = 0.5 if state == "warm" and len(states) > 1 else 0.5 / max(1, len(states) - 1)
+        share = 1.0 if len(states) == 1 or direction == "step" else share
+        found["seconds"][state] = timing.rounds(running, state, device, budget * share, generator)
+        if state == "warm":
+            for name, call in running.items():
+                if gate is not None:
+                    try:
+                        gate.check_again(name, call, case.inputs)
+                    except WrongResultError as error:
+                        found["wrong"][name] = str(error)
+                if whole and direction != "step":
+                    found["memory"][name] = list(timing.memory_of(call, device))
+        del running
+    if case.judged in found["wrong"]:
+        found["seconds"] = {}
+    for times in found["seconds"].values():
+        for name in found["wrong"]:
+            times.pop(name, None)
+    return found
+
+
+def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+    """Measure all rows of a job.
+
+    Args:
+        job: See :mod:`genimg_fast.bench.runs`.
+        write: Takes what was found, row by row.
+    """
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    device = job["device"]
+    for name in job["names"]:
+        started = time.perf_counter()
+        try:
+            torch._dynamo.reset()
+            case = find(name, job["own"]).case(device)
+        except ImportError as error:
+            write({"name": name, "skipped": str(error)})
+            continue
+        for direction in case.passes:
+            if job["passes"] and direction not in job["passes"]:
+                continue
+            found = measure(
+                case, direction, device=device, states=job["states"], peers=job["peers"], budget=job["budget"],
+                seed=job["seed"], whole=job["whole"],
+            )  # fmt: skip
+            write({
+                "name": name, "pass": direction, "moved": case.moved.get(direction, 0),
+                "operations": case.operations.get(direction, 0), "images": case.images, "judged": case.judged,
+                "canary": machine.canary(device), "took": time.perf_counter() - started, **found,
+            })  # fmt: skip
+            started = time.perf_counter()
+
+
+def main() -> None:
+    """Do the job on stdin."""
+    job = json.load(sys.stdin)
+    with os.fdopen(job["descriptor"], "w") as lines:
+
+        def write(row: dict[str, Any]) -> None:
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+
+        work(job, write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Intervals and verdicts, and files of results."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genimg_fast.bench import Ratio, Result, Row, load, report
+from genimg_fast.bench.machine import Ceilings, Quiet, best_seconds, unsound
+from genimg_fast.bench.results import changes, join
+from genimg_fast.bench.statistics import change_of, ratio_of
+
+MIB = 1 << 20
+
+
+def samples(seconds: float, seed: int, drift: float = 0.0, rounds: int = 40) -> list[list[float]]:
+    """Of three processes, with noise of 3 percent, of which each has 1 percent of its own, and outliers."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for process in range(3):
+        times = (
+            seconds * (1 + drift * process) * np.exp(generator.normal(0, 0.03, rounds) + generator.normal(0, 0.01))
+        )
+        times[::9] *= 3
+        found.append(times.tolist())
+    return found
+
+
+def result_of(ours: float, seed: int = 0, eager: float = 2e-3, **facts: str) -> Result:
+    row = Row(
+        "op 1", "both", "genimg_fast", "float32", moved=8 * MIB, operations=MIB, errors={"genimg_fast": 1e-7},
+        memory={"genimg_fast": [MIB, 0], "eager": [2 * MIB, MIB]},
+        first_call={"genimg_fast": [ours], "eager": [eager]},
+        seconds={"warm": {"genimg_fast": samples(ours, seed), "eager": samples(eager, seed + 100)}},
+    )  # fmt: skip
+    machine = {"device": "a", "threads": "2", "torch": "3", "torch's SIMD": "-", **facts}
+    limits = Ceilings({MIB: 4e10, 64 * MIB: 1e10}, {MIB: 5e10}, 1e11, 2e11)
+    quiet = Quiet(0, 0, 0.1, 0, 0)._asdict()
+    return Result([row], machine, limits, quiet, [1e-3], [], "abc1234", "genimg-fast bench", "2026-01-02T03:04:05")
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((1.3, 1.2, 1.4), "faster"),
+        ((0.8, 0.7, 0.9), "slower"),
+        ((1.0, 0.99, 1.01), "same"),
+        ((1.01, 1.005, 1.015), "same"),
+        ((1.1, 0.95, 1.3), "cannot tell"),
+    ],
+)
+def test_verdict(interval: tuple[float, float, float], verdict: str) -> None:
+    assert Ratio(*interval).verdict == verdict
+
+
+def test_an_interval_holds_the_true_ratio() -> None:
+    held = 0
+    for seed in range(40):
+        ratio = ratio_of(samples(1.5, 2 * seed), samples(1.0, 2 * seed + 1))
+        assert ratio.low <= ratio.value <= ratio.high
+        held += ratio.low <= 1.5 <= ratio.high
+    assert held >= 34  # 95% of many, of three processes some fewer
+
+
+def test_a_slower_machine_is_no_change() -> None:
+    before, after = (samples(1e-3, 0), samples(2e-3, 1)), (samples(3e-3, 2), samples(6e-3, 3))
+    change = change_of(before, after)
+    assert change.low <= 1 <= change.high
+    assert change.value == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.1, "slower"), (1 / 1.1, "faster")])
+def test_a_change_of_ten_percent_is_found(factor: float, verdict: str) -> None:
+    for seed in range(10):
+        found, alone = changes(result_of(1e-3, seed), result_of(1e-3 * factor, seed + 50))
+        assert [change.ratio.verdict for change in found] == [verdict]
+        assert alone == []
+
+
+def test_no_change_is_found_where_there_is_none() -> None:
+    for seed in range(10):
+        found, _ = changes(result_of(1e-3, seed), result_of(1e-3, seed + 50))
+        assert found[0].ratio.verdict in ("same", "cannot tell")
+
+
+def test_of_another_machine_seconds_are_compared() -> None:
+    same, other = (changes(result_of(1e-3), result_of(1e-3, device=d))[0][0] for d in ("a", "b"))
+    assert (same.beside, other.beside) == ("in times of eager", "in seconds")
+
+
+def test_a_file_gives_the_result_back(tmp_path: Path) -> None:
+    result = result_of(1e-3)
+    first, second = result.save_in(tmp_path / "all"), result.save_in(tmp_path / "all")
+    assert first != second
+    assert load(first) == load(second) == result
+    assert first.name.startswith("2026-01-02-030405-abc1234")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 99}'])
+def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="must be a result of"):
+        load(file)
+
+
+def test_parts_of_processes_are_joined_and_the_wrong_left_out() -> None:
+    def part(wrong: dict[str, str]) -> dict[str, object]:
+        return json.loads(json.dumps({
+            "name": "op", "pass": "both", "judged": "mine", "images": 0, "moved": 1, "operations": 2,
+            "wrong": wrong, "errors": {}, "memory": {"mine": [1, 1], "bad": [1, 1]},
+            "first_call": {"mine": 1.0, "bad": 1.0},
+            "seconds": {"warm": {"mine": [1.0], "bad": [0.1]}},
+        }))  # fmt: skip
+
+    (row,) = join([part({}), part({"bad": "cheats"})], {"op": "float32"})
+    assert row.seconds == {"warm": {"mine": [[1.0], [1.0]]}}
+    assert list(row.memory) == list(row.first_call) == ["mine"]
+    (row,) = join([part({"mine": "is wrong"})], {})
+    assert row.seconds == {}
+
+
+def test_best_time_is_that_of_the_slower_of_both_bounds() -> None:
+    limits = result_of(1e-3).ceilings
+    assert best_seconds(limits, 2 * MIB, 0, None) == pytest.approx(2 * MIB / 4e10)
+    assert best_seconds(limits, 200 * MIB, 0, None) == pytest.approx(200 * MIB / 1e10)
+    assert best_seconds(limits, 2 * MIB, 1e9, None) == pytest.approx(1e-2)
+
+
+def test_a_run_that_others_disturbed_is_unsound() -> None:
+    assert unsound(Quiet(0, 0, 0, 0, 0), [1.0, 1.02]) == []
+    words = " ".join(unsound(Quiet(0.2, 0.3, 0, 0, 0), [1.0, 1.5]))
+    assert "hypervisor gave 20%" in words
+    assert "others" in words
+    assert "50% longer" in words
+
+
+def test_table_and_markdown_have_every_row() -> None:
+    result = result_of(1e-3)
+    result.rows.append(Row("op 2", skipped="diffusers is needed here"))
+    result.rows.append(Row("op 3", "both", "mine", wrong={"mine": "mine: results differ"}))
+    for text in (report.table(result), report.markdown(result)):
+        assert "op 1" in text
+        assert "diffusers is needed here" in text
+        assert "WRONG, no figure: op 3, both: mine: results differ" in text
+    assert "op 1,both,warm,genimg_fast," in result.as_csv()
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_pictures(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"x.{ending}"
+    report.draw(result_of(1e-3), file)
+    assert file.stat().st_size > 5000
+    with pytest.raises(ValueError, match="must have rows"):
+        report.draw(Result([], {}, result_of(1).ceilings, {}, [], [], "", "", ""), file)

@@ -1,0 +1,96 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from genimg_fast.bench import load
+from genimg_fast.bench.catalog import all_entries
+from genimg_fast.bench.entries import choose
+from genimg_fast.cli import main
+
+MINE = """
+import torch, torch.nn.functional as F
+import genimg_fast as gf
+
+def right():
+    x = torch.randn(64, 64, requires_grad=True)
+    return gf.bench.Case({"mine": lambda x: x * torch.sigmoid(x), "eager": F.silu}, (x,), compiled=False)
+
+def wrong():
+    x = torch.randn(64, 64)
+    cases = {"wrong": gf.bench.Case({"mine": F.gelu, "eager": F.silu}, (x,), passes=("forward",), compiled=False)}
+    return {**cases, "right": right()}
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    return file
+
+
+def test_own_code_is_measured_compared_and_drawn(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / f"x.{name}" for name in ("json", "csv", "svg")}
+    flags = [f"--{n if n != 'svg' else 'plot'}={file}" for n, file in files.items()]
+    assert main(["bench", f"{mine}:right", "--processes", "2", "--time-limit", "0.5", *flags]) == 0
+    out = capsys.readouterr().out
+    assert "right" in out
+    assert "slowest case" in out
+    assert all(file.stat().st_size > 0 for file in files.values())
+    (forward, both) = load(files["json"]).rows
+    assert (forward.pass_, both.pass_, forward.judged) == ("forward", "both", "mine")
+    assert set(forward.seconds) == {"warm", "cold", "fresh"}
+    assert len(forward.seconds["warm"]["eager"]) == 2  # processes
+    assert main(["bench", "compare", str(files["json"]), str(files["json"])]) == 0
+    assert "right, both" in capsys.readouterr().out
+    assert main(["bench", "show", str(files["json"])]) == 0
+    assert "| right | forward |" in capsys.readouterr().out
+
+
+def test_what_is_wrong_has_no_figure_and_fails(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--processes", "1", "--time-limit", "0.5", "--out", str(tmp_path / "results")]
+    assert main(["bench", f"{mine}:wrong", *flags]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG, no figure: wrong, forward: mine: results[0] of inputs differ from float64" in out
+    (file,) = (tmp_path / "results").iterdir()
+    rows = json.loads(file.read_text())["rows"]
+    assert [bool(row["seconds"]) for row in rows] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "argument WHAT: must be ops, models, all or FILE.py:FUNCTION, got 'nothing'"),
+        (["none.py:f"], "argument WHAT: must be FILE.py:FUNCTION; there is no file 'none.py'"),
+        (["{mine}:rihgt"], "has no function 'rihgt'; did you mean right?"),
+        (["{mine}:number"], "argument WHAT: must return a gf.bench.Case"),
+        (["ops", "--filter", "no-such-case"], "argument --filter: must leave a case; none has 'no-such-case'"),
+        (["ops", "--filter", "2x8", "--base", "no-such-revision"], "argument --base: must be a revision"),
+        (["compare", "{mine}", "{mine}"], "argument FIRST: must be a result of genimg-fast bench"),
+        (["show", "{mine}.gone"], "No such file"),
+    ],
+)
+def test_what_is_wrong_with_arguments_is_said(
+    mine: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *(argument.format(mine=mine) for argument in arguments)])
+    assert stopped.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+def test_names_are_of_one_case_each_and_the_short_list_holds_every_operator() -> None:
+    entries = all_entries()
+    assert len({entry.name for entry in entries}) == len(entries)
+    short = choose(entries, "ops")
+    families = {entry.name.split()[0] for entry in choose(entries, "ops", ["float32"])}
+    assert {entry.name.split()[0] for entry in short} == families
+    assert all("bfloat16" in e.name for e in choose(entries, "ops", ["batch_norm_act"], ["bfloat16"]))
