@@ -16,8 +16,8 @@ from pathlib import Path
 
 import setuptools
 
-# 9.0's PTX serves what lies between (11.0) and, built with an nvcc that knows none of them, what comes after.
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0+PTX;10.0;12.0+PTX"
+# Code for 8.0 runs on 8.x, and so on.  9.0's PTX serves what lies between (11.0) and what is newer than this list.
+DEFAULT_ARCHS = "7.5;8.0;9.0+PTX;10.0;12.0"
 DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000ULL")]  # LibTorch's stable ABI as of 2.11
 # Python's own flags may ask for debug information (-g), which would be nine tenths of the library.
 CXX_FLAGS = ["-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
@@ -65,11 +65,11 @@ def ask_nvcc(option):
 
 
 def architectures():
-    """The default ones that this nvcc knows, with PTX of the newest for GPUs that are newer still."""
+    """The default ones that this nvcc knows; without 9.0, PTX is that of the newest."""
     known = {int(number) for number in re.findall(r"compute_(\d+)\b", ask_nvcc("--list-gpu-arch"))}
     wanted = DEFAULT_ARCHS.split(";")
-    archs = [a for a in wanted if int(a.removesuffix("+PTX").replace(".", "")) in known] or wanted
-    return ";".join([*archs[:-1], archs[-1].removesuffix("+PTX") + "+PTX"])
+    archs = ";".join(a for a in wanted if int(a.removesuffix("+PTX").replace(".", "")) in known) or DEFAULT_ARCHS
+    return archs if "+PTX" in archs else f"{archs}+PTX"
 
 
 def compression():

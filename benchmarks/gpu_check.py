@@ -49,6 +49,7 @@ STAGES = (
     "facts", "tests", "methods", "sanitizers", "stress", "bn", "gn", "reparam", "rnn", "steps", "ncu", "report",
 )  # fmt: skip
 NO_GPU, UNFINISHED, FAILED = 1, 3, 10
+GRACE = 30  # seconds after a stage's deadline for the row that is being measured
 LONGEST_ROW = 150  # seconds without a word from a process before it counts as hung
 
 # Of the stages that measure in processes of their own: what to run, and for whom with what environment.
@@ -78,22 +79,25 @@ def why_not() -> str | None:
     return None
 
 
-def events_of_process(stage: str, contender: str, out: Path, environment: dict[str, str]) -> Iterator[Row]:
-    """What a process of its own reports; one that hangs is killed."""
+def events_of_process(
+    stage: str, contender: str, out: Path, environment: dict[str, str], end: float
+) -> Iterator[Row]:
+    """What a process of its own reports; it is killed if it hangs, or is still in a row at `end`."""
     command = [sys.executable, str(SCRIPT), "--stage", stage, "--contender", contender, "--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}
     )
     assert process.stdout is not None
-    hung = threading.Event()
+    killed = threading.Event()
 
     def kill() -> None:
-        hung.set()
+        killed.set()
         process.kill()
 
     try:
         while True:
-            timer = threading.Timer(LONGEST_ROW, kill)
+            patience = min(LONGEST_ROW, max(end - time.monotonic(), 1))
+            timer = threading.Timer(patience, kill)
             timer.start()
             line = process.stdout.readline()
             timer.cancel()
@@ -102,7 +106,10 @@ def events_of_process(stage: str, contender: str, out: Path, environment: dict[s
             if line.startswith('{"'):
                 yield json.loads(line)
         code = process.wait()
-        yield {"end": f"hung for {LONGEST_ROW} s" if hung.is_set() else f"ended with {code}" if code else ""}
+        if killed.is_set() and patience < LONGEST_ROW:
+            raise Unfinished
+        words = f"hung for {LONGEST_ROW} s" if killed.is_set() else f"ended with {code}"
+        yield {"end": words if code else ""}
     finally:
         process.kill()
         process.wait()
@@ -114,15 +121,23 @@ def events_in_this_process(stage: str, contender: str, rows: Rows) -> Iterator[R
     yield {"end": ""}
 
 
-def run_contender(stage: str, contender: str, rows: Rows, until: float) -> None:
-    """Have a contender's rows measured; a process that fails in one is followed by another for the rest."""
+def run_contender(stage: str, contender: str, rows: Rows, until: float, end: float) -> None:
+    """Have a contender's rows measured; a process that fails in one is followed by another for the rest.
+
+    Args:
+        stage: Of the rows.
+        contender: Whose rows.
+        rows: Where they go.
+        until: After this time no row is begun.
+        end: At this time the row that is not done is given up.
+    """
     environment = MEASURED[stage][1][contender]
     while True:
-        begun, progress, end = None, False, ""
+        begun, progress, failure = None, False, ""
         events = (
             events_in_this_process(stage, contender, rows)
             if device.dry
-            else events_of_process(stage, contender, rows.path, environment)
+            else events_of_process(stage, contender, rows.path, environment, end)
         )
         for event in events:
             if "begin" in event:
@@ -131,19 +146,19 @@ def run_contender(stage: str, contender: str, rows: Rows, until: float) -> None:
                     raise Unfinished
                 begun = event["begin"]
             elif "end" in event:
-                end = event["end"]
+                failure = event["end"]
             else:
                 tell(rows.add(event))
                 begun, progress = None, True
-        if not end:
+        if not failure:
             return
         if begun is None and not progress:
             row = {"stage": stage, "row": "start", "contender": contender, "status": "failed"}
-            tell(rows.add(row | {"words": f"the process {end}"}))
+            tell(rows.add(row | {"words": f"the process {failure}"}))
             return
         if begun is not None:
             row = {"stage": stage, "row": begun, "contender": contender, "status": "failed"}
-            tell(rows.add(row | {"words": f"the process {end} in this row"}))
+            tell(rows.add(row | {"words": f"the process {failure} in this row"}))
 
 
 def run_measured(stage: str, rows: Rows, seconds: float) -> None:
@@ -154,7 +169,7 @@ def run_measured(stage: str, rows: Rows, seconds: float) -> None:
         # What the others leave goes to those that are still to come.
         share = until - now if stage == "stress" else (until - now) / (len(contenders) - number)
         try:
-            run_contender(stage, contender, rows, now + share)
+            run_contender(stage, contender, rows, now + share, until + GRACE)
         except Unfinished:
             unfinished.append(contender)
     if unfinished:

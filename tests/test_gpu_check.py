@@ -103,14 +103,23 @@ def test_a_process_that_fails_in_a_row_is_followed_by_one_for_the_rest(fault, wo
     script.write_text(PROCESS % fault)
     monkeypatch.setattr(gpu_check, "SCRIPT", script)
     monkeypatch.setattr(gpu_check, "LONGEST_ROW", 1.5)
-    gpu_check.run_contender("bn", "split", rows, time.monotonic() + 60)
+    gpu_check.run_contender("bn", "split", rows, time.monotonic() + 60, time.monotonic() + 90)
     assert [(row["row"], row["status"]) for row in read(rows.path)] == [("a", "ok"), ("b", "failed"), ("c", "ok")]
     assert words in rows.rows[1]["words"]
 
 
+def test_a_row_that_is_not_done_when_the_time_is_over_is_left_for_the_next_call(rows, tmp_path, monkeypatch):
+    script = tmp_path / "script.py"
+    script.write_text(PROCESS % "time.sleep(60)")
+    monkeypatch.setattr(gpu_check, "SCRIPT", script)
+    with pytest.raises(gpu_check.Unfinished):
+        gpu_check.run_contender("bn", "split", rows, time.monotonic() + 2, time.monotonic() + 3)
+    assert [row["row"] for row in read(rows.path)] in (["a"], [])
+
+
 def test_a_process_that_does_not_start_is_a_failure(rows, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "SCRIPT", tmp_path / "no such script")
-    gpu_check.run_contender("bn", "split", rows, time.monotonic() + 60)
+    gpu_check.run_contender("bn", "split", rows, time.monotonic() + 60, time.monotonic() + 90)
     (row,) = rows.rows
     assert (row["row"], row["status"], row["words"]) == ("start", "failed", "the process ended with 2")
 

@@ -66,10 +66,7 @@ class StandIn:
         return "stand-in"
 
     def get_device_properties(self, device: int) -> Any:
-        return SimpleNamespace(
-            multi_processor_count=1, L2_cache_size=1 << 20, total_memory=1 << 30, shared_memory_per_block_optin=0,
-            major=0, minor=0,
-        )  # fmt: skip
+        return SimpleNamespace(multi_processor_count=1, total_memory=1 << 30)
 
     def get_device_capability(self) -> tuple[int, int]:
         return 0, 0
