@@ -55,7 +55,9 @@ def packed_sequences_in_a_graph() -> int:
         gc.collect()
         scribbled = [torch.randint(1 << 40, (n,)) for n in range(1, pick(4000, 40))]
         graph.replay()
-        wrong += int(differing(results[0], expected))
+        # Products of matrices may be another algorithm's in a graph; what freed memory holds is far off.
+        near = zip(results[0], expected, strict=True)
+        wrong += not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in near)
         del scribbled
     return wrong
 
