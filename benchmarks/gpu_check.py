@@ -3,8 +3,8 @@
     python3 benchmarks/gpu_check.py --stage bn --deadline 300 --out results.jsonl
 
 Needs a built package, PyTorch and, for the tests, pytest; no network and no installation. Every row is appended to
-the file as soon as it is found, and a row of this GPU and this build that is there is not found again: a run that
-was cut short goes on where it was. Remove a line to have its row again.
+the file as soon as it is found. Rows that the file has of this GPU and this library are not found again, so a run
+that was cut short goes on where it was; remove a line to have its row again.
 
     facts       the machine; ceilings: copy by size, reads, bfloat16 products, launches
     tests       the test suite on CUDA tensors
@@ -28,6 +28,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -252,7 +253,8 @@ def main(arguments: list[str] | None = None) -> int:
                     call()
             return 0
         name = re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-").lower()
-        out = options.out or ROOT / "benchmarks" / "results" / f"{name}-{date.today().isoformat()}.jsonl"
+        folder = Path(tempfile.gettempdir()) if options.dry_run else ROOT / "benchmarks" / "results"
+        out = options.out or folder / f"{name}-{date.today().isoformat()}.jsonl"
         rows = Rows(out.resolve(), gpu)
         if options.contender is not None:
             for event in events_in_this_process(options.stage, options.contender, rows):

@@ -195,6 +195,24 @@ def test_predictions_stand_beside_measurements(rows, monkeypatch):
     assert report.predicted({**rows.of("bn", "eager")[0]}) is None
 
 
+def test_each_row_of_ours_has_a_prediction():
+    pytest.importorskip("predictions")
+    for stage in ("bn", "gn", "reparam"):
+        for case in cases.STAGES[stage].cases():
+            row = {"contender": cases.AUTOMATIC, **case.facts}
+            assert 0 < report.predicted(row) < 0.01
+            assert report.predicted(row | {"contender": "eager"}) is None
+
+
+def test_the_process_of_a_contender_reports_line_by_line(tmp_path, capsys):
+    out = tmp_path / "rows.jsonl"
+    assert dry_run(out, "--stage", "reparam", "--contender", "eager") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["begin"] for event in events[::2]] == [event["row"] for event in events[1::2]]
+    assert len(events) == 8
+    assert not out.exists()  # it is the first process that writes
+
+
 def test_a_recurrent_step_comes_from_two_lengths(rows):
     for steps, seconds in ((64, 69e-6), (512, 517e-6)):
         row = {"stage": "rnn", "row": f"GRU T{steps} B16 H64", "contender": "steps", "status": "ok", "layers": 1}

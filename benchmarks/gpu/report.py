@@ -194,7 +194,8 @@ def write(rows: Rows) -> list[str]:
     judged = list(verdicts(rows))
     last += ["", "target", *map(str, judged)]
     rows.path.with_suffix(".txt").write_text("\n".join([*text, *last]) + "\n")
-    summary = {"machine": machine, "verdicts": [vars(v) for v in judged], "rows": rows.rows}
+    with_predictions = [row | {"predicted": predicted(row)} if "seconds" in row else row for row in rows.rows]
+    summary = {"machine": machine, "verdicts": [vars(v) for v in judged], "rows": with_predictions}
     rows.path.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n")
     return last
 
