@@ -150,13 +150,16 @@ def test_the_question_is_no_break_in_a_compiled_graph(monkeypatch):
     gpus = Gpus()
     monkeypatch.setattr(_native, "_cuda_refusals", {})
     monkeypatch.setattr(_native, "probe_cuda", gpus.probe)
+    monkeypatch.setattr(_native, "build_facts", lambda: {"nvcc": "13.0"})
 
     def route(x):
-        return x + 1 if _native.cuda_refusal(x.get_device() + 1) is None else x
+        for device in (x.get_device() + 1, x.get_device() + 2):  # a CPU tensor's is -1
+            x = x + 1 if _native.cuda_refusal(device) is None else x + 10
+        return x
 
     compiled = torch.compile(route, fullgraph=True, backend="eager")
-    assert compiled(torch.zeros(2)).sum() == 2  # a CPU tensor's device is -1
-    assert gpus.asked == [0]
+    assert compiled(torch.zeros(())) == 11
+    assert gpus.asked == [0, 1]
 
 
 @needs_library
