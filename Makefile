@@ -51,8 +51,8 @@ docs: $(STAMP)  ## Build the documentation into build/docs; what Sphinx warns of
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo build/docs/index.html
 
-gpu-check: $(STAMP)  ## Check and time the CUDA kernels on this machine's GPU
-	$(BIN)/python benchmarks/gpu_check.py
+gpu-check:  ## Check and time the CUDA kernels on this machine's GPU; the package has to be built
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu_check.py
 
 clean:  ## Remove everything that the targets made
 	rm -rf $(VENV) build dist *.egg-info genimg_fast/_C.so .pytest_cache .mypy_cache .ruff_cache .benchmarks

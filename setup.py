@@ -10,16 +10,20 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from glob import glob
 from pathlib import Path
 
 import setuptools
 
-DEFAULT_ARCHS = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# Code for 8.0 runs on 8.x, and so on.  9.0's PTX serves what lies between (11.0) and what is newer than this list.
+DEFAULT_ARCHS = "7.5;8.0;9.0+PTX;10.0;12.0"
 DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000ULL")]  # LibTorch's stable ABI as of 2.11
-CXX_FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+# Python's own flags may ask for debug information (-g), which would be nine tenths of the library.
+CXX_FLAGS = ["-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+LINK_FLAGS = ["-Wl,--strip-all"]
 # fmad is nvcc's default; -Xptxas -v goes to the build log, where CI looks for spills.
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v"]
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-g0", "-Xptxas=-v"]
 
 
 def flag(name):
@@ -56,6 +60,23 @@ def find_nvcc():
     return str(beside) if beside.exists() else found
 
 
+def ask_nvcc(option):
+    return subprocess.run([find_nvcc(), option], capture_output=True, text=True).stdout
+
+
+def architectures():
+    """The default ones that this nvcc knows; without 9.0, PTX is that of the newest."""
+    known = {int(number) for number in re.findall(r"compute_(\d+)\b", ask_nvcc("--list-gpu-arch"))}
+    wanted = DEFAULT_ARCHS.split(";")
+    archs = ";".join(a for a in wanted if int(a.removesuffix("+PTX").replace(".", "")) in known) or DEFAULT_ARCHS
+    return archs if "+PTX" in archs else f"{archs}+PTX"
+
+
+def compression():
+    """The flag for device code of a fifth of the size; the first, since nvcc 12.8, needs a driver of CUDA 12.4."""
+    return "--compress-mode=size" if "--compress-mode" in ask_nvcc("--help") else "-Xfatbin=-compress-all"
+
+
 def wants_cuda(torch):
     if flag("GENIMG_FAST_SKIP_CUDA"):
         return False
@@ -74,20 +95,20 @@ def wants_cuda(torch):
 
 
 def cuda_extension(torch, cpp_extension, sources):
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", architectures())
     home = str(Path(find_nvcc()).resolve().parents[1])
     if torch.version.cuda is None:
         # The .cu files include no torch header, so a CPU build of torch can compile them as well; cpp_extension
         # only has to believe that the versions match.
-        report = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
-        torch.version.cuda = re.search(r"release ([0-9.]+)", report)[1]
+        torch.version.cuda = re.search(r"release ([0-9.]+)", ask_nvcc("--version"))[1]
     cpp_extension.CUDA_HOME = home
     extension = cpp_extension.CUDAExtension(
         "genimg_fast._C",
         sources + sorted(glob("csrc/cuda/*.cpp")) + sorted(glob("csrc/cuda/*.cu")),
         include_dirs=[str(Path("csrc").resolve())],
         define_macros=DEFINES,
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": [*NVCC_FLAGS, compression()]},
+        extra_link_args=LINK_FLAGS,
         py_limited_api=True,
     )
     # A reference to libtorch_cuda would keep the library from loading into CPU builds of torch.
@@ -115,9 +136,25 @@ def extensions():
             include_dirs=[str(Path("csrc").resolve())],
             define_macros=DEFINES,
             extra_compile_args={"cxx": CXX_FLAGS},
+            extra_link_args=LINK_FLAGS,
             py_limited_api=True,
         )
-    return [extension], {"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)}
+    return [extension], {"build_ext": build_command(cpp_extension)}
+
+
+def build_command(cpp_extension):
+    class TimedBuild(cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)):
+        def build_extensions(self):
+            started = time.monotonic()
+            super().build_extensions()
+            seconds = time.monotonic() - started
+            (extension,) = self.extensions
+            size = Path(self.get_ext_fullpath(extension.name)).stat().st_size
+            with_cuda = any(source.endswith(".cu") for source in extension.sources)
+            archs = os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else "none"
+            say(f"built {size / 1e6:.1f} MB in {seconds:.0f} s, CUDA architectures {archs}")
+
+    return TimedBuild
 
 
 def wheel_command():

@@ -36,7 +36,8 @@ class Info:
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
         simd: Instruction set of the CPU kernels in use, or None.
         gpus: Names of the visible GPUs.
-        operators: Operator, then device, then (path, reason).
+        operators: Operator, then device, then (path, reason). ``"cuda"`` is the current GPU; another has a row,
+            such as ``"cuda:1"``, once it turned out that the kernels cannot run there.
 
     Example:
         >>> import genimg_fast as gf
@@ -71,7 +72,7 @@ class Info:
             lines += ["", operator]
             for device, (path, reason) in devices.items():
                 lines += textwrap.wrap(
-                    reason, 115, initial_indent=f"  {device:<5} {path:<9} ", subsequent_indent=" " * 18
+                    reason, 115, initial_indent=f"  {device:<6} {path:<9} ", subsequent_indent=" " * 19
                 )
         return "\n".join(lines)
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +194,73 @@ def has_kernel(operator: str, device_type: str) -> bool:
     return load_error is None and torch._C._dispatch_has_kernel_for_dispatch_key(
         f"genimg_fast::{operator}", device_type.upper()
     )
+
+
+# The second is that of PTX from a compiler that is newer than the driver.
+_NO_CODE = {"cudaErrorNoKernelImageForDevice", "cudaErrorUnsupportedPtxVersion", "cudaErrorInvalidDeviceFunction"}
+_cuda_refusals: dict[int, str | None] = {}
+_asking = threading.Lock()
+
+
+def cuda_refusal(device: int) -> str | None:
+    """Return why the CUDA kernels cannot run on a device, or None; asked once, then remembered.
+
+    A driver may be older than the kernels, or a device one that they were not compiled for.
+    """
+    try:
+        return _cuda_refusals[device]
+    except KeyError:
+        pass
+    with _asking:
+        if device not in _cuda_refusals:
+            error, driver = probe_cuda(device)
+            if error is not None and error.startswith("cudaErrorStreamCapture"):
+                return None  # says nothing about the device
+            _cuda_refusals[device] = None if error is None else _in_words(error, driver, device)
+        return _cuda_refusals[device]
+
+
+# What torch.compiler.assume_constant_result does, without the second that its import takes.
+cuda_refusal._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def cuda_refusals() -> dict[int, str]:
+    """Return why the CUDA kernels cannot run on those devices that were asked and refused."""
+    return {device: reason for device, reason in _cuda_refusals.items() if reason is not None}
+
+
+def probe_cuda(device: int) -> tuple[str | None, int]:
+    """Ask CUDA, without a launch, whether kernels of the library run on a device.
+
+    Returns:
+        The name of the error that says no, or None; the CUDA version that the driver is for, such as 12080.
+    """
+    driver = ctypes.c_int()
+    probe = ctypes.CDLL(str(LIBRARY)).genimg_fast_cuda_probe
+    probe.restype = ctypes.c_char_p
+    with torch.cuda.device(device):
+        error = probe(ctypes.byref(driver))
+    return error and error.decode(), driver.value
+
+
+def _in_words(error: str, driver: int, device: int) -> str:
+    facts = build_facts()
+    if error == "cudaErrorInsufficientDriver":
+        return (
+            f"its kernels were built with CUDA {facts['nvcc']}, and the NVIDIA driver is for CUDA "
+            f"{driver // 1000}.{driver % 1000 // 10}: update the driver, or build with an older nvcc"
+        )
+    if error in (
+        "cudaErrorNoKernelImageForDevice",
+        "cudaErrorInvalidDeviceFunction",
+        "cudaErrorUnsupportedPtxVersion",
+    ):
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            f"the library has no code for sm_{major}{minor}, cuda:{device}, only for {facts['architectures']}: "
+            f"build it with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        )
+    return f"its kernels cannot run on cuda:{device}: {error}"
 
 
 def _start() -> None:

@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg_fast._fuse import fuse, unfuse
 from genimg_fast.bench.case import Case
+from genimg_fast.bench.dcgan_loop import dcgan, example
 from genimg_fast.bench.entries import OURS, Entry
 from genimg_fast.data.optional import optional_import
 from genimg_fast.models import DCGAN, MLPVAE, VAE, WGAN, ConditionalDCGAN, FramePredictor, Pix2Pix
@@ -83,57 +83,6 @@ def _network(build: Callable[[], nn.Module], shape: tuple[int, ...], layout: str
     return Case({OURS: fuse(copy.deepcopy(model)), "eager": model}, (images,), passes=("both",))
 
 
-def _judge(discriminator: Any, images: Tensor, label: float) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy after a sigmoid, and the mean output."""
-    output = discriminator(images).sigmoid()
-    return nn.BCELoss()(output, torch.full((len(images),), label, device=images.device)), output.mean()
-
-
-def _judge_logits(discriminator: Any, images: Tensor, label: float) -> tuple[Tensor, Tensor]:
-    """The same in one function, which autocast allows."""
-    logits = discriminator(images)
-    loss = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
-    return loss, logits.detach().sigmoid().mean()
-
-
-def _example(model: Any, images: Tensor, recipe: Recipe | None = None) -> Callable[[], Any]:
-    """The step of github.com/pytorch/examples, dcgan/main.py, with torch.nn's layers; with a recipe, compiled."""
-    device = images.device.type
-    judged, precision = _judge, torch.float32
-    if recipe is not None:
-        judged, precision = _judge_logits, torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-        if recipe.channels_last:
-            model.to(memory_format=torch.channels_last)
-            images = images.contiguous(memory_format=torch.channels_last)
-    networks = [model.generator, model.discriminator]
-    optimizer_g, optimizer_d = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=recipe is not None)
-        for network in networks
-    )
-    if recipe is not None:
-        networks = [torch.compile(network) for network in networks]
-    generator, discriminator = networks
-
-    def step() -> list[float]:
-        optimizer_d.zero_grad()
-        with torch.autocast(device, precision, enabled=precision == torch.bfloat16):
-            loss_real, mean_real = judged(discriminator, images, 1.0)
-        loss_real.backward()
-        with torch.autocast(device, precision, enabled=precision == torch.bfloat16):
-            fake = generator(torch.randn(len(images), 100, device=device))
-            loss_fake, mean_fake = judged(discriminator, fake.detach(), 0.0)
-        loss_fake.backward()
-        optimizer_d.step()
-        optimizer_g.zero_grad()
-        with torch.autocast(device, precision, enabled=precision == torch.bfloat16):
-            loss_g, mean_g = judged(discriminator, fake, 1.0)
-        loss_g.backward()
-        optimizer_g.step()
-        return [value.item() for value in (loss_real + loss_fake, loss_g, mean_real, mean_fake, mean_g)]
-
-    return step
-
-
 _RECIPES: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32 channels_last": {"channels_last": True},
@@ -147,15 +96,11 @@ def _dcgan(blocks: int, options: dict[str, Any], device: str) -> Case:
     recipe = Recipe(**options, cuda_graph=device != "cpu", ema=0)
     images = torch.rand(batch, 3, 4 << blocks, 4 << blocks, device=device) * 2 - 1
 
-    def model() -> Any:
-        torch.manual_seed(0)
-        return DCGAN(z_dim=100, c_dim=3, channels=64, n_blocks=blocks).to(device)
-
-    trainer = GANTrainer(model(), recipe=recipe)
+    trainer = GANTrainer(dcgan(device, n_blocks=blocks), recipe=recipe)
     contenders: dict[str, Callable[..., Any]] = {
         OURS: lambda: trainer.step(images),
-        "eager": _example(unfuse(model()), images),
-        "compile": _example(unfuse(model()), images, recipe),
+        "eager": example(images),
+        "compile": example(images, recipe),
     }
     return Case(contenders, passes=("step",), images=batch)
 

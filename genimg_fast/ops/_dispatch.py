@@ -112,6 +112,8 @@ class Kernels:
         device = "cpu" if data.is_cpu else "cuda" if data.is_cuda else data.device.type  # the last one takes long
         if not self._built.get(device):
             return self.why_unavailable(device)
+        if device == "cuda" and (reason := _native.cuda_refusal(data.get_device())) is not None:
+            return reason
         if self.unlike is not None and (reason := self.unlike(tensors, options)) is not None:
             return reason
         return TRANSFORMED if is_transformed(data) else None
@@ -131,8 +133,11 @@ class Kernels:
         return row is not None and row.holds(call)
 
     def describe(self) -> dict[str, tuple[str, str]]:
-        """Return, for `info()`, per device type the path of the backend in force and why."""
-        described = {}
+        """Return, for `info()`, per device type the path of the backend in force and why.
+
+        "cuda" is the current device; others have a row once a call was refused there.
+        """
+        described: dict[str, tuple[str, str]] = {}
         for device in self._built:
             reason = self.why_unavailable(device)
             if _native._backend == "reference":
@@ -141,11 +146,15 @@ class Kernels:
                 described[device] = ("torch", reason)
             elif device == "cuda" and not torch.cuda.is_available():
                 described[device] = ("none", "no GPU is visible to torch; the library has fused kernels for one")
+            elif device == "cuda" and (reason := _native.cuda_refusal(torch.cuda.current_device())) is not None:
+                described[device] = ("torch", reason)
             else:
                 words = [DTYPES, *self.limits]
                 if device in self.slower:
                     words.append(f"torch's own for {self.slower[device].words}")
                 described[device] = ("native", f"fused kernels, which take {'; '.join(words)}")
+        if described["cuda"][0] == "native":
+            described.update({f"cuda:{i}": ("torch", reason) for i, reason in _native.cuda_refusals().items()})
         return described
 
 

@@ -7,8 +7,8 @@ import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch.ao.quantization import MinMaxObserver, fuse_modules, get_default_qconfig
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
-from torch.testing._internal.common_modules import module_db
 from torch.utils.mkldnn import to_mkldnn
+from torch_samples import modules_named
 
 import genimg_fast as gf
 from genimg_fast import nn
@@ -235,13 +235,8 @@ def test_compiles_as_one_graph(momentum):
         torch.testing.assert_close(twin.state_dict(), ours.state_dict())
 
 
-MODULES = [
-    m for m in module_db if m.module_cls in (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-]
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("module_info", MODULES, ids=lambda m: m.name)
+@pytest.mark.parametrize("module_info", modules_named("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_pytorchs_own_samples(module_info, dtype, training):
     fused = getattr(nn, module_info.module_cls.__name__)

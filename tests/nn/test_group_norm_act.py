@@ -7,7 +7,7 @@ import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.testing._internal.common_modules import module_db
+from torch_samples import modules_named
 
 import genimg_fast as gf
 from genimg_fast import nn
@@ -16,10 +16,9 @@ ACTIVATIONS = {
     "identity": lambda x: x, "relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.2), "silu": F.silu,
 }  # fmt: skip
 PLAIN = ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
-MODULES = [m for m in module_db if m.module_cls.__name__ in PLAIN]
 
 
-@pytest.mark.parametrize("module_info", MODULES, ids=lambda m: m.name)
+@pytest.mark.parametrize("module_info", modules_named(*PLAIN))
 @pytest.mark.parametrize("backend", ["native", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.testing._internal.common_modules import module_db
+from torch_samples import modules_named
 
 import genimg_fast as gf
 from genimg_fast import nn
@@ -486,10 +486,7 @@ def test_compiles_where_torch_does(name, kind):
         torch.testing.assert_close(*gradients)
 
 
-MODULES = [m for m in module_db if m.module_cls.__name__ in (*LAYERS, *CELLS)]
-
-
-@pytest.mark.parametrize("module_info", MODULES, ids=lambda m: m.name)
+@pytest.mark.parametrize("module_info", modules_named(*LAYERS, *CELLS))
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -511,7 +508,7 @@ def test_pytorchs_own_samples(module_info, backend, dtype, training):
             torch.testing.assert_close(outputs[0], tensors_of(expected))
 
 
-@pytest.mark.parametrize("module_info", MODULES, ids=lambda m: m.name)
+@pytest.mark.parametrize("module_info", modules_named(*LAYERS, *CELLS))
 def test_pytorchs_own_error_samples(module_info):
     ours_class = getattr(nn, module_info.module_cls.__name__)
     for sample in module_info.module_error_inputs_func(module_info, "cpu", torch.float32, False, True):

@@ -1,0 +1,17 @@
+"""Names in the kernels' namespaces."""
+
+import subprocess
+
+import pytest
+from simt_build import COMMON_FLAGS, ROOT, compiler
+
+
+@pytest.mark.xfail(strict=True, reason="batch_norm_act and reparameterize_kl both define Meeting and kThreads")
+def test_no_two_families_give_one_name_to_different_things():
+    """All headers in one translation unit, because in one library a name has to be one thing."""
+    headers = sorted(file.name for file in (ROOT / "csrc" / "cuda").glob("*.cuh"))
+    assert len(headers) > 10
+    source = "".join(f'#include "{header}"\n' for header in headers)
+    command = [compiler(), *COMMON_FLAGS, "-fsyntax-only", "-x", "c++", "-"]
+    result = subprocess.run(command, input=source, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
