@@ -4,6 +4,7 @@
 
 #include "batch_norm_act.h"
 #include "batch_norm_act_backward.cuh"
+#include "batch_norm_act_cluster.cuh"
 #include "batch_norm_act_forward.cuh"
 
 namespace genimg_fast::cuda {
@@ -112,10 +113,12 @@ constexpr size_t kFreeShared = 32 << 10;   // dynamic shared memory that, with a
 
 struct Plan {
   Method method;
-  Tiling tiling;         // of the kernel that reduces
-  size_t shared_bytes;   // dynamic shared memory: needed,
-  size_t shared_limit;   // and available
-  size_t counter_bytes;  // at the head of the workspace, zeroed before the launch
+  Tiling tiling;          // of the kernel that reduces
+  ClusterTiling cluster;  // of the kernel for clusters, if it is chosen
+  int clusters;           // in its grid
+  size_t shared_bytes;    // dynamic shared memory: needed,
+  size_t shared_limit;    // and available
+  size_t counter_bytes;   // at the head of the workspace, zeroed before the launch
   size_t staged_bytes;
 };
 
@@ -153,12 +156,93 @@ Tiling split_tiling(const Access& access, const DeviceFacts& facts) {
   return t;
 }
 
+// Shared memory of a block of the kernels for clusters, beside what they have of their own.
+int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (10 << 10); }
+
+// Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for its buffers.
+bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& facts, int blocks, int buffers,
+                         ClusterTiling* tiling) {
+  constexpr int kWordBytes = 16, kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
+  constexpr int64_t kBulkBytes = 512;            // of a run: bulk copies of less cost more than they save
+  if (access.vector * access.element_bytes != kWordBytes) return false;
+  ClusterTiling t{};
+  t.channels = access.channels;
+  t.inner = access.inner;
+  t.row = access.channels * access.inner;
+  t.blocks = blocks;
+  t.buffers = buffers;
+  t.group = t.width = 1;
+  if (access.lanes > 1) {
+    while (t.width < kRowWords && t.width < access.channels / access.lanes) t.width *= 2;
+    t.group = t.width * access.lanes;
+    t.extent = access.outer;
+  } else {
+    if (access.inner / access.vector >= kMaxRun) return false;
+    t.run = static_cast<uint32_t>(access.inner / access.vector);
+    t.extent = access.outer * int64_t{t.run};
+    t.wrap = t.row - t.inner;
+    t.bulk = t.run * kWordBytes >= kBulkBytes;
+  }
+  t.tile_step = t.group * t.inner;
+  if (divide_up(t.channels, t.group) > INT32_MAX / 32) return false;
+  t.tiles = static_cast<int>(divide_up(t.channels, t.group));
+  t.share = divide_up(t.extent, blocks);
+  if ((blocks - 1) * t.share >= t.extent) return false;
+  int64_t per_thread = 0;
+  for (t.threads = 128;; t.threads *= 2) {
+    per_thread = divide_up(t.share * t.width, t.threads);
+    const bool enough = per_thread * held <= 8 && t.threads >= t.group * blocks;
+    if (enough || t.threads == kOnChipThreads) break;
+  }
+  const int64_t words = per_thread * t.threads;
+  if (words * kWordBytes * held * buffers > cluster_shared_limit(facts)) return false;
+  t.words = static_cast<int>(words);
+  if (access.lanes > 1) {
+    t.step = t.threads / t.width * t.row;
+  } else {
+    t.step_run = static_cast<uint32_t>(t.threads) % t.run;
+    t.step = static_cast<int64_t>(t.threads / t.run) * t.row + int64_t{t.step_run} * access.vector;
+  }
+  *tiling = t;
+  return true;
+}
+
+// The way to cut tiles for clusters that lets the busiest multiprocessor have the least to do; false if tiles do not
+// fit, or if they would leave so much of the device idle that to read the input twice is faster.  Work is counted in
+// bytes that a block holds.
+bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, bool forced, Plan* plan) {
+  constexpr int64_t kMeeting = 16 << 10;   // what a multiprocessor would load and store while a cluster meets
+  constexpr int64_t kLaunches = 96 << 10;  // and in the time of the launches that are saved
+  int64_t least = INT64_MAX;
+  for (int i = 0; i < 5; ++i) {
+    for (int buffers = kMaxBuffers; buffers > 0; --buffers) {
+      ClusterTiling t;
+      if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, buffers, &t)) continue;
+      const int clusters = std::min(t.tiles, facts.clusters[i]);
+      const int64_t turns = divide_up(t.tiles, clusters), bytes = int64_t{t.words} * 16 * held;
+      const bool overlaps = buffers > 1 || turns == 1;
+      const int64_t work = turns * ((overlaps ? bytes : bytes * 3 / 2) + kMeeting);
+      if (work < least) {
+        least = work;
+        plan->cluster = t;
+        plan->clusters = clusters;
+        plan->shared_bytes = static_cast<size_t>(bytes) * buffers;
+        plan->shared_limit = static_cast<size_t>(cluster_shared_limit(facts));
+      }
+    }
+  }
+  const double all = static_cast<double>(access.outer) * access.channels * access.inner * access.element_bytes * held;
+  const double even = all / std::max(1, facts.multiprocessors);
+  return least < INT64_MAX && (forced || static_cast<double>(least) <= 1.5 * even + kLaunches);
+}
+
 // The whole policy: how batch statistics, or in backward sums, are computed.
 //
-//   block   A channel tile fits in one block, and either tiles are small or they keep at least 3/4 of the device busy.
-//   group   All tiles fit on the device together, each in several blocks.
-//   split   Everything else, and whatever has nothing to gain on chip (held == 0).
-Method choose_method(const Access& access, int held, const DeviceFacts& facts, Method wanted) {
+//   block    A channel tile fits in one block, and either tiles are small or they keep at least 3/4 of the device busy.
+//   cluster  A channel tile fits in one cluster of blocks: preferred but for small tiles.
+//   group    All tiles fit on the device together, each in several blocks, and the device has no clusters.
+//   split    Everything else, and whatever has nothing to gain on chip (held == 0).
+Method choose_method(const Access& access, int held, const DeviceFacts& facts, Method wanted, Plan* plan) {
   if (held == 0 || wanted == Method::split) return Method::split;
   const int64_t multiprocessors = std::max(1, facts.multiprocessors);
 
@@ -166,12 +250,16 @@ Method choose_method(const Access& access, int held, const DeviceFacts& facts, M
   const bool small = accesses_per_tile(block) * access.bytes() * held <= kSmallTile;
   const int64_t waves = divide_up(block.tiles(), multiprocessors);
   const bool busy = block.tiles() * 4 >= waves * multiprocessors * 3;
-  if (fits_on_chip(block, access, held, facts)) {
-    if (wanted == Method::block || (wanted == Method::automatic && (small || busy))) return Method::block;
+  const bool one_block = fits_on_chip(block, access, held, facts), automatic = wanted == Method::automatic;
+  if (one_block && (wanted == Method::block || (automatic && small))) return Method::block;
+  if (wanted == Method::cluster || automatic) {
+    if (choose_clusters(access, held, facts, !automatic, plan)) return Method::cluster;
   }
+  if (one_block && automatic && busy) return Method::block;
 
   const int64_t slices = multiprocessors / block.tiles();
-  if (facts.cooperative_launch && slices >= 2 && wanted != Method::block) {
+  const bool may_group = wanted == Method::group || (automatic && facts.clusters[0] == 0);
+  if (facts.cooperative_launch && slices >= 2 && may_group) {
     const Tiling group = on_chip_tiling(access, held, slices);
     if (group.slices >= 2 && fits_on_chip(group, access, held, facts)) return Method::group;
   }
@@ -180,10 +268,10 @@ Method choose_method(const Access& access, int held, const DeviceFacts& facts, M
 
 Plan make_plan(const Access& access, int held, const DeviceFacts& facts, Method wanted) {
   Plan plan{};
-  plan.method = choose_method(access, held, facts, wanted);
+  plan.method = choose_method(access, held, facts, wanted, &plan);
   if (plan.method == Method::split) {
     plan.tiling = split_tiling(access, facts);
-  } else {
+  } else if (plan.method != Method::cluster) {
     plan.tiling = on_chip_tiling(access, held, 1);
     if (plan.method == Method::group) {
       plan.tiling = on_chip_tiling(access, held, facts.multiprocessors / plan.tiling.tiles());
@@ -265,6 +353,15 @@ int launch_on_chip(Kernel kernel, const Plan& plan, gpu::stream_t stream, const 
   return plan.method == Method::group
              ? gpu::launch_coop(kernel, grid, block, plan.shared_bytes, stream, t, arguments...)
              : gpu::launch(kernel, grid, block, plan.shared_bytes, stream, t, arguments...);
+}
+
+template <class Kernel, class Arguments>
+int launch_clusters(Kernel kernel, const Plan& plan, gpu::stream_t stream, const Arguments& arguments) {
+  const ClusterTiling& t = plan.cluster;
+  if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
+  const dim3 grid(static_cast<unsigned>(plan.clusters * t.blocks)), block(static_cast<unsigned>(t.threads));
+  return gpu::launch_clusters(kernel, grid, block, static_cast<unsigned>(t.blocks), plan.shared_bytes, stream, t,
+                              arguments);
 }
 
 template <class Acc>
@@ -359,6 +456,9 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
     const auto args = forward_arguments<T>(access, call, true);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
+    if constexpr (I::V > 1) {
+      if (plan.method == Method::cluster) return launch_clusters(train_cluster<T, I::A>, plan, stream, args);
+    }
     if (plan.method != Method::split) {
       return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
     }
@@ -394,6 +494,9 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
     auto args = backward_arguments<T>(access, call);
     Meeting<Accumulator<T>> meeting{};
     if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
+    if constexpr (I::V > 1) {
+      if (plan.method == Method::cluster) return launch_clusters(backward_cluster<T, I::A>, plan, stream, args);
+    }
     if (plan.method != Method::split) {
       return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
     }
@@ -413,6 +516,12 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
       return launch_tiles(apply_gradients<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
     });
   });
+}
+
+BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape& shape, int held, const DeviceFacts& facts) {
+  Plan plan{};
+  if (!choose_clusters(choose_access(shape, {}), held, facts, true, &plan)) return {};
+  return {plan.clusters, plan.cluster.blocks, plan.cluster.buffers, plan.cluster.bulk};
 }
 
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool aligned, bool elementwise, int held,

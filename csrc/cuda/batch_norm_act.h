@@ -12,9 +12,10 @@ namespace genimg_fast::cuda {
 // How a batch statistic is computed; `automatic` leaves the choice to the policy in batch_norm_act.cu.
 enum class Method : int {
   automatic,
-  split,  // any size: reduce over (channel tiles x slices), then a second kernel over the elements
-  block,  // one block holds all data of a channel tile on chip: the input is read once
-  group,  // several blocks, all resident, hold a channel tile together: likewise
+  split,    // any size: reduce over (channel tiles x slices), then a second kernel over the elements
+  block,    // one block holds all data of a channel tile on chip: the input is read once
+  group,    // several blocks, all resident, hold a channel tile together: likewise
+  cluster,  // clusters of blocks hold one channel tile after the other: likewise
 };
 
 // Element i of channel c in group o lies at (o * channels + c) * inner + i.
@@ -79,6 +80,15 @@ int batch_norm_act_train(const BatchNormActShape&, const BatchNormActForward&, c
 int batch_norm_act_eval(const BatchNormActShape&, const BatchNormActForward&, void* stream);
 int batch_norm_act_backward(const BatchNormActShape&, const BatchNormActBackward&, const DeviceFacts&, Method,
                             void* workspace, void* stream);
+
+// The grid of a kernel for clusters, for tests; zeros if there can be none.  held: see choose_clusters in
+// batch_norm_act.cu.
+struct BatchNormActClusters {
+  int clusters, blocks;  // blocks of a cluster
+  int buffers;
+  bool bulk;
+};
+BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape&, int held, const DeviceFacts&);
 
 // Which elements a block of a call's kernels visits, without a tensor: for tests of sizes too large to allocate.
 struct BatchNormActVisits {

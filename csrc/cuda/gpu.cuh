@@ -96,6 +96,13 @@ inline int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block,
   return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
+// Whether the code that the current device runs was compiled for compute capability 9.0 or later.
+template <class... Parameters>
+inline bool has_code_for_clusters(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  return take_error(cudaFuncGetAttributes(&attributes, kernel)) == 0 && attributes.ptxVersion >= 90;
+}
+
 // How many clusters of a kernel run at a time on the current device.
 template <class... Parameters>
 inline int max_active_clusters(void (*kernel)(Parameters...), unsigned cluster, int threads, size_t dynamic_smem,

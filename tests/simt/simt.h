@@ -377,6 +377,10 @@ int max_cooperative_blocks(void (*)(Parameters...), int threads, size_t, int* bl
 }
 
 template <class... Parameters>
+bool has_code_for_clusters(void (*)(Parameters...)) {
+  return true;
+}
+template <class... Parameters>
 int max_active_clusters(void (*)(Parameters...), unsigned cluster, int threads, size_t dynamic_smem, int* clusters) {
   *clusters = simt::max_active_clusters(cluster, static_cast<uint64_t>(threads), dynamic_smem);
   return simt::success;

@@ -36,7 +36,8 @@ SHAPES: list[Shape] = [
     (2, 1, 33 * 65),
     (2, 3, 33 * 64),  # runs longer than a block is wide
 ]
-H200 = {"multiprocessors": 132, "shared_bytes": 227 << 10}
+H200 = 132, 227 << 10, [132, 66, 33, 16, 8]
+A100 = 108, 163 << 10, [0] * 5
 MOMENTUM, EPS = 0.3, 1e-5
 
 
@@ -53,6 +54,7 @@ class Problem:
     misaligned: bool = False
     multiprocessors: int = 8
     shared_bytes: int = 227 << 10
+    clusters: int = 0  # of one block that run at a time; that many fewer of more blocks
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -72,6 +74,10 @@ class Problem:
         self.running_mean = random(channels, parameters, 1, 3)
         self.running_var = random(channels, parameters).abs() + 1
         self.statistics = statistics
+
+    def device(self, emulator: ModuleType) -> object:
+        clusters = [self.clusters // blocks for blocks in (1, 2, 4, 8, 16)]
+        return emulator.batch_norm_act.Device(self.multiprocessors, self.shared_bytes, clusters)
 
     def empty(self) -> Tensor:
         return aligned(torch.full(self.shape, torch.nan, dtype=self.dtype), self.misaligned)
@@ -103,8 +109,7 @@ class Problem:
             EPS,
             *ACTIVATIONS[self.activation],
             method,
-            self.multiprocessors,
-            self.shared_bytes,
+            self.device(emulator),
         )
         return out, used
 
@@ -137,8 +142,7 @@ class Problem:
             training,
             *ACTIVATIONS[self.activation],
             method,
-            self.multiprocessors,
-            self.shared_bytes,
+            self.device(emulator),
         )
         return out, used
 
@@ -361,7 +365,7 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
     ids=str,
 )
 def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, forward: str, backward: str) -> None:
-    chosen = [emulator.batch_norm_act.chosen(dtype, shape, held, *H200.values()) for held in (1, 2)]
+    chosen = [emulator.batch_norm_act.chosen(dtype, shape, held, device) for held in (1, 2)]
     assert chosen == [forward, backward]
 
 
@@ -446,7 +450,7 @@ for seed, shape, dtype, method in itertools.product(
     arrays |= {name: data() for name in ("grad_output", "grad_input", "grad_residual")}
     arrays |= {name: channel() for name in ("mean", "invstd", "grad_weight", "grad_bias")}
     arrays |= {name: channel(own) for name in ("weight", "bias", "running_mean", "running_var")}
-    facts = method, 4, 227 << 10
+    facts = method, kernels.Device(4, 227 << 10)
     act = 3 if seed else 2
     kernels.train(dtype, shape, arrays, 0.1, 1e-5, act, 0.2, *facts)
     kernels.eval(dtype, shape, arrays, 1e-5, act, 0.0)

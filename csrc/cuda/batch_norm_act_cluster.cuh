@@ -1,0 +1,570 @@
+#pragma once
+// Kernels of batch_norm_act's training for GPUs with clusters, compute capability 9.0 and later: each tensor is read
+// and written once, whatever its size, as long as one tile of it fits into the shared memory of a cluster.
+//
+// A cluster of blocks owns one tile of channels at a time, and walks over its part of the tiles: while its blocks work
+// on a tile in one buffer of shared memory, the next tile is on its way into the other one.  Blocks exchange what they
+// found through distributed shared memory.  They wait for mbarriers and for their own cluster only, whose blocks the
+// hardware starts together: nothing spins on global memory, and there is no workspace.
+//
+// A tile is one channel (A == 1), or neighbouring ones where channels are the fastest dimension (A == V).  Word i of a
+// block's share of it, 16 bytes, lies at place i of a buffer and belongs to thread i % threads.
+#include "lean_tmp.cuh"
+
+namespace genimg_fast::cuda {
+
+constexpr int kMaxBuffers = 2;
+constexpr int kMaxClusterBlocks = 16;
+constexpr int kMaxClusterGroup = 32;                                         // channels in a tile
+constexpr int kMaxClusterPartials = kOnChipThreads / 32 * kMaxClusterGroup;  // of the warps of a block
+
+// A thread's first word of its block's share of a tile.
+struct Place {
+  int64_t offset;  // in the tensor, for the first tile
+  uint32_t at;     // in its run
+  int count;       // how many words the thread has
+  int local;       // channel, counted from the tile's first one
+};
+
+struct ClusterTiling {
+  int64_t channels;
+  int64_t inner;      // elements in a contiguous run of one channel
+  int64_t row;        // elements from one outer index to the next
+  int64_t extent;     // what blocks share; A == 1: words of a channel, else outer indices
+  int64_t share;      // of them in a block, fewer in the last
+  int64_t tile_step;  // elements from one tile to the next
+  int64_t step;       // elements from one of a thread's words to its next, if `at` stays inside the run,
+  uint32_t step_run;  // what `at` grows by,
+  uint32_t run;       // where the run ends, in words,
+  int64_t wrap;       // and what is added to the offset when `at` gets there
+  int tiles;
+  int blocks;  // in a cluster: a power of two
+  int group;   // channels in a tile
+  int width;   // words of a tile at one outer index; A == 1: not used
+  int threads;
+  int buffers;
+  int words;  // of one tensor in a buffer
+  bool bulk;  // runs are long enough for bulk copies
+
+  __host__ __device__ int64_t begin(int rank) const { return rank * share; }
+  __host__ __device__ int64_t end(int rank) const {
+    const int64_t e = begin(rank) + share;
+    return e < extent ? e : extent;
+  }
+  // Elements of one channel in a block's share.
+  template <int V, int A>
+  __host__ __device__ int64_t count(int rank) const {
+    return (end(rank) - begin(rank)) * (A == 1 ? V : 1);
+  }
+
+  template <int V, int A>
+  __host__ __device__ Place place(int rank, int thread) const {
+    Place p{};
+    if (A == 1) {
+      const int64_t first = begin(rank) + thread, outer = first / run;
+      p.at = static_cast<uint32_t>(first - outer * run);
+      p.offset = outer * row + int64_t{p.at} * V;
+      p.count = static_cast<int>((end(rank) - first + threads - 1) / threads);
+    } else {
+      const int rows = threads / width;
+      const int64_t first = begin(rank) + thread / width;
+      p.local = thread % width * A;
+      p.offset = first * row + p.local;
+      p.count = static_cast<int>((end(rank) - first + rows - 1) / rows);
+    }
+    if (p.count < 0) p.count = 0;
+    return p;
+  }
+  // The last tile may have fewer channels.
+  __host__ __device__ int count_in(const Place& p, int tile) const {
+    return int64_t{tile} * group + p.local < channels ? p.count : 0;
+  }
+
+  template <int A>
+  __host__ __device__ __forceinline__ void advance(int64_t& offset, uint32_t& at) const {
+    offset += step;
+    if (A == 1) {
+      at += step_run;
+      if (at >= run) {
+        at -= run;
+        offset += wrap;
+      }
+    }
+  }
+};
+
+// Starts to load a block's share of a tile of N tensors into a buffer, one after the other; `full` completes a phase
+// when all of it is there.
+template <class T, int A, int N>
+__device__ __forceinline__ void load_tile(const ClusterTiling& tiling, const Place& place, const T* const (&tensors)[N],
+                                          int rank, int tile, uint4* buffer, uint64_t* full) {
+  constexpr int V = kVector<T>;
+  if (A == 1 && tiling.bulk) {
+    if (threadIdx.x >= 32) return;
+    const int64_t begin = tiling.begin(rank), end = tiling.end(rank), run = tiling.run;
+    if (threadIdx.x == 0) {
+      gpu::mbarrier_arrive_expect_tx(full,
+                                     static_cast<unsigned>(end - begin) * N * static_cast<unsigned>(sizeof(uint4)));
+    }
+    for (int64_t outer = begin / run + threadIdx.x; outer * run < end; outer += 32) {
+      const int64_t from = outer * run > begin ? outer * run : begin;
+      const int64_t until = (outer + 1) * run < end ? (outer + 1) * run : end;
+      const int64_t offset = tile * tiling.tile_step + outer * tiling.row + (from - outer * run) * V;
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        gpu::bulk_copy(buffer + i * tiling.words + (from - begin), tensors[i] + offset,
+                       static_cast<unsigned>(until - from) * static_cast<unsigned>(sizeof(uint4)), full);
+      }
+    }
+  } else {
+    int64_t offset = place.offset + tile * tiling.tile_step;
+    uint32_t at = place.at;
+    uint4* to = buffer + threadIdx.x;
+    for (int left = tiling.count_in(place, tile); left > 0; --left, to += tiling.threads) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) gpu::async_copy_16(to + i * tiling.words, tensors[i] + offset);
+      tiling.advance<A>(offset, at);
+    }
+    gpu::arrive_after_copies(full);
+  }
+}
+
+// Calls body with U as often as `count` allows, then with 1 for what is left: how many words it shall take.
+template <int U, class Body>
+__device__ __forceinline__ void in_chunks(int count, Body body) {
+  for (; count >= U; count -= U) body(std::integral_constant<int, U>{});
+#pragma unroll 1
+  for (; count > 0; --count) body(std::integral_constant<int, 1>{});
+}
+
+// Combines what the block's threads found in a fixed order; thread k * team, for the team of threads / group threads
+// of channel k, at most 32, returns the sum.
+template <class Combine, int A, class Acc>
+__device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tiling, Partials<Acc, A> mine) {
+  SHARED(Partial<Acc>, partials, [kMaxClusterPartials]);
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, width = A == 1 ? 1 : tiling.width;
+  // Lanes that agree modulo `width` have the same channels.  Two of them that meet share their channels out, and each
+  // goes on with half of them, until it has one.
+  int k = A == 1 ? 0 : lane % width * A, lane_mask = 16;
+#pragma unroll
+  for (int half = A / 2; half > 0; half /= 2, lane_mask /= 2) {
+    const bool upper = lane & lane_mask;
+    const Acc n = mine.n, other = __shfl_xor_sync(0xffffffffu, n, lane_mask);
+#pragma unroll
+    for (int j = 0; j < half; ++j) {
+      const Partial<Acc> kept{n, upper ? mine.a[j + half] : mine.a[j], upper ? mine.b[j + half] : mine.b[j]};
+      const Acc a = upper ? mine.a[j] : mine.a[j + half], b = upper ? mine.b[j] : mine.b[j + half];
+      const Partial<Acc> sum = Combine::combine(kept, Partial<Acc>{other, __shfl_xor_sync(0xffffffffu, a, lane_mask),
+                                                                   __shfl_xor_sync(0xffffffffu, b, lane_mask)});
+      mine.n = sum.n;
+      mine.a[j] = sum.a;
+      mine.b[j] = sum.b;
+    }
+    if (upper) k += half;
+  }
+  Partial<Acc> sum{mine.n, mine.a[0], mine.b[0]};
+  const bool writes = (lane & (2 * lane_mask - 1)) < width;
+  for (; lane_mask >= width; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
+  if (writes) partials[warp * tiling.group + k] = sum;
+  __syncthreads();
+
+  const int team = tiling.threads / tiling.group < 32 ? tiling.threads / tiling.group : 32;
+  const int channel = thread / team;
+  sum = {0, 0, 0};
+  if (channel < tiling.group) {
+    for (int w = thread % team; w < tiling.threads / 32; w += team) {
+      sum = Combine::combine(sum, partials[w * tiling.group + channel]);
+    }
+  }
+  for (lane_mask = team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
+  return sum;
+}
+
+// The same for the cluster: thread k * blocks returns the sum of channel k, with the same bits in every block.
+// `turn` counts the calls: what a block leaves here is read by its peers until all have arrived at the next call.
+template <class Combine, int V, int A, class Acc>
+__device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& tiling, int turn, Partials<Acc, A> mine) {
+  using Pair = typename PairOf<Acc>::type;
+  SHARED(Pair, shares, [2 * kMaxClusterGroup]);
+  const int thread = threadIdx.x;
+  Pair* const share = shares + turn % 2 * kMaxClusterGroup;
+  const Partial<Acc> own = combine_warps<Combine, A>(tiling, mine);
+  const int team = tiling.threads / tiling.group < 32 ? tiling.threads / tiling.group : 32;
+  if (thread % team == 0 && thread / team < tiling.group) {
+    Pair pair;
+    pair.x = own.a;
+    pair.y = own.b;
+    share[thread / team] = pair;
+  }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  const int k = thread / tiling.blocks, rank = thread % tiling.blocks;
+  Partial<Acc> sum{0, 0, 0};
+  if (k < tiling.group) {
+    const Pair pair = gpu::cluster_load(static_cast<unsigned>(rank), share + k);
+    sum = {static_cast<Acc>(tiling.count<V, A>(rank)), pair.x, pair.y};
+  }
+  for (int lane_mask = tiling.blocks / 2; lane_mask > 0; lane_mask /= 2) {
+    sum = combine_with_lane<Combine>(sum, lane_mask);
+  }
+  return sum;
+}
+
+// The buffers' mbarriers: a phase of each is one tile's load.
+__device__ __forceinline__ void start_buffers(const ClusterTiling& tiling, uint64_t* full) {
+  if (threadIdx.x < static_cast<unsigned>(tiling.buffers)) {
+    gpu::mbarrier_init(full + threadIdx.x, tiling.bulk ? 1 : static_cast<unsigned>(tiling.threads));
+    gpu::fence_mbarrier_init();
+  }
+  __syncthreads();
+}
+
+template <class T, int V>
+__device__ __forceinline__ void store_streaming(T* p, uint4 raw) {
+  __stcs(reinterpret_cast<uint4*>(p), raw);
+}
+
+// Sums of a thread's elements about a value near their mean, the mean of its first word: what they lack in precision
+// is no more than what that word's distance from the mean adds to the variance.
+template <class T, int A>
+struct ShiftedMoments {
+  using Acc = Accumulator<T>;
+  static constexpr int V = kVector<T>;
+  Acc shift[A], sum[V] = {}, squares[V] = {};
+
+  __device__ __forceinline__ explicit ShiftedMoments(uint4 first) {
+    Acc x[V];
+    unpack<T, V>(first, x);
+    if constexpr (A == 1) {
+      shift[0] = sum_of(x) * (Acc(1) / V);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) shift[j] = x[j];
+    }
+  }
+
+  __device__ __forceinline__ void add(uint4 word) {
+    Acc x[V];
+    unpack<T, V>(word, x);
+#pragma unroll
+    for (int j = 0; j < V; ++j) {
+      const Acc d = x[j] - shift[A == 1 ? 0 : j];
+      sum[j] += d;
+      squares[j] = multiply_add(d, d, squares[j]);
+    }
+  }
+
+  // Moments of x - pivot of `count` words.
+  __device__ __forceinline__ Partials<Acc, A> about(const Acc (&pivot)[A], int count) {
+    Partials<Acc, A> moments;
+    moments.n = static_cast<Acc>(A == 1 ? count * V : count);
+    if (A == 1) sum_of(sum), sum_of(squares);
+    const Acc inverse = quotient(Acc(1), moments.n);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      const Acc mean = sum[j] * inverse;
+      moments.a[j] = shift[j] - pivot[j] + mean;
+      moments.b[j] = multiply_add(-mean, sum[j], squares[j]);
+    }
+    return moments;
+  }
+};
+
+template <class T>
+__device__ __forceinline__ void store_statistics(const ForwardArguments<T>& args, int64_t channel, Accumulator<T> mean,
+                                                 Accumulator<T> invstd, Accumulator<T> variance) {
+  using Acc = Accumulator<T>;
+  args.mean[channel] = mean;
+  args.invstd[channel] = invstd;
+  const Acc kept = Acc(1) - args.momentum;
+  if (args.running_mean) {
+    args.running_mean.write(channel, kept * args.running_mean.read(channel) + args.momentum * mean);
+  }
+  if (args.running_var) {
+    const Acc unbiased = variance * args.unbiased;
+    args.running_var.write(channel, kept * args.running_var.read(channel) + args.momentum * unbiased);
+  }
+}
+
+// The activation and whether there is a residual, as constants for call.
+template <class Acc, class Call>
+__device__ __forceinline__ void with_constants(const ActivationOf<Acc>& activation, bool residual, Call call) {
+  const auto choose = [&](auto kind) { residual ? call(kind, std::true_type{}) : call(kind, std::false_type{}); };
+  if (activation.silu) {
+    choose(std::integral_constant<int, kSilu>{});
+  } else if (activation.relu) {
+    choose(std::integral_constant<int, kRelu>{});
+  } else {
+    choose(std::integral_constant<int, kLeakyRelu>{});
+  }
+}
+
+// Procedure overview: all of training's forward.
+//   1. The first tiles start to load, one into each buffer.
+//   2. For each tile in turn: threads wait until its buffer is full and reduce their words to moments,
+//   3. which are combined in the block, then in the cluster: every block of it gets the same bits.
+//   4. Threads normalise, add the residual, activate and write the output; the cluster's first block writes mean,
+//      invstd and running statistics.
+//   5. The buffer is filled with the tile after the next one.
+template <class T, int A>
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    train_cluster(const ClusterTiling tiling, const ForwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  constexpr int V = kVector<T>, U = 4;
+  DYN_SHARED(uint4, buffers);
+  SHARED(uint64_t, full, [kMaxBuffers]);
+  using Table = ChannelTable<Acc, 3>;
+  SHARED(Table, table, );
+  const int rank = static_cast<int>(gpu::cluster_rank()), threads = tiling.threads;
+  const int clusters = static_cast<int>(gridDim.x) / tiling.blocks;
+  const Place place = tiling.place<V, A>(rank, threadIdx.x);
+  const T* const tensors[1] = {args.input};
+  const auto fill = [&](int tile, int buffer) {
+    load_tile<T, A>(tiling, place, tensors, rank, tile, buffers + buffer * tiling.words, &full[buffer]);
+  };
+  // Of channel k of the tile: the thread that finishes its statistics.
+  const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
+  const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
+
+  int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
+  start_buffers(tiling, full);
+  for (int b = 0; b < tiling.buffers; ++b) {
+    if (tile + b * clusters < tiling.tiles) fill(tile + b * clusters, b);
+  }
+  for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
+    const int buffer = turn % tiling.buffers, count = tiling.count_in(place, tile);
+    const uint4* const words = buffers + buffer * tiling.words + threadIdx.x;
+    // Moments are taken of x - pivot, the channel's first element: where the mean is large beside the standard
+    // deviation, float could not hold the mean of a few elements well enough to merge it with another.
+    const int64_t channel = int64_t{tile} * tiling.group + k;
+    const bool writes = finishes && channel < tiling.channels;
+    Acc pivot[A] = {}, weight = 1, bias = 0, own_pivot = 0;
+    if (count > 0) {
+      unpack<T, A>(load<T, A>(args.input + (int64_t{tile} * tiling.group + place.local) * tiling.inner), pivot);
+    }
+    if (writes) {
+      Acc first[1];
+      unpack<T, 1>(load<T, 1>(args.input + channel * tiling.inner), first);
+      own_pivot = first[0];
+      weight = read_or(args.weight, channel, Acc(1));
+      bias = read_or(args.bias, channel, Acc(0));
+    }
+
+    gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
+    Partials<Acc, A> moments{};
+    if (count > 0) {
+      ShiftedMoments<T, A> sums(words[0]);
+      const uint4* from = words;
+      in_chunks<U>(count, [&](auto chunk) {
+        uint4 raw[chunk.value];
+#pragma unroll
+        for (int u = 0; u < chunk.value; ++u) raw[u] = from[u * threads];
+        from += chunk.value * threads;
+#pragma unroll
+        for (int u = 0; u < chunk.value; ++u) sums.add(raw[u]);
+      });
+      moments = sums.about(pivot, count);
+    }
+    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, moments);
+    const Acc mean = own_pivot + total.a, variance = quotient(total.b, total.n);
+    const Acc invstd = Acc(1) / square_root(variance + args.eps);
+    if (finishes) table.set_affine(k, mean, invstd, weight, bias);
+    __syncthreads();
+    if (rank == 0 && writes) store_statistics(args, channel, mean, invstd, variance);
+
+    if (count > 0) {
+      ChannelValues<Acc, 3, A> values;
+      values.read(table, place.local);
+      with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
+        constexpr int kActivation = activation.value;
+        constexpr bool kResidual = residual.value;
+        int64_t offset = place.offset + tile * tiling.tile_step;
+        uint32_t at = place.at;
+        const uint4* from = words;
+        in_chunks<U>(count, [&](auto chunk) {
+          constexpr int N = chunk.value;
+          int64_t offsets[N];
+          uint4 raw[N], added[N];
+#pragma unroll
+          for (int u = 0; u < N; ++u) {
+            offsets[u] = offset;
+            tiling.advance<A>(offset, at);
+            raw[u] = from[u * threads];
+            if constexpr (kResidual) added[u] = load<T, V>(args.residual + offsets[u]);
+          }
+          from += N * threads;
+#pragma unroll
+          for (int u = 0; u < N; ++u) {
+            Acc x[V], r[V];
+            unpack<T, V>(raw[u], x);
+            if constexpr (kResidual) unpack<T, V>(added[u], r);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+              Acc v = values.preactivation(values.centred(x[j], j), j);
+              if constexpr (kResidual) v += r[j];
+              x[j] = activate<T, kActivation>(args.activation, v);
+            }
+            store_streaming<T, V>(args.output + offsets[u], pack<T, V>(x));
+          }
+        });
+      });
+    }
+    if (tile + tiling.buffers * clusters < tiling.tiles) {
+      __syncthreads();  // all have read the buffer
+      fill(tile + tiling.buffers * clusters, buffer);
+    }
+  }
+  // A peer may still read what this block left for it.
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+}
+
+// Procedure overview: all of training's backward, as train_cluster, with grad_output and input side by side in a
+// buffer.
+//   1. For each tile in turn: threads compute the gradient behind the activation, g', and sum g' and
+//      g' * (x - mean).  They leave g', rounded to T, in the place of grad_output, and write it as grad_residual where
+//      that is wanted.
+//   2. Sums are combined in the block, then in the cluster, whose first block writes grad_weight and grad_bias.
+//   3. Threads compute grad_input from what the buffer holds.
+template <class T, int A>
+__global__ void __launch_bounds__(kOnChipThreads, 1)
+    backward_cluster(const ClusterTiling tiling, const BackwardArguments<T> args) {
+  using Acc = Accumulator<T>;
+  constexpr int V = kVector<T>, U = 2;
+  DYN_SHARED(uint4, buffers);
+  SHARED(uint64_t, full, [kMaxBuffers]);
+  using Table = ChannelTable<Acc, 5>;
+  SHARED(Table, tables, [2]);  // of this tile and the next one
+  const int rank = static_cast<int>(gpu::cluster_rank()), threads = tiling.threads, words = tiling.words;
+  const int clusters = static_cast<int>(gridDim.x) / tiling.blocks;
+  const Place place = tiling.place<V, A>(rank, threadIdx.x);
+  const T* const tensors[2] = {args.input, args.grad_output};
+  const auto fill = [&](int tile, int buffer) {
+    load_tile<T, A>(tiling, place, tensors, rank, tile, buffers + buffer * 2 * words, &full[buffer]);
+  };
+  const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
+  const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
+  const auto prepare = [&](int tile, int turn) {
+    const int64_t channel = int64_t{tile} * tiling.group + k;
+    if (finishes && channel < tiling.channels) {
+      tables[turn % 2].set_affine(k, __ldg(args.mean + channel), __ldg(args.invstd + channel),
+                                  read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
+    }
+  };
+
+  int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
+  start_buffers(tiling, full);
+  for (int b = 0; b < tiling.buffers; ++b) {
+    if (tile + b * clusters < tiling.tiles) fill(tile + b * clusters, b);
+  }
+  prepare(tile, 0);
+  __syncthreads();
+  for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
+    const int buffer = turn % tiling.buffers, count = tiling.count_in(place, tile);
+    uint4* const inputs = buffers + buffer * 2 * words + threadIdx.x;
+    uint4* const grads = inputs + words;
+    Table& table = tables[turn % 2];
+    ChannelValues<Acc, 5, A> values;
+    if (count > 0) values.read(table, place.local);
+
+    gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
+    Acc plain[V] = {}, weighted[V] = {};
+    with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
+      constexpr int kActivation = activation.value;
+      constexpr bool kResidual = residual.value;
+      int64_t offset = place.offset + tile * tiling.tile_step;
+      uint32_t at = place.at;
+      int i = 0;
+      in_chunks<U>(count, [&](auto chunk) {
+        constexpr int N = chunk.value;
+        int64_t offsets[N];
+        uint4 input[N], grad[N], added[N];
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          offsets[u] = offset;
+          tiling.advance<A>(offset, at);
+          input[u] = inputs[i + u * threads];
+          grad[u] = grads[i + u * threads];
+          if constexpr (kResidual) added[u] = load<T, V>(args.residual + offsets[u]);
+        }
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          Acc x[V], g[V], r[V];
+          unpack<T, V>(input[u], x);
+          unpack<T, V>(grad[u], g);
+          if constexpr (kResidual) unpack<T, V>(added[u], r);
+#pragma unroll
+          for (int j = 0; j < V; ++j) {
+            const Acc centred = values.centred(x[j], j);
+            Acc v = values.preactivation(centred, j);
+            if constexpr (kResidual) v += r[j];
+            g[j] = through_activation<T, kActivation>(args.activation, v, g[j]);
+            plain[j] += g[j];
+            weighted[j] = multiply_add(g[j], centred, weighted[j]);
+          }
+          const uint4 rounded = pack<T, V>(g);
+          grads[i + u * threads] = rounded;
+          if (args.grad_residual) store_streaming<T, V>(args.grad_residual + offsets[u], rounded);
+        }
+        i += N * threads;
+      });
+    });
+    Partials<Acc, A> sums{};
+    if (A == 1) sum_of(plain), sum_of(weighted);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      sums.a[j] = plain[j];
+      sums.b[j] = weighted[j];
+    }
+    const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, sums);
+    const int64_t channel = int64_t{tile} * tiling.group + k;
+    const bool writes = finishes && channel < tiling.channels;
+    if (writes) {
+      const Acc invstd = __ldg(args.invstd + channel), scale = table.values[kScale][k] * args.inverse_count;
+      table.values[kXScale][k] = -(scale * invstd) * (invstd * total.b);
+      table.values[kOffset][k] = -scale * total.a;
+    }
+    if (tile + clusters < tiling.tiles) prepare(tile + clusters, turn + 1);
+    __syncthreads();
+    if (rank == 0 && writes) {
+      args.grad_bias[channel] = total.a;
+      args.grad_weight[channel] = total.b * __ldg(args.invstd + channel);
+    }
+
+    if (count > 0) {
+      values.read(table, place.local);
+      int64_t offset = place.offset + tile * tiling.tile_step;
+      uint32_t at = place.at;
+      int i = 0;
+      in_chunks<U>(count, [&](auto chunk) {
+        constexpr int N = chunk.value;
+        uint4 input[N], grad[N];
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          input[u] = inputs[i + u * threads];
+          grad[u] = grads[i + u * threads];
+        }
+        i += N * threads;
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          Acc x[V], g[V];
+          unpack<T, V>(input[u], x);
+          unpack<T, V>(grad[u], g);
+#pragma unroll
+          for (int j = 0; j < V; ++j) g[j] = values.input_gradient(g[j], values.centred(x[j], j), j);
+          store_streaming<T, V>(args.grad_input + offset, pack<T, V>(g));
+          tiling.advance<A>(offset, at);
+        }
+      });
+    }
+    if (tile + tiling.buffers * clusters < tiling.tiles) {
+      gpu::fence_proxy_async();  // g' was written where copies will write
+      __syncthreads();
+      fill(tile + tiling.buffers * clusters, buffer);
+    }
+  }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+}
+
+}  // namespace genimg_fast::cuda
