@@ -109,6 +109,7 @@ Tiling elementwise_tiling(const Access& access) {
 constexpr int kBlocksPerMultiprocessor = 4;  // of a reduction that streams
 constexpr int kMaxSlices = 128;              // of its tiles: one block combines them, keep its work short
 constexpr int64_t kSmallTile = 128 << 10;  // bytes that one multiprocessor reads in less time than blocks need to meet
+constexpr int64_t kSharedTile = 32 << 10;  // so much that blocks share a multiprocessor: one loads while others work
 constexpr size_t kFreeShared = 32 << 10;   // dynamic shared memory that, with a kernel's own, needs no opt-in
 
 struct Plan {
@@ -220,8 +221,9 @@ bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, b
       if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, buffers, &t)) continue;
       const int clusters = std::min(t.tiles, facts.clusters[i]);
       const int64_t turns = divide_up(t.tiles, clusters), bytes = int64_t{t.words} * 16 * held;
+      // With one buffer a block does not load while it works; others do.
       const bool overlaps = buffers > 1 || turns == 1;
-      const int64_t work = turns * ((overlaps ? bytes : bytes * 3 / 2) + kMeeting);
+      const int64_t work = turns * ((overlaps ? bytes : bytes * 5 / 4) + kMeeting);
       if (work < least) {
         least = work;
         plan->cluster = t;
@@ -247,8 +249,9 @@ Method choose_method(const Access& access, int held, const DeviceFacts& facts, M
   const int64_t multiprocessors = std::max(1, facts.multiprocessors);
 
   const Tiling block = on_chip_tiling(access, held, 1);
-  const bool small = accesses_per_tile(block) * access.bytes() * held <= kSmallTile;
   const int64_t waves = divide_up(block.tiles(), multiprocessors);
+  const int64_t small_tile = facts.clusters[0] > 0 && waves > 1 ? kSharedTile : kSmallTile;
+  const bool small = accesses_per_tile(block) * access.bytes() * held <= small_tile;
   const bool busy = block.tiles() * 4 >= waves * multiprocessors * 3;
   const bool one_block = fits_on_chip(block, access, held, facts), automatic = wanted == Method::automatic;
   if (one_block && (wanted == Method::block || (automatic && small))) return Method::block;

@@ -54,7 +54,7 @@ class Problem:
     misaligned: bool = False
     multiprocessors: int = 8
     shared_bytes: int = 227 << 10
-    clusters: int = 0  # of one block that run at a time; that many fewer of more blocks
+    clusters: tuple[int, ...] = (0,) * 5  # of 1, 2, 4, 8, 16 blocks that run at a time
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -76,8 +76,7 @@ class Problem:
         self.statistics = statistics
 
     def device(self, emulator: ModuleType) -> object:
-        clusters = [self.clusters // blocks for blocks in (1, 2, 4, 8, 16)]
-        return emulator.batch_norm_act.Device(self.multiprocessors, self.shared_bytes, clusters)
+        return emulator.batch_norm_act.Device(self.multiprocessors, self.shared_bytes, self.clusters)
 
     def empty(self) -> Tensor:
         return aligned(torch.full(self.shape, torch.nan, dtype=self.dtype), self.misaligned)
@@ -195,6 +194,23 @@ def check_training(emulator: ModuleType, problem: Problem, method: str) -> tuple
     backward, used_backward = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
     assert_accurate(backward, problem, training=True, times=GRADIENT)
     return used_forward, used_backward
+
+
+def in_clusters(
+    emulator: ModuleType, problem: Problem, blocks: int, buffers: int, clusters: int = 2
+) -> tuple[tuple[str, str], bool]:
+    """The problem on a device of so many clusters of so many blocks, with the least shared memory for one buffer in
+    backward, or with all; the methods used, and whether copies were bulk copies."""
+    problem.clusters = tuple(clusters * (size == blocks) for size in (1, 2, 4, 8, 16))
+
+    def plan(held: int) -> tuple[int, int, int, bool]:
+        return emulator.batch_norm_act.clusters(problem.name, problem.shape, held, problem.device(emulator))
+
+    sizes = range(12 << 10, 227 << 10, 1 << 10) if buffers == 1 else [227 << 10]
+    for problem.shared_bytes in sizes:
+        if plan(2)[2] == buffers:
+            return check_training(emulator, problem, "cluster"), plan(1)[3]
+    raise AssertionError(f"no plan for {blocks} blocks and {buffers} buffers")
 
 
 def check_evaluation(emulator: ModuleType, problem: Problem) -> None:
@@ -323,16 +339,102 @@ def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, shape: S
     assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
 
 
+# clusters.
+
+CLUSTER_SHAPES: list[tuple[Shape, bool]] = [  # and whether runs are long enough for bulk copies
+    ((6, 5, 256), True),
+    ((3, 7, 8 * 65), True),  # shares of blocks begin and end inside runs
+    ((33, 5, 24), False),
+    ((1, 3, 8 * 21), False),
+    ((157, 72, 1), False),  # the last tile is not full
+    ((65, 8, 1), False),  # one narrow tile
+]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("shape", "bulk"), CLUSTER_SHAPES, ids=str)
+def test_clusters(emulator: ModuleType, shape: Shape, bulk: bool, blocks: int) -> None:
+    for dtype, buffers in itertools.product([torch.float32, torch.bfloat16, torch.float16], [1, 2]):
+        emulator.seed(blocks)
+        used, bulk_copies = in_clusters(emulator, Problem(shape, dtype), blocks, buffers)
+        assert used == ("cluster", "cluster")
+        assert bulk_copies == (bulk and shape[2] * dtype.itemsize >= 512)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("residual", "affine"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize("shape", [(60, 16, 1), (4, 3, 136)], ids=str)
+def test_options_in_clusters(
+    emulator: ModuleType, shape: Shape, activation: str, residual: bool, affine: bool
+) -> None:
+    problem = Problem(shape, torch.float32, activation=activation, residual=residual, affine=affine)
+    assert in_clusters(emulator, problem, 2, 2)[0] == ("cluster", "cluster")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype) -> None:
+    for shape in ((60, 16, 1), (4, 3, 136)):
+        problem = Problem(shape, dtype, own=True, residual=False, activation="silu")
+        assert in_clusters(emulator, problem, 4, 1)[0] == ("cluster", "cluster")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "misaligned"),
+    [
+        ((60, 16, 1), torch.float64, False),
+        ((60, 17, 1), torch.float32, False),
+        ((4, 3, 35), torch.float32, False),
+        ((4, 3, 20), torch.bfloat16, False),
+        ((60, 16, 1), torch.float32, True),
+        ((3, 16, 1), torch.float32, False),  # a block of the cluster would have nothing
+        ((40000, 16, 1), torch.float32, False),  # too large
+    ],
+    ids=str,
+)
+def test_what_clusters_cannot_do_is_split(
+    emulator: ModuleType, shape: Shape, dtype: torch.dtype, misaligned: bool
+) -> None:
+    problem = Problem(shape, dtype, misaligned=misaligned, clusters=(0, 0, 2, 0, 0))
+    assert check_training(emulator, problem, "cluster") == ("split", "split")
+
+
+@pytest.mark.parametrize("shape", [(50, 16, 1), (4, 3, 64)], ids=str)
+def test_mean_far_from_zero_in_clusters(emulator: ModuleType, shape: Shape) -> None:
+    problem = Problem(shape, torch.float32, residual=False, clusters=(0, 2, 0, 0, 0))
+    problem.input += 1e4
+    forward, used = problem.train(emulator, "cluster")
+    assert used == "cluster"
+    exact = problem.torch(training=True, exact=True)
+    torch.testing.assert_close(forward["invstd"].double(), exact["invstd"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(40, 24, 1), (5, 3, 44)], ids=str)
+@pytest.mark.parametrize("methods", itertools.product(["cluster", "split", "block"], repeat=2), ids="-".join)
+def test_every_backward_sees_the_signs_that_every_forward_saw(
+    emulator: ModuleType, shape: Shape, methods: tuple[str, str]
+) -> None:
+    problem = Problem(shape, torch.float32, activation="relu", clusters=(0, 2, 0, 0, 0))
+    forward, forward_method = problem.train(emulator, methods[0])
+    problem.grad_output.fill_(1)
+    backward, backward_method = problem.backward(
+        emulator, forward["mean"], forward["invstd"], method=methods[1]
+    )
+    assert (forward_method, backward_method) == methods
+    assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
 # determinism.
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(700, 16, 1), (3, 2, 4000), (400, 6, 5)], ids=str)
+@pytest.mark.parametrize("method", [*METHODS, "cluster"])
+@pytest.mark.parametrize("shape", [(700, 64, 1), (3, 5, 4000), (400, 6, 5)], ids=str)
 def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, method: str) -> None:
+    clusters = (0, 0, 2, 0, 0)
+
     def run(seed: int, resident: int) -> list[bytes]:
         emulator.seed(seed)
         emulator.resident_blocks(resident)
-        problem = Problem(shape, torch.float32)
+        problem = Problem(shape, torch.float32, clusters=clusters)
         forward, _ = problem.train(emulator, method)
         backward, _ = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
         evaluation, _ = problem.backward(emulator, forward["mean"], forward["invstd"], training=False)
@@ -348,23 +450,31 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "forward", "backward"),
+    ("device", "shape", "dtype", "forward", "backward"),
     [
-        ((64, 512, 4 * 4), "float32", "block", "block"),
-        ((128, 256, 8 * 8), "float32", "block", "block"),
-        ((128, 128, 16 * 16), "float32", "block", "block"),
-        ((128, 64, 32 * 32), "float32", "group", "split"),  # 33 MB: two of them do not fit
-        ((128, 64, 32 * 32), "bfloat16", "group", "group"),
-        ((128 * 32 * 32, 64, 1), "float32", "group", "split"),
-        ((128 * 32 * 32, 64, 1), "bfloat16", "group", "group"),
-        ((64 * 4 * 4, 512, 1), "bfloat16", "block", "block"),
-        ((128, 1024, 1), "float32", "block", "block"),
-        ((64, 1024, 64 * 64), "float32", "split", "split"),
-        ((256, 64, 64 * 64), "bfloat16", "split", "split"),
+        (H200, (64, 512, 4 * 4), "float32", "block", "block"),
+        (H200, (128, 256, 8 * 8), "float32", "block", "cluster"),
+        (H200, (128, 128, 16 * 16), "float32", "block", "cluster"),
+        (H200, (128, 64, 32 * 32), "float32", "cluster", "cluster"),
+        (H200, (128, 64, 32 * 32), "bfloat16", "cluster", "cluster"),
+        (H200, (128 * 32 * 32, 64, 1), "bfloat16", "split", "split"),  # 64 bytes a row are 8 MB
+        (H200, (128 * 16 * 16, 512, 1), "bfloat16", "cluster", "split"),  # 2 MB
+        (H200, (64 * 4 * 4, 512, 1), "bfloat16", "block", "block"),
+        (H200, (128, 1024, 1), "float32", "block", "block"),
+        (H200, (64, 64, 64 * 64), "float32", "cluster", "cluster"),  # 67 MB
+        (H200, (128, 64, 64 * 64), "bfloat16", "cluster", "cluster"),
+        (H200, (64, 512, 64 * 64), "float32", "cluster", "cluster"),  # 537 MB
+        (H200, (512, 64, 64 * 64), "float32", "split", "split"),  # 8 MB a channel
+        (A100, (128, 128, 16 * 16), "float32", "block", "block"),
+        (A100, (64, 64, 32 * 32), "float32", "group", "group"),
+        (A100, (64, 64, 64 * 64), "float32", "split", "split"),
     ],
     ids=str,
 )
-def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, forward: str, backward: str) -> None:
+def test_policy(
+    emulator: ModuleType, device: tuple, shape: Shape, dtype: str, forward: str, backward: str
+) -> None:
+    device = emulator.batch_norm_act.Device(*device)
     chosen = [emulator.batch_norm_act.chosen(dtype, shape, held, device) for held in (1, 2)]
     assert chosen == [forward, backward]
 
@@ -437,9 +547,9 @@ import simt_kernels as emulator
 
 kernels = emulator.batch_norm_act
 large = sys.argv[1:] == ["large"]
-shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7)] + ([(3000, 8, 1), (2, 2, 30000)] if large else [])
+shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7), (100, 40, 1), (5, 3, 264)] + ([(3000, 8, 1), (2, 2, 30000)] if large else [])
 for seed, shape, dtype, method in itertools.product(
-    (0, 1), shapes, ("float32", "bfloat16"), ("split", "block", "group")
+    (0, 1), shapes, ("float32", "bfloat16"), ("split", "block", "group", "cluster")
 ):
     emulator.seed(seed)
     element = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
@@ -450,7 +560,7 @@ for seed, shape, dtype, method in itertools.product(
     arrays |= {name: data() for name in ("grad_output", "grad_input", "grad_residual")}
     arrays |= {name: channel() for name in ("mean", "invstd", "grad_weight", "grad_bias")}
     arrays |= {name: channel(own) for name in ("weight", "bias", "running_mean", "running_var")}
-    facts = method, kernels.Device(4, 227 << 10)
+    facts = method, kernels.Device(4, 227 << 10, (0, 1 - seed, seed, 0, 0))
     act = 3 if seed else 2
     kernels.train(dtype, shape, arrays, 0.1, 1e-5, act, 0.2, *facts)
     kernels.eval(dtype, shape, arrays, 1e-5, act, 0.0)
