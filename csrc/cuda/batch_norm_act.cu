@@ -29,9 +29,7 @@ struct Access {
 
 Access choose_access(const BatchNormActShape& shape, std::initializer_list<const void*> data) {
   Access access{shape.outer, shape.channels, shape.inner, element_bytes(shape.dtype), 1, 1};
-  if (shape.channels == 1 && shape.outer * shape.inner < kMaxRun) {
-    access = {1, 1, shape.outer * shape.inner, access.element_bytes, 1, 1};
-  }
+  if (shape.channels == 1) access = {1, 1, shape.outer * shape.inner, access.element_bytes, 1, 1};
   bool aligned = shape.dtype != DType::float64;  // 8-byte accesses of neighbouring threads are wide enough
   for (const void* p : data) aligned = aligned && is_aligned(p, 16);
   const int vector = 16 / access.element_bytes;
@@ -45,72 +43,110 @@ Access choose_access(const BatchNormActShape& shape, std::initializer_list<const
 
 // Tiling.
 
-int64_t stride(const Tiling& t) { return t.linear ? t.threads : t.rows; }
-int64_t accesses_per_thread(const Tiling& t) { return divide_up(t.slice, stride(t)); }
-int64_t accesses_per_tile(const Tiling& t) { return t.linear ? t.extent : t.extent * t.width; }
-int64_t blocks(const Tiling& t) { return t.tiles() * t.slices; }
+int64_t blocks(const Tiling& t) { return int64_t{t.tiles} * t.slices; }
 
-void set_slice(Tiling& t, int64_t slice) {
-  t.slice = std::max<int64_t>(1, std::min(slice, t.extent));
-  t.slices = static_cast<int>(std::min<int64_t>(divide_up(t.extent, t.slice), INT32_MAX));
+// Chunks of the thread that has most.
+int64_t chunks_per_thread(const Tiling& t, int chunk) {
+  const int64_t whole = divide_up(t.length, t.stride);
+  return t.linear ? whole + (t.rest > 0 ? divide_up(t.outer, int64_t{t.rows} * t.slices) : 0) : divide_up(whole, chunk);
 }
 
-// Tiles whose rows are `row_accesses` wide where the layout allows it: the contiguous bytes that a block touches at
-// once.
-Tiling make_tiling(const Access& access, int threads, int row_accesses) {
-  Tiling t{};
-  t.channels = access.channels;
-  t.inner = access.inner;
-  t.run = static_cast<uint32_t>(access.lanes == 1 ? std::min(access.inner / access.vector, kMaxRun) : 1);
-  t.row = access.channels * access.inner;
-  t.wrap = t.row - t.inner;
-  t.threads = threads;
-  t.span = 1;
-  if (access.lanes > 1) {
-    t.width = 1;  // a power of two, so that a warp holds whole rows
-    while (t.width < row_accesses && t.width < access.channels / access.lanes) t.width *= 2;
-    t.group = t.width * access.lanes;
-  } else {
-    const int64_t channels = std::max<int64_t>(1, std::min<int64_t>(access.channels, row_accesses / t.run));
-    t.group = static_cast<int>(channels);
-    t.linear = channels == 1;
-    t.span = t.linear ? threads : static_cast<int>(t.run);
-    t.width = t.group * t.span;
-  }
-  t.rows = threads / t.width;
-  t.team = std::min(32, power_of_two_at_most(threads / t.group));
+void set_steps(Tiling& t, const Access& access, int chunk) {
   if (t.linear) {
-    t.extent = access.outer * int64_t{t.run};
-    t.step_run = static_cast<uint32_t>(threads) % t.run;
-    t.step = static_cast<int64_t>(threads / t.run) * t.row + int64_t{t.step_run} * access.vector;
+    const int64_t piece = int64_t{piece_accesses(access.vector)} * access.bytes();
+    t.access_step = piece / chunk;
+    t.at_step = static_cast<uint32_t>(t.stride % t.pieces);
+    t.chunk_step = t.stride / t.pieces * t.row + t.at_step * piece;
+    t.ragged_step = int64_t{t.rows} * t.slices * t.row;
+    t.wrap = t.row - t.pieces * piece;
   } else {
-    t.extent = access.outer;
-    t.step = t.rows * t.row;
+    t.access_step = t.stride * t.row;
+    t.chunk_step = chunk * t.access_step;
   }
-  set_slice(t, t.extent);
+}
+
+// At least `units` neighbouring units to a slice.
+void set_slices(Tiling& t, const Access& access, int chunk, int64_t units) {
+  t.slice = t.length = std::max<int64_t>(1, std::min(units, t.extent));
+  t.slices = static_cast<int>(std::min<int64_t>(divide_up(t.extent, t.slice), INT32_MAX));
+  t.stride = t.rows;
+  set_steps(t, access, chunk);
+}
+
+void interleave_slices(Tiling& t, const Access& access, int chunk, int64_t slices) {
+  t.slice = t.rows;
+  t.length = t.extent;
+  t.slices = static_cast<int>(std::clamp<int64_t>(slices, 1, divide_up(t.extent, t.rows)));
+  t.stride = int64_t{t.rows} * t.slices;
+  set_steps(t, access, chunk);
+}
+
+// Of one slice.  Rows of columns are `row_accesses` wide where the layout allows it: the contiguous bytes that a block
+// touches at once.
+Tiling make_tiling(const Access& access, int threads, int row_accesses, int chunk) {
+  Tiling t{};
+  const int64_t run = access.lanes == 1 ? access.inner / access.vector : 1;  // accesses
+  const int piece = piece_accesses(access.vector);
+  t.channels = access.channels;
+  t.outer = access.outer;
+  t.run = access.inner * access.element_bytes;
+  t.row = access.channels * t.run;
+  t.threads = threads;
+  t.linear = access.lanes == 1 && run >= piece;
+  t.span = t.width = t.group = 1;
+  if (t.linear) {
+    t.pieces = static_cast<uint32_t>(run / piece);
+    t.rest = static_cast<int>(run % piece);
+    t.rows = threads / (piece / chunk);
+    t.extent = access.outer * t.pieces;
+  } else {
+    if (access.lanes > 1) {  // a power of two, so that a warp holds whole rows
+      while (t.width < row_accesses && t.width < access.channels / access.lanes) t.width *= 2;
+      t.group = t.width * access.lanes;
+    } else {
+      t.group = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(access.channels, row_accesses / run)));
+      t.span = static_cast<int>(run);
+      t.width = t.group * t.span;
+    }
+    t.pieces = 1;
+    t.inner = static_cast<int>(access.inner);
+    t.rows = threads / t.width;
+    t.extent = access.outer;
+  }
+  t.tiles = static_cast<int>(std::min<int64_t>(divide_up(access.channels, t.group), INT32_MAX));
+  t.team = std::min(32, power_of_two_at_most(threads / t.group));
+  set_slices(t, access, chunk, t.extent);
   return t;
 }
 
-int row_accesses_to_reduce(const Access& access) { return access.vector == 1 || access.lanes == 1 ? 32 : 8; }
+// Of the kernels that stream.
+int row_accesses_to_stream(const Access& access) { return access.lanes == 1 ? 32 : 8; }
 
 // The narrowest rows that do not waste memory transactions (64 bytes): as many tiles, that is blocks, as possible.
 int row_accesses_on_chip(const Access& access) { return access.vector == 1 ? 16 : 4; }
 
-Tiling elementwise_tiling(const Access& access) {
-  Tiling t = make_tiling(access, kThreads, 32);
-  const int64_t total = t.tiles() * accesses_per_tile(t);
-  const int64_t per_thread = std::clamp<int64_t>(total / (kThreads * 512), 1, 16);
-  set_slice(t, per_thread * stride(t));
+// held: 1 for forward, 2 for backward.
+int chunk_to_stream(const Access& access, int held) {
+  return held == 1 ? chunk_accesses(access.vector) : gradient_chunk_accesses(access.vector);
+}
+
+Tiling elementwise_tiling(const Access& access, int held) {
+  const int chunk = chunk_to_stream(access, held);
+  Tiling t = make_tiling(access, kThreads, row_accesses_to_stream(access), chunk);
+  const int64_t accesses = divide_up(access.outer * access.channels * access.inner, access.vector);
+  const int64_t per_thread = std::clamp<int64_t>(accesses / (kThreads * 512), chunk, 16);
+  set_slices(t, access, chunk, (t.linear ? per_thread / chunk : per_thread) * t.rows);
   return t;
 }
 
 // Policy.
 
 constexpr int kBlocksPerMultiprocessor = 4;  // of a reduction that streams
-constexpr int kMaxSlices = 128;              // of its tiles: one block combines them, keep its work short
-constexpr int64_t kSmallTile = 128 << 10;  // bytes that one multiprocessor reads in less time than blocks need to meet
-constexpr int64_t kSharedTile = 32 << 10;  // so much that blocks share a multiprocessor: one loads while others work
-constexpr size_t kFreeShared = 32 << 10;   // dynamic shared memory that, with a kernel's own, needs no opt-in
+constexpr int64_t kSmallTile =
+    128 << 10;  // bytes that one multiprocessor reads in less time than a second kernel takes
+constexpr int64_t kSharedTile = 32 << 10;   // so much that blocks share a multiprocessor: one loads while others work
+constexpr size_t kFreeShared = 32 << 10;    // dynamic shared memory that, with a kernel's own, needs no opt-in
+constexpr int64_t kStreamBytes = 32 << 20;  // of a tensor: more than half of a large cache
 
 struct Plan {
   Method method;
@@ -125,35 +161,33 @@ struct Plan {
 
 // On-chip kernels hold `held` tensors.  Threads enough to have several accesses in flight each, few enough for more
 // than one small block to share a multiprocessor.
-Tiling on_chip_tiling(const Access& access, int held, int64_t slices) {
+Tiling on_chip_tiling(const Access& access, int held) {
+  const int chunk = held_chunk_accesses(held, access.vector, access.lanes);
   for (int threads = 128;; threads *= 2) {
-    Tiling t = make_tiling(access, threads, row_accesses_on_chip(access));
-    set_slice(t, divide_up(t.extent, slices));
-    if (threads == kOnChipThreads || accesses_per_thread(t) * held <= 8) return t;
+    const Tiling t = make_tiling(access, threads, row_accesses_on_chip(access), chunk);
+    if (threads == kOnChipThreads || chunks_per_thread(t, chunk) * chunk * held <= 8) return t;
   }
 }
 
 // Dynamic shared memory of an on-chip kernel.
 int64_t parked_bytes(const Tiling& t, const Access& access, int held) {
-  const int64_t parked = accesses_per_thread(t) - kept_accesses(held, access.vector, access.lanes);
+  const int chunk = held_chunk_accesses(held, access.vector, access.lanes);
+  const int64_t parked = chunks_per_thread(t, chunk) * chunk - kept_accesses(held, access.vector, access.lanes);
   return std::max<int64_t>(0, parked) * t.threads * access.bytes() * held;
 }
 
+// Beside the kernel's own: partial results and the table of the channels.
 int64_t shared_limit(const Access& access, const DeviceFacts& facts) {
-  const int64_t partial_bytes = access.element_bytes == 8 ? sizeof(Partial<double>) : sizeof(Partial<float>);
-  return facts.shared_bytes_per_block - (kMaxPartials + kMaxGroup) * partial_bytes;
+  const int64_t value_bytes = access.element_bytes == 8 ? 8 : 4;
+  return facts.shared_bytes_per_block - (3 * (kMaxPartials + kMaxGroup) + 5 * kMaxGroup) * value_bytes - 16;
 }
 
-bool fits_on_chip(const Tiling& t, const Access& access, int held, const DeviceFacts& facts) {
-  return parked_bytes(t, access, held) <= shared_limit(access, facts);
-}
-
-Tiling split_tiling(const Access& access, const DeviceFacts& facts) {
-  Tiling t = make_tiling(access, kThreads, row_accesses_to_reduce(access));
-  const int64_t for_device = divide_up(int64_t{facts.multiprocessors} * kBlocksPerMultiprocessor, t.tiles());
-  const int64_t slices = std::clamp<int64_t>(for_device, 1, kMaxSlices);
-  const int64_t per_thread = divide_up(divide_up(t.extent, slices), stride(t));
-  set_slice(t, std::max<int64_t>(per_thread, 4) * stride(t));
+Tiling split_tiling(const Access& access, int held, const DeviceFacts& facts) {
+  const int chunk = chunk_to_stream(access, held);
+  Tiling t = make_tiling(access, kThreads, row_accesses_to_stream(access), chunk);
+  const int64_t for_device = divide_up(int64_t{facts.multiprocessors} * kBlocksPerMultiprocessor, t.tiles);
+  const int64_t rounds = t.linear ? 1 : chunk;  // that make a chunk of each thread
+  interleave_slices(t, access, chunk, std::min(for_device, divide_up(t.extent, t.rows * rounds)));
   return t;
 }
 
@@ -178,7 +212,7 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
     t.group = t.width * access.lanes;
     t.extent = access.outer;
   } else {
-    if (access.inner / access.vector >= kMaxRun) return false;
+    if (access.inner / access.vector > INT32_MAX) return false;
     t.run = static_cast<uint32_t>(access.inner / access.vector);
     t.extent = access.outer * int64_t{t.run};
     t.wrap = t.row - t.inner;
@@ -242,48 +276,42 @@ bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, b
 //
 //   block    A channel tile fits in one block, and either tiles are small or they keep at least 3/4 of the device busy.
 //   cluster  A channel tile fits in one cluster of blocks: preferred but for small tiles.
-//   group    All tiles fit on the device together, each in several blocks, and the device has no clusters.
 //   split    Everything else, and whatever has nothing to gain on chip (held == 0).
 Method choose_method(const Access& access, int held, const DeviceFacts& facts, Method wanted, Plan* plan) {
   if (held == 0 || wanted == Method::split) return Method::split;
   const int64_t multiprocessors = std::max(1, facts.multiprocessors);
-
-  const Tiling block = on_chip_tiling(access, held, 1);
-  const int64_t waves = divide_up(block.tiles(), multiprocessors);
+  const Tiling block = on_chip_tiling(access, held);
+  const bool fits = parked_bytes(block, access, held) <= shared_limit(access, facts);
+  const bool automatic = wanted == Method::automatic;
+  const int64_t tile_bytes = access.outer * access.inner * block.group * access.element_bytes;
+  const int64_t waves = divide_up(block.tiles, multiprocessors);
   const int64_t small_tile = facts.clusters[0] > 0 && waves > 1 ? kSharedTile : kSmallTile;
-  const bool small = accesses_per_tile(block) * access.bytes() * held <= small_tile;
-  const bool busy = block.tiles() * 4 >= waves * multiprocessors * 3;
-  const bool one_block = fits_on_chip(block, access, held, facts), automatic = wanted == Method::automatic;
-  if (one_block && (wanted == Method::block || (automatic && small))) return Method::block;
-  if (wanted == Method::cluster || automatic) {
-    if (choose_clusters(access, held, facts, !automatic, plan)) return Method::cluster;
+  const bool small = tile_bytes * held <= small_tile, busy = block.tiles * 4 >= waves * multiprocessors * 3;
+  if (fits && (wanted == Method::block || (automatic && small))) return Method::block;
+  if ((automatic || wanted == Method::cluster) && choose_clusters(access, held, facts, !automatic, plan)) {
+    return Method::cluster;
   }
-  if (one_block && automatic && busy) return Method::block;
-
-  const int64_t slices = multiprocessors / block.tiles();
-  const bool may_group = wanted == Method::group || (automatic && facts.clusters[0] == 0);
-  if (facts.cooperative_launch && slices >= 2 && may_group) {
-    const Tiling group = on_chip_tiling(access, held, slices);
-    if (group.slices >= 2 && fits_on_chip(group, access, held, facts)) return Method::group;
-  }
-  return Method::split;
+  return fits && automatic && busy ? Method::block : Method::split;
 }
 
-Plan make_plan(const Access& access, int held, const DeviceFacts& facts, Method wanted) {
+// Whether the second kernel combines the parts that the slices of a tile left, which is quicker than to count them.
+bool combines_itself(const Tiling& t) { return t.slices > 1 && t.group * t.slices <= kThreads; }
+
+// combined: by a second kernel, if it can.
+Plan make_plan(const Access& access, int held, bool combined, const DeviceFacts& facts, Method wanted) {
   Plan plan{};
   plan.method = choose_method(access, held, facts, wanted, &plan);
-  if (plan.method == Method::split) {
-    plan.tiling = split_tiling(access, facts);
-  } else if (plan.method != Method::cluster) {
-    plan.tiling = on_chip_tiling(access, held, 1);
-    if (plan.method == Method::group) {
-      plan.tiling = on_chip_tiling(access, held, facts.multiprocessors / plan.tiling.tiles());
-    }
+  if (plan.method == Method::block) {
+    plan.tiling = on_chip_tiling(access, held);
     plan.shared_bytes = static_cast<size_t>(parked_bytes(plan.tiling, access, held));
     plan.shared_limit = static_cast<size_t>(shared_limit(access, facts));
+  } else if (plan.method == Method::split) {
+    plan.tiling = split_tiling(access, held == 1 ? 1 : 2, facts);
   }
   if (plan.tiling.slices > 1) {
-    plan.counter_bytes = static_cast<size_t>(divide_up(plan.tiling.tiles() * sizeof(unsigned), 16) * 16);
+    if (!combined || !combines_itself(plan.tiling)) {
+      plan.counter_bytes = static_cast<size_t>(divide_up(plan.tiling.tiles * sizeof(unsigned), 16) * 16);
+    }
     const size_t pair = access.element_bytes == 8 ? sizeof(double2) : sizeof(float2);
     plan.staged_bytes = static_cast<size_t>(plan.tiling.channels) * plan.tiling.slices * pair;
   }
@@ -300,12 +328,13 @@ Access backward_access(const BatchNormActShape& shape, const BatchNormActBackwar
 
 Plan train_plan(const BatchNormActShape& shape, const BatchNormActForward& call, const DeviceFacts& facts,
                 Method method) {
-  return make_plan(forward_access(shape, call), 1, facts, method);
+  return make_plan(forward_access(shape, call), 1, true, facts, method);
 }
 
 Plan backward_plan(const BatchNormActShape& shape, const BatchNormActBackward& call, const DeviceFacts& facts,
                    Method method) {
-  return make_plan(backward_access(shape, call), call.training && call.grad_input ? 2 : 0, facts, method);
+  const bool both = call.training && call.grad_input;
+  return make_plan(backward_access(shape, call), both ? 2 : 0, both, facts, method);
 }
 
 // Launches.
@@ -316,8 +345,7 @@ struct Instance {
   static constexpr int V = V_, A = A_;
 };
 
-// Calls launch with the Instance of the shape; each of its kernels is compiled for the ten instances named here, and
-// those that stream once more for SiLU.
+// Calls launch with the Instance of the shape: each kernel is compiled for ten.
 template <class Launch>
 int dispatch(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
@@ -331,31 +359,41 @@ int dispatch(DType dtype, const Access& access, Launch launch) {
   });
 }
 
-// Calls launch with whether the activation is SiLU, as a constant.
-template <class Launch>
-int dispatch_silu(bool silu, Launch launch) {
-  return silu ? launch(std::true_type{}) : launch(std::false_type{});
+// Calls launch with the activation and `plain` as constants, those that stream wide accesses: in them, an instruction
+// an element counts.  plain: only what every call does.
+template <int V, class Launch>
+int dispatch_options(int activation, bool plain, Launch launch) {
+  using False = std::false_type;
+  const auto with = [&](auto kind) { return plain ? launch(kind, std::true_type{}) : launch(kind, False{}); };
+  if constexpr (V == 1) {
+    if (activation == kSilu) return launch(std::integral_constant<int, kSilu>{}, False{});
+    return launch(std::integral_constant<int, kSelect>{}, False{});
+  } else {
+    if (activation == kSilu) return with(std::integral_constant<int, kSilu>{});
+    if (activation == kRelu) return with(std::integral_constant<int, kRelu>{});
+    return with(std::integral_constant<int, kLeakyRelu>{});
+  }
 }
 
+// early: the kernel waits by itself for the one before it, which lets it.
 template <class Kernel, class... Arguments>
-int launch_tiles(Kernel kernel, const Tiling& t, gpu::stream_t stream, const Arguments&... arguments) {
-  if (blocks(t) >= INT32_MAX || t.run == kMaxRun) return kInvalidConfiguration;  // beyond 32-bit block and run indices
+int launch_tiles(Kernel kernel, const Tiling& t, bool early, gpu::stream_t stream, const Arguments&... arguments) {
+  if (blocks(t) >= INT32_MAX) return kInvalidConfiguration;  // beyond 32-bit block indices
   const dim3 grid(static_cast<unsigned>(blocks(t))), block(static_cast<unsigned>(t.threads));
-  return gpu::launch(kernel, grid, block, 0, stream, t, arguments...);
+  return early ? gpu::launch_early(kernel, grid, block, 0, stream, t, arguments...)
+               : gpu::launch(kernel, grid, block, 0, stream, t, arguments...);
 }
 
 template <class Kernel, class... Arguments>
 int launch_on_chip(Kernel kernel, const Plan& plan, gpu::stream_t stream, const Arguments&... arguments) {
   const Tiling& t = plan.tiling;
-  if (blocks(t) >= INT32_MAX || t.run == kMaxRun) return kInvalidConfiguration;
+  if (blocks(t) >= INT32_MAX) return kInvalidConfiguration;
   if (plan.shared_bytes > kFreeShared) {
     // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
     if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
   }
   const dim3 grid(static_cast<unsigned>(blocks(t))), block(static_cast<unsigned>(t.threads));
-  return plan.method == Method::group
-             ? gpu::launch_coop(kernel, grid, block, plan.shared_bytes, stream, t, arguments...)
-             : gpu::launch(kernel, grid, block, plan.shared_bytes, stream, t, arguments...);
+  return gpu::launch(kernel, grid, block, plan.shared_bytes, stream, t, arguments...);
 }
 
 template <class Kernel, class Arguments>
@@ -368,24 +406,36 @@ int launch_clusters(Kernel kernel, const Plan& plan, gpu::stream_t stream, const
 }
 
 template <class Acc>
-int prepare_meeting(const Plan& plan, void* workspace, gpu::stream_t stream, Meeting<Acc>* meeting) {
-  if (plan.counter_bytes == 0) return 0;
-  meeting->arrived = static_cast<unsigned*>(workspace);
-  meeting->staged =
+int prepare_parts(const Plan& plan, void* workspace, gpu::stream_t stream, Parts<Acc>* parts) {
+  if (plan.staged_bytes == 0) return 0;
+  parts->staged =
       reinterpret_cast<typename PairOf<Acc>::type*>(static_cast<unsigned char*>(workspace) + plan.counter_bytes);
+  if (plan.counter_bytes == 0) return 0;
+  parts->arrived = static_cast<unsigned*>(workspace);
   return gpu::memset_async(workspace, 0, plan.counter_bytes, stream);
 }
 
+// What the second kernel gets: nothing if the first one has combined the parts.
+template <class Acc>
+Parts<Acc> left_by(const Parts<Acc>& parts) {
+  return parts.arrived ? Parts<Acc>{} : parts;
+}
+
+bool starts_early(const DeviceFacts& facts) { return facts.compute_capability >= 90; }
+
 template <class Acc>
 ActivationOf<Acc> activation_of(int activation, double negative_slope) {
-  return {activation == kLeakyRelu ? static_cast<Acc>(negative_slope) : Acc(1), activation == kRelu,
-          activation == kSilu};
+  return {activation == kLeakyRelu ? static_cast<Acc>(negative_slope) : Acc(1), activation};
+}
+
+bool streams(const BatchNormActShape& shape) {
+  return shape.outer * shape.channels * shape.inner * element_bytes(shape.dtype) >= kStreamBytes;
 }
 
 template <class T>
-ForwardArguments<T> forward_arguments(const Access& access, const BatchNormActForward& call, bool training) {
+ForwardArguments<T> forward_arguments(const BatchNormActShape& shape, const BatchNormActForward& call, bool training) {
   using Acc = Accumulator<T>;
-  const double count = static_cast<double>(access.outer) * static_cast<double>(access.inner);
+  const double count = static_cast<double>(shape.outer) * static_cast<double>(shape.inner);
   ForwardArguments<T> args{};
   args.input = static_cast<const T*>(call.input);
   args.residual = static_cast<const T*>(call.residual);
@@ -401,11 +451,12 @@ ForwardArguments<T> forward_arguments(const Access& access, const BatchNormActFo
   args.unbiased = static_cast<Acc>(count / (count - 1));
   args.activation = activation_of<Acc>(call.activation, call.negative_slope);
   args.training = training;
+  args.stream = streams(shape);
   return args;
 }
 
 template <class T>
-BackwardArguments<T> backward_arguments(const Access& access, const BatchNormActBackward& call) {
+BackwardArguments<T> backward_arguments(const BatchNormActShape& shape, const BatchNormActBackward& call) {
   using Acc = Accumulator<T>;
   BackwardArguments<T> args{};
   args.grad_output = static_cast<const T*>(call.grad_output);
@@ -419,8 +470,9 @@ BackwardArguments<T> backward_arguments(const Access& access, const BatchNormAct
   args.invstd = static_cast<const Acc*>(call.invstd);
   args.grad_weight = static_cast<Acc*>(call.grad_weight);
   args.grad_bias = static_cast<Acc*>(call.grad_bias);
-  args.inverse_count = static_cast<Acc>(1 / (static_cast<double>(access.outer) * static_cast<double>(access.inner)));
+  args.inverse_count = static_cast<Acc>(1 / (static_cast<double>(shape.outer) * static_cast<double>(shape.inner)));
   args.activation = activation_of<Acc>(call.activation, call.negative_slope);
+  args.stream = streams(shape);
   return args;
 }
 
@@ -452,23 +504,23 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
                          Method method, void* workspace, void* opaque_stream) {
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = forward_access(shape, call);
-  const Plan plan = make_plan(access, 1, facts, method);
+  const Plan plan = train_plan(shape, call, facts, method);
   return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    const auto args = forward_arguments<T>(access, call, true);
-    Meeting<Accumulator<T>> meeting{};
-    if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
+    const auto args = forward_arguments<T>(shape, call, true);
     if constexpr (I::V > 1) {
       if (plan.method == Method::cluster) return launch_clusters(train_cluster<T, I::A>, plan, stream, args);
     }
-    if (plan.method != Method::split) {
-      return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
+    if (plan.method == Method::block) return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args);
+    Parts<Accumulator<T>> parts{};
+    if (const int error = prepare_parts(plan, workspace, stream, &parts)) return error;
+    if (const int error = launch_tiles(reduce_moments<T, I::V, I::A>, plan.tiling, false, stream, args, parts)) {
+      return error;
     }
-    const int error = launch_tiles(reduce_moments<T, I::V, I::A>, plan.tiling, stream, args, meeting);
-    if (error) return error;
-    return dispatch_silu(args.activation.silu, [&](auto silu) {
-      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1),
+                          starts_early(facts), stream, args, plan.tiling, left_by(parts));
     });
   });
 }
@@ -479,9 +531,10 @@ int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForwar
   return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    const auto args = forward_arguments<T>(access, call, false);
-    return dispatch_silu(args.activation.silu, [&](auto silu) {
-      return launch_tiles(normalize<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    const auto args = forward_arguments<T>(shape, call, false);
+    return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1), false,
+                          stream, args, Tiling{}, Parts<Accumulator<T>>{});
     });
   });
 }
@@ -494,29 +547,32 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
   return dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     using T = typename I::T;
-    auto args = backward_arguments<T>(access, call);
-    Meeting<Accumulator<T>> meeting{};
-    if (const int error = prepare_meeting(plan, workspace, stream, &meeting)) return error;
+    auto args = backward_arguments<T>(shape, call);
     if constexpr (I::V > 1) {
       if (plan.method == Method::cluster) return launch_clusters(backward_cluster<T, I::A>, plan, stream, args);
     }
-    if (plan.method != Method::split) {
-      return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args, meeting);
-    }
+    if (plan.method == Method::block) return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args);
+    Parts<Accumulator<T>> parts{};
+    if (const int error = prepare_parts(plan, workspace, stream, &parts)) return error;
     auto reduce = args;
     if (call.training) reduce.grad_input = nullptr;  // depends on the sums
-    const int error = dispatch_silu(args.activation.silu, [&](auto silu) {
-      return launch_tiles(reduce_gradients<T, I::V, I::A, silu.value>, plan.tiling, stream, reduce, meeting);
+    const bool plain = !reduce.residual && !reduce.grad_residual && !reduce.grad_input;
+    const int error = dispatch_options<I::V>(call.activation, plain, [&](auto activation, auto plain) {
+      return launch_tiles(reduce_gradients<T, I::V, I::A, activation.value, plain.value>, plan.tiling, false, stream,
+                          reduce, parts);
     });
     if (error || !call.training || !call.grad_input) return error;
+    // What the first kernel writes is no constant of the second one if that starts early.
+    const bool early = starts_early(facts) && !call.grad_residual;
     if (call.grad_residual) {
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
       args.activation = activation_of<Accumulator<T>>(kIdentity, 0);
     }
-    return dispatch_silu(args.activation.silu, [&](auto silu) {
-      return launch_tiles(apply_gradients<T, I::V, I::A, silu.value>, elementwise_tiling(access), stream, args);
+    return dispatch_options<I::V>(args.activation.kind, !args.residual, [&](auto activation, auto plain) {
+      return launch_tiles(apply_gradients<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 2),
+                          early, stream, args, plan.tiling, left_by(parts));
     });
   });
 }
@@ -530,21 +586,41 @@ BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape& shape, int
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool aligned, bool elementwise, int held,
                                          const DeviceFacts& facts, Method method, int64_t tile, int slice, int limit) {
   const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
-  const Tiling t = elementwise ? elementwise_tiling(access) : make_plan(access, held, facts, method).tiling;
-  BatchNormActVisits visits{t.tiles(), t.slices, access.vector, access.lanes, 0, {}, {}};
+  const Plan plan = make_plan(access, held, true, facts, method);
+  const Tiling t = elementwise ? elementwise_tiling(access, held) : plan.tiling;
+  const int chunk = plan.method == Method::block && !elementwise
+                        ? held_chunk_accesses(held, access.vector, access.lanes)
+                        : chunk_to_stream(access, held);
+  BatchNormActVisits visits{t.tiles, t.slices, access.vector, access.lanes, 0, {}, {}};
   dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     if (slice < 0) return 0;
     visits.slice_elements = t.count<I::V>(slice);
-    for (int thread = 0; thread < t.threads; ++thread) {
-      Walk walk = t.walk<I::V, I::A>(tile, slice, thread);
-      for (const int count = walk.left; walk.left > 0; --walk.left, t.advance(walk)) {
-        if (walk.left > limit && walk.left <= count - limit) continue;
-        visits.channels.push_back(walk.channel);
-        visits.offsets.push_back(walk.offset);
+    const auto visit = [&](auto size) {
+      for (int thread = 0; thread < t.threads; ++thread) {
+        Walk walk = t.walk<typename I::T, I::V, I::A, size.value>(tile, slice, thread);
+        const int count = walk.ragged + walk.whole;
+        for (int left = count; left > 0; --left) {
+          const Chunk next = t.next<I::A, size.value>(walk);
+          if (left > limit && left <= count - limit) continue;
+          for (int u = 0; u < next.valid; ++u) {
+            visits.channels.push_back(walk.channel);
+            visits.offsets.push_back((next.offset + u * t.access_step) / static_cast<int>(sizeof(typename I::T)));
+          }
+        }
       }
+      return 0;
+    };
+    switch (chunk) {
+      case 1:
+        return visit(std::integral_constant<int, 1>{});
+      case 2:
+        return visit(std::integral_constant<int, 2>{});
+      case 4:
+        return visit(std::integral_constant<int, 4>{});
+      default:
+        return visit(std::integral_constant<int, 8>{});
     }
-    return 0;
   });
   return visits;
 }

@@ -4,60 +4,63 @@
 
 namespace genimg_fast::cuda {
 
-// The gradient behind the activation of one access, in place of grad; `normalized` receives (x - mean) * invstd.
-template <class T, int V, int A, bool Silu>
+// The gradient behind the activation of one access, in place of grad; `centred` receives x - mean.
+template <class T, int V, int A, int Activation, int N>
 __device__ __forceinline__ void activation_gradient(const BackwardArguments<T>& args,
-                                                    const Affine<Accumulator<T>, A>& affine, Raw<T, V> input,
-                                                    Raw<T, V> residual, Accumulator<T> (&grad)[V],
-                                                    Accumulator<T> (&normalized)[V]) {
+                                                    const ChannelValues<Accumulator<T>, N, A>& channel, Raw<T, V> input,
+                                                    bool has_residual, Raw<T, V> residual, Accumulator<T> (&grad)[V],
+                                                    Accumulator<T> (&centred)[V]) {
   using Acc = Accumulator<T>;
   Acc r[V];
-  unpack<T, V>(input, normalized);
-  if (args.residual) unpack<T, V>(residual, r);
+  unpack<T, V>(input, centred);
+  if (has_residual) unpack<T, V>(residual, r);
 #pragma unroll
   for (int j = 0; j < V; ++j) {
-    normalized[j] = affine.normalized(normalized[j], j);
-    Acc v = affine.preactivation(normalized[j], j);
-    if (args.residual) v += r[j];
-    grad[j] = Silu ? grad[j] * silu_derivative<T>(v) : args.activation(v, grad[j]);
+    centred[j] = channel.centred(centred[j], j);
+    Acc v = channel.preactivation(centred[j], j);
+    if (has_residual) v += r[j];
+    grad[j] = through_activation<T, Activation>(args.activation, v, grad[j]);
   }
 }
 
-// sum(g') and sum(g' * normalized) of a thread's channels.
+// sum(g') and sum(g' * (x - mean)) of a thread's channels.
 template <class Acc, int V, int A>
 struct GradientSums {
-  Partials<Acc, A> sums{};
+  Acc plain[V] = {}, weighted[V] = {};
 
-  __device__ __forceinline__ void add(const Acc (&grad)[V], const Acc (&normalized)[V]) {
-    if constexpr (A == 1) {
-      Acc plain[V], weighted[V];
+  __device__ __forceinline__ void add(const Acc (&grad)[V], const Acc (&centred)[V]) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        plain[j] = grad[j];
-        weighted[j] = grad[j] * normalized[j];
-      }
-      sums.a[0] += sum_of(plain);
-      sums.b[0] += sum_of(weighted);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        sums.a[j] += grad[j];
-        sums.b[j] = multiply_add(grad[j], normalized[j], sums.b[j]);
-      }
+    for (int j = 0; j < V; ++j) {
+      plain[j] += grad[j];
+      weighted[j] = multiply_add(grad[j], centred[j], weighted[j]);
     }
   }
-};
-
-// dx = (g' - mean(g') - normalized * mean(g' * normalized)) * invstd * weight.
-template <class Acc, int A>
-struct InputGradient {
-  Acc plain[A], weighted[A];  // the means
-
-  __device__ __forceinline__ Acc operator()(const Affine<Acc, A>& affine, Acc grad, Acc normalized, int j) const {
-    const int k = A == 1 ? 0 : j;
-    return multiply_add(-normalized, weighted[k], grad - plain[k]) * affine.scale(j);
+  __device__ __forceinline__ Partials<Acc, A> found() {
+    if (A == 1) {
+      sum_of(plain);
+      sum_of(weighted);
+    }
+    Partials<Acc, A> sums{};
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      sums.a[j] = plain[j];
+      sums.b[j] = weighted[j];
+    }
+    return sums;
   }
 };
+
+template <class T, int N>
+__device__ __forceinline__ void read_parameters(const Tiling& tiling, const BackwardArguments<T>& args, int64_t tile,
+                                                ChannelTable<Accumulator<T>, N>& table) {
+  using Acc = Accumulator<T>;
+  const int k = threadIdx.x;
+  const int64_t channel = tile * tiling.group + k;
+  if (k < tiling.group && channel < tiling.channels) {
+    table.set_affine(k, args.mean[channel], args.invstd[channel], read_or(args.weight, channel, Acc(1)),
+                     read_or(args.bias, channel, Acc(0)));
+  }
+}
 
 template <class T>
 __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, const BackwardArguments<T>& args,
@@ -66,158 +69,196 @@ __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, 
   const int64_t channel = tile * tiling.group + k;
   if (k < tiling.group && channel < tiling.channels) {
     args.grad_bias[channel] = total[k].a;
-    args.grad_weight[channel] = total[k].b;
+    args.grad_weight[channel] = total[k].b * args.invstd[channel];
   }
 }
 
-// Procedure overview: gradients of weight and bias; in the same read the gradients that need no sums.
-//   1. Each thread computes the gradient behind the activation, g', and sums g' and g' * normalized.  It writes g' as
-//      grad_residual and, in evaluation, g' * invstd * weight as grad_input, where these are wanted.
-//   2. Sums are combined as in reduce_moments.
-template <class T, int V, int A, bool Silu>
-__global__ void __launch_bounds__(kThreads, 2)
-    reduce_gradients(const Tiling tiling, const BackwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
-  using Acc = Accumulator<T>;
-  constexpr int U = kGradientChunk<V>;
-  SHARED(Partial<Acc>, total, [kMaxGroup]);
-  const int64_t tile = blockIdx.x / tiling.slices;
-  const int slice = blockIdx.x % tiling.slices;
+// dx = (g' - mean(g') - normalized * mean(g' * normalized)) * scale, with normalized = (x - mean) * invstd.
+template <class T>
+__device__ __forceinline__ void set_input_gradient(const BackwardArguments<T>& args, int64_t channel, int k,
+                                                   Accumulator<T> grad_bias, Accumulator<T> grad_weight,
+                                                   ChannelTable<Accumulator<T>, 5>& table) {
+  const Accumulator<T> scale = table.values[kScale][k] * args.inverse_count;
+  table.values[kXScale][k] = -scale * args.invstd[channel] * grad_weight;
+  table.values[kOffset][k] = -scale * grad_bias;
+}
 
-  GradientSums<Acc, V, A> gradients;
-  Walk walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  if (walk.left > 0) {
-    Affine<Acc, A> affine;
-    affine.load_parameters(args.weight, args.bias, walk.channel);
-    affine.load_statistics(args.mean, args.invstd, walk.channel);
-    while (walk.left > 0) {
-      int64_t offsets[U];
-      Raw<T, V> grad_raw[U], input[U], residual[U];
-      const int valid = take(tiling, walk, offsets);
-      load_chunk<T, V>(args.grad_output, offsets, valid, grad_raw);
-      load_chunk<T, V>(args.input, offsets, valid, input);
-      if (args.residual) load_chunk<T, V>(args.residual, offsets, valid, residual);
+// Procedure overview: gradients of weight and bias; in the same read the gradients that need no sums.
+//   1. Each thread computes the gradient behind the activation, g', and sums g' and g' * (x - mean).  Unless Plain, it
+//      adds the residual, if any, and writes g' as grad_residual and, in evaluation, g' * scale as grad_input, where
+//      these are wanted.
+//   2. Sums are combined as in reduce_moments.
+template <class T, int V, int A, int Activation, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+    reduce_gradients(const Tiling tiling, const BackwardArguments<T> args, const Parts<Accumulator<T>> parts) {
+  using Acc = Accumulator<T>;
+  constexpr int U = gradient_chunk_accesses(V);
+  using Table = ChannelTable<Acc, 3>;
+  SHARED(Partial<Acc>, total, [kMaxGroup]);
+  SHARED(Table, table, );
+  const int64_t tile = blockIdx.x % tiling.tiles;
+  const int slice = blockIdx.x / tiling.tiles;
+  gpu::allow_next_kernel();
+
+  read_parameters(tiling, args, tile, table);
+  __syncthreads();
+  GradientSums<Acc, V, A> sums;
+  Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
+  if (walk.ragged > 0) {
+    ChannelValues<Acc, 3, A> channel;
+    channel.read(table, walk.local);
+    for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
+      const bool residual = !Plain && args.residual;
+      Raw<T, V> grad_raw[U], input[U], added[U];
+      load_chunk<T, V, U>(tiling, args.grad_output, offset, valid, grad_raw);
+      load_chunk<T, V, U>(tiling, args.input, offset, valid, input);
+      if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
+      channel.read_again(table, walk.local);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         if (u < valid) {
-          Acc grad[V], normalized[V];
+          Acc grad[V], centred[V];
           unpack<T, V>(grad_raw[u], grad);
-          activation_gradient<T, V, A, Silu>(args, affine, input[u], residual[u], grad, normalized);
-          gradients.add(grad, normalized);
-          if (args.grad_residual) store<T, V>(args.grad_residual + offsets[u], pack<T, V>(grad));
-          if (args.grad_input) {
+          activation_gradient<T, V, A, Activation>(args, channel, input[u], residual, added[u], grad, centred);
+          sums.add(grad, centred);
+          if (!Plain) {
+            const int64_t at = offset + u * tiling.access_step;
+            if (args.grad_residual) store<T, V>(at_byte(args.grad_residual, at), pack<T, V>(grad));
+            if (args.grad_input) {
 #pragma unroll
-            for (int j = 0; j < V; ++j) grad[j] *= affine.scale(j);
-            store<T, V>(args.grad_input + offsets[u], pack<T, V>(grad));
+              for (int j = 0; j < V; ++j) grad[j] *= channel.get(kScale, j);
+              store_result<T, V>(at_byte(args.grad_input, at), pack<T, V>(grad), args.stream);
+            }
           }
         }
       }
-    }
+    });
   }
-  combine_block<Sums, A>(tiling, gradients.sums, total);
+  combine_block<Sums, A>(tiling, sums.found(), total);
   if (tiling.slices > 1) {
-    stage(tiling, meeting, tile, slice, total);
-    if (!is_last_block(meeting.arrived + tile, tiling.slices)) return;
-    combine_staged<Sums, V>(tiling, meeting, tile, total);
+    stage(tiling, parts, tile, slice, total);
+    if (!parts.arrived || !is_last_block(parts.arrived + tile, tiling.slices)) return;
+    combine_staged<Sums, V>(tiling, parts, tile, total);
   }
   store_parameter_gradients(tiling, args, tile, total);
 }
 
-// Procedure overview: grad_input in training, once grad_weight and grad_bias are known.
-//   1. Each thread loads its channels' parameters, statistics and sums.
-//   2. It recomputes g' and the normalised input and writes grad_input.
-template <class T, int V, int A, bool Silu>
-__global__ void __launch_bounds__(kThreads, 2) apply_gradients(const Tiling tiling, const BackwardArguments<T> args) {
+// Procedure overview: grad_input in training, once the sums are known.
+//   1. The block makes the table of its channels: from the parts that reduce_gradients left (the first slice's block
+//      then also stores grad_weight and grad_bias), or from its results.
+//   2. Each thread recomputes g' and writes grad_input.  Blocks begin at the end of the tensor, as in normalize.
+template <class T, int V, int A, int Activation, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+    apply_gradients(const Tiling tiling, const BackwardArguments<T> args, const Tiling reduced,
+                    const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = kGradientChunk<V>;
-  Walk walk = tiling.walk<V, A>(blockIdx.x / tiling.slices, blockIdx.x % tiling.slices, threadIdx.x);
-  if (walk.left == 0) return;
+  constexpr int U = gradient_chunk_accesses(V);
+  using Table = ChannelTable<Acc, 5>;
+  SHARED(Partial<Acc>, total, [kMaxGroup]);
+  SHARED(Table, table, );
+  const unsigned block = gridDim.x - 1 - blockIdx.x;
+  const int64_t tile = block % tiling.tiles;
+  const int slice = block / tiling.tiles, k = threadIdx.x;
+  const int64_t mine = tile * tiling.group + k;
+  Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
+  read_parameters(tiling, args, tile, table);
 
-  Affine<Acc, A> affine;
-  affine.load_parameters(args.weight, args.bias, walk.channel);
-  affine.load_statistics(args.mean, args.invstd, walk.channel);
-  InputGradient<Acc, A> input_gradient;
-#pragma unroll
-  for (int j = 0; j < A; ++j) {
-    input_gradient.plain[j] = __ldg(args.grad_bias + walk.channel + j) * args.inverse_count;
-    input_gradient.weighted[j] = __ldg(args.grad_weight + walk.channel + j) * args.inverse_count;
+  gpu::wait_for_previous_kernel();
+  if (parts.staged) {
+    combine_staged<Sums, V>(reduced, parts, tile, total);
+    if (slice == 0) store_parameter_gradients(reduced, args, tile, total);
   }
-  while (walk.left > 0) {
-    int64_t offsets[U];
-    Raw<T, V> grad_raw[U], input[U], residual[U];
-    const int valid = take(tiling, walk, offsets);
-    load_chunk<T, V>(args.grad_output, offsets, valid, grad_raw);
-    load_chunk<T, V>(args.input, offsets, valid, input);
-    if (args.residual) load_chunk<T, V>(args.residual, offsets, valid, residual);
+  if (k < tiling.group && mine < tiling.channels) {
+    const Acc grad_bias = parts.staged ? total[k].a : gpu::ld_cg(args.grad_bias + mine);
+    const Acc grad_weight = parts.staged ? total[k].b * args.invstd[mine] : gpu::ld_cg(args.grad_weight + mine);
+    set_input_gradient(args, mine, k, grad_bias, grad_weight, table);
+  }
+  __syncthreads();
+
+  if (walk.ragged == 0) return;
+  ChannelValues<Acc, 5, A> channel;
+  channel.read(table, walk.local);
+  for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
+    const bool residual = !Plain && args.residual;
+    Raw<T, V> grad_raw[U], input[U], added[U];
+    load_chunk<T, V, U>(tiling, args.grad_output, offset, valid, grad_raw);
+    load_chunk<T, V, U>(tiling, args.input, offset, valid, input);
+    if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
+    channel.read_again(table, walk.local);
+    T* grad_input = at_byte(args.grad_input, offset);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
       if (u < valid) {
-        Acc grad[V], normalized[V];
+        Acc grad[V], centred[V];
         unpack<T, V>(grad_raw[u], grad);
-        activation_gradient<T, V, A, Silu>(args, affine, input[u], residual[u], grad, normalized);
+        activation_gradient<T, V, A, Activation>(args, channel, input[u], residual, added[u], grad, centred);
 #pragma unroll
-        for (int j = 0; j < V; ++j) grad[j] = input_gradient(affine, grad[j], normalized[j], j);
-        store<T, V>(args.grad_input + offsets[u], pack<T, V>(grad));
+        for (int j = 0; j < V; ++j) grad[j] = channel.input_gradient(grad[j], centred[j], j);
+        store_result<T, V>(grad_input, pack<T, V>(grad), args.stream);
       }
+      grad_input = at_byte(grad_input, tiling.access_step);
     }
-  }
+  });
 }
 
-// Procedure overview: all of training's backward with one read of grad_output, input and residual.
-//   1. Each thread loads its accesses, computes g', sums g' and g' * normalized, and holds input and g' as in
+// Procedure overview: all of training's backward with one read of grad_output, input and residual, where a block can
+// hold a tile.
+//   1. Each thread loads its chunks, computes g', sums g' and g' * (x - mean), and holds input and g' as in
 //      train_on_chip; the two of an access lie side by side in shared memory.  g' is rounded to T, as grad_residual is,
 //      which is written here when wanted.
-//   2. Sums are combined as the moments of train_on_chip; the tile's first block writes grad_weight and grad_bias.
+//   2. Sums are combined; grad_weight and grad_bias are written.
 //   3. Each thread computes grad_input from what it holds.
 template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
-    backward_on_chip(const Tiling tiling, const BackwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
+    backward_on_chip(const Tiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int U = kHeldGradientChunk<V, A>, R = kept_accesses(2, V, A);
+  constexpr int U = held_chunk_accesses(2, V, A), R = kept_accesses(2, V, A);
   static_assert(R % U == 0);
   using Word = Raw<T, V>;
+  using Table = ChannelTable<Acc, 5>;
   DYN_SHARED(Word, parked);
   SHARED(Partial<Acc>, total, [kMaxGroup]);
-  const int64_t tile = blockIdx.x / tiling.slices;
-  const int slice = blockIdx.x % tiling.slices;
+  SHARED(Table, table, );
+  const int64_t tile = blockIdx.x;
 
-  Walk walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  Affine<Acc, A> affine;
-  if (walk.left > 0) {
-    affine.load_parameters(args.weight, args.bias, walk.channel);
-    affine.load_statistics(args.mean, args.invstd, walk.channel);
-  }
-  GradientSums<Acc, V, A> gradients;
-  int64_t offsets[U];
-  // Loads the next U accesses, leaves input and g' in two arrays and adds to the sums.
-  const auto absorb = [&](Word* input, Word* grads) {
-    Word residual[U], grad_raw[U], input_raw[U];
-    const int valid = take(tiling, walk, offsets);
-    load_chunk<T, V>(args.grad_output, offsets, valid, grad_raw);
-    load_chunk<T, V>(args.input, offsets, valid, input_raw);
-    if (args.residual) load_chunk<T, V>(args.residual, offsets, valid, residual);
+  read_parameters(tiling, args, tile, table);
+  __syncthreads();
+  const Walk begin = tiling.walk<T, V, A, U>(tile, 0, threadIdx.x);
+  Walk walk = begin;
+  ChannelValues<Acc, 5, A> channel;
+  channel.read(table, walk.local);
+  GradientSums<Acc, V, A> sums;
+  // Loads the next chunk, leaves input and g' in two arrays and adds to the sums.
+  const auto absorb = [&](Word(&input)[U], Word(&grads)[U]) {
+    Word added[U], grad_raw[U];
+    const Chunk chunk = tiling.next<A, U>(walk);
+    load_chunk<T, V, U>(tiling, args.grad_output, chunk.offset, chunk.valid, grad_raw);
+    load_chunk<T, V, U>(tiling, args.input, chunk.offset, chunk.valid, input);
+    if (args.residual) load_chunk<T, V, U>(tiling, args.residual, chunk.offset, chunk.valid, added);
+    channel.read_again(table, walk.local);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (u < valid) {
-        Acc grad[V], normalized[V];
+      if (u < chunk.valid) {
+        Acc grad[V], centred[V];
         unpack<T, V>(grad_raw[u], grad);
-        if (args.activation.silu) {
-          activation_gradient<T, V, A, true>(args, affine, input_raw[u], residual[u], grad, normalized);
+        if (args.activation.kind == kSilu) {
+          activation_gradient<T, V, A, kSilu>(args, channel, input[u], args.residual, added[u], grad, centred);
         } else {
-          activation_gradient<T, V, A, false>(args, affine, input_raw[u], residual[u], grad, normalized);
+          activation_gradient<T, V, A, kSelect>(args, channel, input[u], args.residual, added[u], grad, centred);
         }
-        gradients.add(grad, normalized);
-        input[u] = input_raw[u];
+        sums.add(grad, centred);
         grads[u] = pack<T, V>(grad);
-        if (args.grad_residual) store<T, V>(args.grad_residual + offsets[u], grads[u]);
+        if (args.grad_residual) {
+          store<T, V>(at_byte(args.grad_residual, chunk.offset + u * tiling.access_step), grads[u]);
+        }
       }
     }
-    return valid;
+    return chunk.valid;
   };
-  Word kept_input[R], kept_grads[R];
+  Word kept_input[R / U][U], kept_grads[R / U][U];
 #pragma unroll
-  for (int r = 0; r < R; r += U) absorb(kept_input + r, kept_grads + r);
-  Word* place = parked + threadIdx.x;
-  while (walk.left > 0) {
+  for (int r = 0; r < R / U; ++r) absorb(kept_input[r], kept_grads[r]);
+  for (Word* place = parked + threadIdx.x; walk.ragged + walk.whole > 0; place += 2 * U * tiling.threads) {
     Word input[U], grads[U];
     const int valid = absorb(input, grads);
 #pragma unroll
@@ -227,43 +268,48 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         place[(2 * u + 1) * tiling.threads] = grads[u];
       }
     }
-    place += 2 * U * tiling.threads;
   }
 
-  combine_block<Sums, A>(tiling, gradients.sums, total);
-  if (tiling.slices > 1) {
-    stage(tiling, meeting, tile, slice, total);
-    wait_for_tile(tiling, meeting.arrived + tile);
-    combine_staged<Sums, V>(tiling, meeting, tile, total);
+  combine_block<Sums, A>(tiling, sums.found(), total);
+  store_parameter_gradients(tiling, args, tile, total);
+  const int k = threadIdx.x;
+  const int64_t mine = tile * tiling.group + k;
+  if (k < tiling.group && mine < tiling.channels) {
+    set_input_gradient(args, mine, k, total[k].a, total[k].b * args.invstd[mine], table);
   }
-  if (slice == 0) store_parameter_gradients(tiling, args, tile, total);
+  __syncthreads();
 
-  walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  if (walk.left == 0) return;
-  affine.load_parameters(args.weight, args.bias, walk.channel);
-  affine.load_statistics(args.mean, args.invstd, walk.channel);
-  InputGradient<Acc, A> input_gradient;
+  walk = begin;
+  channel.read(table, walk.local);
+  const auto write = [&](const Word(&input)[U], const Word(&grads)[U], const Chunk& chunk) {
+    channel.read_again(table, walk.local);
+    T* grad_input = at_byte(args.grad_input, chunk.offset);
 #pragma unroll
-  for (int j = 0; j < A; ++j) {
-    input_gradient.plain[j] = total[walk.local + j].a * args.inverse_count;
-    input_gradient.weighted[j] = total[walk.local + j].b * args.inverse_count;
-  }
-  const auto write = [&](Word input, Word grads) {
-    Acc x[V], grad[V];
-    unpack<T, V>(input, x);
-    unpack<T, V>(grads, grad);
+    for (int u = 0; u < U; ++u) {
+      if (u < chunk.valid) {
+        Acc x[V], grad[V];
+        unpack<T, V>(input[u], x);
+        unpack<T, V>(grads[u], grad);
 #pragma unroll
-    for (int j = 0; j < V; ++j) grad[j] = input_gradient(affine, grad[j], affine.normalized(x[j], j), j);
-    store<T, V>(args.grad_input + walk.offset, pack<T, V>(grad));
-    tiling.advance(walk);
-    --walk.left;
+        for (int j = 0; j < V; ++j) grad[j] = channel.input_gradient(grad[j], channel.centred(x[j], j), j);
+        store<T, V>(grad_input, pack<T, V>(grad));
+      }
+      grad_input = at_byte(grad_input, tiling.access_step);
+    }
   };
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (walk.left > 0) write(kept_input[r], kept_grads[r]);
-  }
-  for (place = parked + threadIdx.x; walk.left > 0; place += 2 * tiling.threads) {
-    write(place[0], place[tiling.threads]);
+  for (int r = 0; r < R / U; ++r) write(kept_input[r], kept_grads[r], tiling.next<A, U>(walk));
+  for (const Word* place = parked + threadIdx.x; walk.ragged + walk.whole > 0; place += 2 * U * tiling.threads) {
+    const Chunk chunk = tiling.next<A, U>(walk);
+    Word input[U], grads[U];
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (u < chunk.valid) {
+        input[u] = place[2 * u * tiling.threads];
+        grads[u] = place[(2 * u + 1) * tiling.threads];
+      }
+    }
+    write(input, grads, chunk);
   }
 }
 

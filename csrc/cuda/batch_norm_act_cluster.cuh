@@ -9,7 +9,8 @@
 //
 // A tile is one channel (A == 1), or neighbouring ones where channels are the fastest dimension (A == V).  Word i of a
 // block's share of it, 16 bytes, lies at place i of a buffer and belongs to thread i % threads.
-#include "lean_tmp.cuh"
+#include "batch_norm_act_backward.cuh"
+#include "batch_norm_act_forward.cuh"
 
 namespace genimg_fast::cuda {
 
@@ -219,80 +220,13 @@ __device__ __forceinline__ void start_buffers(const ClusterTiling& tiling, uint6
   __syncthreads();
 }
 
-template <class T, int V>
-__device__ __forceinline__ void store_streaming(T* p, uint4 raw) {
-  __stcs(reinterpret_cast<uint4*>(p), raw);
-}
-
-// Sums of a thread's elements about a value near their mean, the mean of its first word: what they lack in precision
-// is no more than what that word's distance from the mean adds to the variance.
-template <class T, int A>
-struct ShiftedMoments {
-  using Acc = Accumulator<T>;
-  static constexpr int V = kVector<T>;
-  Acc shift[A], sum[V] = {}, squares[V] = {};
-
-  __device__ __forceinline__ explicit ShiftedMoments(uint4 first) {
-    Acc x[V];
-    unpack<T, V>(first, x);
-    if constexpr (A == 1) {
-      shift[0] = sum_of(x) * (Acc(1) / V);
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) shift[j] = x[j];
-    }
-  }
-
-  __device__ __forceinline__ void add(uint4 word) {
-    Acc x[V];
-    unpack<T, V>(word, x);
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const Acc d = x[j] - shift[A == 1 ? 0 : j];
-      sum[j] += d;
-      squares[j] = multiply_add(d, d, squares[j]);
-    }
-  }
-
-  // Moments of x - pivot of `count` words.
-  __device__ __forceinline__ Partials<Acc, A> about(const Acc (&pivot)[A], int count) {
-    Partials<Acc, A> moments;
-    moments.n = static_cast<Acc>(A == 1 ? count * V : count);
-    if (A == 1) sum_of(sum), sum_of(squares);
-    const Acc inverse = quotient(Acc(1), moments.n);
-#pragma unroll
-    for (int j = 0; j < A; ++j) {
-      const Acc mean = sum[j] * inverse;
-      moments.a[j] = shift[j] - pivot[j] + mean;
-      moments.b[j] = multiply_add(-mean, sum[j], squares[j]);
-    }
-    return moments;
-  }
-};
-
-template <class T>
-__device__ __forceinline__ void store_statistics(const ForwardArguments<T>& args, int64_t channel, Accumulator<T> mean,
-                                                 Accumulator<T> invstd, Accumulator<T> variance) {
-  using Acc = Accumulator<T>;
-  args.mean[channel] = mean;
-  args.invstd[channel] = invstd;
-  const Acc kept = Acc(1) - args.momentum;
-  if (args.running_mean) {
-    args.running_mean.write(channel, kept * args.running_mean.read(channel) + args.momentum * mean);
-  }
-  if (args.running_var) {
-    const Acc unbiased = variance * args.unbiased;
-    args.running_var.write(channel, kept * args.running_var.read(channel) + args.momentum * unbiased);
-  }
-}
-
 // The activation and whether there is a residual, as constants for call.
 template <class Acc, class Call>
 __device__ __forceinline__ void with_constants(const ActivationOf<Acc>& activation, bool residual, Call call) {
   const auto choose = [&](auto kind) { residual ? call(kind, std::true_type{}) : call(kind, std::false_type{}); };
-  if (activation.silu) {
+  if (activation.kind == kSilu) {
     choose(std::integral_constant<int, kSilu>{});
-  } else if (activation.relu) {
+  } else if (activation.kind == kRelu) {
     choose(std::integral_constant<int, kRelu>{});
   } else {
     choose(std::integral_constant<int, kLeakyRelu>{});
@@ -334,26 +268,20 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
     const int buffer = turn % tiling.buffers, count = tiling.count_in(place, tile);
     const uint4* const words = buffers + buffer * tiling.words + threadIdx.x;
-    // Moments are taken of x - pivot, the channel's first element: where the mean is large beside the standard
-    // deviation, float could not hold the mean of a few elements well enough to merge it with another.
     const int64_t channel = int64_t{tile} * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
-    Acc pivot[A] = {}, weight = 1, bias = 0, own_pivot = 0;
-    if (count > 0) {
-      unpack<T, A>(load<T, A>(args.input + (int64_t{tile} * tiling.group + place.local) * tiling.inner), pivot);
-    }
+    Acc pivot[1] = {}, weight = 1, bias = 0;
+    ThreadMoments<T, V, A> sums;
+    if (count > 0) load_pivot<T, A>(args.input + (tile * tiling.tile_step + place.local), sums.pivot);
     if (writes) {
-      Acc first[1];
-      unpack<T, 1>(load<T, 1>(args.input + channel * tiling.inner), first);
-      own_pivot = first[0];
+      load_pivot<T, 1>(args.input + channel * tiling.inner, pivot);
       weight = read_or(args.weight, channel, Acc(1));
       bias = read_or(args.bias, channel, Acc(0));
     }
 
     gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
-    Partials<Acc, A> moments{};
     if (count > 0) {
-      ShiftedMoments<T, A> sums(words[0]);
+      sums.begin_at(words[0]);
       const uint4* from = words;
       in_chunks<U>(count, [&](auto chunk) {
         uint4 raw[chunk.value];
@@ -363,10 +291,10 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
 #pragma unroll
         for (int u = 0; u < chunk.value; ++u) sums.add(raw[u]);
       });
-      moments = sums.about(pivot, count);
+      sums.end_round(count);
     }
-    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, moments);
-    const Acc mean = own_pivot + total.a, variance = quotient(total.b, total.n);
+    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, sums.found);
+    const Acc mean = pivot[0] + total.a, variance = quotient(total.b, total.n);
     const Acc invstd = Acc(1) / square_root(variance + args.eps);
     if (finishes) table.set_affine(k, mean, invstd, weight, bias);
     __syncthreads();
@@ -404,7 +332,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
               if constexpr (kResidual) v += r[j];
               x[j] = activate<T, kActivation>(args.activation, v);
             }
-            store_streaming<T, V>(args.output + offsets[u], pack<T, V>(x));
+            store_result<T, V>(args.output + offsets[u], pack<T, V>(x), args.stream);
           }
         });
       });
@@ -468,7 +396,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     if (count > 0) values.read(table, place.local);
 
     gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
-    Acc plain[V] = {}, weighted[V] = {};
+    GradientSums<Acc, V, A> sums;
     with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
       constexpr int kActivation = activation.value;
       constexpr bool kResidual = residual.value;
@@ -489,46 +417,30 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         }
 #pragma unroll
         for (int u = 0; u < N; ++u) {
-          Acc x[V], g[V], r[V];
-          unpack<T, V>(input[u], x);
+          Acc g[V], centred[V];
           unpack<T, V>(grad[u], g);
-          if constexpr (kResidual) unpack<T, V>(added[u], r);
-#pragma unroll
-          for (int j = 0; j < V; ++j) {
-            const Acc centred = values.centred(x[j], j);
-            Acc v = values.preactivation(centred, j);
-            if constexpr (kResidual) v += r[j];
-            g[j] = through_activation<T, kActivation>(args.activation, v, g[j]);
-            plain[j] += g[j];
-            weighted[j] = multiply_add(g[j], centred, weighted[j]);
-          }
+          activation_gradient<T, V, A, kActivation>(args, values, input[u], kResidual, added[u], g, centred);
+          sums.add(g, centred);
           const uint4 rounded = pack<T, V>(g);
           grads[i + u * threads] = rounded;
-          if (args.grad_residual) store_streaming<T, V>(args.grad_residual + offsets[u], rounded);
+          if (args.grad_residual) store_result<T, V>(args.grad_residual + offsets[u], rounded, args.stream);
         }
         i += N * threads;
       });
     });
-    Partials<Acc, A> sums{};
-    if (A == 1) sum_of(plain), sum_of(weighted);
-#pragma unroll
-    for (int j = 0; j < A; ++j) {
-      sums.a[j] = plain[j];
-      sums.b[j] = weighted[j];
-    }
-    const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, sums);
+    const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, sums.found());
     const int64_t channel = int64_t{tile} * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
+    Acc grad_weight = 0;
     if (writes) {
-      const Acc invstd = __ldg(args.invstd + channel), scale = table.values[kScale][k] * args.inverse_count;
-      table.values[kXScale][k] = -(scale * invstd) * (invstd * total.b);
-      table.values[kOffset][k] = -scale * total.a;
+      grad_weight = total.b * args.invstd[channel];
+      set_input_gradient(args, channel, k, total.a, grad_weight, table);
     }
     if (tile + clusters < tiling.tiles) prepare(tile + clusters, turn + 1);
     __syncthreads();
     if (rank == 0 && writes) {
       args.grad_bias[channel] = total.a;
-      args.grad_weight[channel] = total.b * __ldg(args.invstd + channel);
+      args.grad_weight[channel] = grad_weight;
     }
 
     if (count > 0) {
@@ -552,7 +464,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
           unpack<T, V>(grad[u], g);
 #pragma unroll
           for (int j = 0; j < V; ++j) g[j] = values.input_gradient(g[j], values.centred(x[j], j), j);
-          store_streaming<T, V>(args.grad_input + offset, pack<T, V>(g));
+          store_result<T, V>(args.grad_input + offset, pack<T, V>(g), args.stream);
           tiling.advance<A>(offset, at);
         }
       });

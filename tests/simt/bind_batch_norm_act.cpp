@@ -30,7 +30,6 @@ struct Problem {
 const std::map<std::string, Method> kMethods = {{"automatic", Method::automatic},
                                                 {"split", Method::split},
                                                 {"block", Method::block},
-                                                {"group", Method::group},
                                                 {"cluster", Method::cluster}};
 
 std::string name_of(Method method) {

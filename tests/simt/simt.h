@@ -350,6 +350,11 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_
   return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
+int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
+                 Arguments&&... arguments) {
+  return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+}
+template <class... Parameters, class... Arguments>
 int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
                 Arguments&&... arguments) {
   return launch_emulated(true, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
@@ -424,6 +429,16 @@ inline void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barr
 inline void async_copy_16(void* to, const void* from) { simt::async_copy_16(to, from); }
 inline void arrive_after_copies(uint64_t* barrier) { simt::arrive_after_copies(barrier); }
 inline void fence_proxy_async() {}
+inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
+  simt::preemption_point();
+  const unsigned old = std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_acq_rel);
+  simt::progress();
+  return old;
+}
+
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() {}
+inline void forget_memory() {}
 
 template <class T>
 T ld_cg(const T* p) {
