@@ -192,7 +192,7 @@ Tiling split_tiling(const Access& access, int held, const DeviceFacts& facts) {
 }
 
 // Shared memory of a block of the kernels for clusters, beside what they have of their own.
-int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (10 << 10); }
+int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (18 << 10); }
 
 // Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for its buffers.
 bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& facts, int blocks, int buffers,
@@ -229,6 +229,7 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
     const bool enough = per_thread * held <= 8 && t.threads >= t.group * blocks;
     if (enough || t.threads == kOnChipThreads) break;
   }
+  t.team = std::min(32, t.threads / t.group);
   const int64_t words = per_thread * t.threads;
   if (words * kWordBytes * held * buffers > cluster_shared_limit(facts)) return false;
   t.words = static_cast<int>(words);

@@ -4,8 +4,8 @@
 //
 // A cluster of blocks owns one tile of channels at a time, and walks over its part of the tiles: while its blocks work
 // on a tile in one buffer of shared memory, the next tile is on its way into the other one.  Blocks exchange what they
-// found through distributed shared memory.  They wait for mbarriers and for their own cluster only, whose blocks the
-// hardware starts together: nothing spins on global memory, and there is no workspace.
+// found through distributed shared memory.  They wait at mbarriers for their copies and their own cluster only, whose
+// blocks the hardware starts together: nothing spins on global memory, and there is no workspace.
 //
 // A tile is one channel (A == 1), or neighbouring ones where channels are the fastest dimension (A == V).  Word i of a
 // block's share of it, 16 bytes, lies at place i of a buffer and belongs to thread i % threads.
@@ -43,6 +43,7 @@ struct ClusterTiling {
   int group;   // channels in a tile
   int width;   // words of a tile at one outer index; A == 1: not used
   int threads;
+  int team;  // threads that combine what a block's warps found for one channel: at most 32 and threads / group
   int buffers;
   int words;  // of one tensor in a buffer
   bool bulk;  // runs are long enough for bulk copies
@@ -138,8 +139,7 @@ __device__ __forceinline__ void in_chunks(int count, Body body) {
   for (; count > 0; --count) body(std::integral_constant<int, 1>{});
 }
 
-// Combines what the block's threads found in a fixed order; thread k * team, for the team of threads / group threads
-// of channel k, at most 32, returns the sum.
+// Combines what the block's threads found in a fixed order; thread k * team returns the sum of channel k.
 template <class Combine, int A, class Acc>
 __device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tiling, Partials<Acc, A> mine) {
   SHARED(Partial<Acc>, partials, [kMaxClusterPartials]);
@@ -169,9 +169,9 @@ __device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tilin
   if (writes) partials[warp * tiling.group + k] = sum;
   __syncthreads();
 
-  const int team = tiling.threads / tiling.group < 32 ? tiling.threads / tiling.group : 32;
-  const int channel = thread / team;
+  const int team = tiling.team, channel = thread / team;
   sum = {0, 0, 0};
+  if (warp * 32 >= tiling.group * team) return sum;
   if (channel < tiling.group) {
     for (int w = thread % team; w < tiling.threads / 32; w += team) {
       sum = Combine::combine(sum, partials[w * tiling.group + channel]);
@@ -181,43 +181,65 @@ __device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tilin
   return sum;
 }
 
-// The same for the cluster: thread k * blocks returns the sum of channel k, with the same bits in every block.
-// `turn` counts the calls: what a block leaves here is read by its peers until all have arrived at the next call.
+// What the blocks of a cluster send each other, in two halves that take turns: block r its part of channel k to
+// parts[r][k] of all.  A block sends again to a half only after it has had what its peers sent to the other one, which
+// they did when they had read this one.
+template <class Acc>
+struct Exchange {
+  typename PairOf<Acc>::type parts[2][kMaxClusterBlocks][kMaxClusterGroup];
+  uint64_t full[2];  // mbarriers
+};
+
+// Combines what the cluster's threads found; thread k * blocks returns the sum of channel k, with the same bits in
+// every block.  `turn` counts the calls.
 template <class Combine, int V, int A, class Acc>
-__device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& tiling, int turn, Partials<Acc, A> mine) {
-  using Pair = typename PairOf<Acc>::type;
-  SHARED(Pair, shares, [2 * kMaxClusterGroup]);
-  const int thread = threadIdx.x;
-  Pair* const share = shares + turn % 2 * kMaxClusterGroup;
-  const Partial<Acc> own = combine_warps<Combine, A>(tiling, mine);
-  const int team = tiling.threads / tiling.group < 32 ? tiling.threads / tiling.group : 32;
-  if (thread % team == 0 && thread / team < tiling.group) {
-    Pair pair;
-    pair.x = own.a;
-    pair.y = own.b;
-    share[thread / team] = pair;
+__device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& tiling, int turn, int own_rank,
+                                                        Partials<Acc, A> mine, Exchange<Acc>& exchange) {
+  const int thread = threadIdx.x, first_of_warp = thread / 32 * 32, half = turn % 2;
+  Partial<Acc> sum = combine_warps<Combine, A>(tiling, mine);
+  if (first_of_warp < tiling.group * tiling.team) {
+    typename PairOf<Acc>::type pair;
+    pair.x = __shfl_sync(0xffffffffu, sum.a, 0, tiling.team);
+    pair.y = __shfl_sync(0xffffffffu, sum.b, 0, tiling.team);
+    const int k = thread / tiling.team;
+    if (thread == 0) {
+      const int bytes = tiling.blocks * tiling.group * static_cast<int>(sizeof pair);
+      gpu::mbarrier_arrive_expect_tx(&exchange.full[half], static_cast<unsigned>(bytes));
+    }
+    for (int rank = thread % tiling.team; rank < tiling.blocks; rank += tiling.team) {
+      if (k < tiling.group) {
+        gpu::store_async(static_cast<unsigned>(rank), &exchange.parts[half][own_rank][k], pair, &exchange.full[half]);
+      }
+    }
   }
-  gpu::cluster_arrive();
-  gpu::cluster_wait();
-  const int k = thread / tiling.blocks, rank = thread % tiling.blocks;
-  Partial<Acc> sum{0, 0, 0};
-  if (k < tiling.group) {
-    const Pair pair = gpu::cluster_load(static_cast<unsigned>(rank), share + k);
-    sum = {static_cast<Acc>(tiling.count<V, A>(rank)), pair.x, pair.y};
-  }
-  for (int lane_mask = tiling.blocks / 2; lane_mask > 0; lane_mask /= 2) {
-    sum = combine_with_lane<Combine>(sum, lane_mask);
+  sum = {0, 0, 0};
+  if (first_of_warp < tiling.group * tiling.blocks) {
+    const int k = thread / tiling.blocks, rank = thread % tiling.blocks;
+    gpu::mbarrier_wait(&exchange.full[half], static_cast<unsigned>(turn / 2 % 2));
+    if (k < tiling.group) {
+      const auto pair = exchange.parts[half][rank][k];
+      sum = {static_cast<Acc>(tiling.count<V, A>(rank)), pair.x, pair.y};
+    }
+    for (int lane_mask = tiling.blocks / 2; lane_mask > 0; lane_mask /= 2) {
+      sum = combine_with_lane<Combine>(sum, lane_mask);
+    }
   }
   return sum;
 }
 
-// The buffers' mbarriers: a phase of each is one tile's load.
-__device__ __forceinline__ void start_buffers(const ClusterTiling& tiling, uint64_t* full) {
-  if (threadIdx.x < static_cast<unsigned>(tiling.buffers)) {
-    gpu::mbarrier_init(full + threadIdx.x, tiling.bulk ? 1 : static_cast<unsigned>(tiling.threads));
+// Initialises the mbarriers, of whose buffers each load is a phase, before any block of the cluster uses one.
+template <class Acc>
+__device__ __forceinline__ void start_cluster(const ClusterTiling& tiling, uint64_t* full, Exchange<Acc>& exchange) {
+  if (threadIdx.x == 0) {
+    for (int b = 0; b < tiling.buffers; ++b) {
+      gpu::mbarrier_init(full + b, tiling.bulk ? 1 : static_cast<unsigned>(tiling.threads));
+    }
+    gpu::mbarrier_init(&exchange.full[0], 1);
+    gpu::mbarrier_init(&exchange.full[1], 1);
     gpu::fence_mbarrier_init();
   }
-  __syncthreads();
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
 }
 
 // The activation and whether there is a residual, as constants for call.
@@ -244,9 +266,10 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_cluster(const ClusterTiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = 4;
+  constexpr int V = kVector<T>, U = held_chunk_accesses(1, V, A);
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
+  SHARED(Exchange<Acc>, exchange, );
   using Table = ChannelTable<Acc, 3>;
   SHARED(Table, table, );
   const int rank = static_cast<int>(gpu::cluster_rank()), threads = tiling.threads;
@@ -261,7 +284,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
 
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
-  start_buffers(tiling, full);
+  start_cluster(tiling, full, exchange);
   for (int b = 0; b < tiling.buffers; ++b) {
     if (tile + b * clusters < tiling.tiles) fill(tile + b * clusters, b);
   }
@@ -293,10 +316,14 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       });
       sums.end_round(count);
     }
-    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, sums.found);
-    const Acc mean = pivot[0] + total.a, variance = quotient(total.b, total.n);
-    const Acc invstd = Acc(1) / square_root(variance + args.eps);
-    if (finishes) table.set_affine(k, mean, invstd, weight, bias);
+    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, rank, sums.found, exchange);
+    Acc mean = 0, variance = 0, invstd = 0;
+    if (finishes) {
+      mean = pivot[0] + total.a;
+      variance = total.b / total.n;
+      invstd = Acc(1) / square_root(variance + args.eps);
+      table.set_affine(k, mean, invstd, weight, bias);
+    }
     __syncthreads();
     if (rank == 0 && writes) store_statistics(args, channel, mean, invstd, variance);
 
@@ -342,9 +369,6 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       fill(tile + tiling.buffers * clusters, buffer);
     }
   }
-  // A peer may still read what this block left for it.
-  gpu::cluster_arrive();
-  gpu::cluster_wait();
 }
 
 // Procedure overview: all of training's backward, as train_cluster, with grad_output and input side by side in a
@@ -358,9 +382,10 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     backward_cluster(const ClusterTiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = 2;
+  constexpr int V = kVector<T>, U = held_chunk_accesses(2, V, A);
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
+  SHARED(Exchange<Acc>, exchange, );
   using Table = ChannelTable<Acc, 5>;
   SHARED(Table, tables, [2]);  // of this tile and the next one
   const int rank = static_cast<int>(gpu::cluster_rank()), threads = tiling.threads, words = tiling.words;
@@ -381,7 +406,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   };
 
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
-  start_buffers(tiling, full);
+  start_cluster(tiling, full, exchange);
   for (int b = 0; b < tiling.buffers; ++b) {
     if (tile + b * clusters < tiling.tiles) fill(tile + b * clusters, b);
   }
@@ -428,7 +453,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         i += N * threads;
       });
     });
-    const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, sums.found());
+    const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, rank, sums.found(), exchange);
     const int64_t channel = int64_t{tile} * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
     Acc grad_weight = 0;
@@ -475,8 +500,6 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       fill(tile + tiling.buffers * clusters, buffer);
     }
   }
-  gpu::cluster_arrive();
-  gpu::cluster_wait();
 }
 
 }  // namespace genimg_fast::cuda

@@ -200,7 +200,7 @@ __device__ __forceinline__ unsigned cluster_size() {
 }
 
 // The barrier of all threads of a cluster in two halves; each thread passes both in turn.  What a thread wrote before
-// it arrived, all see after they waited.
+// it arrived, all see after they waited: to that end it waits for all its writes to global memory, which takes long.
 __device__ __forceinline__ void cluster_arrive() {
   GPU_CLUSTER_ASM("barrier.cluster.arrive.release.aligned;" :: : "memory");
 }
@@ -264,6 +264,20 @@ __device__ __forceinline__ void bulk_copy(void* to, const void* from, unsigned b
   GPU_CLUSTER_ASM("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                       shared_address(to)),
                   "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+// Likewise writes value to *p, a shared variable, as the block `rank` of the cluster has it, and counts its bytes at
+// that block's barrier.
+template <class T>
+__device__ __forceinline__ void store_async(unsigned rank, T* p, T value, uint64_t* barrier) {
+  static_assert(sizeof(T) == 8, "a pair of float");
+  [[maybe_unused]] unsigned peer = 0, peer_barrier = 0;
+  unsigned long long word;
+  memcpy(&word, &value, sizeof value);
+  GPU_CLUSTER_ASM("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(p)), "r"(rank));
+  GPU_CLUSTER_ASM("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer_barrier) : "r"(shared_address(barrier)),
+                  "r"(rank));
+  GPU_CLUSTER_ASM("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(peer),
+                  "l"(word), "r"(peer_barrier) : "memory");
 }
 // Between a thread's own writes to shared memory and bulk copies to the same place; then a barrier of the block.
 __device__ __forceinline__ void fence_proxy_async() { GPU_CLUSTER_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }

@@ -89,6 +89,7 @@ void mbarrier_init(uint64_t* address, unsigned count);
 void mbarrier_arrive(uint64_t* address, size_t expected_bytes);
 void mbarrier_wait(uint64_t* address, unsigned parity);
 void bulk_copy(void* to, const void* from, size_t bytes, uint64_t* address);
+void store_async(unsigned rank, void* p, uint64_t value, uint64_t* address);
 void async_copy_16(void* to, const void* from);
 void arrive_after_copies(uint64_t* address);
 
@@ -425,6 +426,13 @@ inline void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) { simt:
 inline void mbarrier_wait(uint64_t* barrier, unsigned parity) { simt::mbarrier_wait(barrier, parity); }
 inline void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
   simt::bulk_copy(to, from, bytes, barrier);
+}
+template <class T>
+void store_async(unsigned rank, T* p, T value, uint64_t* barrier) {
+  static_assert(sizeof(T) == sizeof(uint64_t));
+  uint64_t word;
+  std::memcpy(&word, &value, sizeof value);
+  simt::store_async(rank, p, word, barrier);
 }
 inline void async_copy_16(void* to, const void* from) { simt::async_copy_16(to, from); }
 inline void arrive_after_copies(uint64_t* barrier) { simt::arrive_after_copies(barrier); }

@@ -48,16 +48,15 @@ void complete_cluster_barrier(Cluster& cluster) {
 
 // Mbarriers.
 
-Mbarrier* find_mbarrier(const void* address) {
-  Block& block = *running->block;
+Mbarrier* find_mbarrier(Block& block, const void* address) {
   for (size_t i = 0; i < block.mbarrier_count; ++i) {
     if (block.mbarriers[i].address == address) return &block.mbarriers[i];
   }
   return nullptr;
 }
 
-Mbarrier& mbarrier_at(const void* address) {
-  Mbarrier* barrier = find_mbarrier(address);
+Mbarrier& mbarrier_at(Block& block, const void* address) {
+  Mbarrier* barrier = find_mbarrier(block, address);
   if (barrier == nullptr) fail("uses an mbarrier that is not initialised");
   tsan_read(address, sizeof(uint64_t));
   return *barrier;
@@ -78,11 +77,12 @@ void complete_phase_if_due(Block& block, Mbarrier& barrier) {
 struct Copy {
   Copy* next;  // of the same transfer
   char* to;
-  const char* from;
+  const char* from;  // global memory, or `value`
   size_t bytes;
+  uint64_t value;
 };
 
-// What completes together: one bulk copy, or a thread's copies up to its arrival at an mbarrier.
+// What completes together: one bulk copy or asynchronous store, or a thread's copies up to its arrival at an mbarrier.
 struct Transfer {
   Block* block;
   Copy* copies;
@@ -106,7 +106,7 @@ void forget_transfers() {
   copies_used = transfers_begin = transfers_end = 0;
 }
 
-Copy* new_copy(char* to, const char* from, size_t bytes) {
+Copy* new_copy(char* to, const char* from, size_t bytes, uint64_t value = 0) {
   Copy* copy = free_copies;
   if (copy != nullptr) {
     free_copies = copy->next;
@@ -114,10 +114,14 @@ Copy* new_copy(char* to, const char* from, size_t bytes) {
     if (copies_used == kMaxCopies) fail("too many asynchronous copies at a time for the emulator");
     copy = &copy_pool[copies_used++];
   }
-  *copy = {nullptr, to, from, bytes};
-  touch_bytes(from, bytes);
+  *copy = {nullptr, to, from, bytes, value};
+  if (from != nullptr) {
+    touch_bytes(from, bytes);
+    tsan_read(from, bytes);
+  } else {
+    copy->from = reinterpret_cast<const char*>(&copy->value);
+  }
   poison_bytes(to, bytes);
-  tsan_read(from, bytes);
   tsan_write(to, bytes);
   return copy;
 }
@@ -220,7 +224,7 @@ void mbarrier_init(uint64_t* address, unsigned count) {
     fail("an mbarrier is 8 bytes of its block's shared memory");
   }
   if (count == 0) fail("an mbarrier expects at least one arrival");
-  if (find_mbarrier(address) != nullptr) fail("initialises an mbarrier twice");
+  if (find_mbarrier(block, address) != nullptr) fail("initialises an mbarrier twice");
   if (block.mbarrier_count == kMaxMbarriers) fail("too many mbarriers for the emulator");
   tsan_write(address, sizeof *address);
   block.mbarriers[block.mbarrier_count++] = {address, count, count, 0, 0, {}};
@@ -228,7 +232,7 @@ void mbarrier_init(uint64_t* address, unsigned count) {
 
 void mbarrier_arrive(uint64_t* address, size_t expected_bytes) {
   preemption_point();
-  Mbarrier& barrier = mbarrier_at(address);
+  Mbarrier& barrier = mbarrier_at(*running->block, address);
   if (barrier.pending == 0) fail("arrives at an mbarrier that expects no more arrivals");
   barrier.sync_point[barrier.phase % 2].release();
   barrier.bytes += static_cast<int64_t>(expected_bytes);
@@ -238,7 +242,7 @@ void mbarrier_arrive(uint64_t* address, size_t expected_bytes) {
 
 void mbarrier_wait(uint64_t* address, unsigned parity) {
   preemption_point();
-  Mbarrier& barrier = mbarrier_at(address);
+  Mbarrier& barrier = mbarrier_at(*running->block, address);
   while (barrier.phase % 2 == parity) {
     running->mbarrier = &barrier;
     suspend(Fiber::State::at_mbarrier);
@@ -251,10 +255,20 @@ void bulk_copy(void* to, const void* from, size_t bytes, uint64_t* address) {
   const uintptr_t all = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
   if (all % 16 != 0 || bytes == 0) fail("bulk copy: addresses and size must be multiples of 16 bytes");
   if (!in_own_shared_memory(to, bytes)) fail("bulk copy to what is not its block's shared memory");
-  Mbarrier& barrier = mbarrier_at(address);
+  Mbarrier& barrier = mbarrier_at(*running->block, address);
   Copy* copy = new_copy(static_cast<char*>(to), static_cast<const char*>(from), bytes);
   barrier.sync_point[barrier.phase % 2].release();
   add_transfer({running->block, copy, &barrier, barrier.phase, true});
+}
+
+void store_async(unsigned rank, void* p, uint64_t value, uint64_t* address) {
+  Block& peer = *running->block->cluster->blocks[rank % cluster_size()];
+  void* to = peer_address(rank, p);
+  Mbarrier& barrier = mbarrier_at(peer, peer_address(rank, address));
+  if (reinterpret_cast<uintptr_t>(to) % sizeof value != 0) fail("asynchronous store: misaligned address");
+  Copy* copy = new_copy(static_cast<char*>(to), nullptr, sizeof value, value);
+  barrier.sync_point[barrier.phase % 2].release();
+  add_transfer({&peer, copy, &barrier, barrier.phase, true});
 }
 
 void async_copy_16(void* to, const void* from) {
@@ -268,7 +282,7 @@ void async_copy_16(void* to, const void* from) {
 
 void arrive_after_copies(uint64_t* address) {
   preemption_point();
-  Mbarrier& barrier = mbarrier_at(address);
+  Mbarrier& barrier = mbarrier_at(*running->block, address);
   barrier.sync_point[barrier.phase % 2].release();
   add_transfer({running->block, static_cast<Copy*>(running->open_copies), &barrier, barrier.phase, false});
   running->open_copies = nullptr;
