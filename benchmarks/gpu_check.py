@@ -37,7 +37,7 @@ SANITIZED = [
 
 # Ways of computing that the environment can force.
 METHODS = {
-    "batch_norm_act": ("split", "block", "group"),
+    "batch_norm_act": ("split", "block", "cluster"),
     "group_norm_act": ("split", "on_chip"),
     "recurrent": ("persistent", "steps"),
 }

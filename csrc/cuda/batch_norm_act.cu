@@ -201,6 +201,7 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
   constexpr int64_t kBulkBytes = 512;            // of a run: bulk copies of less cost more than they save
   if (access.vector * access.element_bytes != kWordBytes) return false;
   ClusterTiling t{};
+  int64_t extent = access.outer;  // what blocks share
   t.channels = access.channels;
   t.inner = access.inner;
   t.row = access.channels * access.inner;
@@ -210,22 +211,22 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
   if (access.lanes > 1) {
     while (t.width < kRowWords && t.width < access.channels / access.lanes) t.width *= 2;
     t.group = t.width * access.lanes;
-    t.extent = access.outer;
   } else {
     if (access.inner / access.vector > INT32_MAX) return false;
     t.run = static_cast<uint32_t>(access.inner / access.vector);
-    t.extent = access.outer * int64_t{t.run};
+    extent = access.outer * int64_t{t.run};
     t.wrap = t.row - t.inner;
     t.bulk = t.run * kWordBytes >= kBulkBytes;
   }
   t.tile_step = t.group * t.inner;
   if (divide_up(t.channels, t.group) > INT32_MAX / 32) return false;
   t.tiles = static_cast<int>(divide_up(t.channels, t.group));
-  t.share = divide_up(t.extent, blocks);
-  if ((blocks - 1) * t.share >= t.extent) return false;
+  t.share = extent / blocks;
+  t.longer = static_cast<int>(extent % blocks);
+  if (t.share == 0) return false;
   int64_t per_thread = 0;
   for (t.threads = 128;; t.threads *= 2) {
-    per_thread = divide_up(t.share * t.width, t.threads);
+    per_thread = divide_up(divide_up(extent, blocks) * t.width, t.threads);
     const bool enough = per_thread * held <= 8 && t.threads >= t.group * blocks;
     if (enough || t.threads == kOnChipThreads) break;
   }

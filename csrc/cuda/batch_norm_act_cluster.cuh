@@ -31,8 +31,7 @@ struct ClusterTiling {
   int64_t channels;
   int64_t inner;      // elements in a contiguous run of one channel
   int64_t row;        // elements from one outer index to the next
-  int64_t extent;     // what blocks share; A == 1: words of a channel, else outer indices
-  int64_t share;      // of them in a block, fewer in the last
+  int64_t share;      // words of a channel, A > 1: outer indices, of a block; the first `longer` blocks have one more
   int64_t tile_step;  // elements from one tile to the next
   int64_t step;       // elements from one of a thread's words to its next, if `at` stays inside the run,
   uint32_t step_run;  // what `at` grows by,
@@ -40,19 +39,17 @@ struct ClusterTiling {
   int64_t wrap;       // and what is added to the offset when `at` gets there
   int tiles;
   int blocks;  // in a cluster: a power of two
-  int group;   // channels in a tile
-  int width;   // words of a tile at one outer index; A == 1: not used
+  int longer;
+  int group;  // channels in a tile
+  int width;  // words of a tile at one outer index; A == 1: not used
   int threads;
   int team;  // threads that combine what a block's warps found for one channel: at most 32 and threads / group
   int buffers;
   int words;  // of one tensor in a buffer
   bool bulk;  // runs are long enough for bulk copies
 
-  __host__ __device__ int64_t begin(int rank) const { return rank * share; }
-  __host__ __device__ int64_t end(int rank) const {
-    const int64_t e = begin(rank) + share;
-    return e < extent ? e : extent;
-  }
+  __host__ __device__ int64_t begin(int rank) const { return rank * share + (rank < longer ? rank : longer); }
+  __host__ __device__ int64_t end(int rank) const { return begin(rank + 1); }
   // Elements of one channel in a block's share.
   template <int V, int A>
   __host__ __device__ int64_t count(int rank) const {
@@ -182,12 +179,18 @@ __device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tilin
 }
 
 // What the blocks of a cluster send each other, in two halves that take turns: block r its part of channel k to
-// parts[r][k] of all.  A block sends again to a half only after it has had what its peers sent to the other one, which
-// they did when they had read this one.
+// parts[r][k] of all.  A block sends to a half again only after it has had what its peers sent to the other one, which
+// they did when they had read this one and had told its mbarrier what to expect.
 template <class Acc>
 struct Exchange {
-  typename PairOf<Acc>::type parts[2][kMaxClusterBlocks][kMaxClusterGroup];
+  using Pair = typename PairOf<Acc>::type;
+  Pair parts[2][kMaxClusterBlocks][kMaxClusterGroup];
   uint64_t full[2];  // mbarriers
+
+  __device__ __forceinline__ void expect(const ClusterTiling& tiling, int half) {
+    const int bytes = tiling.blocks * tiling.group * static_cast<int>(sizeof(Pair));
+    gpu::mbarrier_arrive_expect_tx(full + half, static_cast<unsigned>(bytes));
+  }
 };
 
 // Combines what the cluster's threads found; thread k * blocks returns the sum of channel k, with the same bits in
@@ -198,14 +201,10 @@ __device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& til
   const int thread = threadIdx.x, first_of_warp = thread / 32 * 32, half = turn % 2;
   Partial<Acc> sum = combine_warps<Combine, A>(tiling, mine);
   if (first_of_warp < tiling.group * tiling.team) {
-    typename PairOf<Acc>::type pair;
+    typename Exchange<Acc>::Pair pair;
     pair.x = __shfl_sync(0xffffffffu, sum.a, 0, tiling.team);
     pair.y = __shfl_sync(0xffffffffu, sum.b, 0, tiling.team);
     const int k = thread / tiling.team;
-    if (thread == 0) {
-      const int bytes = tiling.blocks * tiling.group * static_cast<int>(sizeof pair);
-      gpu::mbarrier_arrive_expect_tx(&exchange.full[half], static_cast<unsigned>(bytes));
-    }
     for (int rank = thread % tiling.team; rank < tiling.blocks; rank += tiling.team) {
       if (k < tiling.group) {
         gpu::store_async(static_cast<unsigned>(rank), &exchange.parts[half][own_rank][k], pair, &exchange.full[half]);
@@ -215,7 +214,8 @@ __device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& til
   sum = {0, 0, 0};
   if (first_of_warp < tiling.group * tiling.blocks) {
     const int k = thread / tiling.blocks, rank = thread % tiling.blocks;
-    gpu::mbarrier_wait(&exchange.full[half], static_cast<unsigned>(turn / 2 % 2));
+    gpu::mbarrier_wait_for_peers(&exchange.full[half], static_cast<unsigned>(turn / 2 % 2));
+    if (thread == 0) exchange.expect(tiling, half);
     if (k < tiling.group) {
       const auto pair = exchange.parts[half][rank][k];
       sum = {static_cast<Acc>(tiling.count<V, A>(rank)), pair.x, pair.y};
@@ -231,11 +231,15 @@ __device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& til
 template <class Acc>
 __device__ __forceinline__ void start_cluster(const ClusterTiling& tiling, uint64_t* full, Exchange<Acc>& exchange) {
   if (threadIdx.x == 0) {
-    for (int b = 0; b < tiling.buffers; ++b) {
+#pragma unroll
+    for (int b = 0; b < kMaxBuffers; ++b) {
       gpu::mbarrier_init(full + b, tiling.bulk ? 1 : static_cast<unsigned>(tiling.threads));
     }
-    gpu::mbarrier_init(&exchange.full[0], 1);
-    gpu::mbarrier_init(&exchange.full[1], 1);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      gpu::mbarrier_init(&exchange.full[half], 1);
+      exchange.expect(tiling, half);
+    }
     gpu::fence_mbarrier_init();
   }
   gpu::cluster_arrive();
@@ -266,7 +270,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_cluster(const ClusterTiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = held_chunk_accesses(1, V, A);
+  constexpr int V = kVector<T>, U = A == 8 ? 2 : 4;
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
   SHARED(Exchange<Acc>, exchange, );
@@ -382,7 +386,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     backward_cluster(const ClusterTiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = held_chunk_accesses(2, V, A);
+  constexpr int V = kVector<T>, U = A == 8 ? 1 : 2;
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
   SHARED(Exchange<Acc>, exchange, );

@@ -244,19 +244,30 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, uns
   GPU_CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
                   "r"(bytes) : "memory");
 }
+#define GPU_TRY_WAIT(acquire)                              \
+  GPU_CLUSTER_ASM(                                         \
+      "{\n"                                                \
+      ".reg .pred complete;\n"                             \
+      "mbarrier.try_wait.parity" acquire                   \
+      ".shared::cta.b64 complete, [%1], %2;\n"             \
+      "selp.u32 %0, 1, 0, complete;\n"                     \
+      "}" : "=r"(complete) : "r"(shared_address(barrier)), \
+      "r"(parity) : "memory")
 // Waits for the phase of this parity, 0 for the first, to complete.
 __device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
   unsigned complete = 1;
   do {
-    GPU_CLUSTER_ASM(
-        "{\n"
-        ".reg .pred complete;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, complete;\n"
-        "}" : "=r"(complete) : "r"(shared_address(barrier)),
-        "r"(parity) : "memory");
+    GPU_TRY_WAIT("");
   } while (!complete);
 }
+// Likewise where other blocks of the cluster have stored.
+__device__ __forceinline__ void mbarrier_wait_for_peers(uint64_t* barrier, unsigned parity) {
+  unsigned complete = 1;
+  do {
+    GPU_TRY_WAIT(".acquire.cluster");
+  } while (!complete);
+}
+#undef GPU_TRY_WAIT
 
 // Copies from global to the block's shared memory in the background.  Addresses and sizes are multiples of 16 bytes.
 // The bytes count at the barrier, and whoever waits there sees them.

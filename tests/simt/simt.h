@@ -424,6 +424,7 @@ inline void fence_mbarrier_init() {}
 inline void mbarrier_arrive(uint64_t* barrier) { simt::mbarrier_arrive(barrier, 0); }
 inline void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) { simt::mbarrier_arrive(barrier, bytes); }
 inline void mbarrier_wait(uint64_t* barrier, unsigned parity) { simt::mbarrier_wait(barrier, parity); }
+inline void mbarrier_wait_for_peers(uint64_t* barrier, unsigned parity) { simt::mbarrier_wait(barrier, parity); }
 inline void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
   simt::bulk_copy(to, from, bytes, barrier);
 }
