@@ -43,42 +43,51 @@ Access choose_access(const BatchNormActShape& shape, std::initializer_list<const
 
 // Tiling.
 
-int64_t blocks(const Tiling& t) { return int64_t{t.tiles} * t.slices; }
+constexpr int kMaxSlices = 65535;                                 // of a grid's second dimension
+constexpr int64_t kMaxChannels = (int64_t{1} << 31) - kMaxGroup;  // kernels count them in 32 bits
 
 // Chunks of the thread that has most.
 int64_t chunks_per_thread(const Tiling& t, int chunk) {
-  const int64_t whole = divide_up(t.length, t.stride);
-  return t.linear ? whole + (t.rest > 0 ? divide_up(t.outer, int64_t{t.rows} * t.slices) : 0) : divide_up(whole, chunk);
+  const int64_t units = t.rounds + (t.spare > 0);
+  return t.linear ? units + t.rest_rounds + (t.spare_rests > 0) : divide_up(units, chunk);
 }
 
-void set_steps(Tiling& t, const Access& access, int chunk) {
+// Once rows and extent are known: slices whose units are `length` long, `stride` apart in a thread.
+void set_slices(Tiling& t, const Access& access, int chunk, int64_t slices, int64_t length, int64_t stride) {
+  t.slices = static_cast<int>(slices);
+  t.length = length;
+  t.stride = stride;
+  t.rounds = static_cast<int>(length / stride);
+  const int64_t at_once = int64_t{t.rows} * t.slices;
+  t.spare = static_cast<int>(t.extent % at_once);
+  t.each = t.extent / at_once * t.rows * t.unit;
   if (t.linear) {
     const int64_t piece = int64_t{piece_accesses(access.vector)} * access.bytes();
     t.access_step = piece / chunk;
-    t.at_step = static_cast<uint32_t>(t.stride % t.pieces);
-    t.chunk_step = t.stride / t.pieces * t.row + t.at_step * piece;
-    t.ragged_step = int64_t{t.rows} * t.slices * t.row;
+    t.at_step = static_cast<uint32_t>(stride % t.pieces);
+    t.chunk_step = stride / t.pieces * t.row + t.at_step * piece;
     t.wrap = t.row - t.pieces * piece;
+    t.rest_rounds = static_cast<int>(t.rest > 0 ? t.outer / at_once : 0);
+    t.spare_rests = static_cast<int>(t.rest > 0 ? t.outer % at_once : 0);
+    t.each += t.rest_rounds * int64_t{t.rows} * t.rest_elements;
+    t.ragged_step = at_once * t.row;
   } else {
-    t.access_step = t.stride * t.row;
+    t.access_step = stride * t.row;
     t.chunk_step = chunk * t.access_step;
   }
 }
 
-// At least `units` neighbouring units to a slice.
-void set_slices(Tiling& t, const Access& access, int chunk, int64_t units) {
-  t.slice = t.length = std::max<int64_t>(1, std::min(units, t.extent));
-  t.slices = static_cast<int>(std::min<int64_t>(divide_up(t.extent, t.slice), INT32_MAX));
-  t.stride = t.rows;
-  set_steps(t, access, chunk);
+// As many units to a slice as a block visits in `rounds`, neighbours.
+void neighbouring_slices(Tiling& t, const Access& access, int chunk, int64_t rounds) {
+  rounds = std::max(rounds, divide_up(t.extent, int64_t{t.rows} * kMaxSlices));
+  t.slice = rounds * t.rows;
+  set_slices(t, access, chunk, divide_up(t.extent, t.slice), t.slice, t.rows);
 }
 
-void interleave_slices(Tiling& t, const Access& access, int chunk, int64_t slices) {
+void interleaved_slices(Tiling& t, const Access& access, int chunk, int64_t slices) {
+  slices = std::clamp<int64_t>(slices, 1, divide_up(t.extent, t.rows));
   t.slice = t.rows;
-  t.length = t.extent;
-  t.slices = static_cast<int>(std::clamp<int64_t>(slices, 1, divide_up(t.extent, t.rows)));
-  t.stride = int64_t{t.rows} * t.slices;
-  set_steps(t, access, chunk);
+  set_slices(t, access, chunk, slices, t.extent, t.rows * slices);
 }
 
 // Of one slice.  Rows of columns are `row_accesses` wide where the layout allows it: the contiguous bytes that a block
@@ -87,7 +96,7 @@ Tiling make_tiling(const Access& access, int threads, int row_accesses, int chun
   Tiling t{};
   const int64_t run = access.lanes == 1 ? access.inner / access.vector : 1;  // accesses
   const int piece = piece_accesses(access.vector);
-  t.channels = access.channels;
+  t.channels = static_cast<int>(std::min(access.channels, kMaxChannels));
   t.outer = access.outer;
   t.run = access.inner * access.element_bytes;
   t.row = access.channels * t.run;
@@ -99,6 +108,8 @@ Tiling make_tiling(const Access& access, int threads, int row_accesses, int chun
     t.rest = static_cast<int>(run % piece);
     t.rows = threads / (piece / chunk);
     t.extent = access.outer * t.pieces;
+    t.unit = piece * access.vector;
+    t.rest_elements = t.rest * access.vector;
   } else {
     if (access.lanes > 1) {  // a power of two, so that a warp holds whole rows
       while (t.width < row_accesses && t.width < access.channels / access.lanes) t.width *= 2;
@@ -109,33 +120,33 @@ Tiling make_tiling(const Access& access, int threads, int row_accesses, int chun
       t.width = t.group * t.span;
     }
     t.pieces = 1;
-    t.inner = static_cast<int>(access.inner);
+    t.unit = static_cast<int>(access.inner);
     t.rows = threads / t.width;
     t.extent = access.outer;
   }
-  t.tiles = static_cast<int>(std::min<int64_t>(divide_up(access.channels, t.group), INT32_MAX));
+  t.tiles = static_cast<int>(divide_up(t.channels, t.group));
   t.team = std::min(32, power_of_two_at_most(threads / t.group));
-  set_slices(t, access, chunk, t.extent);
+  interleaved_slices(t, access, chunk, 1);
   return t;
 }
 
 // Of the kernels that stream.
-int row_accesses_to_stream(const Access& access) { return access.lanes == 1 ? 32 : 8; }
+int row_accesses_to_stream(const Access& access) { return access.lanes == 1 ? 32 : 128 / access.bytes(); }
 
 // The narrowest rows that do not waste memory transactions (64 bytes): as many tiles, that is blocks, as possible.
 int row_accesses_on_chip(const Access& access) { return access.vector == 1 ? 16 : 4; }
 
-// held: 1 for forward, 2 for backward.
-int chunk_to_stream(const Access& access, int held) {
-  return held == 1 ? chunk_accesses(access.vector) : gradient_chunk_accesses(access.vector);
+// held: tensors that are read, 1 in forward and 2 in backward.
+int chunk_of(bool reduces, const Access& access, int held) {
+  return chunk_accesses(reduces, held, access.vector, access.lanes, access.bytes());
 }
 
 Tiling elementwise_tiling(const Access& access, int held) {
-  const int chunk = chunk_to_stream(access, held);
+  const int chunk = chunk_of(false, access, held);
   Tiling t = make_tiling(access, kThreads, row_accesses_to_stream(access), chunk);
   const int64_t accesses = divide_up(access.outer * access.channels * access.inner, access.vector);
   const int64_t per_thread = std::clamp<int64_t>(accesses / (kThreads * 512), chunk, 16);
-  set_slices(t, access, chunk, (t.linear ? per_thread / chunk : per_thread) * t.rows);
+  neighbouring_slices(t, access, chunk, t.linear ? per_thread / chunk : per_thread);
   return t;
 }
 
@@ -162,7 +173,7 @@ struct Plan {
 // On-chip kernels hold `held` tensors.  Threads enough to have several accesses in flight each, few enough for more
 // than one small block to share a multiprocessor.
 Tiling on_chip_tiling(const Access& access, int held) {
-  const int chunk = held_chunk_accesses(held, access.vector, access.lanes);
+  const int chunk = chunk_of(true, access, held);
   for (int threads = 128;; threads *= 2) {
     const Tiling t = make_tiling(access, threads, row_accesses_on_chip(access), chunk);
     if (threads == kOnChipThreads || chunks_per_thread(t, chunk) * chunk * held <= 8) return t;
@@ -171,7 +182,7 @@ Tiling on_chip_tiling(const Access& access, int held) {
 
 // Dynamic shared memory of an on-chip kernel.
 int64_t parked_bytes(const Tiling& t, const Access& access, int held) {
-  const int chunk = held_chunk_accesses(held, access.vector, access.lanes);
+  const int chunk = chunk_of(true, access, held);
   const int64_t parked = chunks_per_thread(t, chunk) * chunk - kept_accesses(held, access.vector, access.lanes);
   return std::max<int64_t>(0, parked) * t.threads * access.bytes() * held;
 }
@@ -182,12 +193,20 @@ int64_t shared_limit(const Access& access, const DeviceFacts& facts) {
   return facts.shared_bytes_per_block - (3 * (kMaxPartials + kMaxGroup) + 5 * kMaxGroup) * value_bytes - 16;
 }
 
-Tiling split_tiling(const Access& access, int held, const DeviceFacts& facts) {
-  const int chunk = chunk_to_stream(access, held);
+// What the kernel reads that reduces gradients: beside the sums of eight channels there are no registers for wide
+// accesses.
+Access gradient_access(Access access) {
+  if (access.lanes == 8) access.vector = access.lanes = 4;
+  return access;
+}
+
+Tiling split_tiling(Access access, int held, const DeviceFacts& facts) {
+  if (held == 2) access = gradient_access(access);
+  const int chunk = chunk_of(true, access, held);
   Tiling t = make_tiling(access, kThreads, row_accesses_to_stream(access), chunk);
   const int64_t for_device = divide_up(int64_t{facts.multiprocessors} * kBlocksPerMultiprocessor, t.tiles);
   const int64_t rounds = t.linear ? 1 : chunk;  // that make a chunk of each thread
-  interleave_slices(t, access, chunk, std::min(for_device, divide_up(t.extent, t.rows * rounds)));
+  interleaved_slices(t, access, chunk, std::min(for_device, divide_up(t.extent, t.rows * rounds)));
   return t;
 }
 
@@ -380,8 +399,8 @@ int dispatch_options(int activation, bool plain, Launch launch) {
 // early: the kernel waits by itself for the one before it, which lets it.
 template <class Kernel, class... Arguments>
 int launch_tiles(Kernel kernel, const Tiling& t, bool early, gpu::stream_t stream, const Arguments&... arguments) {
-  if (blocks(t) >= INT32_MAX) return kInvalidConfiguration;  // beyond 32-bit block indices
-  const dim3 grid(static_cast<unsigned>(blocks(t))), block(static_cast<unsigned>(t.threads));
+  if (t.channels == kMaxChannels) return kInvalidConfiguration;
+  const dim3 grid(t.tiles, t.slices), block(t.threads);
   return early ? gpu::launch_early(kernel, grid, block, 0, stream, t, arguments...)
                : gpu::launch(kernel, grid, block, 0, stream, t, arguments...);
 }
@@ -389,13 +408,12 @@ int launch_tiles(Kernel kernel, const Tiling& t, bool early, gpu::stream_t strea
 template <class Kernel, class... Arguments>
 int launch_on_chip(Kernel kernel, const Plan& plan, gpu::stream_t stream, const Arguments&... arguments) {
   const Tiling& t = plan.tiling;
-  if (blocks(t) >= INT32_MAX) return kInvalidConfiguration;
+  if (t.channels == kMaxChannels) return kInvalidConfiguration;
   if (plan.shared_bytes > kFreeShared) {
     // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
     if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
   }
-  const dim3 grid(static_cast<unsigned>(blocks(t))), block(static_cast<unsigned>(t.threads));
-  return gpu::launch(kernel, grid, block, plan.shared_bytes, stream, t, arguments...);
+  return gpu::launch(kernel, dim3(t.tiles), dim3(t.threads), plan.shared_bytes, stream, t, arguments...);
 }
 
 template <class Kernel, class Arguments>
@@ -560,8 +578,8 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
     if (call.training) reduce.grad_input = nullptr;  // depends on the sums
     const bool plain = !reduce.residual && !reduce.grad_residual && !reduce.grad_input;
     const int error = dispatch_options<I::V>(call.activation, plain, [&](auto activation, auto plain) {
-      return launch_tiles(reduce_gradients<T, I::V, I::A, activation.value, plain.value>, plan.tiling, false, stream,
-                          reduce, parts);
+      return launch_tiles(reduce_gradients < T, I::A == 8 ? 4 : I::V, I::A == 8 ? 4 : I::A, activation.value,
+                          plain.value >, plan.tiling, false, stream, reduce, parts);
     });
     if (error || !call.training || !call.grad_input) return error;
     // What the first kernel writes is no constant of the second one if that starts early.
@@ -590,17 +608,15 @@ BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool al
   const Access access = choose_access(shape, {reinterpret_cast<const void*>(uintptr_t{aligned ? 0u : 1u})});
   const Plan plan = make_plan(access, held, true, facts, method);
   const Tiling t = elementwise ? elementwise_tiling(access, held) : plan.tiling;
-  const int chunk = plan.method == Method::block && !elementwise
-                        ? held_chunk_accesses(held, access.vector, access.lanes)
-                        : chunk_to_stream(access, held);
+  const int chunk = chunk_of(!elementwise, access, held);
   BatchNormActVisits visits{t.tiles, t.slices, access.vector, access.lanes, 0, {}, {}};
   dispatch(shape.dtype, access, [&](auto instance) {
     using I = decltype(instance);
     if (slice < 0) return 0;
-    visits.slice_elements = t.count<I::V>(slice);
+    visits.slice_elements = elementwise ? 0 : t.count(slice);
     const auto visit = [&](auto size) {
       for (int thread = 0; thread < t.threads; ++thread) {
-        Walk walk = t.walk<typename I::T, I::V, I::A, size.value>(tile, slice, thread);
+        Walk walk = t.walk<typename I::T, I::V, I::A, size.value>(static_cast<int>(tile), slice, thread);
         const int count = walk.ragged + walk.whole;
         for (int left = count; left > 0; --left) {
           const Chunk next = t.next<I::A, size.value>(walk);

@@ -4,35 +4,55 @@
 
 namespace genimg_fast::cuda {
 
-// The gradient behind the activation of one access, in place of grad; `centred` receives x - mean.
-template <class T, int V, int A, int Activation, int N>
-__device__ __forceinline__ void activation_gradient(const BackwardArguments<T>& args,
-                                                    const ChannelValues<Accumulator<T>, N, A>& channel, Raw<T, V> input,
-                                                    bool has_residual, Raw<T, V> residual, Accumulator<T> (&grad)[V],
-                                                    Accumulator<T> (&centred)[V]) {
-  using Acc = Accumulator<T>;
-  Acc r[V];
-  unpack<T, V>(input, centred);
-  if (has_residual) unpack<T, V>(residual, r);
-#pragma unroll
-  for (int j = 0; j < V; ++j) {
-    centred[j] = channel.centred(centred[j], j);
-    Acc v = channel.preactivation(centred[j], j);
-    if (has_residual) v += r[j];
-    grad[j] = through_activation<T, Activation>(args.activation, v, grad[j]);
-  }
-}
+// A chunk of what backward reads.
+template <class T, int V, int U>
+struct GradientChunk {
+  Raw<T, V> grad[U], input[U], residual[U];
+  bool has_residual;
 
-// sum(g') and sum(g' * (x - mean)) of a thread's channels.
+  template <class Valid>
+  __device__ __forceinline__ void load(const Tiling& tiling, const BackwardArguments<T>& args, bool with_residual,
+                                       int64_t offset, Valid valid) {
+    has_residual = with_residual && args.residual;
+    load_chunk<T, V, U>(tiling, args.grad_output, offset, valid, grad);
+    load_chunk<T, V, U>(tiling, args.input, offset, valid, input);
+    if (has_residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, residual);
+  }
+
+  // x - mean and the gradient behind the activation, g', of a part of an access.
+  template <int Activation, int N, int A>
+  __device__ __forceinline__ void compute(const BackwardArguments<T>& args,
+                                          const ChannelValues<Accumulator<T>, N, V, A>& channel, int u, int part,
+                                          Accumulator<T> (&centred)[kPart<V>],
+                                          Accumulator<T> (&gradient)[kPart<V>]) const {
+    using Acc = Accumulator<T>;
+    constexpr int P = kPart<V>;
+    Acc added[P];
+    unpack<T, P>(get_part<T, V>(grad[u], part), gradient);
+    unpack<T, P>(get_part<T, V>(input[u], part), centred);
+    if (has_residual) unpack<T, P>(get_part<T, V>(residual[u], part), added);
+#pragma unroll
+    for (int j = 0; j < P; ++j) {
+      centred[j] = channel.centred(centred[j], j);
+      Acc v = channel.preactivation(centred[j], j);
+      if (has_residual) v += added[j];
+      gradient[j] = through_activation<T, Activation>(args.activation, v, gradient[j]);
+    }
+  }
+};
+
+// sum(g') and sum(g' * (x - mean)) of a thread's channels, several sums of one channel side by side.
 template <class Acc, int V, int A>
 struct GradientSums {
-  Acc plain[V] = {}, weighted[V] = {};
+  static constexpr int kSums = A == 1 ? kPart<V> : V;
+  Acc plain[kSums] = {}, weighted[kSums] = {};
 
-  __device__ __forceinline__ void add(const Acc (&grad)[V], const Acc (&centred)[V]) {
+  __device__ __forceinline__ void add(int part, const Acc (&grad)[kPart<V>], const Acc (&centred)[kPart<V>]) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      plain[j] += grad[j];
-      weighted[j] = multiply_add(grad[j], centred[j], weighted[j]);
+    for (int j = 0; j < kPart<V>; ++j) {
+      const int k = A == 1 ? j : part * kPart<V> + j;
+      plain[k] += grad[j];
+      weighted[k] = multiply_add(grad[j], centred[j], weighted[k]);
     }
   }
   __device__ __forceinline__ Partials<Acc, A> found() {
@@ -51,11 +71,11 @@ struct GradientSums {
 };
 
 template <class T, int N>
-__device__ __forceinline__ void read_parameters(const Tiling& tiling, const BackwardArguments<T>& args, int64_t tile,
+__device__ __forceinline__ void read_parameters(const Tiling& tiling, const BackwardArguments<T>& args, int tile,
                                                 ChannelTable<Accumulator<T>, N>& table) {
   using Acc = Accumulator<T>;
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   if (k < tiling.group && channel < tiling.channels) {
     table.set_affine(k, args.mean[channel], args.invstd[channel], read_or(args.weight, channel, Acc(1)),
                      read_or(args.bias, channel, Acc(0)));
@@ -64,9 +84,9 @@ __device__ __forceinline__ void read_parameters(const Tiling& tiling, const Back
 
 template <class T>
 __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, const BackwardArguments<T>& args,
-                                                          int64_t tile, const Partial<Accumulator<T>>* total) {
+                                                          int tile, const Partial<Accumulator<T>>* total) {
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   if (k < tiling.group && channel < tiling.channels) {
     args.grad_bias[channel] = total[k].a;
     args.grad_weight[channel] = total[k].b * args.invstd[channel];
@@ -75,7 +95,7 @@ __device__ __forceinline__ void store_parameter_gradients(const Tiling& tiling, 
 
 // dx = (g' - mean(g') - normalized * mean(g' * normalized)) * scale, with normalized = (x - mean) * invstd.
 template <class T>
-__device__ __forceinline__ void set_input_gradient(const BackwardArguments<T>& args, int64_t channel, int k,
+__device__ __forceinline__ void set_input_gradient(const BackwardArguments<T>& args, int channel, int k,
                                                    Accumulator<T> grad_bias, Accumulator<T> grad_weight,
                                                    ChannelTable<Accumulator<T>, 5>& table) {
   const Accumulator<T> scale = table.values[kScale][k] * args.inverse_count;
@@ -89,56 +109,53 @@ __device__ __forceinline__ void set_input_gradient(const BackwardArguments<T>& a
 //      these are wanted.
 //   2. Sums are combined as in reduce_moments.
 template <class T, int V, int A, int Activation, bool Plain>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation != kSilu>)
     reduce_gradients(const Tiling tiling, const BackwardArguments<T> args, const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = gradient_chunk_accesses(V);
+  constexpr int U = chunk_accesses(true, 2, V, A, V * sizeof(T)), P = kPart<V>;
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const int64_t tile = blockIdx.x % tiling.tiles;
-  const int slice = blockIdx.x / tiling.tiles;
+  const int tile = blockIdx.x, slice = blockIdx.y;
   gpu::allow_next_kernel();
 
   read_parameters(tiling, args, tile, table);
   __syncthreads();
   GradientSums<Acc, V, A> sums;
   Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
-  if (walk.ragged > 0) {
-    ChannelValues<Acc, 3, A> channel;
-    channel.read(table, walk.local);
-    for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
-      const bool residual = !Plain && args.residual;
-      Raw<T, V> grad_raw[U], input[U], added[U];
-      load_chunk<T, V, U>(tiling, args.grad_output, offset, valid, grad_raw);
-      load_chunk<T, V, U>(tiling, args.input, offset, valid, input);
-      if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
-      channel.read_again(table, walk.local);
+  ChannelValues<Acc, 3, V, A> channel;
+  channel.read(table, walk.local);
+  for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
+    GradientChunk<T, V, U> chunk;
+    chunk.load(tiling, args, !Plain, offset, valid);
+#pragma unroll
+    for (int part = 0; part < V / P; ++part) {
+      channel.read_part(table, walk.local, part);
 #pragma unroll
       for (int u = 0; u < U; ++u) {
         if (u < valid) {
-          Acc grad[V], centred[V];
-          unpack<T, V>(grad_raw[u], grad);
-          activation_gradient<T, V, A, Activation>(args, channel, input[u], residual, added[u], grad, centred);
-          sums.add(grad, centred);
+          Acc grad[P], centred[P];
+          chunk.template compute<Activation>(args, channel, u, part, centred, grad);
+          sums.add(part, grad, centred);
           if (!Plain) {
-            const int64_t at = offset + u * tiling.access_step;
-            if (args.grad_residual) store<T, V>(at_byte(args.grad_residual, at), pack<T, V>(grad));
-            if (args.grad_input) {
+            set_part<T, V>(chunk.grad[u], part, pack<T, P>(grad));
 #pragma unroll
-              for (int j = 0; j < V; ++j) grad[j] *= channel.get(kScale, j);
-              store_result<T, V>(at_byte(args.grad_input, at), pack<T, V>(grad), args.stream);
-            }
+            for (int j = 0; j < P; ++j) grad[j] *= channel.get(kScale, j);
+            set_part<T, V>(chunk.input[u], part, pack<T, P>(grad));
           }
         }
       }
-    });
-  }
+    }
+    if (!Plain) {
+      if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, offset, valid, chunk.grad, false);
+      if (args.grad_input) store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.input, args.stream);
+    }
+  });
   combine_block<Sums, A>(tiling, sums.found(), total);
   if (tiling.slices > 1) {
     stage(tiling, parts, tile, slice, total);
     if (!parts.arrived || !is_last_block(parts.arrived + tile, tiling.slices)) return;
-    combine_staged<Sums, V>(tiling, parts, tile, total);
+    combine_staged<Sums, 8>(tiling, parts, tile, total);
   }
   store_parameter_gradients(tiling, args, tile, total);
 }
@@ -148,24 +165,22 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
 //      then also stores grad_weight and grad_bias), or from its results.
 //   2. Each thread recomputes g' and writes grad_input.  Blocks begin at the end of the tensor, as in normalize.
 template <class T, int V, int A, int Activation, bool Plain>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation != kSilu>)
     apply_gradients(const Tiling tiling, const BackwardArguments<T> args, const Tiling reduced,
                     const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = gradient_chunk_accesses(V);
+  constexpr int U = chunk_accesses(false, 2, V, A, V * sizeof(T)), P = kPart<V>;
   using Table = ChannelTable<Acc, 5>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const unsigned block = gridDim.x - 1 - blockIdx.x;
-  const int64_t tile = block % tiling.tiles;
-  const int slice = block / tiling.tiles, k = threadIdx.x;
-  const int64_t mine = tile * tiling.group + k;
+  const int tile = gridDim.x - 1 - blockIdx.x, slice = gridDim.y - 1 - blockIdx.y, k = threadIdx.x;
+  const int mine = tile * tiling.group + k;
   Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
   read_parameters(tiling, args, tile, table);
 
   gpu::wait_for_previous_kernel();
   if (parts.staged) {
-    combine_staged<Sums, V>(reduced, parts, tile, total);
+    combine_staged<Sums, 4>(reduced, parts, tile, total);
     if (slice == 0) store_parameter_gradients(reduced, args, tile, total);
   }
   if (k < tiling.group && mine < tiling.channels) {
@@ -176,28 +191,26 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   __syncthreads();
 
   if (walk.ragged == 0) return;
-  ChannelValues<Acc, 5, A> channel;
+  ChannelValues<Acc, 5, V, A> channel;
   channel.read(table, walk.local);
   for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
-    const bool residual = !Plain && args.residual;
-    Raw<T, V> grad_raw[U], input[U], added[U];
-    load_chunk<T, V, U>(tiling, args.grad_output, offset, valid, grad_raw);
-    load_chunk<T, V, U>(tiling, args.input, offset, valid, input);
-    if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
-    channel.read_again(table, walk.local);
-    T* grad_input = at_byte(args.grad_input, offset);
+    GradientChunk<T, V, U> chunk;
+    chunk.load(tiling, args, !Plain, offset, valid);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < valid) {
-        Acc grad[V], centred[V];
-        unpack<T, V>(grad_raw[u], grad);
-        activation_gradient<T, V, A, Activation>(args, channel, input[u], residual, added[u], grad, centred);
+    for (int part = 0; part < V / P; ++part) {
+      channel.read_part(table, walk.local, part);
 #pragma unroll
-        for (int j = 0; j < V; ++j) grad[j] = channel.input_gradient(grad[j], centred[j], j);
-        store_result<T, V>(grad_input, pack<T, V>(grad), args.stream);
+      for (int u = 0; u < U; ++u) {
+        if (u < valid) {
+          Acc grad[P], centred[P];
+          chunk.template compute<Activation>(args, channel, u, part, centred, grad);
+#pragma unroll
+          for (int j = 0; j < P; ++j) grad[j] = channel.input_gradient(grad[j], centred[j], j);
+          set_part<T, V>(chunk.grad[u], part, pack<T, P>(grad));
+        }
       }
-      grad_input = at_byte(grad_input, tiling.access_step);
     }
+    store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.grad, args.stream);
   });
 }
 
@@ -212,48 +225,48 @@ template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     backward_on_chip(const Tiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int U = held_chunk_accesses(2, V, A), R = kept_accesses(2, V, A);
+  constexpr int U = chunk_accesses(true, 2, V, A, V * sizeof(T)), R = kept_accesses(2, V, A), P = kPart<V>;
   static_assert(R % U == 0);
   using Word = Raw<T, V>;
   using Table = ChannelTable<Acc, 5>;
   DYN_SHARED(Word, parked);
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const int64_t tile = blockIdx.x;
+  const int tile = blockIdx.x;
 
   read_parameters(tiling, args, tile, table);
   __syncthreads();
   const Walk begin = tiling.walk<T, V, A, U>(tile, 0, threadIdx.x);
   Walk walk = begin;
-  ChannelValues<Acc, 5, A> channel;
+  ChannelValues<Acc, 5, V, A> channel;
   channel.read(table, walk.local);
   GradientSums<Acc, V, A> sums;
   // Loads the next chunk, leaves input and g' in two arrays and adds to the sums.
   const auto absorb = [&](Word(&input)[U], Word(&grads)[U]) {
-    Word added[U], grad_raw[U];
-    const Chunk chunk = tiling.next<A, U>(walk);
-    load_chunk<T, V, U>(tiling, args.grad_output, chunk.offset, chunk.valid, grad_raw);
-    load_chunk<T, V, U>(tiling, args.input, chunk.offset, chunk.valid, input);
-    if (args.residual) load_chunk<T, V, U>(tiling, args.residual, chunk.offset, chunk.valid, added);
-    channel.read_again(table, walk.local);
+    const Chunk next = tiling.next<A, U>(walk);
+    GradientChunk<T, V, U> chunk;
+    chunk.load(tiling, args, true, next.offset, next.valid);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < chunk.valid) {
-        Acc grad[V], centred[V];
-        unpack<T, V>(grad_raw[u], grad);
-        if (args.activation.kind == kSilu) {
-          activation_gradient<T, V, A, kSilu>(args, channel, input[u], args.residual, added[u], grad, centred);
-        } else {
-          activation_gradient<T, V, A, kSelect>(args, channel, input[u], args.residual, added[u], grad, centred);
-        }
-        sums.add(grad, centred);
-        grads[u] = pack<T, V>(grad);
-        if (args.grad_residual) {
-          store<T, V>(at_byte(args.grad_residual, chunk.offset + u * tiling.access_step), grads[u]);
+    for (int part = 0; part < V / P; ++part) {
+      channel.read_part(table, begin.local, part);
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        if (u < next.valid) {
+          Acc grad[P], centred[P];
+          if (args.activation.kind == kSilu) {
+            chunk.template compute<kSilu>(args, channel, u, part, centred, grad);
+          } else {
+            chunk.template compute<kSelect>(args, channel, u, part, centred, grad);
+          }
+          sums.add(part, grad, centred);
+          set_part<T, V>(grads[u], part, pack<T, P>(grad));
         }
       }
     }
-    return chunk.valid;
+#pragma unroll
+    for (int u = 0; u < U; ++u) input[u] = chunk.input[u];
+    if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, next.offset, next.valid, grads, false);
+    return next.valid;
   };
   Word kept_input[R / U][U], kept_grads[R / U][U];
 #pragma unroll
@@ -273,29 +286,31 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   combine_block<Sums, A>(tiling, sums.found(), total);
   store_parameter_gradients(tiling, args, tile, total);
   const int k = threadIdx.x;
-  const int64_t mine = tile * tiling.group + k;
+  const int mine = tile * tiling.group + k;
   if (k < tiling.group && mine < tiling.channels) {
     set_input_gradient(args, mine, k, total[k].a, total[k].b * args.invstd[mine], table);
   }
   __syncthreads();
 
   walk = begin;
-  channel.read(table, walk.local);
-  const auto write = [&](const Word(&input)[U], const Word(&grads)[U], const Chunk& chunk) {
-    channel.read_again(table, walk.local);
-    T* grad_input = at_byte(args.grad_input, chunk.offset);
+  channel.read(table, begin.local);
+  const auto write = [&](const Word(&input)[U], Word(&grads)[U], const Chunk& chunk) {
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < chunk.valid) {
-        Acc x[V], grad[V];
-        unpack<T, V>(input[u], x);
-        unpack<T, V>(grads[u], grad);
+    for (int part = 0; part < V / P; ++part) {
+      channel.read_part(table, begin.local, part);
 #pragma unroll
-        for (int j = 0; j < V; ++j) grad[j] = channel.input_gradient(grad[j], channel.centred(x[j], j), j);
-        store<T, V>(grad_input, pack<T, V>(grad));
+      for (int u = 0; u < U; ++u) {
+        if (u < chunk.valid) {
+          Acc x[P], grad[P];
+          unpack<T, P>(get_part<T, V>(input[u], part), x);
+          unpack<T, P>(get_part<T, V>(grads[u], part), grad);
+#pragma unroll
+          for (int j = 0; j < P; ++j) grad[j] = channel.input_gradient(grad[j], channel.centred(x[j], j), j);
+          set_part<T, V>(grads[u], part, pack<T, P>(grad));
+        }
       }
-      grad_input = at_byte(grad_input, tiling.access_step);
     }
+    store_chunk<T, V, U>(tiling, args.grad_input, chunk.offset, chunk.valid, grads, false);
   };
 #pragma unroll
   for (int r = 0; r < R / U; ++r) write(kept_input[r], kept_grads[r], tiling.next<A, U>(walk));

@@ -246,6 +246,16 @@ __device__ __forceinline__ void start_cluster(const ClusterTiling& tiling, uint6
   gpu::cluster_wait();
 }
 
+// Past the caches' usual order if `stream`: to be evicted first.
+template <class T>
+__device__ __forceinline__ void store_word(T* p, uint4 word, bool stream) {
+  if (stream) {
+    __stcs(reinterpret_cast<uint4*>(p), word);
+  } else {
+    gpu::store_128(p, word);
+  }
+}
+
 // The activation and whether there is a residual, as constants for call.
 template <class Acc, class Call>
 __device__ __forceinline__ void with_constants(const ActivationOf<Acc>& activation, bool residual, Call call) {
@@ -270,7 +280,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_cluster(const ClusterTiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = A == 8 ? 2 : 4;
+  constexpr int V = kVector<T>, P = kPart<V>, U = A == 8 ? 2 : 4;
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
   SHARED(Exchange<Acc>, exchange, );
@@ -295,32 +305,31 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
     const int buffer = turn % tiling.buffers, count = tiling.count_in(place, tile);
     const uint4* const words = buffers + buffer * tiling.words + threadIdx.x;
-    const int64_t channel = int64_t{tile} * tiling.group + k;
+    const int channel = tile * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
-    Acc pivot[1] = {}, weight = 1, bias = 0;
-    ThreadMoments<T, V, A> sums;
-    if (count > 0) load_pivot<T, A>(args.input + (tile * tiling.tile_step + place.local), sums.pivot);
+    // Of the thread's words, and of channel k: see load_pivots.
+    Acc pivots[A] = {}, pivot[1] = {}, weight = 1, bias = 0;
+    if (count > 0) unpack<T, A>(load<T, A>(args.input + tile * tiling.tile_step + place.local), pivots);
     if (writes) {
-      load_pivot<T, 1>(args.input + channel * tiling.inner, pivot);
+      unpack<T, 1>(load<T, 1>(args.input + channel * tiling.inner), pivot);
       weight = read_or(args.weight, channel, Acc(1));
       bias = read_or(args.bias, channel, Acc(0));
     }
 
     gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
+    ThreadMoments<T, V, A> moments;
     if (count > 0) {
-      sums.begin_at(words[0]);
+      moments.begin(words[0]);
       const uint4* from = words;
       in_chunks<U>(count, [&](auto chunk) {
         uint4 raw[chunk.value];
 #pragma unroll
         for (int u = 0; u < chunk.value; ++u) raw[u] = from[u * threads];
         from += chunk.value * threads;
-#pragma unroll
-        for (int u = 0; u < chunk.value; ++u) sums.add(raw[u]);
+        moments.template add<chunk.value>(raw, chunk);
       });
-      sums.end_round(count);
     }
-    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, rank, sums.found, exchange);
+    const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, rank, moments.found(pivots, 0), exchange);
     Acc mean = 0, variance = 0, invstd = 0;
     if (finishes) {
       mean = pivot[0] + total.a;
@@ -332,7 +341,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     if (rank == 0 && writes) store_statistics(args, channel, mean, invstd, variance);
 
     if (count > 0) {
-      ChannelValues<Acc, 3, A> values;
+      ChannelValues<Acc, 3, V, A> values;
       values.read(table, place.local);
       with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
         constexpr int kActivation = activation.value;
@@ -353,18 +362,24 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
           }
           from += N * threads;
 #pragma unroll
-          for (int u = 0; u < N; ++u) {
-            Acc x[V], r[V];
-            unpack<T, V>(raw[u], x);
-            if constexpr (kResidual) unpack<T, V>(added[u], r);
+          for (int part = 0; part < V / P; ++part) {
+            values.read_part(table, place.local, part);
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-              Acc v = values.preactivation(values.centred(x[j], j), j);
-              if constexpr (kResidual) v += r[j];
-              x[j] = activate<T, kActivation>(args.activation, v);
+            for (int u = 0; u < N; ++u) {
+              Acc x[P], r[P];
+              unpack<T, P>(get_part<T, V>(raw[u], part), x);
+              if constexpr (kResidual) unpack<T, P>(get_part<T, V>(added[u], part), r);
+#pragma unroll
+              for (int j = 0; j < P; ++j) {
+                Acc v = values.preactivation(values.centred(x[j], j), j);
+                if constexpr (kResidual) v += r[j];
+                x[j] = activate<T, kActivation>(args.activation, v);
+              }
+              set_part<T, V>(raw[u], part, pack<T, P>(x));
             }
-            store_result<T, V>(args.output + offsets[u], pack<T, V>(x), args.stream);
           }
+#pragma unroll
+          for (int u = 0; u < N; ++u) store_word(args.output + offsets[u], raw[u], args.stream);
         });
       });
     }
@@ -386,7 +401,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     backward_cluster(const ClusterTiling tiling, const BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, U = A == 8 ? 1 : 2;
+  constexpr int V = kVector<T>, P = kPart<V>, U = A == 8 ? 1 : 2;
   DYN_SHARED(uint4, buffers);
   SHARED(uint64_t, full, [kMaxBuffers]);
   SHARED(Exchange<Acc>, exchange, );
@@ -402,7 +417,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
   const auto prepare = [&](int tile, int turn) {
-    const int64_t channel = int64_t{tile} * tiling.group + k;
+    const int channel = tile * tiling.group + k;
     if (finishes && channel < tiling.channels) {
       tables[turn % 2].set_affine(k, __ldg(args.mean + channel), __ldg(args.invstd + channel),
                                   read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
@@ -421,7 +436,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     uint4* const inputs = buffers + buffer * 2 * words + threadIdx.x;
     uint4* const grads = inputs + words;
     Table& table = tables[turn % 2];
-    ChannelValues<Acc, 5, A> values;
+    ChannelValues<Acc, 5, V, A> values;
     if (count > 0) values.read(table, place.local);
 
     gpu::mbarrier_wait(&full[buffer], static_cast<unsigned>(turn / tiling.buffers % 2));
@@ -435,30 +450,38 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
       in_chunks<U>(count, [&](auto chunk) {
         constexpr int N = chunk.value;
         int64_t offsets[N];
-        uint4 input[N], grad[N], added[N];
+        GradientChunk<T, V, N> read;
+        read.has_residual = kResidual;
 #pragma unroll
         for (int u = 0; u < N; ++u) {
           offsets[u] = offset;
           tiling.advance<A>(offset, at);
-          input[u] = inputs[i + u * threads];
-          grad[u] = grads[i + u * threads];
-          if constexpr (kResidual) added[u] = load<T, V>(args.residual + offsets[u]);
+          read.input[u] = inputs[i + u * threads];
+          read.grad[u] = grads[i + u * threads];
+          if constexpr (kResidual) read.residual[u] = load<T, V>(args.residual + offsets[u]);
+        }
+        uint4 rounded[N];
+#pragma unroll
+        for (int part = 0; part < V / P; ++part) {
+          values.read_part(table, place.local, part);
+#pragma unroll
+          for (int u = 0; u < N; ++u) {
+            Acc centred[P], g[P];
+            read.template compute<kActivation>(args, values, u, part, centred, g);
+            sums.add(part, g, centred);
+            set_part<T, V>(rounded[u], part, pack<T, P>(g));
+          }
         }
 #pragma unroll
         for (int u = 0; u < N; ++u) {
-          Acc g[V], centred[V];
-          unpack<T, V>(grad[u], g);
-          activation_gradient<T, V, A, kActivation>(args, values, input[u], kResidual, added[u], g, centred);
-          sums.add(g, centred);
-          const uint4 rounded = pack<T, V>(g);
-          grads[i + u * threads] = rounded;
-          if (args.grad_residual) store_result<T, V>(args.grad_residual + offsets[u], rounded, args.stream);
+          grads[i + u * threads] = rounded[u];
+          if (args.grad_residual) store_word(args.grad_residual + offsets[u], rounded[u], false);
         }
         i += N * threads;
       });
     });
     const Partial<Acc> total = combine_cluster<Sums, V>(tiling, turn, rank, sums.found(), exchange);
-    const int64_t channel = int64_t{tile} * tiling.group + k;
+    const int channel = tile * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
     Acc grad_weight = 0;
     if (writes) {
@@ -487,13 +510,21 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         }
         i += N * threads;
 #pragma unroll
-        for (int u = 0; u < N; ++u) {
-          Acc x[V], g[V];
-          unpack<T, V>(input[u], x);
-          unpack<T, V>(grad[u], g);
+        for (int part = 0; part < V / P; ++part) {
+          values.read_part(table, place.local, part);
 #pragma unroll
-          for (int j = 0; j < V; ++j) g[j] = values.input_gradient(g[j], values.centred(x[j], j), j);
-          store_result<T, V>(args.grad_input + offset, pack<T, V>(g), args.stream);
+          for (int u = 0; u < N; ++u) {
+            Acc x[P], g[P];
+            unpack<T, P>(get_part<T, V>(input[u], part), x);
+            unpack<T, P>(get_part<T, V>(grad[u], part), g);
+#pragma unroll
+            for (int j = 0; j < P; ++j) g[j] = values.input_gradient(g[j], values.centred(x[j], j), j);
+            set_part<T, V>(grad[u], part, pack<T, P>(g));
+          }
+        }
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          store_word(args.grad_input + offset, grad[u], args.stream);
           tiling.advance<A>(offset, at);
         }
       });

@@ -92,30 +92,27 @@ struct alignas(16) ChannelTable {
   }
 };
 
-// Those of a thread's A channels.  With one channel they stay in registers; with more of them the registers are worth
-// more, and every chunk reads them again.
-template <class Acc, int N, int A>
+// Those of the channels of one part of a thread's accesses.  With one channel they stay in registers; with more of
+// them the registers are worth more, and every chunk reads them again.
+template <class Acc, int N, int V, int A>
 struct ChannelValues {
-  Acc values[N][A];
+  static constexpr int kChannels = A == 1 ? 1 : kPart<V>;
+  Acc values[N][kChannels];
 
   __device__ __forceinline__ void read(const ChannelTable<Acc, N>& table, int local) {
+    if constexpr (A == 1) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if constexpr (A == 1) {
-        values[i][0] = table.values[i][local];
-      } else {
-#pragma unroll
-        for (int j = 0; j < A; j += 4) {
-          const uint4 four = gpu::load_128(&table.values[i][local + j]);
-          memcpy(&values[i][j], &four, sizeof four);
-        }
-      }
+      for (int i = 0; i < N; ++i) values[i][0] = table.values[i][local];
     }
   }
-  __device__ __forceinline__ void read_again(const ChannelTable<Acc, N>& table, int local) {
+  __device__ __forceinline__ void read_part(const ChannelTable<Acc, N>& table, int local, int part) {
     if constexpr (A > 1) {
-      gpu::forget_memory();
-      read(table, local);
+      if (part == 0) gpu::forget_memory();
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const uint4 four = gpu::load_128(&table.values[i][local + part * kChannels]);
+        memcpy(values[i], &four, sizeof four);
+      }
     }
   }
   __device__ __forceinline__ Acc get(int value, int j) const { return values[value][A == 1 ? 0 : j]; }
@@ -132,7 +129,7 @@ struct ChannelValues {
 };
 
 template <class T>
-__device__ __forceinline__ Accumulator<T> read_or(const PerChannel<T>& values, int64_t channel, Accumulator<T> other) {
+__device__ __forceinline__ Accumulator<T> read_or(const PerChannel<T>& values, int channel, Accumulator<T> other) {
   return values ? values.read(channel) : other;
 }
 

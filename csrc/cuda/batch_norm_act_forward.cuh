@@ -4,148 +4,132 @@
 
 namespace genimg_fast::cuda {
 
-// The first element of each of a thread's channels.  Moments are taken of x - pivot: where the mean is large beside the
+// The first element of each of the tile's channels.  Moments are of x - pivot: where the mean is large beside the
 // standard deviation, float could not hold the mean of a few elements well enough to merge it with another.
-template <class T, int A>
-__device__ __forceinline__ void load_pivot(const T* first, Accumulator<T> (&pivot)[A]) {
-  unpack<T, A>(load<T, A>(first), pivot);
-}
-template <class T, int A>
-__device__ __forceinline__ void load_pivot(const Tiling& tiling, const T* input, int64_t channel,
-                                           Accumulator<T> (&pivot)[A]) {
-  load_pivot<T, A>(at_byte(input, channel * tiling.run), pivot);
+template <class T>
+__device__ __forceinline__ void load_pivots(const Tiling& tiling, const T* input, int tile, Accumulator<T>* pivots) {
+  const int k = threadIdx.x;
+  const int channel = tile * tiling.group + k;
+  if (k < tiling.group && channel < tiling.channels) {
+    Accumulator<T> pivot[1];
+    unpack<T, 1>(load<T, 1>(at_byte(input, channel * tiling.run)), pivot);
+    pivots[k] = pivot[0];
+  }
 }
 
-// A thread's moments.
+// A thread's moments, in one pass: sums of d = x - center and of d * d, several of them side by side.  Now and then
+// the center becomes the mean so far: then what cancels in the end is bounded, since a drift inside a thread is itself
+// part of the variance.
 template <class T, int V, int A>
 struct ThreadMoments {
   using Acc = Accumulator<T>;
-  static constexpr int kPerAccess = A == 1 ? V : 1;  // elements of one channel
+  static constexpr int kSums = A == 1 ? kPart<V> : V;
 
-  Acc pivot[A];
-  Partials<Acc, A> found{};  // of x - pivot
-  Acc center[A], sum[V], squares[V];
+  Acc center[A] = {}, sum[kSums] = {}, squares[kSums] = {};
+  int accesses = 0;
 
-  __device__ __forceinline__ void merge(Acc count, const Acc (&mean)[A], const Acc* deviations) {
-    const Acc share = quotient(count, found.n + count), weight = found.n * share;
-#pragma unroll
-    for (int j = 0; j < A; ++j) {
-      const Acc delta = mean[j] - found.a[j];
-      found.a[j] = multiply_add(delta, share, found.a[j]);
-      found.b[j] += multiply_add(delta * weight, delta, deviations[j]);
-    }
-    found.n += count;
-  }
-
-  // Adds a chunk: mean and squared deviations in two passes over registers.
-  template <int U>
-  __device__ __forceinline__ void add_chunk(const Raw<T, V>* raw, int valid) {
-    if (valid <= 0) return;
-    Acc sum[V] = {}, deviations[V] = {}, values[V], mean[A];
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < valid) {
-        unpack<T, V>(raw[u], values);
-#pragma unroll
-        for (int j = 0; j < V; ++j) sum[j] += values[j] - pivot[A == 1 ? 0 : j];
-      }
-    }
-    const Acc count = static_cast<Acc>(valid * kPerAccess), inverse = quotient(Acc(1), count);
-    if (A == 1) sum_of(sum);
-#pragma unroll
-    for (int j = 0; j < A; ++j) mean[j] = sum[j] * inverse;
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < valid) {
-        unpack<T, V>(raw[u], values);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Acc d = values[j] - pivot[A == 1 ? 0 : j] - mean[A == 1 ? 0 : j];
-          deviations[j] = multiply_add(d, d, deviations[j]);
-        }
-      }
-    }
-    if (A == 1) sum_of(deviations);
-    merge(count, mean, deviations);
-  }
-
-  // Adds many accesses in one pass, about the mean of those before.  What cancels is bounded: if the mean drifts, the
-  // drift is itself part of the variance, and the accesses of one round are at most kRound chunks against those before.
-  __device__ __forceinline__ void begin_round() {
-#pragma unroll
-    for (int j = 0; j < A; ++j) center[j] = pivot[j] + found.a[j];
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] = squares[j] = 0;
-  }
-  // Likewise about the mean of one access, if there are none before.
-  __device__ __forceinline__ void begin_at(Raw<T, V> raw) {
+  // With the thread's first access, before it is added.
+  __device__ __forceinline__ void begin(Raw<T, V> raw) {
     Acc values[V];
     unpack<T, V>(raw, values);
     if (A == 1) values[0] = sum_of(values) * (Acc(1) / V);
 #pragma unroll
     for (int j = 0; j < A; ++j) center[j] = values[j];
-#pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] = squares[j] = 0;
   }
-  __device__ __forceinline__ void add(Raw<T, V> raw) {
-    Acc values[V];
-    unpack<T, V>(raw, values);
+  template <int U, class Valid>
+  __device__ __forceinline__ void add(const Raw<T, V>* raw, Valid valid) {
+    accesses += valid;
 #pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const Acc d = values[j] - center[A == 1 ? 0 : j];
-      sum[j] += d;
-      squares[j] = multiply_add(d, d, squares[j]);
+    for (int u = 0; u < U; ++u) {
+      if (u < valid) {
+        Acc values[V];
+        unpack<T, V>(raw[u], values);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const Acc d = values[j] - center[A == 1 ? 0 : j];
+          sum[j % kSums] += d;
+          squares[j % kSums] = multiply_add(d, d, squares[j % kSums]);
+        }
+      }
     }
   }
-  __device__ __forceinline__ void end_round(int accesses) {
-    const Acc count = static_cast<Acc>(accesses * kPerAccess), inverse = quotient(Acc(1), count);
-    Acc mean[A];
+  __device__ __forceinline__ void recenter() {
+    constexpr int kPerChannel = kSums / A;
+    const Acc count = static_cast<Acc>(accesses * (A == 1 ? V / kSums : 1));  // in each sum
+    const Acc inverse = quotient(Acc(1), count * kPerChannel);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      Acc total = sum[j * kPerChannel];
+#pragma unroll
+      for (int i = 1; i < kPerChannel; ++i) total += sum[j * kPerChannel + i];
+      const Acc old = center[j];
+      center[j] = multiply_add(total, inverse, old);
+      const Acc shift = center[j] - old;
+#pragma unroll
+      for (int i = j * kPerChannel; i < (j + 1) * kPerChannel; ++i) {
+        const Acc moved = multiply_add(-shift, count, sum[i]);
+        squares[i] = multiply_add(-shift, sum[i] + moved, squares[i]);
+        sum[i] = moved;
+      }
+    }
+  }
+  // Of x - pivot, by the tile's channels.
+  __device__ __forceinline__ Partials<Acc, A> found(const Acc* pivots, int local) {
+    Partials<Acc, A> result;
+    result.n = static_cast<Acc>(accesses * (A == 1 ? V : 1));
+    const Acc inverse = accesses > 0 ? quotient(Acc(1), result.n) : Acc(0);
     if (A == 1) {
       sum_of(sum);
       sum_of(squares);
     }
 #pragma unroll
     for (int j = 0; j < A; ++j) {
+      if (j % 4 == 0) gpu::forget_memory();  // a few pivots at a time
       const Acc shift = sum[j] * inverse;
-      squares[j] = multiply_add(-shift, sum[j], squares[j]);
-      mean[j] = (center[j] - pivot[j]) + shift;
+      result.a[j] = (center[j] - pivots[local + j]) + shift;
+      result.b[j] = multiply_add(-shift, sum[j], squares[j]);
     }
-    merge(count, mean, squares);
+    return result;
   }
 };
 
-constexpr int kRound = 16;  // chunks
+constexpr int kRound = 16;  // chunks for which the center stays
 
 // Normalises, adds the residual, activates and writes a chunk.
 template <class T, int V, int A, int Activation, bool Residual, int U, class Valid>
 __device__ __forceinline__ void write_output(const Tiling& tiling, const ForwardArguments<T>& args,
-                                             const ChannelValues<Accumulator<T>, 3, A>& channel, const Raw<T, V>* raw,
+                                             ChannelValues<Accumulator<T>, 3, V, A>& channel,
+                                             const ChannelTable<Accumulator<T>, 3>& table, int local, Raw<T, V>* raw,
                                              int64_t offset, Valid valid) {
   using Acc = Accumulator<T>;
+  constexpr int P = kPart<V>;
   const bool residual = Residual && args.residual;
   Raw<T, V> added[U];
   if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
-  T* output = at_byte(args.output, offset);
 #pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < valid) {
-      Acc x[V], r[V];
-      unpack<T, V>(raw[u], x);
-      if (residual) unpack<T, V>(added[u], r);
+  for (int part = 0; part < V / P; ++part) {
+    channel.read_part(table, local, part);
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        Acc v = channel.preactivation(channel.centred(x[j], j), j);
-        if (residual) v += r[j];
-        x[j] = activate<T, Activation>(args.activation, v);
+    for (int u = 0; u < U; ++u) {
+      if (u < valid) {
+        Acc x[P], r[P];
+        unpack<T, P>(get_part<T, V>(raw[u], part), x);
+        if (residual) unpack<T, P>(get_part<T, V>(added[u], part), r);
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+          Acc v = channel.preactivation(channel.centred(x[j], j), j);
+          if (residual) v += r[j];
+          x[j] = activate<T, Activation>(args.activation, v);
+        }
+        set_part<T, V>(raw[u], part, pack<T, P>(x));
       }
-      store_result<T, V>(output, pack<T, V>(x), args.stream);
     }
-    output = at_byte(output, tiling.access_step);
   }
+  store_chunk<T, V, U>(tiling, args.output, offset, valid, raw, args.stream);
 }
 
 template <class T>
-__device__ __forceinline__ void store_statistics(const ForwardArguments<T>& args, int64_t channel, Accumulator<T> mean,
+__device__ __forceinline__ void store_statistics(const ForwardArguments<T>& args, int channel, Accumulator<T> mean,
                                                  Accumulator<T> invstd, Accumulator<T> variance) {
   using Acc = Accumulator<T>;
   args.mean[channel] = mean;
@@ -163,70 +147,67 @@ __device__ __forceinline__ void store_statistics(const ForwardArguments<T>& args
 // Turns the tile's moments (about the pivot) into the table of its channels; the block that is `leader` also stores
 // mean and 1/std and updates the running statistics.
 template <class T>
-__device__ __forceinline__ void finish_statistics(const Tiling& tiling, const ForwardArguments<T>& args, int64_t tile,
-                                                  bool leader, const Partial<Accumulator<T>>* total,
+__device__ __forceinline__ void finish_statistics(const Tiling& tiling, const ForwardArguments<T>& args, int tile,
+                                                  bool leader, const Accumulator<T>* pivots,
+                                                  const Partial<Accumulator<T>>* total,
                                                   ChannelTable<Accumulator<T>, 3>& table) {
   using Acc = Accumulator<T>;
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   if (k >= tiling.group || channel >= tiling.channels) return;
-  Acc pivot[1];
-  load_pivot<T, 1>(tiling, args.input, channel, pivot);
-  const Acc mean = pivot[0] + total[k].a, variance = total[k].b / total[k].n;
+  const Acc mean = pivots[k] + total[k].a, variance = total[k].b / total[k].n;
   const Acc invstd = Acc(1) / square_root(variance + args.eps);
   table.set_affine(k, mean, invstd, read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
   if (leader) store_statistics(args, channel, mean, invstd, variance);
 }
 
 // Procedure overview: batch statistics.
-//   1. Each thread reduces its chunks to moments: the ragged ones in two passes over registers, the others in one pass
-//      about the mean of those before.
+//   1. Each thread reduces its chunks to moments.
 //   2. The block combines its threads' moments.
 //   3. With several slices to a tile, it stages the result.  Few parts are left to normalize; otherwise the last block
 //      of the tile combines them.
 //   4. If that was done here, mean, invstd and running statistics are written.
 template <class T, int V, int A>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, true>)
     reduce_moments(const Tiling tiling, const ForwardArguments<T> args, const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = chunk_accesses(V);
+  constexpr int U = chunk_accesses(true, 1, V, A, V * sizeof(T));
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const int64_t tile = blockIdx.x % tiling.tiles;
-  const int slice = blockIdx.x / tiling.tiles;
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = blockIdx.x, slice = blockIdx.y;
   gpu::allow_next_kernel();
+  load_pivots(tiling, args.input, tile, pivots);
 
   ThreadMoments<T, V, A> moments;
   Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
-  if (walk.ragged > 0) load_pivot<T, A>(tiling, args.input, walk.channel, moments.pivot);
-  for (; walk.ragged > 0; --walk.ragged, walk.ragged_offset += tiling.ragged_step) {
+  for_each_ragged_chunk<A>(tiling, walk, [&](int64_t offset, int valid) {
     Raw<T, V> raw[U];
-    load_chunk<T, V, U>(tiling, args.input, walk.ragged_offset, walk.valid, raw);
-    moments.template add_chunk<U>(raw, walk.valid);
-  }
+    load_chunk<T, V, U>(tiling, args.input, offset, valid, raw);
+    if (moments.accesses == 0) moments.begin(raw[0]);
+    moments.template add<U>(raw, valid);
+  });
   while (walk.whole > 0) {
-    const int chunks = walk.whole < kRound ? walk.whole : kRound;
-    moments.begin_round();
+    moments.recenter();
+    const int after = walk.whole < kRound ? 0 : walk.whole - kRound;
 #pragma unroll 1
-    for (int i = 0; i < chunks; ++i) {
+    for (; walk.whole > after; --walk.whole) {
       Raw<T, V> raw[U];
       load_chunk<T, V, U>(tiling, args.input, walk.offset, Whole<U>{}, raw);
       tiling.advance<A>(walk);
-#pragma unroll
-      for (int u = 0; u < U; ++u) moments.add(raw[u]);
+      moments.template add<U>(raw, Whole<U>{});
     }
-    moments.end_round(chunks * U);
-    walk.whole -= chunks;
   }
 
-  combine_block<Moments, A>(tiling, moments.found, total);
+  __syncthreads();
+  combine_block<Moments, A>(tiling, moments.found(pivots, walk.local), total);
   if (tiling.slices > 1) {
     stage(tiling, parts, tile, slice, total);
     if (!parts.arrived || !is_last_block(parts.arrived + tile, tiling.slices)) return;
-    combine_staged<Moments, V>(tiling, parts, tile, total);
+    combine_staged<Moments, 8>(tiling, parts, tile, total);
   }
-  finish_statistics(tiling, args, tile, true, total, table);
+  finish_statistics(tiling, args, tile, true, pivots, total, table);
 }
 
 // Procedure overview: the elementwise part of forward.
@@ -235,26 +216,26 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
 //   2. Each thread normalises its accesses, adds the residual, activates and writes.  Blocks begin at the end of the
 //      tensor, where reduce_moments was last, so that they read first what the cache still holds.
 template <class T, int V, int A, int Activation, bool Plain>
-__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation != kSilu>)
     normalize(const Tiling tiling, const ForwardArguments<T> args, const Tiling reduced,
               const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = chunk_accesses(V);
+  constexpr int U = chunk_accesses(false, 1, V, A, V * sizeof(T));
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const unsigned block = gridDim.x - 1 - blockIdx.x;
-  const int64_t tile = block % tiling.tiles;
-  const int slice = block / tiling.tiles;
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = gridDim.x - 1 - blockIdx.x, slice = gridDim.y - 1 - blockIdx.y;
   Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
 
   gpu::wait_for_previous_kernel();
   if (parts.staged) {
-    combine_staged<Moments, V>(reduced, parts, tile, total);
-    finish_statistics(reduced, args, tile, slice == 0, total, table);
+    load_pivots(tiling, args.input, tile, pivots);
+    combine_staged<Moments, 4>(reduced, parts, tile, total);
+    finish_statistics(reduced, args, tile, slice == 0, pivots, total, table);
   } else {
     const int k = threadIdx.x;
-    const int64_t channel = tile * tiling.group + k;
+    const int channel = tile * tiling.group + k;
     if (k < tiling.group && channel < tiling.channels) {
       const Acc mean = args.training ? gpu::ld_cg(args.mean + channel) : args.running_mean.read(channel);
       const Acc invstd = args.training ? gpu::ld_cg(args.invstd + channel)
@@ -265,13 +246,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
   __syncthreads();
 
   if (walk.ragged == 0) return;
-  ChannelValues<Acc, 3, A> channel;
+  ChannelValues<Acc, 3, V, A> channel;
   channel.read(table, walk.local);
   for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
     Raw<T, V> raw[U];
     load_chunk<T, V, U>(tiling, args.input, offset, valid, raw);
-    channel.read_again(table, walk.local);
-    write_output<T, V, A, Activation, !Plain, U>(tiling, args, channel, raw, offset, valid);
+    write_output<T, V, A, Activation, !Plain, U>(tiling, args, channel, table, walk.local, raw, offset, valid);
   });
 }
 
@@ -284,18 +264,19 @@ template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
     train_on_chip(const Tiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int U = held_chunk_accesses(1, V, A), R = kept_accesses(1, V, A);
+  constexpr int U = chunk_accesses(true, 1, V, A, V * sizeof(T)), R = kept_accesses(1, V, A);
   static_assert(R % U == 0);
   using Word = Raw<T, V>;
   DYN_SHARED(Word, parked);
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
-  const int64_t tile = blockIdx.x;
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = blockIdx.x;
+  load_pivots(tiling, args.input, tile, pivots);
 
   ThreadMoments<T, V, A> moments;
   const Walk begin = tiling.walk<T, V, A, U>(tile, 0, threadIdx.x);
-  if (begin.ragged > 0) load_pivot<T, A>(tiling, args.input, begin.channel, moments.pivot);
   Walk walk = begin;
   Word kept[R / U][U];
 #pragma unroll
@@ -305,7 +286,12 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   }
   Walk again = begin;
 #pragma unroll
-  for (int r = 0; r < R / U; ++r) moments.template add_chunk<U>(kept[r], tiling.next<A, U>(again).valid);
+  for (int r = 0; r < R / U; ++r) {
+    const int valid = tiling.next<A, U>(again).valid;
+    if (r == 0 && valid > 0) moments.begin(kept[0][0]);
+    moments.template add<U>(kept[r], valid);
+  }
+  int chunks = 0;
   for (Word* place = parked + threadIdx.x;; place += U * tiling.threads) {
     const Chunk chunk = tiling.next<A, U>(walk);
     if (chunk.valid == 0) break;
@@ -315,22 +301,25 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     for (int u = 0; u < U; ++u) {
       if (u < chunk.valid) place[u * tiling.threads] = raw[u];
     }
-    moments.template add_chunk<U>(raw, chunk.valid);
+    if (chunks++ % kRound == 0) moments.recenter();
+    moments.template add<U>(raw, chunk.valid);
   }
 
-  combine_block<Moments, A>(tiling, moments.found, total);
-  finish_statistics(tiling, args, tile, true, total, table);
+  __syncthreads();
+  combine_block<Moments, A>(tiling, moments.found(pivots, begin.local), total);
+  finish_statistics(tiling, args, tile, true, pivots, total, table);
   __syncthreads();
 
   walk = begin;
   if (walk.ragged == 0) return;
-  ChannelValues<Acc, 3, A> channel;
+  ChannelValues<Acc, 3, V, A> channel;
   channel.read(table, walk.local);
-  const auto write = [&](const Word* raw, const Chunk& chunk) {
+  const auto write = [&](Word* raw, const Chunk& chunk) {
     if (args.activation.kind == kSilu) {
-      write_output<T, V, A, kSilu, true, U>(tiling, args, channel, raw, chunk.offset, chunk.valid);
+      write_output<T, V, A, kSilu, true, U>(tiling, args, channel, table, begin.local, raw, chunk.offset, chunk.valid);
     } else {
-      write_output<T, V, A, kSelect, true, U>(tiling, args, channel, raw, chunk.offset, chunk.valid);
+      write_output<T, V, A, kSelect, true, U>(tiling, args, channel, table, begin.local, raw, chunk.offset,
+                                              chunk.valid);
     }
   };
 #pragma unroll

@@ -12,9 +12,12 @@ constexpr int kThreads = 256;        // of the kernels that stream
 constexpr int kOnChipThreads = 512;  // most of the kernels that hold their data on chip: 128 registers each
 constexpr int kMaxGroup = 64;        // channels in a tile
 constexpr int kMaxPartials = 512;    // per-thread or per-warp partial results in one block
-// Blocks of a streaming kernel on a multiprocessor: enough loads in flight to wait for memory, at 48 registers each.
-template <class T>
-constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : 5;
+// Blocks of a streaming kernel on a multiprocessor: enough loads in flight to wait for memory, at 48 registers a
+// thread, or 64 with a residual or SiLU.
+template <class T, bool Lean>
+constexpr int kMinBlocks = sizeof(T) == 8 ? 2
+                           : Lean         ? 5
+                                          : 4;
 
 // Accesses of a piece of a long run: what neighbouring threads, one chunk each, visit together.  Pieces are whole
 // where runs are a multiple of 512 bytes.
@@ -29,9 +32,9 @@ struct Walk {
   int valid;
   int whole;  // chunks left
   int64_t offset;
-  uint32_t at;      // the next whole chunk's piece of its run
-  int64_t channel;  // of the thread's first element
-  int local;        // the same, counted from the tile's first channel
+  uint32_t at;  // the next whole chunk's piece of its run
+  int channel;  // of the thread's first element
+  int local;    // the same, counted from the tile's first channel
 };
 
 // The length of a whole chunk, as a constant.
@@ -54,10 +57,9 @@ struct Chunk {
 // Slice s takes units from s * slice on, up to the next slice's; or (`interleaved`) as many as it takes at once, and
 // the same again after those of all other slices: then blocks that run together sweep the tensor in its order, and
 // its end is what stays in the cache.
-// Offsets are 64-bit: a tensor may have more than 2^31 elements.  A run has fewer than 2^32 pieces and a thread fewer
-// than 2^31 chunks, so these are 32-bit.
+// Offsets are 64-bit: a tensor may have more than 2^31 elements.  A channel has fewer than 2^31 pieces, of 512 bytes or
+// 256 elements, and a thread fewer units: these are 32-bit.
 struct Tiling {
-  int64_t channels;
   int64_t outer;
   int64_t extent;  // units of a tile
   int64_t slice;   // units from a slice's first to the next slice's first
@@ -71,8 +73,15 @@ struct Tiling {
   uint32_t at_step;     // what `at` grows by,
   uint32_t pieces;      // where the run ends,
   int64_t wrap;         // and what is added to the offset when `at` gets there
-  int inner;            // columns: elements of a channel in a unit
-  int rest;             // linear: accesses of a run beyond its whole pieces
+  int64_t each;         // elements of a channel that every slice has at least,
+  int unit;             // in a unit,
+  int rest_elements;    // and, linear, in a run beyond its whole pieces,
+  int rest;             // in accesses
+  int rounds;           // units that every thread has at least; of slices that neighbour, but for the last one
+  int spare;            // units beyond the rounds of interleaved slices
+  int rest_rounds;      // likewise, of what runs have beyond whole pieces
+  int spare_rests;
+  int channels;
   int tiles, slices;
   int group;
   int threads;
@@ -82,50 +91,42 @@ struct Tiling {
   int team;   // threads that combine the results of one channel: a power of two, at most 32 and threads / group
   bool linear;
 
-  __host__ __device__ static int64_t quotient(int64_t a, int64_t b) {
-    // The 64-bit division is many times slower.
-    return ((a | b) >> 31) == 0 ? static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b)) : a / b;
+  // Elements of one channel in a slice; of interleaved ones only.
+  __host__ __device__ int64_t count(int index) const {
+    return each + part(spare, index) * unit + (linear ? part(spare_rests, index) * rest_elements : 0);
   }
-  // How many of first, first + by, ... are less than end.
-  __host__ __device__ static int64_t steps(int64_t first, int64_t end, int64_t by) {
-    return first < end ? quotient(end - first + by - 1, by) : 0;
-  }
-  __host__ __device__ int64_t begin(int index) const { return index * slice; }
-  __host__ __device__ int64_t end(int index) const {
-    const int64_t e = begin(index) + length;
-    return e < extent ? e : extent;
+  // Of units that slices take in turn, `rows` each: those of one slice.
+  __host__ __device__ int part(int units, int index) const {
+    const int left = units - rows * index;
+    return left < 0 ? 0 : left < rows ? left : rows;
   }
 
-  // Of n units that slices of `each` take in turn, those of one slice.
-  __host__ __device__ int64_t share(int64_t n, int64_t each, int index) const {
-    const int64_t rounds = quotient(n, each * slices), left = n - rounds * each * slices - each * index;
-    return rounds * each + (left < 0 ? 0 : left < each ? left : each);
-  }
-  // Elements of one channel in a slice.
-  template <int V>
-  __host__ __device__ int64_t count(int index) const {
-    const int64_t units = share(extent, slice, index);
-    return linear ? (units * piece_accesses(V) + (rest > 0 ? share(outer, rows, index) * rest : 0)) * V : units * inner;
+  // How many units a thread has whose first one is `first`.
+  __host__ __device__ int steps(int64_t first, int64_t end) const {
+    if (first + rounds * stride < end) return rounds + 1;
+    if (first + (rounds - 1) * stride < end) return rounds;
+    return first < end ? static_cast<int>((end - first - 1) / stride) + 1 : 0;  // the last of slices that neighbour
   }
 
   template <class T, int V, int A, int U>
-  __host__ __device__ Walk walk(int64_t tile, int index, int thread) const {
+  __host__ __device__ Walk walk(int tile, int index, int thread) const {
     constexpr int kAccess = V * static_cast<int>(sizeof(T));
     Walk w{};
+    const int64_t begin = index * slice, end = begin + length < extent ? begin + length : extent;
     if (A == 1 && linear) {
-      constexpr int kLanes = piece_accesses(V) / U;
-      const int lane = thread % kLanes, unit = thread / kLanes;
-      const int64_t first = begin(index) + unit, origin = tile * run + lane * kAccess;
-      const int64_t o = quotient(first, pieces);
+      constexpr int kLanes = piece_accesses(V) / U, kPiece = piece_accesses(V) * kAccess;
+      const int lane = thread % kLanes, at_once = thread / kLanes;
+      const int64_t origin = int64_t{tile} * run + lane * kAccess;
+      const uint32_t first = static_cast<uint32_t>(begin) + at_once, o = first / pieces;
       w.channel = tile;
-      w.at = static_cast<uint32_t>(first - o * pieces);
-      w.offset = origin + o * row + int64_t{w.at} * (piece_accesses(V) * kAccess);
-      w.whole = static_cast<int>(steps(first, end(index), stride));
+      w.at = first - o * pieces;
+      w.offset = origin + o * row + int64_t{w.at} * kPiece;
+      w.whole = steps(first, end);
       if (lane < rest) {
-        const int64_t o = int64_t{index} * rows + unit;
+        const int64_t o = int64_t{index} * rows + at_once;
         w.valid = (rest - lane - 1) / kLanes + 1;
-        w.ragged = static_cast<int>(steps(o, outer, int64_t{rows} * slices));
-        w.ragged_offset = origin + o * row + int64_t{pieces} * (piece_accesses(V) * kAccess);
+        w.ragged = rest_rounds + (o + rest_rounds * int64_t{rows} * slices < outer);
+        w.ragged_offset = origin + o * row + int64_t{pieces} * kPiece;
       }
       if (w.ragged == 0 && w.whole > 0) {
         w.valid = U;
@@ -136,14 +137,14 @@ struct Tiling {
       }
     } else {
       const int column = thread % width, at = A == 1 ? column % span : 0;
+      const int64_t first = begin + thread / width;
       w.local = A == 1 ? column / span : column * A;
       w.channel = tile * group + w.local;
-      const int64_t first = begin(index) + thread / width;
-      if (thread / width < rows && w.channel < channels && first < end(index)) {
-        const int left = static_cast<int>(steps(first, end(index), stride));
+      const int left = thread / width < rows && w.channel < channels ? steps(first, end) : 0;
+      if (left > 0) {
         w.valid = (left - 1) % U + 1;
         w.ragged = 1;
-        w.ragged_offset = first * row + w.channel * run + at * kAccess;
+        w.ragged_offset = first * row + int64_t{w.channel} * run + at * kAccess;
         w.whole = (left - w.valid) / U;
         w.offset = w.ragged_offset + w.valid * access_step;
       }
@@ -180,6 +181,20 @@ struct Tiling {
   }
 };
 
+// A chunk is worked on by parts of its accesses, whose values then do not all take registers at the same time.
+template <int V>
+constexpr int kPart = V < 4 ? V : 4;
+template <class T, int V>
+__device__ __forceinline__ Raw<T, kPart<V>> get_part(const Raw<T, V>& raw, int part) {
+  Raw<T, kPart<V>> value;
+  memcpy(&value, reinterpret_cast<const unsigned char*>(&raw) + part * sizeof value, sizeof value);
+  return value;
+}
+template <class T, int V>
+__device__ __forceinline__ void set_part(Raw<T, V>& raw, int part, const Raw<T, kPart<V>>& value) {
+  memcpy(reinterpret_cast<unsigned char*>(&raw) + part * sizeof value, &value, sizeof value);
+}
+
 template <class T>
 __device__ __forceinline__ const T* at_byte(const T* p, int64_t offset) {
   return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(p) + offset);
@@ -196,17 +211,29 @@ __device__ __forceinline__ void load_chunk(const Tiling& tiling, const T* p, int
   p = at_byte(p, offset);
 #pragma unroll
   for (int u = 0; u < U; ++u) {
+    raw[u] = {};  // or the compiler keeps what was there before
     if (u < valid) raw[u] = load<T, V>(p);
     p = at_byte(p, tiling.access_step);
   }
 }
 
-// Calls body(offset, valid) for every chunk.
+// Calls body(offset, valid) for every ragged chunk; with several channels to an access there is one at most.
+template <int A, class Body>
+__device__ __forceinline__ void for_each_ragged_chunk(const Tiling& tiling, Walk& walk, Body body) {
+  if constexpr (A > 1) {
+    if (walk.ragged > 0) body(walk.ragged_offset, walk.valid);
+  } else {
+#pragma unroll 1
+    for (; walk.ragged > 0; --walk.ragged, walk.ragged_offset += tiling.ragged_step) {
+      body(walk.ragged_offset, walk.valid);
+    }
+  }
+}
+
+// Likewise, for every chunk.
 template <int A, int U, class Body>
 __device__ __forceinline__ void for_each_chunk(const Tiling& tiling, Walk& walk, Body body) {
-  for (; walk.ragged > 0; --walk.ragged, walk.ragged_offset += tiling.ragged_step) {
-    body(walk.ragged_offset, walk.valid);
-  }
+  for_each_ragged_chunk<A>(tiling, walk, body);
 #pragma unroll 1
   for (; walk.whole > 0; --walk.whole) {
     body(walk.offset, Whole<U>{});
@@ -215,22 +242,29 @@ __device__ __forceinline__ void for_each_chunk(const Tiling& tiling, Walk& walk,
 }
 
 // Past the caches' usual order if `stream`: to be evicted first.
-template <class T, int V>
-__device__ __forceinline__ void store_result(T* p, Raw<T, V> raw, bool stream) {
-  if (stream) {
-    __stcs(reinterpret_cast<Raw<T, V>*>(p), raw);
-  } else {
-    store<T, V>(p, raw);
+template <class T, int V, int U, class Valid>
+__device__ __forceinline__ void store_chunk(const Tiling& tiling, T* p, int64_t offset, Valid valid,
+                                            const Raw<T, V>* raw, bool stream) {
+  p = at_byte(p, offset);
+#pragma unroll
+  for (int u = 0; u < U; ++u) {
+    if (u < valid) {
+      if (stream) {
+        __stcs(reinterpret_cast<Raw<T, V>*>(p), raw[u]);
+      } else {
+        store<T, V>(p, raw[u]);
+      }
+    }
+    p = at_byte(p, tiling.access_step);
   }
 }
 
-// Accesses in a chunk: of kernels that stream, with one tensor and with two or three; and beside what an on-chip kernel
-// holds.
-__host__ __device__ constexpr int chunk_accesses(int vector) { return vector == 1 ? 8 : 4; }
-__host__ __device__ constexpr int gradient_chunk_accesses(int vector) { return vector == 1 ? 4 : 2; }
-__host__ __device__ constexpr int held_chunk_accesses(int held, int vector, int lanes) {
-  if (lanes == 8) return held == 1 ? 2 : 1;
-  return held == 1 ? chunk_accesses(vector) : gradient_chunk_accesses(vector);
+// Accesses in a chunk of each tensor, by the number of tensors that are read: as many as registers allow beside the
+// sums of a kernel that reduces.
+__host__ __device__ constexpr int chunk_accesses(bool reduces, int tensors, int vector, int lanes, int bytes) {
+  if (vector == 1) return tensors == 1 ? 8 : 4;
+  if (lanes == 8 && reduces) return tensors == 1 ? 2 : 1;
+  return tensors == 1 || bytes == 8 ? 4 : 2;
 }
 
 // Accesses that a thread of an on-chip kernel holds in registers, by the number of tensors it holds; the others go to

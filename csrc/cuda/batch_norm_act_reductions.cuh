@@ -15,6 +15,7 @@ struct Partials {
 // The team of channel k is threads [k * team, (k + 1) * team); its members' partial results become total[k].
 template <class Combine, class Acc>
 __device__ __forceinline__ void combine_team(const Tiling& tiling, Partial<Acc> sum, Partial<Acc>* total) {
+#pragma unroll 1
   for (int lane_mask = tiling.team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
   const int k = threadIdx.x / tiling.team;
   if (k < tiling.group && threadIdx.x % tiling.team == 0) total[k] = sum;
@@ -31,6 +32,7 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   if (A > 1 || tiling.linear) {
     // The lanes of a warp whose numbers agree modulo `columns` have the same channels: fold them by shuffles first.
     const int columns = A > 1 ? tiling.width : 1;
+#pragma unroll 1
     for (int lane_mask = 16; lane_mask >= columns; lane_mask /= 2) {
       const Acc n = mine.n;
 #pragma unroll
@@ -56,6 +58,7 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   const int k = thread / tiling.team;
   Partial<Acc> sum{0, 0, 0};
   if (k < tiling.group) {
+#pragma unroll 1
     for (int j = thread % tiling.team; j < contributions; j += tiling.team) {
       const int from = A > 1 || tiling.linear ? j * tiling.group + k
                                               : (j / tiling.span) * tiling.width + k * tiling.span + j % tiling.span;
@@ -75,42 +78,42 @@ struct Parts {
 };
 
 template <class Acc>
-__device__ __forceinline__ void stage(const Tiling& tiling, const Parts<Acc>& parts, int64_t tile, int slice,
+__device__ __forceinline__ void stage(const Tiling& tiling, const Parts<Acc>& parts, int tile, int slice,
                                       const Partial<Acc>* total) {
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   if (k < tiling.group && channel < tiling.channels) {
     typename PairOf<Acc>::type pair;
     pair.x = total[k].a;
     pair.y = total[k].b;
-    parts.staged[channel * tiling.slices + slice] = pair;
+    parts.staged[int64_t{channel} * tiling.slices + slice] = pair;
   }
 }
 
-// Combines the staged parts of the tile's channels, in the same order whichever block does it.  tiling is that of the
-// kernel that staged them.
-template <class Combine, int V, class Acc>
-__device__ __forceinline__ void combine_staged(const Tiling& tiling, const Parts<Acc>& parts, int64_t tile,
+// Combines the staged parts of the tile's channels, in the same order whichever block does it, with Batch loads in
+// flight.  tiling is that of the kernel that staged them.
+template <class Combine, int Batch, class Acc>
+__device__ __forceinline__ void combine_staged(const Tiling& tiling, const Parts<Acc>& parts, int tile,
                                                Partial<Acc>* total) {
-  constexpr int kBatch = sizeof(Acc) == 4 ? 8 : 4;  // loads in flight
   const int k = threadIdx.x / tiling.team;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   Partial<Acc> sum{0, 0, 0};
   if (k < tiling.group && channel < tiling.channels) {
-    const auto* const staged = parts.staged + channel * tiling.slices;
-    for (int s = threadIdx.x % tiling.team; s < tiling.slices; s += tiling.team * kBatch) {
-      Partial<Acc> batch[kBatch];
+    const auto* const staged = parts.staged + int64_t{channel} * tiling.slices;
+#pragma unroll 1
+    for (int s = threadIdx.x % tiling.team; s < tiling.slices; s += tiling.team * Batch) {
+      Partial<Acc> batch[Batch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
+      for (int i = 0; i < Batch; ++i) {
         const int from = s + i * tiling.team;
         batch[i] = {0, 0, 0};
         if (from < tiling.slices) {
           const auto pair = gpu::ld_cg(staged + from);
-          batch[i] = {static_cast<Acc>(tiling.count<V>(from)), pair.x, pair.y};
+          batch[i] = {static_cast<Acc>(tiling.count(from)), pair.x, pair.y};
         }
       }
 #pragma unroll
-      for (int half = kBatch / 2; half > 0; half /= 2) {
+      for (int half = Batch / 2; half > 0; half /= 2) {
 #pragma unroll
         for (int i = 0; i < half; ++i) batch[i] = Combine::combine(batch[i], batch[i + half]);
       }
