@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
 #pragma unroll
         for (int u = 0; u < chunk.value; ++u) raw[u] = from[u * threads];
         from += chunk.value * threads;
-        moments.template add<chunk.value>(raw, chunk);
+        moments.template add<chunk.value>(raw, Whole<chunk.value>{});
       });
     }
     const Partial<Acc> total = combine_cluster<Moments, V>(tiling, turn, rank, moments.found(pivots, 0), exchange);

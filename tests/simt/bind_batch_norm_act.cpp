@@ -27,10 +27,8 @@ struct Problem {
   Method method;
 };
 
-const std::map<std::string, Method> kMethods = {{"automatic", Method::automatic},
-                                                {"split", Method::split},
-                                                {"block", Method::block},
-                                                {"cluster", Method::cluster}};
+const std::map<std::string, Method> kMethods = {
+    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"cluster", Method::cluster}};
 
 std::string name_of(Method method) {
   for (const auto& [name, value] : kMethods) {

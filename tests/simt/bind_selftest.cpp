@@ -88,6 +88,15 @@ Array<float> cluster_walk(const Array<float>& x, int blocks, int cluster, bool b
   return out;
 }
 
+Array<float> cluster_exchange(int cluster, int rounds, const std::string& bug) {
+  const std::map<std::string, selftest::ExchangeBug> bugs = {{"none", selftest::ExchangeBug::none},
+                                                             {"missing_wait", selftest::ExchangeBug::missing_wait},
+                                                             {"one_place", selftest::ExchangeBug::one_place}};
+  Array<float> out({cluster, rounds});
+  check(selftest::cluster_exchange(bugs.at(bug), out.mutable_data(), rounds, cluster));
+  return out;
+}
+
 Array<float> dynamic_reverse(const Array<float>& in, bool raise_limit) {
   Array<float> out(in.size());
   check(selftest::dynamic_reverse(in.data(), out.mutable_data(), size(in), raise_limit));
@@ -141,6 +150,7 @@ void bind_selftest(py::module_& m) {
   m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
   m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
         py::arg("bulk") = true, py::arg("bug") = "none");
+  m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
   m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
   m.def("mma", &mma);

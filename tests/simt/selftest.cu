@@ -211,6 +211,37 @@ __global__ void cluster_walk_kernel(WalkBug bug, const float* x, float* out, int
   }
 }
 
+// In every round each block sends its number to all blocks of the cluster, and writes the sum of what it got.
+__global__ void cluster_exchange_kernel(ExchangeBug bug, float* out, int rounds) {
+  SHARED(float2, parts, [2 * 16]);
+  SHARED(uint64_t, full, [2]);
+  const int thread = threadIdx.x, size = static_cast<int>(gpu::cluster_size());
+  const unsigned rank = gpu::cluster_rank(), bytes = size * sizeof(float2);
+  if (thread < 2) {
+    gpu::mbarrier_init(&full[thread], 1);
+    gpu::mbarrier_arrive_expect_tx(&full[thread], bytes);
+    gpu::fence_mbarrier_init();
+  }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  for (int round = 0; round < rounds; ++round) {
+    const int half = bug == ExchangeBug::one_place ? 0 : round % 2;
+    const unsigned parity = bug == ExchangeBug::one_place ? round % 2 : round / 2 % 2;
+    const float2 number{static_cast<float>(rank + round * size), 0};
+    if (thread < size) {
+      gpu::store_async(thread, &parts[half * 16 + rank], number, &full[half]);  // planted: race without two places
+    }
+    if (bug != ExchangeBug::missing_wait) gpu::mbarrier_wait_for_peers(&full[half], parity);
+    if (thread == 0) gpu::mbarrier_arrive_expect_tx(&full[half], bytes);
+    float sum = 0;
+    for (int peer = 0; peer < size; ++peer) {
+      sum += parts[half * 16 + peer].x;  // planted: race without a wait for peers
+    }
+    if (thread == 0) out[blockIdx.x * rounds + round] = sum;
+    __syncthreads();
+  }
+}
+
 __global__ void dynamic_reverse_kernel(const float* in, float* out, int n) {
   DYN_SHARED(float, values);
   for (int i = threadIdx.x; i < n; i += blockDim.x) values[i] = __ldg(in + i);
@@ -345,6 +376,11 @@ int spin_lock(unsigned* lock, unsigned* counter, int blocks) {
 int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster) {
   return gpu::launch_clusters(cluster_walk_kernel, blocks, 64, static_cast<unsigned>(cluster),
                               2 * share * sizeof(float), nullptr, bug, x, out, tiles, share, bulk);
+}
+
+int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster) {
+  return gpu::launch_clusters(cluster_exchange_kernel, cluster, 32, static_cast<unsigned>(cluster), 0, nullptr, bug,
+                              out, rounds);
 }
 
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {

@@ -20,6 +20,13 @@ enum class WalkBug : int {
   no_init,
 };
 
+// Of blocks of a cluster that send each other numbers.
+enum class ExchangeBug : int {
+  none,
+  missing_wait,  // reads without waiting for them
+  one_place,     // sends to where a peer may still read what came before
+};
+
 constexpr int kSumThreads = 128;
 
 int indices(int* out, int gx, int gy, int gz, int bx, int by, int bz);
@@ -31,6 +38,7 @@ int barrier_votes(const int* in, int* out, int threads);
 int atomics(unsigned* cells, int blocks, int threads);
 int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster);
+int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster);
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);

@@ -199,8 +199,8 @@ def check_training(emulator: ModuleType, problem: Problem, method: str) -> tuple
 def in_clusters(
     emulator: ModuleType, problem: Problem, blocks: int, buffers: int, clusters: int = 2
 ) -> tuple[tuple[str, str], bool]:
-    """The problem on a device of so many clusters of so many blocks, with the least shared memory for one buffer in
-    backward, or with all; the methods used, and whether copies were bulk copies."""
+    """The problem on a device of so many clusters of so many blocks, with the least shared memory that one buffer
+    of backward needs, or with all; the methods used, and whether copies were bulk copies."""
     problem.clusters = tuple(clusters * (size == blocks) for size in (1, 2, 4, 8, 16))
 
     def plan(held: int) -> tuple[int, int, int, bool]:
@@ -416,9 +416,7 @@ def test_every_backward_sees_the_signs_that_every_forward_saw(
     problem = Problem(shape, torch.float32, activation="relu", clusters=(0, 2, 0, 0, 0))
     forward, forward_method = problem.train(emulator, methods[0])
     problem.grad_output.fill_(1)
-    backward, backward_method = problem.backward(
-        emulator, forward["mean"], forward["invstd"], method=methods[1]
-    )
+    backward, backward_method = problem.backward(emulator, forward["mean"], forward["invstd"], method=methods[1])
     assert (forward_method, backward_method) == methods
     assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
 
@@ -471,9 +469,7 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
     ],
     ids=str,
 )
-def test_policy(
-    emulator: ModuleType, gpu: tuple, shape: Shape, dtype: str, forward: str, backward: str
-) -> None:
+def test_policy(emulator: ModuleType, gpu: tuple, shape: Shape, dtype: str, forward: str, backward: str) -> None:
     device = emulator.batch_norm_act.Device(*gpu)
     chosen = [emulator.batch_norm_act.chosen(dtype, shape, held, device) for held in (1, 2)]
     assert chosen == [forward, backward]
@@ -522,7 +518,9 @@ def test_offsets_beyond_2_to_the_31(emulator: ModuleType, shape: Shape, kernel: 
     grid = emulator.batch_norm_act.visits(*arguments, 0, -1, 0)
     tile, slices = grid["tiles"] - 1, grid["slices"]
     begins, ends = [], []  # places, counted within a channel
-    for slice_ in range(slices) if kernel == "split" else {0, 1, slices // 2, slices // 2 + 1, slices - 2, slices - 1}:
+    for slice_ in (
+        range(slices) if kernel == "split" else {0, 1, slices // 2, slices // 2 + 1, slices - 2, slices - 1}
+    ):
         v = emulator.batch_norm_act.visits(*arguments, tile, slice_, 2)
         offsets = v["offsets"]
         assert (offsets // inner % channels == v["channels"]).all()
@@ -544,7 +542,8 @@ import simt_kernels as emulator
 
 kernels = emulator.batch_norm_act
 large = sys.argv[1:] == ["large"]
-shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7), (100, 40, 1), (5, 3, 264)] + ([(3000, 8, 1), (2, 2, 30000)] if large else [])
+shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7), (100, 40, 1), (5, 3, 264)]
+shapes += ([(3000, 8, 1), (2, 2, 30000)] if large else [])
 for seed, shape, dtype, method in itertools.product(
     (0, 1), shapes, ("float32", "bfloat16"), ("split", "block", "cluster")
 ):
