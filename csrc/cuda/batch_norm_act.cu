@@ -364,7 +364,7 @@ ForwardArguments<T> forward_arguments(const BatchNormActShape& shape, const Batc
   args.running_mean = {call.running_mean.values, call.running_mean.own_dtype};
   args.running_var = {call.running_var.values, call.running_var.own_dtype};
   args.momentum = static_cast<Acc>(call.momentum);
-  args.eps = static_cast<Acc>(call.eps);
+  args.eps = call.eps;
   args.unbiased = static_cast<Acc>(count / (count - 1));
   args.activation = activation_of<Acc>(call.activation, call.negative_slope);
   args.training = training;
