@@ -433,8 +433,9 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
       return error;
     }
     return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
-      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1),
-                          starts_early(facts), stream, args, plan.tiling, left_by(parts));
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>,
+                          elementwise_tiling(access, plain.value ? 1 : 2), starts_early(facts), stream, args,
+                          plan.tiling, left_by(parts));
     });
   });
 }
@@ -447,8 +448,9 @@ int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForwar
     using T = typename I::T;
     const auto args = forward_arguments<T>(shape, call, false);
     return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
-      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1), false,
-                          stream, args, Tiling{}, Parts<Accumulator<T>>{});
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>,
+                          elementwise_tiling(access, plain.value ? 1 : 2), false, stream, args, Tiling{},
+                          Parts<Accumulator<T>>{});
     });
   });
 }

@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
     normalize(const Tiling tiling, const ForwardArguments<T> args, const Tiling reduced,
               const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = chunk_accesses(false, 1, V, A, V * sizeof(T));
+  constexpr int U = chunk_accesses(false, Plain ? 1 : 2, V, A, V * sizeof(T));
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
