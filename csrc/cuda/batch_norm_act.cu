@@ -276,9 +276,9 @@ bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, b
       if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, buffers, &t)) continue;
       const int clusters = std::min(t.tiles, facts.clusters[i]);
       const int64_t turns = divide_up(t.tiles, clusters), bytes = int64_t{t.words} * 16 * held;
-      // With one buffer a block does not load while it works; others do.
+      // With one buffer a block does not load while it works.
       const bool overlaps = buffers > 1 || turns == 1;
-      const int64_t work = turns * ((overlaps ? bytes : bytes * 5 / 4) + kMeeting);
+      const int64_t work = turns * ((overlaps ? bytes : bytes * 8 / 5) + kMeeting);
       if (work < least) {
         least = work;
         plan->cluster = t;
@@ -467,7 +467,7 @@ ForwardArguments<T> forward_arguments(const BatchNormActShape& shape, const Batc
   args.running_mean = {call.running_mean.values, call.running_mean.own_dtype};
   args.running_var = {call.running_var.values, call.running_var.own_dtype};
   args.momentum = static_cast<Acc>(call.momentum);
-  args.eps = static_cast<Acc>(call.eps);
+  args.eps = call.eps;
   args.unbiased = static_cast<Acc>(count / (count - 1));
   args.activation = activation_of<Acc>(call.activation, call.negative_slope);
   args.training = training;
@@ -539,8 +539,9 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
       return error;
     }
     return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
-      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1),
-                          starts_early(facts), stream, args, plan.tiling, left_by(parts));
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>,
+                          elementwise_tiling(access, plain.value ? 1 : 2), starts_early(facts), stream, args,
+                          plan.tiling, left_by(parts));
     });
   });
 }
@@ -553,8 +554,9 @@ int batch_norm_act_eval(const BatchNormActShape& shape, const BatchNormActForwar
     using T = typename I::T;
     const auto args = forward_arguments<T>(shape, call, false);
     return dispatch_options<I::V>(call.activation, !call.residual, [&](auto activation, auto plain) {
-      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>, elementwise_tiling(access, 1), false,
-                          stream, args, Tiling{}, Parts<Accumulator<T>>{});
+      return launch_tiles(normalize<T, I::V, I::A, activation.value, plain.value>,
+                          elementwise_tiling(access, plain.value ? 1 : 2), false, stream, args, Tiling{},
+                          Parts<Accumulator<T>>{});
     });
   });
 }

@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     if (finishes) {
       mean = pivot[0] + total.a;
       variance = total.b / total.n;
-      invstd = Acc(1) / square_root(variance + args.eps);
+      invstd = Acc(1) / square_root(variance + static_cast<Acc>(args.eps));
       table.set_affine(k, mean, invstd, weight, bias);
     }
     __syncthreads();

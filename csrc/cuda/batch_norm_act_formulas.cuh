@@ -51,7 +51,8 @@ struct ForwardArguments {
   Acc* invstd;
   PerChannel<T> running_mean;
   PerChannel<T> running_var;
-  Acc momentum, eps;
+  Acc momentum;
+  double eps;
   Acc unbiased;  // count / (count - 1)
   ActivationOf<Acc> activation;
   bool training;

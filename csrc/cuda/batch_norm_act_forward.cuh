@@ -156,7 +156,7 @@ __device__ __forceinline__ void finish_statistics(const Tiling& tiling, const Fo
   const int channel = tile * tiling.group + k;
   if (k >= tiling.group || channel >= tiling.channels) return;
   const Acc mean = pivots[k] + total[k].a, variance = total[k].b / total[k].n;
-  const Acc invstd = Acc(1) / square_root(variance + args.eps);
+  const Acc invstd = Acc(1) / square_root(variance + static_cast<Acc>(args.eps));
   table.set_affine(k, mean, invstd, read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
   if (leader) store_statistics(args, channel, mean, invstd, variance);
 }
@@ -220,26 +220,31 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
     normalize(const Tiling tiling, const ForwardArguments<T> args, const Tiling reduced,
               const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = chunk_accesses(false, 1, V, A, V * sizeof(T));
+  constexpr int U = chunk_accesses(false, Plain ? 1 : 2, V, A, V * sizeof(T));
   using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
   SHARED(Table, table, );
   SHARED(Acc, pivots, [kMaxGroup]);
   const int tile = gridDim.x - 1 - blockIdx.x, slice = gridDim.y - 1 - blockIdx.y;
   Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
+  if (parts.staged) load_pivots(tiling, args.input, tile, pivots);
 
   gpu::wait_for_previous_kernel();
   if (parts.staged) {
-    load_pivots(tiling, args.input, tile, pivots);
     combine_staged<Moments, 4>(reduced, parts, tile, total);
     finish_statistics(reduced, args, tile, slice == 0, pivots, total, table);
   } else {
     const int k = threadIdx.x;
     const int channel = tile * tiling.group + k;
     if (k < tiling.group && channel < tiling.channels) {
-      const Acc mean = args.training ? gpu::ld_cg(args.mean + channel) : args.running_mean.read(channel);
-      const Acc invstd = args.training ? gpu::ld_cg(args.invstd + channel)
-                                       : Acc(1) / square_root(args.running_var.read(channel) + args.eps);
+      Acc mean, invstd;
+      if (args.training) {
+        mean = gpu::ld_cg(args.mean + channel);
+        invstd = gpu::ld_cg(args.invstd + channel);
+      } else {  // rounded once, as the invstd that the backward of an evaluation is given
+        mean = args.running_mean.read(channel);
+        invstd = static_cast<Acc>(rsqrt(args.running_var.read(channel) + args.eps));
+      }
       table.set_affine(k, mean, invstd, read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
     }
   }
