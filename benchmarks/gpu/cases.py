@@ -26,7 +26,7 @@ SLOPE = 0.2
 
 # The environment's variable that forces a way of computing, and what it can say.
 METHODS = {
-    "batch_norm_act": ("GENIMG_FAST_BATCH_NORM_METHOD", ("split", "block", "group", "cluster")),
+    "batch_norm_act": ("GENIMG_FAST_BATCH_NORM_METHOD", ("split", "block", "cluster")),
     "group_norm_act": ("GENIMG_FAST_GROUP_NORM_METHOD", ("split", "on_chip")),
     "reparameterize_kl": ("", ()),
     "recurrent": ("GENIMG_FAST_RECURRENT_METHOD", ("persistent", "steps")),

@@ -12,9 +12,9 @@ namespace genimg_fast::cuda {
 // How a batch statistic is computed; `automatic` leaves the choice to the policy in batch_norm_act.cu.
 enum class Method : int {
   automatic,
-  split,  // any size: reduce over (channel tiles x slices), then a second kernel over the elements
-  block,  // one block holds all data of a channel tile on chip: the input is read once
-  group,  // several blocks, all resident, hold a channel tile together: likewise
+  split,    // any size: reduce over (channel tiles x slices), then a second kernel over the elements
+  block,    // one block holds all data of a channel tile on chip: the input is read once
+  cluster,  // clusters of blocks hold one channel tile after the other: likewise
 };
 
 // Element i of channel c in group o lies at (o * channels + c) * inner + i.
@@ -80,6 +80,15 @@ int batch_norm_act_eval(const BatchNormActShape&, const BatchNormActForward&, vo
 int batch_norm_act_backward(const BatchNormActShape&, const BatchNormActBackward&, const DeviceFacts&, Method,
                             void* workspace, void* stream);
 
+// The grid of a kernel for clusters, for tests; zeros if there can be none.  held: see choose_clusters in
+// batch_norm_act.cu.
+struct BatchNormActClusters {
+  int clusters, blocks;  // blocks of a cluster
+  int buffers;
+  bool bulk;
+};
+BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape&, int held, const DeviceFacts&);
+
 // Which elements a block of a call's kernels visits, without a tensor: for tests of sizes too large to allocate.
 struct BatchNormActVisits {
   int64_t tiles;
@@ -89,8 +98,8 @@ struct BatchNormActVisits {
   std::vector<int64_t> channels, offsets;  // of each access's first element, thread after thread
 };
 
-// held: see choose_method in batch_norm_act.cu.  slice < 0: only the counts of tiles and slices.  limit: accesses to
-// report of each thread, at the start and at the end of its way.
+// held: tensors that an on-chip kernel would hold, 1 in forward and 2 in backward.  slice < 0: only the counts of tiles
+// and slices.  limit: chunks of accesses to report of each thread, at the start and at the end of its way.
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape&, bool aligned, bool elementwise, int held,
                                          const DeviceFacts&, Method, int64_t tile, int slice, int limit);
 

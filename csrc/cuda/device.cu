@@ -4,6 +4,26 @@
 #include "gpu.cuh"
 
 namespace genimg_fast::cuda {
+namespace {
+
+constexpr int kOccupyingThreads = 512;
+
+// Takes a multiprocessor's whole shared memory when it is asked how many of it run at a time.
+__global__ void occupy() {}
+
+// Of the current device.  0 where it cannot, which is no error: it has no clusters, none so large, or the code of this
+// build is older than clusters.
+void count_clusters(DeviceFacts* facts) {
+  const auto bytes = static_cast<size_t>(facts->shared_bytes_per_block);
+  if (facts->compute_capability < 90 || !gpu::has_code_for_clusters(occupy)) return;
+  if (gpu::set_max_dynamic_smem(occupy, bytes)) return;
+  for (int i = 0; i < 5; ++i) {
+    if (gpu::max_active_clusters(occupy, 1u << i, kOccupyingThreads, bytes, &facts->clusters[i]))
+      facts->clusters[i] = 0;
+  }
+}
+
+}  // namespace
 
 const char* error_string(int code) { return gpu::error_string(code); }
 
@@ -29,6 +49,7 @@ int device_facts(int device, DeviceFacts* facts) {
   if (const int error = ask(&minor, cudaDevAttrComputeCapabilityMinor)) return error;
   facts->cooperative_launch = cooperative != 0;
   facts->compute_capability = 10 * major + minor;
+  count_clusters(facts);
   if (remember) {
     remembered[device] = *facts;
     known[device].store(true, std::memory_order_release);
@@ -36,7 +57,8 @@ int device_facts(int device, DeviceFacts* facts) {
   return 0;
 #else
   (void)device;
-  *facts = {simt::multiprocessors(), 227 << 10, true, 90};
+  *facts = {simt::multiprocessors(), 227 << 10, true, 90, {}};
+  count_clusters(facts);
   return 0;
 #endif
 }

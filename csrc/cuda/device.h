@@ -14,6 +14,7 @@ struct DeviceFacts {
   int shared_bytes_per_block;  // the most that a block can opt in to
   bool cooperative_launch;
   int compute_capability = 90;  // 10 * major + minor
+  int clusters[5] = {};         // of 1, 2, 4, 8, 16 blocks, each on a multiprocessor of its own, that run at a time
 };
 
 // Of a CUDA device; asked once, then remembered.  Returns a cudaError_t as int, 0 for success.

@@ -53,6 +53,24 @@ inline int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t d
   return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
+// Likewise, behind a kernel of the same stream that has called allow_next_kernel(): the blocks may start before it has
+// ended, and must call wait_for_previous_kernel() before they touch what it writes.  From compute capability 9.0 on.
+template <class... Parameters, class... Arguments>
+inline int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
+                        Arguments&&... arguments) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_smem;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
 // All blocks of the grid are resident at once, so they may wait for each other.
 template <class... Parameters, class... Arguments>
 inline int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
@@ -68,6 +86,57 @@ inline int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, siz
   config.attrs = &cooperative;
   config.numAttrs = 1;
   return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+// The blocks of a cluster, 1 to 16 neighbours of a grid that they divide, start together on one part of the GPU and can
+// read each other's shared memory.  Needs compute capability 9.0; more than 8 blocks may be more than a GPU has room
+// for.
+template <class... Parameters>
+inline int allow_cluster(void (*kernel)(Parameters...), unsigned cluster) {
+  return cluster <= 8 ? 0 : take_error(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+}
+
+template <class... Parameters, class... Arguments>
+inline int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
+                           stream_t stream, Arguments&&... arguments) {
+  if (const int code = allow_cluster(kernel, cluster)) return code;
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.x = cluster;
+  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_smem;
+  config.stream = stream;
+  config.attrs = &dimension;
+  config.numAttrs = 1;
+  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+// Whether the code that the current device runs was compiled for compute capability 9.0 or later.
+template <class... Parameters>
+inline bool has_code_for_clusters(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes{};
+  return take_error(cudaFuncGetAttributes(&attributes, kernel)) == 0 && attributes.ptxVersion >= 90;
+}
+
+// How many clusters of a kernel run at a time on the current device.
+template <class... Parameters>
+inline int max_active_clusters(void (*kernel)(Parameters...), unsigned cluster, int threads, size_t dynamic_smem,
+                               int* clusters) {
+  if (const int code = allow_cluster(kernel, cluster)) return code;
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.x = cluster;
+  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = cluster;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = dynamic_smem;
+  config.attrs = &dimension;
+  config.numAttrs = 1;
+  return take_error(cudaOccupancyMaxActiveClusters(clusters, kernel, &config));
 }
 
 // Needed once before a launch with more than 48 KiB of dynamic shared memory.
@@ -106,6 +175,156 @@ __device__ __forceinline__ unsigned ld_acquire(const unsigned* p) {
 __device__ __forceinline__ void red_release_add(unsigned* p, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
+
+// Of a GPU with clusters: what a kernel must not reach elsewhere, where it traps.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define GPU_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define GPU_CLUSTER_ASM(...) __trap()
+#endif
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
+// The block's place in its cluster, and how many there are.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank = 0;
+  GPU_CLUSTER_ASM("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ unsigned cluster_size() {
+  unsigned size = 0;
+  GPU_CLUSTER_ASM("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+
+// The barrier of all threads of a cluster in two halves; each thread passes both in turn.  What a thread wrote before
+// it arrived, all see after they waited: to that end it waits for all its writes to global memory, which takes long.
+__device__ __forceinline__ void cluster_arrive() {
+  GPU_CLUSTER_ASM("barrier.cluster.arrive.release.aligned;" :: : "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  GPU_CLUSTER_ASM("barrier.cluster.wait.acquire.aligned;" :: : "memory");
+}
+
+// Reads *p, a shared variable, as the block `rank` of the cluster has it.  That block must have started, and must not
+// have exited.
+template <class T>
+__device__ __forceinline__ T cluster_load(unsigned rank, const T* p) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16, "a pair of float or of double");
+  [[maybe_unused]] unsigned peer = 0;
+  unsigned long long words[sizeof(T) / 8] = {};
+  GPU_CLUSTER_ASM("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(p)), "r"(rank));
+  if constexpr (sizeof(T) == 8) {
+    GPU_CLUSTER_ASM("ld.shared::cluster.b64 %0, [%1];" : "=l"(words[0]) : "r"(peer) : "memory");
+  } else {
+    GPU_CLUSTER_ASM("ld.shared::cluster.v2.b64 {%0, %1}, [%2];" : "=l"(words[0]),
+                    "=l"(words[1]) : "r"(peer) : "memory");
+  }
+  T value;
+  memcpy(&value, words, sizeof value);
+  return value;
+}
+
+// An mbarrier: 8 bytes of shared memory.  A phase of it completes, and the next one begins, when it has had as many
+// arrivals as mbarrier_init says and as many bytes from bulk copies as the arrivals of the phase announce.
+// One thread initialises it; then fence_mbarrier_init() and a barrier of the block before anyone uses it.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, unsigned count) {
+  GPU_CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+// Makes it known to bulk copies, which the hardware runs beside the threads.
+__device__ __forceinline__ void fence_mbarrier_init() {
+  GPU_CLUSTER_ASM("fence.mbarrier_init.release.cluster;" :: : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  GPU_CLUSTER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) {
+  GPU_CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                  "r"(bytes) : "memory");
+}
+#define GPU_TRY_WAIT(acquire)                              \
+  GPU_CLUSTER_ASM(                                         \
+      "{\n"                                                \
+      ".reg .pred complete;\n"                             \
+      "mbarrier.try_wait.parity" acquire                   \
+      ".shared::cta.b64 complete, [%1], %2;\n"             \
+      "selp.u32 %0, 1, 0, complete;\n"                     \
+      "}" : "=r"(complete) : "r"(shared_address(barrier)), \
+      "r"(parity) : "memory")
+// Waits for the phase of this parity, 0 for the first, to complete.
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, unsigned parity) {
+  unsigned complete = 1;
+  do {
+    GPU_TRY_WAIT("");
+  } while (!complete);
+}
+// Likewise where other blocks of the cluster have stored.
+__device__ __forceinline__ void mbarrier_wait_for_peers(uint64_t* barrier, unsigned parity) {
+  unsigned complete = 1;
+  do {
+    GPU_TRY_WAIT(".acquire.cluster");
+  } while (!complete);
+}
+#undef GPU_TRY_WAIT
+
+// Copies from global to the block's shared memory in the background.  Addresses and sizes are multiples of 16 bytes.
+// The bytes count at the barrier, and whoever waits there sees them.
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
+  GPU_CLUSTER_ASM("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                      shared_address(to)),
+                  "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier)) : "memory");
+}
+// Likewise writes value to *p, a shared variable, as the block `rank` of the cluster has it, and counts its bytes at
+// that block's barrier.
+template <class T>
+__device__ __forceinline__ void store_async(unsigned rank, T* p, T value, uint64_t* barrier) {
+  static_assert(sizeof(T) == 8, "a pair of float");
+  [[maybe_unused]] unsigned peer = 0, peer_barrier = 0;
+  unsigned long long word;
+  memcpy(&word, &value, sizeof value);
+  GPU_CLUSTER_ASM("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer) : "r"(shared_address(p)), "r"(rank));
+  GPU_CLUSTER_ASM("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(peer_barrier) : "r"(shared_address(barrier)),
+                  "r"(rank));
+  GPU_CLUSTER_ASM("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(peer),
+                  "l"(word), "r"(peer_barrier) : "memory");
+}
+// Between a thread's own writes to shared memory and bulk copies to the same place; then a barrier of the block.
+__device__ __forceinline__ void fence_proxy_async() { GPU_CLUSTER_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
+
+// Likewise 16 bytes for each thread; arrive_after_copies makes the thread arrive at the barrier when all that it has
+// asked for are there.
+__device__ __forceinline__ void async_copy_16(void* to, const void* from) {
+  GPU_CLUSTER_ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+                  "l"(__cvta_generic_to_global(from)) : "memory");
+}
+__device__ __forceinline__ void arrive_after_copies(uint64_t* barrier) {
+  GPU_CLUSTER_ASM("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+#undef GPU_CLUSTER_ASM
+
+// Returns the old value.
+__device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
+  unsigned old;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+  return old;
+}
+
+// See launch_early; without effect in a kernel that was launched otherwise.
+__device__ __forceinline__ void allow_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The compiler keeps no value of memory in registers across it.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
 
 // A load past the L1 cache, which may hold a stale copy of what another block wrote.
 template <class T>

@@ -28,7 +28,7 @@ struct Problem {
 };
 
 const std::map<std::string, Method> kMethods = {
-    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"group", Method::group}};
+    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"cluster", Method::cluster}};
 
 std::string name_of(Method method) {
   for (const auto& [name, value] : kMethods) {
@@ -37,10 +37,17 @@ std::string name_of(Method method) {
   return "";
 }
 
-Problem problem(const std::string& dtype, std::array<int64_t, 3> shape, const std::string& method, int multiprocessors,
-                int shared_bytes) {
-  return {
-      {kDTypes.at(dtype), shape[0], shape[1], shape[2]}, {multiprocessors, shared_bytes, true}, kMethods.at(method)};
+// clusters: of 1, 2, 4, 8, 16 blocks that run at a time; none of a GPU before compute capability 9.0.
+struct Device {
+  int multiprocessors, shared_bytes;
+  std::array<int, 5> clusters;
+};
+
+Problem problem(const std::string& dtype, std::array<int64_t, 3> shape, const std::string& method,
+                const Device& device) {
+  DeviceFacts facts{device.multiprocessors, device.shared_bytes, true};
+  std::copy(device.clusters.begin(), device.clusters.end(), facts.clusters);
+  return {{kDTypes.at(dtype), shape[0], shape[1], shape[2]}, facts, kMethods.at(method)};
 }
 
 struct Pointers {
@@ -90,9 +97,8 @@ BatchNormActForward forward_call(const Problem& p, const py::dict& arrays, doubl
 }
 
 std::string train(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, double momentum,
-                  double eps, int activation, double slope, const std::string& method, int multiprocessors,
-                  int shared_bytes) {
-  const Problem p = problem(dtype, shape, method, multiprocessors, shared_bytes);
+                  double eps, int activation, double slope, const std::string& method, const Device& device) {
+  const Problem p = problem(dtype, shape, method, device);
   const BatchNormActForward call = forward_call(p, arrays, momentum, eps, activation, slope);
   const auto memory = workspace(batch_norm_act_train_workspace(p.shape, call, p.facts, p.method));
   check(batch_norm_act_train(p.shape, call, p.facts, p.method, memory.get(), nullptr));
@@ -101,13 +107,13 @@ std::string train(const std::string& dtype, std::array<int64_t, 3> shape, const 
 
 void eval(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, double eps, int activation,
           double slope) {
-  const Problem p = problem(dtype, shape, "automatic", 1, 0);
+  const Problem p = problem(dtype, shape, "automatic", {});
   check(batch_norm_act_eval(p.shape, forward_call(p, arrays, 0, eps, activation, slope), nullptr));
 }
 
 std::string backward(const std::string& dtype, std::array<int64_t, 3> shape, const py::dict& arrays, bool training,
-                     int activation, double slope, const std::string& method, int multiprocessors, int shared_bytes) {
-  const Problem p = problem(dtype, shape, method, multiprocessors, shared_bytes);
+                     int activation, double slope, const std::string& method, const Device& device) {
+  const Problem p = problem(dtype, shape, method, device);
   const Pointers at(p, arrays);
   const BatchNormActBackward call{at.data("grad_output"),
                                   at.data("input"),
@@ -129,9 +135,8 @@ std::string backward(const std::string& dtype, std::array<int64_t, 3> shape, con
 }
 
 // What the policy would choose; `held` is 1 for forward, 2 for backward.
-std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int held, int multiprocessors,
-                   int shared_bytes) {
-  const Problem p = problem(dtype, shape, "automatic", multiprocessors, shared_bytes);
+std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int held, const Device& device) {
+  const Problem p = problem(dtype, shape, "automatic", device);
   BatchNormActBackward call{};
   call.training = true;
   call.grad_input = reinterpret_cast<void*>(uintptr_t{16});
@@ -139,11 +144,18 @@ std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int h
                            : batch_norm_act_backward_method(p.shape, call, p.facts, p.method));
 }
 
+// How the kernels for clusters would be launched, whether or not that is chosen; (0, 0, 0, 0) if they cannot be.
+py::tuple clusters(const std::string& dtype, std::array<int64_t, 3> shape, int held, const Device& device) {
+  const Problem p = problem(dtype, shape, "cluster", device);
+  const BatchNormActClusters c = batch_norm_act_clusters(p.shape, held, p.facts);
+  return py::make_tuple(c.clusters, c.blocks, c.buffers, c.bulk);
+}
+
 // The accesses of one block; `kernel` is a method or "elementwise".
 py::dict visits(const std::string& dtype, std::array<int64_t, 3> shape, bool aligned, const std::string& kernel,
                 int multiprocessors, int64_t tile, int slice, int limit) {
   const bool elementwise = kernel == "elementwise";
-  const Problem p = problem(dtype, shape, elementwise ? "split" : kernel, multiprocessors, 227 << 10);
+  const Problem p = problem(dtype, shape, elementwise ? "split" : kernel, {multiprocessors, 227 << 10, {}});
   const BatchNormActVisits v =
       batch_norm_act_visits(p.shape, aligned, elementwise, 1, p.facts, p.method, tile, slice, limit);
   const auto array = [](const std::vector<int64_t>& values) {
@@ -158,6 +170,10 @@ py::dict visits(const std::string& dtype, std::array<int64_t, 3> shape, bool ali
 }  // namespace
 
 void bind_batch_norm_act(py::module_& m) {
+  py::class_<Device>(m, "Device")
+      .def(py::init<int, int, std::array<int, 5>>(), py::arg("multiprocessors"), py::arg("shared_bytes"),
+           py::arg("clusters") = std::array<int, 5>{});
+  m.def("clusters", &clusters);
   m.def("train", &train);
   m.def("eval", &eval);
   m.def("backward", &backward);

@@ -69,6 +69,34 @@ Array<int> grid_barrier(int blocks, bool cooperative) {
   return out;
 }
 
+const std::map<std::string, selftest::WalkBug> kWalkBugs = {{"none", selftest::WalkBug::none},
+                                                            {"missing_wait", selftest::WalkBug::missing_wait},
+                                                            {"wrong_phase", selftest::WalkBug::wrong_phase},
+                                                            {"refill_race", selftest::WalkBug::refill_race},
+                                                            {"early_peer_read", selftest::WalkBug::early_peer_read},
+                                                            {"early_exit", selftest::WalkBug::early_exit},
+                                                            {"bytes_missing", selftest::WalkBug::bytes_missing},
+                                                            {"bytes_unexpected", selftest::WalkBug::bytes_unexpected},
+                                                            {"misaligned", selftest::WalkBug::misaligned},
+                                                            {"no_init", selftest::WalkBug::no_init}};
+
+Array<float> cluster_walk(const Array<float>& x, int blocks, int cluster, bool bulk, const std::string& bug) {
+  require(x.ndim() == 2 && x.shape(1) % (8 * cluster) == 0, "tiles x values, of which each block has a multiple of 8");
+  const int tiles = static_cast<int>(x.shape(0)), share = static_cast<int>(x.shape(1)) / cluster;
+  Array<float> out({x.shape(0), x.shape(1)});
+  check(selftest::cluster_walk(kWalkBugs.at(bug), bulk, x.data(), out.mutable_data(), tiles, share, blocks, cluster));
+  return out;
+}
+
+Array<float> cluster_exchange(int cluster, int rounds, const std::string& bug) {
+  const std::map<std::string, selftest::ExchangeBug> bugs = {{"none", selftest::ExchangeBug::none},
+                                                             {"missing_wait", selftest::ExchangeBug::missing_wait},
+                                                             {"one_place", selftest::ExchangeBug::one_place}};
+  Array<float> out({cluster, rounds});
+  check(selftest::cluster_exchange(bugs.at(bug), out.mutable_data(), rounds, cluster));
+  return out;
+}
+
 Array<float> dynamic_reverse(const Array<float>& in, bool raise_limit) {
   Array<float> out(in.size());
   check(selftest::dynamic_reverse(in.data(), out.mutable_data(), size(in), raise_limit));
@@ -120,6 +148,9 @@ void bind_selftest(py::module_& m) {
   m.def("atomics", &atomics, py::arg("cells").noconvert(), py::arg("blocks"), py::arg("threads"));
   m.def("spin_lock", &spin_lock, py::arg("blocks"));
   m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
+  m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
+        py::arg("bulk") = true, py::arg("bug") = "none");
+  m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
   m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
   m.def("mma", &mma);
@@ -150,8 +181,8 @@ void bind_selftest(py::module_& m) {
   m.def("trap", [] { check(selftest::trap()); });
   m.def("large_block", [](int threads) { check(selftest::large_block(threads)); });
   m.def("gpu_properties", [] {
-    int multiprocessors = 0, cooperative_blocks = 0;
-    check(selftest::gpu_properties(&multiprocessors, &cooperative_blocks));
-    return py::make_tuple(multiprocessors, cooperative_blocks);
+    int multiprocessors = 0, cooperative_blocks = 0, clusters_of_2 = 0;
+    check(selftest::gpu_properties(&multiprocessors, &cooperative_blocks, &clusters_of_2));
+    return py::make_tuple(multiprocessors, cooperative_blocks, clusters_of_2);
   });
 }

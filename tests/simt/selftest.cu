@@ -142,6 +142,106 @@ __global__ void grid_barrier_kernel(unsigned* arrived, int* out) {
   __syncthreads();
 }
 
+// Clusters walk through tiles of cluster x share values, each block its share, in two buffers in turn; every value is
+// written with its tile's sum added.
+__global__ void cluster_walk_kernel(WalkBug bug, const float* x, float* out, int tiles, int share, bool bulk) {
+  DYN_SHARED(float, buffers);
+  SHARED(uint64_t, full, [2]);
+  SHARED(float2, sums, [2]);
+  SHARED(float, warp_sums, [2]);
+  const int thread = threadIdx.x, threads = blockDim.x;
+  const unsigned rank = gpu::cluster_rank(), size = gpu::cluster_size();
+  const int first = blockIdx.x / size, step = gridDim.x / size;
+  const auto start = [&](int tile) { return (static_cast<int64_t>(tile) * size + rank) * share; };
+  const auto load = [&](int tile, int buffer) {
+    float* to = buffers + buffer * share;
+    const float* from = x + start(tile) + (bug == WalkBug::misaligned);
+    if (bulk && thread == 0) {
+      const unsigned bytes = share * sizeof(float), wrong = bug == WalkBug::bytes_missing      ? 16
+                                                            : bug == WalkBug::bytes_unexpected ? -16
+                                                                                               : 0;
+      gpu::mbarrier_arrive_expect_tx(&full[buffer], bytes + wrong);
+      gpu::bulk_copy(to, from, bytes / 2, &full[buffer]);
+      gpu::bulk_copy(to + share / 2, from + share / 2, bytes / 2, &full[buffer]);
+    } else if (!bulk) {
+      for (int i = thread * 4; i < share; i += threads * 4) gpu::async_copy_16(to + i, from + i);
+      gpu::arrive_after_copies(&full[buffer]);
+    }
+  };
+
+  if (thread < 2 && bug != WalkBug::no_init) gpu::mbarrier_init(&full[thread], bulk ? 1 : threads);
+  gpu::fence_mbarrier_init();
+  __syncthreads();
+  for (int i = 0; i < 2; ++i) {
+    if (first + i * step < tiles) load(first + i * step, i);
+  }
+  int turn = 0;
+  for (int tile = first; tile < tiles; tile += step, ++turn) {
+    const int buffer = turn % 2;
+    float* values = buffers + buffer * share;
+    if (bug != WalkBug::missing_wait) {
+      gpu::mbarrier_wait(&full[buffer], bug == WalkBug::wrong_phase ? 0 : turn / 2 % 2);
+    }
+    float sum = 0;
+    for (int i = thread; i < share; i += threads) {
+      sum += values[i];  // planted: race without the wait
+    }
+    sum = warp_sum(sum);
+    if (thread % 32 == 0) warp_sums[thread / 32] = sum;
+    __syncthreads();
+    if (thread == 0) sums[buffer] = {warp_sums[0] + warp_sums[1], 0};
+    if (bug != WalkBug::early_peer_read) {
+      gpu::cluster_arrive();
+      gpu::cluster_wait();
+    }
+    float total = 0;
+    for (unsigned peer = 0; peer < size; ++peer) {
+      total += gpu::cluster_load(peer, &sums[buffer]).x;  // planted: race without the cluster's barrier
+    }
+    for (int i = thread; i < share; i += threads) {
+      out[start(tile) + i] = values[i] + total;  // planted: race with the refill
+    }
+    gpu::fence_proxy_async();
+    if (bug != WalkBug::refill_race) __syncthreads();
+    if (tile + 2 * step < tiles) load(tile + 2 * step, buffer);
+  }
+  if (bug != WalkBug::early_exit) {
+    gpu::cluster_arrive();
+    gpu::cluster_wait();
+  }
+}
+
+// In every round each block sends its number to all blocks of the cluster, and writes the sum of what it got.
+__global__ void cluster_exchange_kernel(ExchangeBug bug, float* out, int rounds) {
+  SHARED(float2, parts, [2 * 16]);
+  SHARED(uint64_t, full, [2]);
+  const int thread = threadIdx.x, size = static_cast<int>(gpu::cluster_size());
+  const unsigned rank = gpu::cluster_rank(), bytes = size * sizeof(float2);
+  if (thread < 2) {
+    gpu::mbarrier_init(&full[thread], 1);
+    gpu::mbarrier_arrive_expect_tx(&full[thread], bytes);
+    gpu::fence_mbarrier_init();
+  }
+  gpu::cluster_arrive();
+  gpu::cluster_wait();
+  for (int round = 0; round < rounds; ++round) {
+    const int half = bug == ExchangeBug::one_place ? 0 : round % 2;
+    const unsigned parity = bug == ExchangeBug::one_place ? round % 2 : round / 2 % 2;
+    const float2 number{static_cast<float>(rank + round * size), 0};
+    if (thread < size) {
+      gpu::store_async(thread, &parts[half * 16 + rank], number, &full[half]);  // planted: race without two places
+    }
+    if (bug != ExchangeBug::missing_wait) gpu::mbarrier_wait_for_peers(&full[half], parity);
+    if (thread == 0) gpu::mbarrier_arrive_expect_tx(&full[half], bytes);
+    float sum = 0;
+    for (int peer = 0; peer < size; ++peer) {
+      sum += parts[half * 16 + peer].x;  // planted: race without a wait for peers
+    }
+    if (thread == 0) out[blockIdx.x * rounds + round] = sum;
+    __syncthreads();
+  }
+}
+
 __global__ void dynamic_reverse_kernel(const float* in, float* out, int n) {
   DYN_SHARED(float, values);
   for (int i = threadIdx.x; i < n; i += blockDim.x) values[i] = __ldg(in + i);
@@ -273,6 +373,16 @@ int spin_lock(unsigned* lock, unsigned* counter, int blocks) {
   return gpu::launch(spin_lock_kernel, blocks, 32, 0, nullptr, lock, counter);
 }
 
+int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster) {
+  return gpu::launch_clusters(cluster_walk_kernel, blocks, 64, static_cast<unsigned>(cluster),
+                              2 * share * sizeof(float), nullptr, bug, x, out, tiles, share, bulk);
+}
+
+int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster) {
+  return gpu::launch_clusters(cluster_exchange_kernel, cluster, 32, static_cast<unsigned>(cluster), 0, nullptr, bug,
+                              out, rounds);
+}
+
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {
   if (cooperative) return gpu::launch_coop(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
   return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
@@ -320,8 +430,9 @@ int misaligned_load(const float* in, float* out) {
 int trap() { return gpu::launch(trap_kernel, 1, 1, 0, nullptr); }
 int large_block(int threads) { return gpu::launch(empty_kernel, 1, threads, 0, nullptr); }
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks) {
+int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2) {
   if (const int code = gpu::multiprocessor_count(multiprocessors)) return code;
+  if (const int code = gpu::max_active_clusters(empty_kernel, 2, 1024, 0, clusters_of_2)) return code;
   return gpu::max_cooperative_blocks(grid_barrier_kernel, 32, 0, cooperative_blocks);
 }
 

@@ -6,6 +6,27 @@ namespace selftest {
 
 enum class Bug : int { none, missing_barrier, missing_fence, shared_overrun, global_overrun };
 
+// Of a cluster that walks through tiles.
+enum class WalkBug : int {
+  none,
+  missing_wait,      // reads a tile without waiting for its copy
+  wrong_phase,       // waits for the first phase again
+  refill_race,       // fills a buffer while other threads still read it
+  early_peer_read,   // reads a peer's sum before the cluster's barrier
+  early_exit,        // leaves while a peer may still read its shared memory
+  bytes_missing,     // announces more than it copies
+  bytes_unexpected,  // announces less
+  misaligned,
+  no_init,
+};
+
+// Of blocks of a cluster that send each other numbers.
+enum class ExchangeBug : int {
+  none,
+  missing_wait,  // reads without waiting for them
+  one_place,     // sends to where a peer may still read what came before
+};
+
 constexpr int kSumThreads = 128;
 
 int indices(int* out, int gx, int gy, int gz, int bx, int by, int bz);
@@ -16,6 +37,8 @@ int collectives(const int* in, int* out, int lanes, int width);
 int barrier_votes(const int* in, int* out, int threads);
 int atomics(unsigned* cells, int blocks, int threads);
 int spin_lock(unsigned* lock, unsigned* counter, int blocks);
+int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster);
+int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster);
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
@@ -37,6 +60,6 @@ int misaligned_load(const float* in, float* out);
 int trap();
 int large_block(int threads);
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks);
+int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2);
 
 }  // namespace selftest

@@ -1,10 +1,11 @@
 // Run time of the SIMT emulator.
 //
-// A launch keeps a number of blocks resident.  Each of their threads is a fiber: a stack of its own and a saved stack
-// pointer.  The scheduler (run_launch, on the host's stack) takes a fiber from the run queue and switches to it; the
-// fiber runs the kernel until it has to wait at a barrier or in a warp collective, gives way, or returns, and switches
-// back.  Whoever completes a barrier or a collective puts the waiting fibers back into the queue.  When the queue is
-// empty and threads are left, nobody can ever wake them: deadlock.
+// A launch keeps a number of clusters of blocks resident.  Each of their threads is a fiber: a stack of its own and a
+// saved stack pointer.  The scheduler (run_launch, on the host's stack) takes a fiber from the run queue and switches
+// to it; the fiber runs the kernel until it has to wait at a barrier or in a warp collective, gives way, or returns,
+// and switches back.  Whoever completes a barrier or a collective puts the waiting fibers back into the queue.  When
+// the queue is empty, asynchronous copies take place; when there are none and threads are left, nobody can ever wake
+// them: deadlock.
 //
 // Sanitizers.  SIMT_ASAN: ASan is told of every stack switch, and of the bounds of every shared variable.
 // SIMT_TSAN: ThreadSanitizer sees every fiber as a thread, and only what the run time declares (tsan_release and
@@ -17,6 +18,7 @@
 #include <cstdio>
 #include <memory>
 
+#include "simt_clusters.h"
 #include "simt_collectives.h"
 #include "simt_fibers.h"
 #include "simt_state.h"
@@ -27,19 +29,22 @@ namespace {
 // Blocks.
 
 // False, with the error set, if memory runs out.
-bool start_block(Launch& launch) {
-  const uint64_t number = launch.block_order[launch.blocks_started++];
+bool start_block(Launch& launch, Cluster& cluster, uint64_t number) {
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   const dim3 grid = launch.grid, size = launch.block;
   const uint3 block_index = {static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
                              static_cast<unsigned>(number / grid.x / grid.y)};
 
-  Block& block = *launch.resident.emplace_back(std::make_unique<Block>());
+  Block& block = *cluster.blocks.emplace_back(std::make_unique<Block>());
+  block.cluster = &cluster;
+  block.rank = static_cast<unsigned>(cluster.blocks.size() - 1);
   block.live = threads;
+  cluster.live += threads;
   block.warps.resize((threads + kLanes - 1) / kLanes);
   block.fibers.reserve(threads);
   if (!provide_fibers(threads) || !map_arena(block)) {
-    set_error(launch_failure, "simt: no memory for block number %zu of %u threads", launch.resident.size(), threads);
+    set_error(launch_failure, "simt: no memory for block number %llu of %u threads",
+              static_cast<unsigned long long>(number), threads);
     launch.failed = true;
     return false;
   }
@@ -52,7 +57,8 @@ bool start_block(Launch& launch) {
     fiber->block = &block;
     fiber->warp = thread / kLanes;
     fiber->lane = thread % kLanes;
-    fiber->fenced = false;
+    fiber->fenced = fiber->cluster_arrived = false;
+    fiber->open_copies = nullptr;
     fiber->view.thread_index = {thread % size.x, thread / size.x % size.y, thread / size.x / size.y};
     fiber->view.block_index = block_index;
     fiber->view.block_size = size;
@@ -68,63 +74,103 @@ bool start_block(Launch& launch) {
   return true;
 }
 
-void end_block(Launch& launch, Block* block) {
-  for (Fiber* fiber : block->fibers) {
-    if (fiber->state == Fiber::State::finished) {
-      idle_fibers.push_back(fiber);
-    } else {
-      delete_fiber(fiber);
-    }
+bool start_cluster(Launch& launch) {
+  const uint64_t number = launch.cluster_order[launch.clusters_started++];
+  Cluster& cluster = *launch.resident.emplace_back(std::make_unique<Cluster>());
+  for (unsigned rank = 0; rank < launch.cluster; ++rank) {
+    if (!start_block(launch, cluster, number * launch.cluster + rank)) return false;
   }
-  if (block->arena != nullptr) unmap_arena(*block);
-  std::erase_if(launch.resident, [&](const auto& owner) { return owner.get() == block; });
+  return true;
+}
+
+void end_cluster(Launch& launch, Cluster* cluster) {
+  for (const auto& block : cluster->blocks) {
+    for (Fiber* fiber : block->fibers) {
+      if (fiber->state == Fiber::State::finished) {
+        idle_fibers.push_back(fiber);
+      } else {
+        delete_fiber(fiber);
+      }
+    }
+    if (block->arena != nullptr) unmap_arena(*block);
+  }
+  std::erase_if(launch.resident, [&](const auto& owner) { return owner.get() == cluster; });
 }
 
 // A thread has returned: that can complete a barrier, and leave its warp waiting for it in vain.
 void retire(Launch& launch, Fiber* fiber) {
   Block& block = *fiber->block;
+  Cluster& cluster = *block.cluster;
   Warp& warp = block.warps[fiber->warp];
   warp.live &= ~(1u << fiber->lane);
   --block.live;
+  --cluster.live;
   progress();
+  if (fiber->cluster_arrived) fail_launch(fiber, "exits between arriving and waiting at the cluster barrier");
+  if (fiber->open_copies != nullptr) fail_launch(fiber, "exits with asynchronous copies that nobody waits for");
+  if (block.live == 0 && has_transfer(block)) {
+    fail_launch(fiber, "exits while copies into its block's shared memory are under way");
+  }
+  if (cluster.arrived != 0 && cluster.arrived == cluster.live) complete_cluster_barrier(cluster);
   if (block.barrier.arrived != 0 && block.barrier.arrived == block.live) complete_barrier(block);
   for_each_lane(warp.waiting, [&](unsigned lane) {
     if (warp.lanes[lane].mask >> fiber->lane & 1) {
       fail_launch(warp.lanes[lane].fiber, "waits in a warp collective for a lane that has exited");
     }
   });
-  if (block.live == 0) end_block(launch, &block);
+  if (cluster.live == 0) end_cluster(launch, &cluster);
 }
 
 // Launch.
 
 void report_deadlock(Launch& launch) {
-  size_t at_barrier = 0, in_collective = 0;
+  size_t at_barrier = 0, in_collective = 0, at_cluster_barrier = 0, at_mbarrier = 0;
   const Block* block_at_barrier = nullptr;
-  for (const auto& block : launch.resident) {
-    for (const Fiber* fiber : block->fibers) {
-      if (fiber->state == Fiber::State::in_collective) ++in_collective;
-      if (fiber->state == Fiber::State::at_barrier) {
-        ++at_barrier;
-        block_at_barrier = block.get();
+  const Mbarrier* mbarrier = nullptr;
+  for (const auto& cluster : launch.resident) {
+    for (const auto& block : cluster->blocks) {
+      for (const Fiber* fiber : block->fibers) {
+        in_collective += fiber->state == Fiber::State::in_collective;
+        at_cluster_barrier += fiber->state == Fiber::State::at_cluster_barrier;
+        if (fiber->state == Fiber::State::at_barrier) {
+          ++at_barrier;
+          block_at_barrier = block.get();
+        }
+        if (fiber->state == Fiber::State::at_mbarrier) {
+          ++at_mbarrier;
+          mbarrier = fiber->mbarrier;
+        }
       }
     }
   }
-  char where[200] = "";
+  char where[200] = "", missing[200] = "";
   if (block_at_barrier != nullptr) {
     const Barrier& barrier = block_at_barrier->barrier;
     snprintf(where, sizeof where, " (%s:%d)", barrier.file, barrier.line);
   }
-  set_error(launch_failure, "simt: deadlock: %zu threads wait at __syncthreads%s, %zu in warp collectives", at_barrier,
-            where, in_collective);
+  if (mbarrier != nullptr) {
+    snprintf(missing, sizeof missing, " (one lacks %u arrivals and %lld bytes)", mbarrier->pending,
+             static_cast<long long>(mbarrier->bytes));
+  }
+  set_error(launch_failure,
+            "simt: deadlock: %zu threads wait at __syncthreads%s, %zu in warp collectives, %zu at cluster barriers, "
+            "%zu at mbarriers%s",
+            at_barrier, where, in_collective, at_cluster_barrier, at_mbarrier, missing);
   launch.failed = true;
 }
 
 void run_launch(Launch& launch, size_t resident_limit) {
-  while (launch.blocks_started < resident_limit) {
-    if (!start_block(launch)) return;
+  while (launch.clusters_started < resident_limit) {
+    if (!start_cluster(launch)) return;
   }
   while (!launch.resident.empty() && !launch.failed) {
+    if (has_transfers()) {
+      const bool random = settings.random.enabled() && settings.random.below(kTransferDelay) == 0;
+      if (random || launch.queue.empty()) {
+        complete_a_transfer();
+        continue;
+      }
+    }
     if (launch.queue.empty()) {
       report_deadlock(launch);
       return;
@@ -134,11 +180,11 @@ void run_launch(Launch& launch, size_t resident_limit) {
     if (fiber->state != Fiber::State::finished) continue;
     retire(launch, fiber);
     const bool room = launch.resident.size() < resident_limit;
-    if (room && launch.blocks_started < launch.block_order.size() && !start_block(launch)) return;
+    if (room && launch.clusters_started < launch.cluster_order.size() && !start_cluster(launch)) return;
   }
 }
 
-Error check_configuration(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem) {
+Error check_configuration(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem) {
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > kMaxThreads || block.z > 64) {
     return set_error(invalid_configuration, "simt: invalid launch configuration: block (%u, %u, %u)", block.x, block.y,
@@ -148,6 +194,9 @@ Error check_configuration(KernelPointer kernel, dim3 grid, dim3 block, size_t dy
   if (grid_is_empty || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     return set_error(invalid_configuration, "simt: invalid launch configuration: grid (%u, %u, %u)", grid.x, grid.y,
                      grid.z);
+  }
+  if (!std::has_single_bit(cluster) || cluster > kMaxClusterBlocks || grid.x % cluster != 0) {
+    return set_error(invalid_cluster_size, "simt: clusters of %u blocks in a grid of %u", cluster, grid.x);
   }
   const auto raised = settings.max_dynamic_smem.find(kernel);
   const size_t limit = raised == settings.max_dynamic_smem.end() ? kDefaultDynamicShared : raised->second;
@@ -256,17 +305,7 @@ void fence() {
 }
 
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
-  Block& block = *running->block;
-  for (size_t i = 0; i < block.variable_count; ++i) {
-    if (block.variables[i].key == key) return block.variables[i].address;
-  }
-  block.static_bytes += bytes;
-  if (block.static_bytes > kMaxStaticShared) fail("more than 48 KiB of static shared memory");
-  if (block.static_bytes + block.dynamic_bytes > kMaxShared) fail("more than 227 KiB of shared memory");
-  if (block.variable_count == kMaxSharedVariables) fail("too many shared variables for the emulator");
-  void* address = arena_allocate(block, bytes, alignment);
-  block.variables[block.variable_count++] = {key, address};
-  return address;
+  return shared_variable(*running->block, key, bytes, alignment);
 }
 
 void* dynamic_shared_memory() { return running->block->dynamic_shared; }
@@ -277,11 +316,11 @@ void fail(const char* why) {
   for (;;) switch_to_scheduler();
 }
 
-int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, bool cooperative, void (*run)(void*),
-           void* job) {
+int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, bool cooperative,
+           void (*run)(void*), void* job) {
   last_code = success;
   error_message[0] = '\0';
-  if (const Error code = check_configuration(kernel, grid, block, dynamic_smem)) return code;
+  if (const Error code = check_configuration(kernel, grid, block, cluster, dynamic_smem)) return code;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   const int cooperative_limit = max_cooperative_blocks(threads);
@@ -290,21 +329,23 @@ int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, boo
                      "simt: cooperative launch of %llu blocks; %d fit on %d multiprocessors at the same time",
                      static_cast<unsigned long long>(blocks), cooperative_limit, settings.multiprocessors);
   }
+  const uint64_t clusters = blocks / cluster;
   const size_t resident_limit =
-      cooperative ? blocks : std::min<uint64_t>(blocks, static_cast<uint64_t>(settings.resident_blocks));
+      cooperative ? clusters : std::min(clusters, std::max<uint64_t>(1, settings.resident_blocks / cluster));
 
-  Launch launch(resident_limit * threads);
+  Launch launch(resident_limit * cluster * threads);
   launch.run = run;
   launch.job = job;
   launch.grid = grid;
   launch.block = block;
   launch.dynamic_smem = dynamic_smem;
-  launch.spin_limit = 4'000'000 + 2000 * resident_limit * threads;
-  launch.block_order.resize(blocks);
-  for (uint64_t i = 0; i < blocks; ++i) launch.block_order[i] = i;
+  launch.cluster = cluster;
+  launch.spin_limit = 4'000'000 + 2000 * resident_limit * cluster * threads;
+  launch.cluster_order.resize(clusters);
+  for (uint64_t i = 0; i < clusters; ++i) launch.cluster_order[i] = i;
   if (settings.random.enabled()) {
-    for (uint64_t i = blocks; i > 1; --i)
-      std::swap(launch.block_order[i - 1], launch.block_order[settings.random.below(i)]);
+    for (uint64_t i = clusters; i > 1; --i)
+      std::swap(launch.cluster_order[i - 1], launch.cluster_order[settings.random.below(i)]);
   }
 #if defined(SIMT_TSAN)
   scheduler_tsan_fiber = __tsan_get_current_fiber();
@@ -315,9 +356,10 @@ int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, boo
 #endif
 
   launch_state = &launch;
+  forget_transfers();
   run_launch(launch, resident_limit);
   end_point.acquire();
-  while (!launch.resident.empty()) end_block(launch, launch.resident.back().get());  // the rest of a failed launch
+  while (!launch.resident.empty()) end_cluster(launch, launch.resident.back().get());  // the rest of a failed launch
   launch_state = nullptr;
   current = nullptr;
   return launch.failed ? launch_failure : success;
@@ -334,6 +376,12 @@ int set_max_dynamic_smem(KernelPointer kernel, size_t bytes) {
 int max_cooperative_blocks(uint64_t threads) {
   const uint64_t fitting = threads == 0 ? 0 : std::min(kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / threads);
   return static_cast<int>(fitting) * settings.multiprocessors;
+}
+
+int max_active_clusters(unsigned cluster, uint64_t threads, size_t dynamic_smem) {
+  const uint64_t by_memory = kMaxShared / std::max<size_t>(dynamic_smem, 1);
+  const uint64_t fitting = std::min({kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / threads, by_memory});
+  return static_cast<int>(fitting * static_cast<uint64_t>(settings.multiprocessors) / cluster);
 }
 
 const char* error_string(int code) {

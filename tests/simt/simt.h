@@ -3,9 +3,11 @@
 // compiler.  Every CUDA thread runs as a fiber on the one host thread that launches; simt.cpp is the run time.
 //
 // What it shows: wrong results under any schedule, missing or divergent barriers, deadlock, livelock, uninitialised
-// shared memory (reads NaN), lanes that are not there; under a sanitizer also out-of-bounds and misaligned accesses
-// (ASan, UBSan) and data races, missing __threadfence() included (TSan).
-// What it does not show: speed, registers, occupancy; reordering by the hardware; anything written in raw PTX.
+// shared memory (reads NaN), lanes that are not there, asynchronous copies that nobody waited for, shared memory of a
+// block that has exited; under a sanitizer also out-of-bounds and misaligned accesses (ASan, UBSan) and data races,
+// missing __threadfence() included (TSan).
+// What it does not show: speed, registers, occupancy; reordering by the hardware, such as a missing
+// gpu::fence_proxy_async(); anything written in raw PTX.
 // What it leaves out: what the oldest GPU of a default build (sm_75) does not have, such as __reduce_add_sync.
 // A launch is synchronous and the emulator is not thread-safe: one launch at a time in a process.
 #include <algorithm>
@@ -77,6 +79,20 @@ void before_atomic(void* address);
 void* shared_memory(const void* key, size_t bytes, size_t alignment);
 void* dynamic_shared_memory();
 
+// Clusters, mbarriers and asynchronous copies (simt_clusters.h): the functions of gpu.cuh of the same names.
+unsigned cluster_rank();
+unsigned cluster_size();
+void cluster_arrive();
+void cluster_wait();
+void* peer_address(unsigned rank, const void* p);
+void mbarrier_init(uint64_t* address, unsigned count);
+void mbarrier_arrive(uint64_t* address, size_t expected_bytes);
+void mbarrier_wait(uint64_t* address, unsigned parity);
+void bulk_copy(void* to, const void* from, size_t bytes, uint64_t* address);
+void store_async(unsigned rank, void* p, uint64_t value, uint64_t* address);
+void async_copy_16(void* to, const void* from);
+void arrive_after_copies(uint64_t* address);
+
 // Ends the launch with an error that names the running thread.
 [[noreturn]] void fail(const char* why);
 
@@ -87,12 +103,14 @@ enum Error : int {
   invalid_configuration = 9,
   launch_failure = 719,
   cooperative_launch_too_large = 720,
+  invalid_cluster_size = 912,
 };
 using KernelPointer = void (*)();
-int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, bool cooperative, void (*run)(void*),
-           void* job);
+int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, bool cooperative,
+           void (*run)(void*), void* job);
 int set_max_dynamic_smem(KernelPointer kernel, size_t bytes);
 int max_cooperative_blocks(uint64_t threads);
+int max_active_clusters(unsigned cluster, uint64_t threads, size_t dynamic_smem);
 const char* error_string(int code);
 
 // Settings and counters, for the tests.
@@ -312,8 +330,8 @@ namespace gpu {
 using stream_t = void*;
 
 template <class... Parameters, class... Arguments>
-int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem,
-                    Arguments&&... arguments) {
+int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster,
+                    size_t dynamic_smem, Arguments&&... arguments) {
   struct Job {
     void (*kernel)(Parameters...);
     std::tuple<std::decay_t<Parameters>...> arguments;
@@ -323,18 +341,29 @@ int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, 
     const Job& job = *static_cast<Job*>(p);
     std::apply(job.kernel, job.arguments);
   };
-  return simt::launch(reinterpret_cast<simt::KernelPointer>(kernel), grid, block, dynamic_smem, cooperative, run, &job);
+  return simt::launch(reinterpret_cast<simt::KernelPointer>(kernel), grid, block, cluster, dynamic_smem, cooperative,
+                      run, &job);
 }
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
            Arguments&&... arguments) {
-  return launch_emulated(false, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+}
+template <class... Parameters, class... Arguments>
+int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
+                 Arguments&&... arguments) {
+  return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
 int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
                 Arguments&&... arguments) {
-  return launch_emulated(true, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return launch_emulated(true, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+}
+template <class... Parameters, class... Arguments>
+int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
+                    stream_t, Arguments&&... arguments) {
+  return launch_emulated(false, kernel, grid, block, cluster, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 
 template <class... Parameters>
@@ -350,6 +379,16 @@ inline int multiprocessor_count(int* count) {
 template <class... Parameters>
 int max_cooperative_blocks(void (*)(Parameters...), int threads, size_t, int* blocks) {
   *blocks = simt::max_cooperative_blocks(static_cast<uint64_t>(threads));
+  return simt::success;
+}
+
+template <class... Parameters>
+bool has_code_for_clusters(void (*)(Parameters...)) {
+  return true;
+}
+template <class... Parameters>
+int max_active_clusters(void (*)(Parameters...), unsigned cluster, int threads, size_t dynamic_smem, int* clusters) {
+  *clusters = simt::max_active_clusters(cluster, static_cast<uint64_t>(threads), dynamic_smem);
   return simt::success;
 }
 
@@ -370,6 +409,45 @@ inline void red_release_add(unsigned* p, unsigned value) {
   std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_release);
   simt::progress();
 }
+
+inline unsigned cluster_rank() { return simt::cluster_rank(); }
+inline unsigned cluster_size() { return simt::cluster_size(); }
+inline void cluster_arrive() { simt::cluster_arrive(); }
+inline void cluster_wait() { simt::cluster_wait(); }
+template <class T>
+T cluster_load(unsigned rank, const T* p) {
+  return *static_cast<const T*>(simt::peer_address(rank, p));
+}
+
+inline void mbarrier_init(uint64_t* barrier, unsigned count) { simt::mbarrier_init(barrier, count); }
+inline void fence_mbarrier_init() {}
+inline void mbarrier_arrive(uint64_t* barrier) { simt::mbarrier_arrive(barrier, 0); }
+inline void mbarrier_arrive_expect_tx(uint64_t* barrier, unsigned bytes) { simt::mbarrier_arrive(barrier, bytes); }
+inline void mbarrier_wait(uint64_t* barrier, unsigned parity) { simt::mbarrier_wait(barrier, parity); }
+inline void mbarrier_wait_for_peers(uint64_t* barrier, unsigned parity) { simt::mbarrier_wait(barrier, parity); }
+inline void bulk_copy(void* to, const void* from, unsigned bytes, uint64_t* barrier) {
+  simt::bulk_copy(to, from, bytes, barrier);
+}
+template <class T>
+void store_async(unsigned rank, T* p, T value, uint64_t* barrier) {
+  static_assert(sizeof(T) == sizeof(uint64_t));
+  uint64_t word;
+  std::memcpy(&word, &value, sizeof value);
+  simt::store_async(rank, p, word, barrier);
+}
+inline void async_copy_16(void* to, const void* from) { simt::async_copy_16(to, from); }
+inline void arrive_after_copies(uint64_t* barrier) { simt::arrive_after_copies(barrier); }
+inline void fence_proxy_async() {}
+inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
+  simt::preemption_point();
+  const unsigned old = std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_acq_rel);
+  simt::progress();
+  return old;
+}
+
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() {}
+inline void forget_memory() {}
 
 template <class T>
 T ld_cg(const T* p) {

@@ -49,6 +49,13 @@ void switch_to_scheduler() {
   for (;;) {
     start_point.acquire();
     launch_state->run(launch_state->job);
+    // Shared memory ends with the last thread of its block, which to TSan is a write.
+    Block& block = *running->block;
+    block.exit_point.release();
+    if (block.live == 1) {
+      block.exit_point.acquire();
+      tsan_write(block.arena, block.arena_used);
+    }
     end_point.release();
     running->state = Fiber::State::finished;
     switch_to_scheduler();
@@ -144,6 +151,19 @@ void* arena_allocate(Block& block, size_t bytes, size_t alignment) {
   // By hand, because TSan intercepts memset and would take the fill for an unordered write of this thread.
   volatile char* cells = address;
   for (size_t i = 0; i < bytes; ++i) cells[i] = static_cast<char>(0xff);
+  return address;
+}
+
+void* shared_variable(Block& block, const void* key, size_t bytes, size_t alignment) {
+  for (size_t i = 0; i < block.variable_count; ++i) {
+    if (block.variables[i].key == key) return block.variables[i].address;
+  }
+  block.static_bytes += bytes;
+  if (block.static_bytes > kMaxStaticShared) fail("more than 48 KiB of static shared memory");
+  if (block.static_bytes + block.dynamic_bytes > kMaxShared) fail("more than 227 KiB of shared memory");
+  if (block.variable_count == kMaxSharedVariables) fail("too many shared variables for the emulator");
+  void* address = arena_allocate(block, bytes, alignment);
+  block.variables[block.variable_count++] = {key, address, bytes};
   return address;
 }
 

@@ -20,6 +20,8 @@ void __tsan_destroy_fiber(void* fiber);
 void __tsan_switch_to_fiber(void* fiber, unsigned flags);
 void __tsan_acquire(void* address);
 void __tsan_release(void* address);
+void __tsan_read_range(void* address, unsigned long bytes);
+void __tsan_write_range(void* address, unsigned long bytes);
 }
 #endif
 namespace simt {
@@ -38,9 +40,13 @@ void asan_unpoison(void*, size_t) {}
 #if defined(SIMT_TSAN)
 void tsan_release(void* address) { __tsan_release(address); }
 void tsan_acquire(void* address) { __tsan_acquire(address); }
+void tsan_read(const void* p, size_t bytes) { __tsan_read_range(const_cast<void*>(p), bytes); }
+void tsan_write(void* p, size_t bytes) { __tsan_write_range(p, bytes); }
 #else
 void tsan_release(void*) {}
 void tsan_acquire(void*) {}
+void tsan_read(const void*, size_t) {}
+void tsan_write(void*, size_t) {}
 #endif
 
 // What releases and acquires meet at.  Its address is all that matters.
@@ -58,6 +64,9 @@ constexpr size_t kMaxShared = 227 << 10;  // sm_90
 constexpr size_t kArenaBytes = 512 << 10;
 constexpr size_t kArenaRedzone = 32;
 constexpr size_t kMaxSharedVariables = 256;
+constexpr size_t kMaxMbarriers = 64;        // of a block
+constexpr unsigned kMaxClusterBlocks = 16;  // sm_90
+constexpr uint64_t kTransferDelay = 64;     // fiber switches of a random schedule between two transfers, on average
 constexpr size_t kRememberedAtomics = 64;
 [[maybe_unused]] constexpr size_t kTsanFibers = 1024;
 constexpr uint64_t kThreadsPerMultiprocessor = 2048;
@@ -65,14 +74,20 @@ constexpr uint64_t kBlocksPerMultiprocessor = 32;
 constexpr uint64_t kAllOnes = ~uint64_t{0};  // NaN in every floating-point format
 
 struct Block;
+struct Cluster;
+struct Mbarrier;
 
 struct Fiber {
-  enum class State { ready, at_barrier, in_collective, finished };
+  enum class State { ready, at_barrier, in_collective, at_cluster_barrier, at_mbarrier, finished };
   State state = State::finished;
   ThreadView view{};
   Block* block = nullptr;
   unsigned warp = 0, lane = 0;
-  bool fenced = false;  // has executed a fence since it started
+  bool fenced = false;           // has executed a fence since it started
+  bool cluster_arrived = false;  // at the cluster barrier of this generation, and has not waited there yet
+  unsigned cluster_generation = 0;
+  Mbarrier* mbarrier = nullptr;  // where it waits
+  void* open_copies = nullptr;   // asynchronous copies that no arrival covers yet
   Context context;
   char* stack = nullptr;
   void* asan_fake_stack = nullptr;
@@ -106,12 +121,26 @@ struct Barrier {
   SyncPoint sync_point[2];
 };
 
+// Its word in shared memory is only its name.
+struct Mbarrier {
+  const void* address;
+  unsigned count;    // arrivals that complete a phase,
+  unsigned pending;  // and those that this phase still expects,
+  int64_t bytes;     // with as many bytes; negative if they come before they are announced
+  unsigned phase;    // phases completed
+  SyncPoint sync_point[2];
+};
+
 struct SharedVariable {
   const void* key;
   void* address;
+  size_t bytes;
 };
 
 struct Block {
+  Cluster* cluster = nullptr;
+  unsigned rank = 0;  // in the cluster
+  SyncPoint exit_point;
   std::vector<Fiber*> fibers;
   std::vector<Warp> warps;
   unsigned live = 0;
@@ -125,9 +154,20 @@ struct Block {
   // No std::vector: it would grow on a fiber, and TSan takes malloc and free on different fibers for a race.
   SharedVariable variables[kMaxSharedVariables];
   size_t variable_count = 0;
+  Mbarrier mbarriers[kMaxMbarriers];
+  size_t mbarrier_count = 0;
   // The variables that threads of this block updated atomically, most recent last in a ring; for fence().
   void* atomics[kRememberedAtomics] = {};
   size_t atomics_seen = 0;
+};
+
+// Blocks that start together and end together; a launch without clusters has clusters of one block.
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  unsigned live = 0;     // threads
+  unsigned arrived = 0;  // of them at the barrier
+  unsigned generation = 0;
+  SyncPoint sync_point[2];  // in turn, as Barrier's
 };
 
 // xorshift64; never 0 once seeded.
@@ -175,9 +215,10 @@ struct Launch {
   dim3 grid, block;
   size_t dynamic_smem = 0;
   RunQueue queue;
-  std::vector<uint64_t> block_order;
-  size_t blocks_started = 0;
-  std::vector<std::unique_ptr<Block>> resident;
+  unsigned cluster = 1;  // blocks in a cluster
+  std::vector<uint64_t> cluster_order;
+  size_t clusters_started = 0;
+  std::vector<std::unique_ptr<Cluster>> resident;
   uint64_t fruitless_spins = 0, spin_limit = 0;
   bool failed = false;
 };

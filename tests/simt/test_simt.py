@@ -148,6 +148,40 @@ def test_cooperative_grid_barrier(emulator: ModuleType, seed: int) -> None:
     np.testing.assert_array_equal(out[1], (np.arange(20) + 1) % 20)
 
 
+def tiles(count: int, values: int) -> np.ndarray:
+    return integers(count * values).reshape(count, values)
+
+
+def right_walk(x: np.ndarray, out: np.ndarray) -> bool:
+    return bool((out == x + x.sum(1, keepdims=True)).all())
+
+
+@pytest.mark.parametrize("bulk", [True, False])
+@pytest.mark.parametrize(
+    ("blocks", "cluster", "count"), [(1, 1, 3), (4, 2, 9), (8, 8, 3), (16, 16, 2), (16, 4, 3)]
+)
+def test_clusters_walk_through_tiles(
+    emulator: ModuleType, blocks: int, cluster: int, count: int, bulk: bool
+) -> None:
+    x = tiles(count, cluster * 128)
+    for seed in range(4):
+        emulator.seed(seed)
+        assert right_walk(x, emulator.selftest.cluster_walk(x, blocks, cluster, bulk))
+
+
+def sums_of_exchange(cluster: int, rounds: int) -> np.ndarray:
+    sums = np.arange(cluster * rounds, dtype=np.float32).reshape(rounds, cluster).sum(1)
+    return np.tile(sums, (cluster, 1))
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 16])
+def test_blocks_of_a_cluster_exchange_numbers(emulator: ModuleType, cluster: int) -> None:
+    for seed in range(4):
+        emulator.seed(seed)
+        out = emulator.selftest.cluster_exchange(cluster, 5)
+        np.testing.assert_array_equal(out, sums_of_exchange(cluster, 5))
+
+
 def test_dynamic_shared_memory(emulator: ModuleType) -> None:
     x = integers(1000)
     np.testing.assert_array_equal(emulator.selftest.dynamic_reverse(x, raise_limit=False), x[::-1])
@@ -227,6 +261,32 @@ def test_missing_second_barrier_gives_wrong_results_in_random_schedules(emulator
     assert wrong >= len(SEEDS) - 1
 
 
+@pytest.mark.parametrize("bulk", [True, False])
+@pytest.mark.parametrize("bug", ["missing_wait", "wrong_phase", "refill_race", "early_peer_read"])
+def test_a_cluster_that_does_not_wait_goes_wrong(emulator: ModuleType, bug: str, bulk: bool) -> None:
+    """In every schedule: copies take place as late as they can, and until then there is NaN."""
+    x = tiles(9, 1024)
+    for seed in range(20):
+        emulator.seed(seed)
+        try:
+            right = right_walk(x, emulator.selftest.cluster_walk(x, 4, 2, bulk, bug))
+        except emulator.SimtError:
+            right = not re.search("no more arrivals|are under way|at mbarriers", emulator.last_error())
+        assert not right
+
+
+def test_blocks_that_exchange_numbers_too_early_go_wrong(emulator: ModuleType) -> None:
+    def wrong(bug: str, seed: int) -> bool:
+        emulator.seed(seed)
+        try:
+            return bool((emulator.selftest.cluster_exchange(4, 9, bug) != sums_of_exchange(4, 9)).any())
+        except emulator.SimtError:
+            return bool(re.search("no more arrivals|more bytes|under way|at mbarriers", emulator.last_error()))
+
+    assert all(wrong("missing_wait", seed) for seed in SEEDS)
+    assert sum(wrong("one_place", seed) for seed in SEEDS) > len(SEEDS) // 2
+
+
 def test_missing_syncwarp_gives_wrong_results(emulator: ModuleType) -> None:
     """Lanes do not run in lockstep, here or on a GPU."""
     reversed_lanes = np.arange(32, dtype=np.float32)[::-1]
@@ -273,6 +333,38 @@ def test_error_in_a_kernel(emulator: ModuleType, kernel: str, message: str, seed
     assert emulator.last_error() == ""
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+@pytest.mark.parametrize(
+    ("bug", "bulk", "message"),
+    [
+        ("bytes_missing", True, r"256 at mbarriers \(one lacks 0 arrivals and 16 bytes\)"),
+        ("bytes_unexpected", True, r"256 at mbarriers \(one lacks 0 arrivals and -16 bytes\)"),
+        ("misaligned", True, "bulk copy: addresses and size must be multiples of 16"),
+        ("misaligned", False, "asynchronous copy: addresses must be multiples of 16"),
+        ("no_init", True, "uses an mbarrier that is not initialised"),
+    ],
+)
+def test_misuse_of_asynchronous_copies(
+    emulator: ModuleType, bug: str, bulk: bool, message: str, seed: int
+) -> None:
+    emulator.seed(seed)
+    with pytest.raises(emulator.SimtError, match=message):
+        emulator.selftest.cluster_walk(tiles(9, 1024), 4, 2, bulk, bug)
+    x = tiles(4, 128)
+    assert right_walk(x, emulator.selftest.cluster_walk(x, 4, 2))  # the next launch is not affected
+
+
+def test_block_that_leaves_while_a_peer_reads_its_shared_memory(emulator: ModuleType) -> None:
+    found = 0
+    for seed in SEEDS:
+        emulator.seed(seed)
+        try:
+            emulator.selftest.cluster_walk(tiles(2, 256), 4, 4, True, "early_exit")
+        except emulator.SimtError:
+            found += "shared memory of a block that has exited" in emulator.last_error()
+    assert found
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_grid_barrier_without_cooperative_launch_is_a_livelock(emulator: ModuleType, seed: int) -> None:
     emulator.seed(seed)
@@ -291,6 +383,9 @@ def test_invalid_launches(emulator: ModuleType) -> None:
         selftest.indices(1, 65536, 1, 1, 1, 1)
     with pytest.raises(emulator.SimtError, match=r"grid \(0, 1, 1\)"):
         selftest.indices(0, 1, 1, 1, 1, 1)
+    for blocks, cluster in ((5, 2), (6, 3), (32, 32)):
+        with pytest.raises(emulator.SimtError, match=rf"clusters of {cluster} blocks in a grid of {blocks} .*912"):
+            selftest.cluster_walk(tiles(1, cluster * 8), blocks, cluster)
 
 
 def test_more_than_48_kib_of_shared_memory_must_be_asked_for(emulator: ModuleType) -> None:
@@ -304,7 +399,7 @@ def test_more_than_48_kib_of_shared_memory_must_be_asked_for(emulator: ModuleTyp
 
 def test_cooperative_launch_must_fit_on_the_gpu(emulator: ModuleType) -> None:
     emulator.multiprocessors(2)
-    assert emulator.selftest.gpu_properties() == (2, 64)
+    assert emulator.selftest.gpu_properties() == (2, 64, 2)
     emulator.selftest.grid_barrier(64, cooperative=True)
     with pytest.raises(emulator.SimtError, match=r"cooperative launch of 65 blocks; 64 fit .*\[error 720\]"):
         emulator.selftest.grid_barrier(65, cooperative=True)
@@ -332,6 +427,11 @@ for seed in (0, 1, 2):
     selftest.atomics(np.zeros(13, np.uint32), 6, 50)
     assert selftest.spin_lock(20) == 20
     selftest.grid_barrier(8, cooperative=True)
+    for bulk in (True, False):
+        tiles = x[:4608].reshape(9, -1)
+        assert (selftest.cluster_walk(tiles, 4, 2, bulk) == tiles + tiles.sum(1, keepdims=True)).all()
+        selftest.cluster_walk(tiles[:3], 8, 8, bulk)
+    selftest.cluster_exchange(4, 9)
     assert (selftest.dynamic_reverse(x, raise_limit=False) == x[::-1]).all()
     selftest.copy_128(x, np.empty_like(x))
     selftest.float_to_half(x)
@@ -394,6 +494,26 @@ def test_asan_and_ubsan_name_it(run_sanitized: RunSanitized, call: str, report: 
 def test_tsan_names_the_line_of_a_race(run_sanitized: RunSanitized, resident: int, bug: str, marker: str) -> None:
     call = f"emulator.resident_blocks({resident})\nselftest.split_sum(x, 3, bug='{bug}')"
     done = run_sanitized("tsan", PRELUDE + call)
+    assert done.returncode == 66, done.stderr
+    assert "data race" in done.stderr
+    assert f"selftest.cu:{line_of(marker)}" in done.stderr, done.stderr
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize(
+    ("call", "marker"),
+    [
+        ("walk(x, 4, 2, True, 'missing_wait')", "race without the wait"),
+        ("walk(x, 4, 2, True, 'refill_race')", "race with the refill"),
+        ("walk(x, 4, 2, True, 'early_peer_read')", "race without the cluster's barrier"),
+        ("walk(x, 4, 2, True, 'early_exit')", "race without the cluster's barrier"),
+        ("exchange(4, 9, 'missing_wait')", "race without a wait for peers"),
+        ("exchange(4, 9, 'one_place')", "race without two places"),
+    ],
+)
+def test_tsan_names_the_line_of_a_race_in_a_cluster(run_sanitized: RunSanitized, call: str, marker: str) -> None:
+    names = "x = x[:1152].reshape(9, -1)\nwalk, exchange = selftest.cluster_walk, selftest.cluster_exchange\n"
+    done = run_sanitized("tsan", PRELUDE + names + call)
     assert done.returncode == 66, done.stderr
     assert "data race" in done.stderr
     assert f"selftest.cu:{line_of(marker)}" in done.stderr, done.stderr
