@@ -376,6 +376,11 @@ T ld_cg(const T* p) {
   return *p;
 }
 
+inline float exp2_approx(float x) {
+  const float power = exp2f(x);
+  return power < 0x1p-126f ? 0.0f : power;  // NaN stays
+}
+
 template <class T>
 void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
