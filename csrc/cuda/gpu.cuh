@@ -107,6 +107,20 @@ __device__ __forceinline__ void red_release_add(unsigned* p, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
+// The compiler keeps no value of memory in registers across it.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
+
+// The same value, of which the compiler knows nothing: where it would otherwise spend registers on remembering what it
+// has computed from the value, or on running ahead of a sum.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ int64_t opaque(int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 // A load past the L1 cache, which may hold a stale copy of what another block wrote.
 template <class T>
 __device__ __forceinline__ T ld_cg(const T* p) {

@@ -109,6 +109,7 @@ struct Step {
       : call(call), sample(way.sample), slice(way.first * E) {
 #pragma unroll
     for (int t = kMu; t < N; ++t) {
+      if (!has(t)) continue;
       const int64_t row = sample * call.layouts[t].batch_stride;
       if (t == kGradKl) {
         slices[t] = static_cast<const Acc*>(call.inputs[t]) + row;

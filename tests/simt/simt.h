@@ -371,6 +371,10 @@ inline void red_release_add(unsigned* p, unsigned value) {
   simt::progress();
 }
 
+inline void forget_memory() {}
+inline int opaque(int value) { return value; }
+inline int64_t opaque(int64_t value) { return value; }
+
 template <class T>
 T ld_cg(const T* p) {
   return *p;
