@@ -17,7 +17,7 @@ from . import device
 from .cases import random
 
 # For each check, what forces the kernels whose blocks wait for each other.
-GROUP = {"GENIMG_FAST_BATCH_NORM_METHOD": "group"}
+GROUP = {"GENIMG_FAST_BATCH_NORM_METHOD": "cluster"}
 
 
 def pick(real: int, tiny: int) -> int:

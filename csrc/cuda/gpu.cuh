@@ -326,10 +326,28 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 // The compiler keeps no value of memory in registers across it.
 __device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
 
+// The same value, of which the compiler knows nothing: where it would otherwise spend registers on remembering what it
+// has computed from the value, or on running ahead of a sum.
+__device__ __forceinline__ int opaque(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ int64_t opaque(int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 // A load past the L1 cache, which may hold a stale copy of what another block wrote.
 template <class T>
 __device__ __forceinline__ T ld_cg(const T* p) {
   return __ldcg(p);
+}
+
+// 2^x to 2 ulp; zero where that is below the normal floats.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
 }
 
 // d += a b with tensor cores, for all lanes of a warp: a is 16 x 16, b 16 x 8, both of T (__half or __nv_bfloat16) in

@@ -76,12 +76,13 @@ void set_slices(Layout& layout, int64_t length, int64_t at_once, int64_t slices)
   layout.slices = static_cast<int>(divide_up(length, layout.slice));
 }
 
-Rows make_rows(Pass pass, int64_t rows, int64_t length, const DeviceFacts& facts) {
+Rows make_rows(Pass pass, int64_t rows, int64_t length, const Access& access, const DeviceFacts& facts) {
   Rows layout{};
   layout.rows = rows;
   layout.length = static_cast<int>(length);
   layout.team =
       static_cast<int>(std::min<int64_t>(kThreads, power_of_two_at_least(divide_up(length, kAccessesPerThread))));
+  layout.step = layout.team * access.vector * access.element_bytes;
   const int64_t blocks = divide_up(rows, kThreads / layout.team);
   set_slices(layout, length, layout.team, count_slices(pass, length, layout.team, blocks, facts));
   return layout;
@@ -109,6 +110,7 @@ Columns make_tiles(const GroupNormActShape& shape, const Access& access, int64_t
     layout.parts = 1;
   }
   layout.height = kThreads / layout.width;
+  layout.step = layout.height * shape.channels * access.element_bytes;
   layout.slices = 1;
   layout.slice = layout.rows;
   return layout;
@@ -124,12 +126,16 @@ Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& ac
 // Calls run with the layout of a pass.
 template <class Run>
 int with_layout(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts, Run run) {
-  if (access.columns) return run(make_columns(pass, shape, access, facts));
+  if (access.columns) {
+    Access narrow = access;  // as kSummed
+    if (pass == Pass::gradients) narrow.vector = std::min(access.vector, 4);
+    return run(make_columns(pass, shape, narrow, facts));
+  }
   const int64_t inner = shape.inner / access.vector;
   if (pass == Pass::moments) {
-    return run(make_rows(pass, shape.samples * shape.groups, shape.channels / shape.groups * inner, facts));
+    return run(make_rows(pass, shape.samples * shape.groups, shape.channels / shape.groups * inner, access, facts));
   }
-  return run(make_rows(pass, shape.samples * shape.channels, inner, facts));
+  return run(make_rows(pass, shape.samples * shape.channels, inner, access, facts));
 }
 
 int part_count(const Rows& layout) { return layout.slices; }
@@ -219,6 +225,30 @@ struct Instance {
   static constexpr int V = V_;
 };
 
+// Of a kernel that recomputes or applies the activation.
+template <int Kind_, bool Plain_>
+struct Variant {
+  static constexpr int Kind = Kind_;
+  static constexpr bool Plain = Plain_;
+};
+
+// Calls launch with the Variant: Plain ones, without a residual, for accesses of 16 bytes only; else the one that takes
+// any call.
+template <int V, class Launch>
+int with_variant(int activation, bool plain, Launch launch) {
+  if constexpr (V > 1) {
+    if (plain && activation == kSilu) return launch(Variant<kSilu, true>{});
+    if (plain && activation == kRelu) return launch(Variant<kRelu, true>{});
+    if (plain) return launch(Variant<kLeakyRelu, true>{});
+  }
+  return launch(Variant<kAny, false>{});
+}
+
+template <class Acc>
+Activation<Acc> activation_of(int kind, double slope) {
+  return {kind, kind == kIdentity ? Acc(1) : static_cast<Acc>(slope)};
+}
+
 template <class Launch>
 int dispatch(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
@@ -231,10 +261,19 @@ int dispatch(DType dtype, const Access& access, Launch launch) {
 }
 
 template <class Kernel, class... Arguments>
-int launch_blocks(Kernel kernel, int64_t blocks, int threads, gpu::stream_t stream, const Arguments&... arguments) {
+int launch_blocks(Kernel kernel, int64_t blocks, size_t shared, gpu::stream_t stream, const Arguments&... arguments) {
   if (blocks > INT32_MAX) return kInvalidConfiguration;
-  return gpu::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0, stream,
-                     arguments...);
+  return gpu::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, arguments...);
+}
+
+// Of dynamic shared memory for Channels with `values` values: with what a kernel has besides, at most 48 KiB.
+template <class Acc, int V, class Layout>
+size_t table_bytes(const Layout& layout, int values) {
+  if constexpr (Layout::columns) {
+    return sizeof(Acc) * V * static_cast<size_t>(layout.width) * static_cast<size_t>(values);
+  } else {
+    return 0;
+  }
 }
 
 Sizes sizes_of(const GroupNormActShape& shape) {
@@ -268,7 +307,7 @@ ForwardArguments<T> forward_arguments(const GroupNormActShape& shape, const Grou
           static_cast<Acc*>(call.mean),
           static_cast<Acc*>(call.invstd),
           static_cast<Acc>(call.eps),
-          {call.activation, static_cast<Acc>(call.negative_slope)}};
+          activation_of<Acc>(call.activation, call.negative_slope)};
 }
 
 template <class T>
@@ -289,7 +328,7 @@ BackwardArguments<T> backward_arguments(const GroupNormActShape& shape, const Gr
           static_cast<Acc*>(call.grad_scale),
           static_cast<Acc*>(call.grad_shift),
           static_cast<Acc>(1 / count),
-          {call.activation, static_cast<Acc>(call.negative_slope)}};
+          activation_of<Acc>(call.activation, call.negative_slope)};
 }
 
 template <class T, int V>
@@ -375,16 +414,19 @@ int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActFor
     Parts<Acc> parts{static_cast<Partial<Acc>*>(workspace), 0};
     int error = with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) {
       parts.count = part_count(layout);
-      return launch_blocks(reduce_moments<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
-                           layout, args.sizes, args.input, parts);
+      return launch_blocks(reduce_moments<T, V, std::decay_t<decltype(layout)>>, layout.blocks(),
+                           table_bytes<Acc, V>(layout, 1), stream, layout, args.sizes, args.input, parts);
     });
     if (error) return error;
     const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / 32);
-    error = launch_blocks(finish_moments<T>, finishing, kThreads, stream, args, parts);
+    error = launch_blocks(finish_moments<T>, finishing, 0, stream, args, parts);
     if (error) return error;
     return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
-      return launch_blocks(normalize<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream, layout,
-                           args);
+      return with_variant<V>(args.activation.kind, !args.residual, [&](auto variant) {
+        using Of = decltype(variant);
+        return launch_blocks(normalize<T, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>, layout.blocks(),
+                             table_bytes<Acc, V>(layout, 3), stream, layout, args);
+      });
     });
   });
 }
@@ -405,28 +447,36 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
     const Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums),
                                bytes.slices};
     int error = with_layout(Pass::gradients, shape, access, facts, [&](const auto& layout) {
-      return launch_blocks(reduce_gradients<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
-                           layout, args, between);
+      return with_variant<V>(args.activation.kind, !args.residual && !args.grad_residual, [&](auto variant) {
+        using Of = decltype(variant);
+        using Layout = std::decay_t<decltype(layout)>;
+        constexpr int W = kSummed<V, Layout>;
+        return launch_blocks(reduce_gradients<T, W, Layout, Of::Kind, Of::Plain>, layout.blocks(),
+                             table_bytes<Acc, W>(layout, 3), stream, layout, args, between);
+      });
     });
     const bool parameters = call.grad_weight || call.grad_bias;
     if (error || !(parameters || call.grad_input || call.grad_scale || call.grad_shift)) return error;
     const Finish finish = finish_plan(shape, bytes.slices);
     const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / finish.team);
-    error = launch_blocks(finish_gradients<T>, finishing, kThreads, stream, finish, args, between);
+    error = launch_blocks(finish_gradients<T>, finishing, 0, stream, finish, args, between);
     if (error) return error;
     if (parameters) {
-      error = launch_blocks(parameter_gradients<T>, divide_up(shape.channels, 32), kThreads, stream, args, between);
+      error = launch_blocks(parameter_gradients<T>, divide_up(shape.channels, 32), 0, stream, args, between);
     }
     if (error || !call.grad_input) return error;
     if (call.grad_residual) {
       // It holds the gradient behind the activation, so neither the residual nor the activation is needed again.
       args.grad_output = args.grad_residual;
       args.residual = nullptr;
-      args.activation.kind = kIdentity;
+      args.activation = activation_of<Acc>(kIdentity, 1);
     }
     return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
-      return launch_blocks(apply_gradients<T, V, std::decay_t<decltype(layout)>>, layout.blocks(), kThreads, stream,
-                           layout, args, between);
+      return with_variant<V>(args.activation.kind, !args.residual, [&](auto variant) {
+        using Of = decltype(variant);
+        return launch_blocks(apply_gradients<T, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>,
+                             layout.blocks(), table_bytes<Acc, V>(layout, 5), stream, layout, args, between);
+      });
     });
   });
 }
@@ -437,6 +487,7 @@ GroupNormActVisits group_norm_act_visits(const GroupNormActShape& shape, bool al
   GroupNormActVisits visits{0, access.vector, access.columns ? access.vector : 1, {}, {}};
   if (is_too_large(shape, access)) return visits;
   dispatch(shape.dtype, access, [&](auto instance) {
+    using T = typename decltype(instance)::T;
     constexpr int V = decltype(instance)::V;
     return with_layout(moments ? Pass::moments : Pass::elements, shape, access, facts, [&](const auto& layout) {
       visits.blocks = layout.blocks();
@@ -445,7 +496,7 @@ GroupNormActVisits group_norm_act_visits(const GroupNormActShape& shape, bool al
         for (int k = 0; k < walk.left; ++k) {
           if (k == limit && walk.left > 2 * limit) k = walk.left - limit;
           visits.rows.push_back(walk.row);
-          visits.offsets.push_back(walk.offset + k * walk.step);
+          visits.offsets.push_back(walk.offset * V + k * (walk.step / static_cast<int64_t>(sizeof(T))));
         }
       }
       return 0;

@@ -17,77 +17,77 @@ struct Between {
   int slices;
 };
 
-// x - mean, and in place of grad the gradient behind the activation, of one access.
-template <class T, int V, int A>
-__device__ __forceinline__ void differentiate(const BackwardArguments<T>& args,
-                                              const Coefficients<Accumulator<T>> (&of)[A], Raw<T, V> input,
-                                              Raw<T, V> residual, Accumulator<T> (&centred)[V],
-                                              Accumulator<T> (&grad)[V]) {
+// For each chunk of a thread's accesses, calls visit(j, x - mean, g') for each part of them, whose first element is j,
+// then finish(place, n, grads) with what visit has left of g'.  Plain: there is no residual.
+template <class T, int V, class Layout, int Kind, bool Plain, int N, int P, class Visit, class Finish>
+__device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args, Channels<T, V, Layout, N, P>& of,
+                                                const Walk& walk, const Visit& visit, const Finish& finish) {
   using Acc = Accumulator<T>;
-  unpack<T, V>(input, centred);
-#pragma unroll
-  for (int j = 0; j < V; ++j) centred[j] -= of[A == 1 ? 0 : j].mean;
-  if (args.activation.kind == kIdentity) return;
-  Acc v[V];
-#pragma unroll
-  for (int j = 0; j < V; ++j) v[j] = of[A == 1 ? 0 : j].preactivation(centred[j]);
-  if (args.residual) {
-    Acc r[V];
-    unpack<T, V>(residual, r);
-#pragma unroll
-    for (int j = 0; j < V; ++j) v[j] += r[j];
-  }
-  args.activation.template differentiate<T>(v, grad);
-}
-
-// Calls visit(offset, x - mean, g') for each access of a thread.
-template <class T, int V, int A, class Visit>
-__device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args,
-                                                const Coefficients<Accumulator<T>> (&of)[A], const Walk& walk,
-                                                const Visit& visit) {
   constexpr int U = kGradientChunk<V>;
-  in_chunks<U>(walk, [&](const Walk& at, auto n) {
+  const bool has_residual = !Plain && args.residual;
+  in_chunks<T, V, U>(walk, [&](Place place, auto n) {
     Raw<T, V> grads[U], input[U], residual[U];
-    load_chunk<T, V>(args.grad_output, at, n, grads);
-    load_chunk<T, V>(args.input, at, n, input);
-    if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+    load_chunk<T, V>(args.grad_output, place, n, grads);
+    load_chunk<T, V>(args.input, place, n, input);
+    if (has_residual) load_chunk<T, V>(args.residual, place, n, residual);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < n) {
-        Accumulator<T> grad[V], centred[V];
-        unpack<T, V>(grads[u], grad);
-        differentiate<T, V, A>(args, of, input[u], residual[u], centred, grad);
-        visit(at.offset + u * at.step, centred, grad);
+    for (int part = 0; part < V / P; ++part) {
+      of.read(part);
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+        if (u < n) {
+          Acc grad[P], centred[P], v[P], r[P];
+          unpack_part<T, V, P>(grads[u], part, grad);
+          unpack_part<T, V, P>(input[u], part, centred);
+          if (has_residual) unpack_part<T, V, P>(residual[u], part, r);
+#pragma unroll
+          for (int j = 0; j < P; ++j) {
+            centred[j] = of.centred(centred[j], j);
+            v[j] = of.preactivation(centred[j], j);
+            if (has_residual) v[j] += r[j];
+          }
+          args.activation.template differentiate<T, Kind>(v, grad);
+          visit(part * P, centred, grad);
+          pack_part<T, V, P>(grad, part, grads[u]);
+        }
       }
     }
+    finish(place, n, grads);
   });
 }
 
-// Procedure overview: S1 and S2 of each row's slices, and in the same read grad_residual, which is g'.
-//   1. Each thread computes the coefficients of its channels, then g' of its accesses and the two sums.
-//   2. Sums are combined by teams (Rows) or by columns of the tile (Columns).
-template <class T, int V, class Layout>
-__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 3)
-    reduce_gradients(const Layout layout, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
+// Procedure overview: S1 and S2 of each row's slices, and unless Plain, in the same read grad_residual, which is g'.
+//   1. The values of the block's channels are made.
+//   2. Each thread computes g' of its accesses and the two sums.
+//   3. Sums are combined by teams (Rows) or by columns of the tile (Columns).
+template <class T, int V, class Layout, int Kind, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
+    reduce_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T> args,
+                     const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
-  constexpr int A = kLanes<V, Layout>;
-  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
-  Acc plain[V], weighted[V];
+  constexpr int P = kPart<V, Layout>;
+  Channels<T, V, Layout, 3> of;
+  const Walk walk = of.make(layout, args.sizes, blockIdx.x, [&](const Spot<1>& spot, Acc(&values)[3]) {
+    set_coefficients(args.parameters, spot, args.mean[spot.group[0]], args.invstd[spot.group[0]], values);
+  });
+  constexpr int S = kSums<V, kLanes<V, Layout>>;
+  Acc plain[S], weighted[S];
 #pragma unroll
-  for (int j = 0; j < V; ++j) plain[j] = weighted[j] = 0;
-  if (walk.left > 0) {
-    Coefficients<Acc> of[A];
-    load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
-    for_each_access<T, V>(args, of, walk, [&](int64_t offset, const Acc(&centred)[V], const Acc(&grad)[V]) {
+  for (int j = 0; j < S; ++j) plain[j] = weighted[j] = 0;
+  for_each_access<T, V, Layout, Kind, Plain>(
+      args, of, walk,
+      [&](int first, const Acc(&centred)[P], const Acc(&grad)[P]) {
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        plain[j] += grad[j];
-        weighted[j] = multiply_add(grad[j], centred[j], weighted[j]);
-      }
-      if (args.grad_residual) store<T, V>(args.grad_residual + offset, pack<T, V>(grad));
-    });
-  }
+        for (int j = 0; j < P; ++j) {
+          Acc& sum = weighted[(first + j) % S];
+          plain[(first + j) % S] += grad[j];
+          sum = multiply_add(grad[j], centred[j], sum);
+        }
+      },
+      [&](Place place, auto n, const auto& grads) {
+        if (!Plain && args.grad_residual) store_chunk<T, V>(args.grad_residual, place, n, grads);
+      });
   if constexpr (!Layout::columns) {
     const Partial<Acc> sum = combine_team<Sums>(layout.team, Partial<Acc>{Acc(0), sum_of(plain), sum_of(weighted)});
     if (threadIdx.x % layout.team == 0 && walk.row < layout.rows) {
@@ -101,9 +101,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::colum
 #pragma unroll
     for (int j = 0; j < V; ++j) mine[j] = {Acc(0), plain[j], weighted[j]};
     const Partial<Acc>* channels = combine_columns<Sums>(layout, mine);
-    const int tile = layout.tile_of(blockIdx.x), held = layout.accesses(tile) * V;
-    const int64_t first = layout.slice_of(blockIdx.x) * args.sizes.rows_in_all +
-                          layout.sample_of(blockIdx.x) * layout.channels + int64_t{layout.first_access(tile)} * V;
+    const unsigned block = gpu::opaque(static_cast<int>(blockIdx.x));
+    const int tile = layout.tile_of(block), held = layout.accesses(tile) * V;
+    const int64_t first = layout.slice_of(block) * args.sizes.rows_in_all + layout.sample_of(block) * layout.channels +
+                          int64_t{layout.first_access(tile)} * V;
     for (int k = threadIdx.x; k < held; k += kThreads) {
       Pair pair;
       pair.x = channels[k].a;
@@ -176,29 +177,31 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Procedure overview: grad_input, once the groups' terms are known.
-//   1. Each thread computes the coefficients of its channels.
-//   2. It recomputes g' and writes grad_input.
-template <class T, int V, class Layout>
-__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 3)
-    apply_gradients(const Layout layout, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
+//   1. The values of the block's channels are made.
+//   2. Each thread recomputes g' and writes grad_input.
+template <class T, int V, class Layout, int Kind, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Kind != kSilu>)
+    apply_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T> args,
+                    const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
-  constexpr int A = kLanes<V, Layout>;
-  const Walk walk = layout.template walk<V>(block_from_end(), threadIdx.x);
-  if (walk.left == 0) return;
-  Coefficients<Acc> of[A];
-  const Spot<A> spot = args.sizes.template spot<A>(walk.row);
-  load_coefficients<T>(args.parameters, args.mean, args.invstd, spot, of);
-  typename PairOf<Acc>::type terms[A];
-#pragma unroll
-  for (int j = 0; j < A; ++j) terms[j] = __ldg(between.terms + spot.group[j]);
-  for_each_access<T, V>(args, of, walk, [&](int64_t offset, const Acc(&centred)[V], Acc(&grad)[V]) {
-#pragma unroll
-    for (int j = 0; j < V; ++j) {
-      const int k = A == 1 ? 0 : j;
-      grad[j] = multiply_add(of[k].a, grad[j], multiply_add(centred[j], terms[k].y, terms[k].x));
-    }
-    store<T, V>(args.grad_input + offset, pack<T, V>(grad));
+  constexpr int P = kLanes<V, Layout> == 8 ? 2 : kPart<V, Layout>;
+  const unsigned block = block_from_end();
+  Channels<T, V, Layout, 5, P> of;
+  const Walk walk = of.make(layout, args.sizes, block, [&](const Spot<1>& spot, Acc(&values)[5]) {
+    set_coefficients(args.parameters, spot, args.mean[spot.group[0]], args.invstd[spot.group[0]], values);
+    const auto terms = __ldg(between.terms + spot.group[0]);
+    values[kP] = terms.x;
+    values[kQ] = terms.y;
   });
+  for_each_access<T, V, Layout, Kind, Plain>(
+      args, of, walk,
+      [&](int, const Acc(&centred)[P], Acc(&grad)[P]) {
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+          grad[j] = multiply_add(of.get(kA, j), grad[j], multiply_add(centred[j], of.get(kQ, j), of.get(kP, j)));
+        }
+      },
+      [&](Place place, auto n, const auto& grads) { store_chunk<T, V>(args.grad_input, place, n, grads); });
 }
 
 // Procedure overview: grad_weight and grad_bias.

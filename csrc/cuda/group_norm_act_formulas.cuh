@@ -31,11 +31,15 @@ struct Sizes {
   template <int A>
   __device__ __forceinline__ Spot<A> spot(int64_t row) const {
     const int64_t n = divide(row, channels);
+    return spot<A>(n, static_cast<int>(row - n * channels));
+  }
+  template <int A>
+  __device__ __forceinline__ Spot<A> spot(int64_t sample, int channel) const {
     Spot<A> spot;
-    spot.row = row;
-    spot.channel = static_cast<int>(row - n * channels);
+    spot.row = sample * channels + channel;
+    spot.channel = channel;
 #pragma unroll
-    for (int j = 0; j < A; ++j) spot.group[j] = n * groups + by_group_channels(spot.channel + j);
+    for (int j = 0; j < A; ++j) spot.group[j] = sample * groups + by_group_channels(channel + j);
     return spot;
   }
 };
@@ -72,51 +76,123 @@ __device__ __forceinline__ Coefficients<Accumulator<T>> coefficients(const Param
   return {mean, invstd * parameters.u(channel, row), parameters.b(channel, row)};
 }
 
-template <class T, int A>
-__device__ __forceinline__ void load_coefficients(const Parameters<T>& parameters, const Accumulator<T>* means,
-                                                  const Accumulator<T>* invstds, const Spot<A>& spot,
-                                                  Coefficients<Accumulator<T>> (&of)[A]) {
-#pragma unroll
-  for (int j = 0; j < A; ++j) {
-    of[j] = coefficients(parameters, spot.channel + j, spot.row + j, __ldg(means + spot.group[j]),
-                         __ldg(invstds + spot.group[j]));
-  }
+// The first three of a channel's values, see below.
+template <class T, int N>
+__device__ __forceinline__ void set_coefficients(const Parameters<T>& parameters, const Spot<1>& spot,
+                                                 Accumulator<T> mean, Accumulator<T> invstd,
+                                                 Accumulator<T> (&values)[N]) {
+  const auto k = coefficients(parameters, spot.channel, spot.row, mean, invstd);
+  values[0] = k.mean;
+  values[1] = k.a;
+  values[2] = k.b;
 }
 
-// The activation.  Which one it is differs between calls, not between threads: the choice is made per access.
+// What the elements of a channel are computed with.  p and q are the input gradient's, dx = a * g' + p + (x - mean) *
+// q.
+enum : int { kMean, kA, kB, kP, kQ };
+
+// The N values of a thread's channels.  In Rows it has one channel, and they stay in registers.  In Columns they are in
+// shared memory, made once for the block's tile: a thread has V channels, its registers are worth more than reading
+// them again, for P elements of an access, with every chunk.
+template <class T, int V, class Layout, int N, int P_ = kPart<V, Layout>>
+struct Channels {
+  using Acc = Accumulator<T>;
+  static constexpr int P = P_, A = Layout::columns ? P : 1;
+  Acc values[N][A];
+  const Acc* table;  // of each P channels of the tile their N values, value by value; from the thread's first on
+
+  // Calls value(spot, values) for the channels that the thread needs, or in Columns for the block's, and returns the
+  // thread's walk.  All threads of the block take part.
+  template <class Value>
+  __device__ __forceinline__ Walk make(const Layout& layout, const Sizes& sizes, unsigned block, Value value) {
+    if constexpr (Layout::columns) {
+      DYN_SHARED(Acc, shared);
+      const int tile = layout.tile_of(block), held = layout.accesses(tile) * V;
+      const int64_t sample = layout.sample_of(block);
+      for (int k = threadIdx.x; k < held; k += kThreads) {
+        Acc made[N];
+        value(sizes.template spot<1>(sample, layout.first_access(tile) * V + k), made);
+#pragma unroll
+        for (int i = 0; i < N; ++i) shared[(k / P * N + i) * P + k % P] = made[i];
+      }
+      __syncthreads();
+      table = shared + threadIdx.x % layout.width * (V * N);
+    }
+    const Walk walk = layout.template walk<V>(block, threadIdx.x);
+    if constexpr (!Layout::columns) {
+      Acc made[N];
+      if (walk.left > 0) value(sizes.template spot<1>(walk.row), made);
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i][0] = made[i];
+    }
+    return walk;
+  }
+  __device__ __forceinline__ void read(int part) {
+    if constexpr (Layout::columns) {
+      gpu::forget_memory();
+#pragma unroll
+      for (int i = 0; i < N; ++i) {
+        const Acc* const from = table + (part * N + i) * P;
+        if constexpr (P == 4) {
+          const uint4 four = gpu::load_128(from);
+          memcpy(values[i], &four, sizeof four);
+        } else if constexpr (P == 2) {
+          const auto two = *reinterpret_cast<const typename PairOf<Acc>::type*>(from);
+          memcpy(values[i], &two, sizeof two);
+        } else {
+          values[i][0] = *from;
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ Acc get(int value, int j) const { return values[value][A == 1 ? 0 : j]; }
+
+  // With coefficients() the only place that computes the activation's input, with explicit roundings: backward must
+  // arrive at the very sign that forward saw.
+  __device__ __forceinline__ Acc centred(Acc x, int j) const { return x - get(kMean, j); }
+  __device__ __forceinline__ Acc preactivation(Acc centred, int j) const {
+    return multiply_add(centred, get(kA, j), get(kB, j));
+  }
+};
+
+// The activation as a template parameter: kRelu, kLeakyRelu (also identity, with slope 1), kSilu; or kAny, which is the
+// call's, for kernels that gain nothing from instances of their own.
+constexpr int kAny = -1;
+
 template <class Acc>
 struct Activation {
   int kind;
   Acc slope;
 
-  template <class T, int V>
+  // relu is not leaky_relu with slope 0, which turns infinities into NaN.
+  template <class T, int Kind, int V>
   __device__ __forceinline__ void apply(Acc (&v)[V]) const {
-    if (kind == kIdentity) return;
-    if (kind == kRelu) {
+    if constexpr (Kind == kAny) {
+      if (kind == kRelu) return apply<T, kRelu>(v);
+      if (kind == kSilu) return apply<T, kSilu>(v);
+      return apply<T, kLeakyRelu>(v);
+    }
 #pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = v[j] <= 0 ? Acc(0) : v[j];
-    } else if (kind == kLeakyRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = v[j] > 0 ? v[j] : v[j] * slope;
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) v[j] = silu<T>(v[j]);
+    for (int j = 0; j < V; ++j) {
+      if constexpr (Kind == kRelu) v[j] = v[j] <= 0 ? Acc(0) : v[j];
+      if constexpr (Kind == kLeakyRelu) v[j] = v[j] > 0 ? v[j] : v[j] * slope;
+      if constexpr (Kind == kSilu) v[j] = silu<T>(v[j]);
     }
   }
 
   // Turns the gradients behind the activation into those before it.
-  template <class T, int V>
+  template <class T, int Kind, int V>
   __device__ __forceinline__ void differentiate(const Acc (&v)[V], Acc (&grad)[V]) const {
-    if (kind == kIdentity) return;
-    if (kind == kRelu) {
+    if constexpr (Kind == kAny) {
+      if (kind == kRelu) return differentiate<T, kRelu>(v, grad);
+      if (kind == kSilu) return differentiate<T, kSilu>(v, grad);
+      return differentiate<T, kLeakyRelu>(v, grad);
+    }
 #pragma unroll
-      for (int j = 0; j < V; ++j) grad[j] = v[j] <= 0 ? Acc(0) : grad[j];
-    } else if (kind == kLeakyRelu) {
-#pragma unroll
-      for (int j = 0; j < V; ++j) grad[j] = v[j] > 0 ? grad[j] : grad[j] * slope;
-    } else {
-#pragma unroll
-      for (int j = 0; j < V; ++j) grad[j] *= silu_derivative<T>(v[j]);
+    for (int j = 0; j < V; ++j) {
+      if constexpr (Kind == kRelu) grad[j] = v[j] <= 0 ? Acc(0) : grad[j];
+      if constexpr (Kind == kLeakyRelu) grad[j] = v[j] > 0 ? grad[j] : grad[j] * slope;
+      if constexpr (Kind == kSilu) grad[j] *= silu_derivative<T>(v[j]);
     }
   }
 };
@@ -159,6 +235,10 @@ struct BackwardArguments {
 
 // Partial results of a block's threads.
 
+// Sums in which a thread gathers an access: one for each channel, or of one channel as many as hide an addition's time.
+template <int V, int A>
+constexpr int kSums = A == 1 && V > 4 ? 4 : V;
+
 // Combines the partial results of each team; its first thread has the result.
 template <class Combine, class Acc>
 __device__ __forceinline__ Partial<Acc> combine_team(int team, Partial<Acc> mine) {
@@ -182,7 +262,7 @@ __device__ __forceinline__ Partial<Acc> combine_team(int team, Partial<Acc> mine
 template <class Combine, int V, class Acc>
 __device__ __forceinline__ const Partial<Acc>* combine_columns(const Columns& layout, const Partial<Acc> (&mine)[V]) {
   SHARED(Partial<Acc>, partials, [kThreads * V]);
-  const int thread = threadIdx.x, channels = layout.width * V;
+  const int thread = gpu::opaque(static_cast<int>(threadIdx.x)), channels = layout.width * V;
   if (thread < layout.width * layout.height) {
 #pragma unroll
     for (int j = 0; j < V; ++j) partials[thread * V + j] = mine[j];

@@ -16,14 +16,11 @@ struct Parts {
 template <class T, int V, int A>
 struct ThreadMoments {
   using Acc = Accumulator<T>;
-  Acc pivot[A], sum[V], squares[V];
-  int accesses;
+  Acc pivot[A], sum[kSums<V, A>], squares[kSums<V, A>];
 
-  __device__ __forceinline__ ThreadMoments() : accesses(0) {
+  __device__ __forceinline__ ThreadMoments() {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sum[j] = squares[j] = 0;
-#pragma unroll
-    for (int j = 0; j < A; ++j) pivot[j] = 0;
+    for (int j = 0; j < kSums<V, A>; ++j) sum[j] = squares[j] = 0;
   }
   __device__ __forceinline__ void begin(Raw<T, V> first) {
     Acc x[V];
@@ -41,27 +38,30 @@ struct ThreadMoments {
 #pragma unroll
     for (int j = 0; j < V; ++j) {
       const Acc d = x[j] - pivot[A == 1 ? 0 : j];
-      sum[j] += d;
-      squares[j] = multiply_add(d, d, squares[j]);
+      Acc& s = squares[j % kSums<V, A>];
+      sum[j % kSums<V, A>] += d;
+      s = multiply_add(d, d, s);
     }
-    ++accesses;
   }
-  // About `origin`.
-  __device__ __forceinline__ void finish(const Acc (&origin)[A], Partial<Acc> (&result)[A]) {
-    if (accesses == 0) {
-#pragma unroll
-      for (int j = 0; j < A; ++j) result[j] = {Acc(0), Acc(0), Acc(0)};
-      return;
-    }
+  // Of that many accesses, about `origin`.
+  template <class Origin>
+  __device__ __forceinline__ void finish(int accesses, Origin& origin, Partial<Acc> (&result)[A]) {
+    constexpr int P = A < 4 ? A : 4;
     if constexpr (A == 1) {
       sum_of(sum);
       sum_of(squares);
     }
-    const Acc n = static_cast<Acc>(accesses) * (A == 1 ? V : 1);
+    const Acc n = static_cast<Acc>(accesses) * (A == 1 ? V : 1), inverse = quotient(Acc(1), n);
 #pragma unroll
-    for (int j = 0; j < A; ++j) {
-      const Acc mean = sum[j] / n;
-      result[j] = {n, pivot[j] - origin[j] + mean, multiply_add(-mean, sum[j], squares[j])};
+    for (int part = 0; part < A / P; ++part) {
+      origin.read(part);
+#pragma unroll
+      for (int j = 0; j < P; ++j) {
+        const int k = part * P + j;
+        const Acc mean = sum[k] * inverse;
+        result[k] = {n, pivot[k] - origin.get(0, j) + mean, multiply_add(-mean, sum[k], squares[k])};
+        if (accesses <= 0) result[k] = {Acc(0), Acc(0), Acc(0)};
+      }
     }
   }
 };
@@ -71,39 +71,38 @@ struct ThreadMoments {
 //   2. Rows: each team combines its threads' moments, which are those of one part of a group.
 //      Columns: the block combines them by channel, then a warp for each group those of its channels in the tile.
 template <class T, int V, class Layout>
-__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 4)
-    reduce_moments(const Layout layout, const Sizes sizes, const T* input, const Parts<Accumulator<T>> parts) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
+    reduce_moments(const __grid_constant__ Layout layout, const __grid_constant__ Sizes sizes, const T* input,
+                   const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int A = kLanes<V, Layout>;
-  const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
-  ThreadMoments<T, V, A> moments;
-  Acc origin[A];
-#pragma unroll
-  for (int j = 0; j < A; ++j) origin[j] = 0;
-  if (walk.left > 0) {
-    Spot<A> spot;
-    if constexpr (Layout::columns) {
-      spot = sizes.template spot<A>(walk.row);
-    } else {
-      spot.group[0] = walk.row;
-    }
-    const int64_t first = sizes.origin(spot.group[0]);
-#pragma unroll
-    for (int j = 0; j < A; ++j) {
-      origin[j] = gpu::convert<Acc>(input[first + (spot.group[j] - spot.group[0]) * sizes.group_step]);
-    }
+  constexpr int A = kLanes<V, Layout>, U = A == 8 ? 2 : kChunk<V>;
+  const auto origin_of = [&](int64_t group) { return gpu::convert<Acc>(input[sizes.origin(group)]); };
+  Channels<T, V, Layout, 1> origin;
+  Walk walk;
+  if constexpr (Layout::columns) {
+    walk = origin.make(layout, sizes, blockIdx.x,
+                       [&](const Spot<1>& spot, Acc(&values)[1]) { values[0] = origin_of(spot.group[0]); });
+  } else {
+    walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+    origin.values[0][0] = walk.left > 0 ? origin_of(walk.row) : Acc(0);
   }
-  in_chunks<kChunk<V>>(walk, [&](const Walk& at, auto n) {
-    Raw<T, V> raw[kChunk<V>];
-    load_chunk<T, V>(input, at, n, raw);
-    if (moments.accesses == 0) moments.begin(raw[0]);
+  ThreadMoments<T, V, A> moments;
+  bool begun = false;
+  const auto chunk = [&](auto may_begin) {
+    return [&](Place place, auto n) {
+      Raw<T, V> raw[U];
+      load_chunk<T, V>(input, place, n, raw);
+      if (decltype(may_begin)::value && !begun) moments.begin(raw[0]);
+      begun = true;
 #pragma unroll
-    for (int u = 0; u < kChunk<V>; ++u) {
-      if (u < n) moments.add(raw[u]);
-    }
-  });
+      for (int u = 0; u < U; ++u) {
+        if (u < n) moments.add(raw[u]);
+      }
+    };
+  };
+  in_chunks<T, V, U>(walk, chunk(std::true_type{}), chunk(std::false_type{}));
   Partial<Acc> mine[A];
-  moments.finish(origin, mine);
+  moments.finish(walk.left, origin, mine);
 
   if constexpr (!Layout::columns) {
     const Partial<Acc> sum = combine_team<Moments>(layout.team, mine[0]);
@@ -142,41 +141,45 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Procedure overview: the elementwise part of forward.
-//   1. Each thread computes the coefficients of its channels.
-//   2. It normalises, adds the residual, activates and writes its accesses.
-template <class T, int V, class Layout>
-__global__ void __launch_bounds__(kThreads, sizeof(T) * V == 16 && Layout::columns ? 2 : 4)
-    normalize(const Layout layout, const ForwardArguments<T> args) {
+//   1. The values of the block's channels are made.
+//   2. Each thread normalises, adds the residual unless Plain, activates and writes its accesses.
+template <class T, int V, class Layout, int Kind, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
+    normalize(const __grid_constant__ Layout layout, const __grid_constant__ ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int A = kLanes<V, Layout>, U = kChunk<V>;
-  const Walk walk = layout.template walk<V>(block_from_end(), threadIdx.x);
+  constexpr int U = kLanes<V, Layout> == 8 ? 2 : kChunk<V>, P = kPart<V, Layout>;
+  const unsigned block = block_from_end();
+  Channels<T, V, Layout, 3> of;
+  const Walk walk = of.make(layout, args.sizes, block, [&](const Spot<1>& spot, Acc(&values)[3]) {
+    set_coefficients(args.parameters, spot, __ldg(args.mean + spot.group[0]), __ldg(args.invstd + spot.group[0]),
+                     values);
+  });
   if (walk.left == 0) return;
-  Coefficients<Acc> of[A];
-  load_coefficients<T>(args.parameters, args.mean, args.invstd, args.sizes.template spot<A>(walk.row), of);
-  in_chunks<U>(walk, [&](const Walk& at, auto n) {
+  const bool has_residual = !Plain && args.residual;
+  in_chunks<T, V, U>(walk, [&](Place place, auto n) {
     Raw<T, V> raw[U], residual[U];
-    load_chunk<T, V>(args.input, at, n, raw);
-    if (args.residual) load_chunk<T, V>(args.residual, at, n, residual);
+    load_chunk<T, V>(args.input, place, n, raw);
+    if (has_residual) load_chunk<T, V>(args.residual, place, n, residual);
 #pragma unroll
-    for (int u = 0; u < U; ++u) {
-      if (u < n) {
-        Acc v[V];
-        unpack<T, V>(raw[u], v);
+    for (int part = 0; part < V / P; ++part) {
+      of.read(part);
 #pragma unroll
-        for (int j = 0; j < V; ++j) {
-          const Coefficients<Acc>& k = of[A == 1 ? 0 : j];
-          v[j] = k.preactivation(v[j] - k.mean);
+      for (int u = 0; u < U; ++u) {
+        if (u < n) {
+          Acc v[P], r[P];
+          unpack_part<T, V, P>(raw[u], part, v);
+          if (has_residual) unpack_part<T, V, P>(residual[u], part, r);
+#pragma unroll
+          for (int j = 0; j < P; ++j) {
+            v[j] = of.preactivation(of.centred(v[j], j), j);
+            if (has_residual) v[j] += r[j];
+          }
+          args.activation.template apply<T, Kind>(v);
+          pack_part<T, V, P>(v, part, raw[u]);
         }
-        if (args.residual) {
-          Acc r[V];
-          unpack<T, V>(residual[u], r);
-#pragma unroll
-          for (int j = 0; j < V; ++j) v[j] += r[j];
-        }
-        args.activation.template apply<T>(v);
-        store<T, V>(args.output + at.offset + u * at.step, pack<T, V>(v));
       }
     }
+    store_chunk<T, V>(args.output, place, n, raw);
   });
 }
 
@@ -321,7 +324,7 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] += added[j];
     }
-    args.activation.template apply<T>(v);
+    args.activation.template apply<T, kAny>(v);
     store<T, V>(args.output + base + int64_t{r * team} * V, pack<T, V>(v));
   };
   Word residual[U] = {};
@@ -366,17 +369,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   SHARED(Pair, groups, [kMaxWidth * V]);
   Word* const parked = memory + threadIdx.x;
   const Walk walk = layout.template walk<V>(blockIdx.x, threadIdx.x);
+  const auto at = [&](int r) { return walk.offset * static_cast<int64_t>(sizeof(Word)) + r * walk.step; };
 
   Word kept[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) {
-    if (r < walk.left) kept[r] = load<T, V>(args.input + walk.offset + r * walk.step);
+    if (r < walk.left) kept[r] = __ldg(access_at<T, V>(args.input, at(r)));
   }
   for (int r = R; r < walk.left; r += U) {
     Word raw[U];
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (r + u < walk.left) raw[u] = load<T, V>(args.input + walk.offset + (r + u) * walk.step);
+      if (r + u < walk.left) raw[u] = __ldg(access_at<T, V>(args.input, at(r + u)));
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) {
@@ -450,19 +454,18 @@ __global__ void __launch_bounds__(kThreads, 2)
     of[j] = coefficients(args.parameters, channel + j, walk.row + j, group.x, group.y);
   }
   const auto write = [&](int r, Word word) {
-    const int64_t at = walk.offset + r * walk.step;
     Acc v[V];
     unpack<T, V>(word, v);
 #pragma unroll
     for (int j = 0; j < V; ++j) v[j] = of[j].preactivation(v[j] - of[j].mean);
     if (args.residual) {
       Acc added[V];
-      unpack<T, V>(load<T, V>(args.residual + at), added);
+      unpack<T, V>(__ldg(access_at<T, V>(args.residual, at(r))), added);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] += added[j];
     }
-    args.activation.template apply<T>(v);
-    store<T, V>(args.output + at, pack<T, V>(v));
+    args.activation.template apply<T, kAny>(v);
+    *access_at<T, V>(args.output, at(r)) = pack<T, V>(v);
   };
 #pragma unroll
   for (int r = 0; r < R; ++r) {

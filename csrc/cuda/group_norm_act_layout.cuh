@@ -11,14 +11,19 @@ namespace genimg_fast::cuda::group_norm {
 
 constexpr int kThreads = 256;        // of a block of the kernels that stream
 constexpr int kOnChipThreads = 512;  // most of one that holds contiguous data on chip
-constexpr int kMaxWidth = 64;        // accesses in a row of a tile, unless the least with whole groups are more
+// Blocks of a streaming kernel on a multiprocessor: as many as keep enough loads in flight to wait for memory, at 48
+// registers each; fewer of the instances that need more registers.
+template <class T, bool lean = true>
+constexpr int kMinBlocks = lean && sizeof(T) < 8 ? 5 : 3;
+constexpr int kMaxWidth = 64;  // accesses in a row of a tile, unless the least with whole groups are more
 
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
-// A thread's way: `left` accesses, `step` elements apart, the first one at element `offset` of the tensor.
+// A thread's way: `left` accesses, `step` bytes apart, from the tensor's access `offset` on.
 struct Walk {
-  int64_t offset, step;
+  int64_t offset;
   int64_t row;  // of the first element's channel: sample * channels + channel; in Rows the row
+  int64_t step;
   int left;
 };
 
@@ -30,6 +35,7 @@ struct Rows {
   int length;
   int slices, slice;  // accesses in a slice (fewer in the last)
   int team;           // a power of two
+  int step;           // bytes of `team` accesses
 
   __host__ __device__ int64_t blocks() const { return (rows + kThreads / team - 1) / (kThreads / team) * slices; }
   __host__ __device__ __forceinline__ int slice_of(unsigned block) const { return static_cast<int>(block % slices); }
@@ -40,8 +46,8 @@ struct Rows {
     const int end = slice_of(block) * slice + smaller(slice, length - slice_of(block) * slice);
     Walk w;
     w.row = static_cast<int64_t>(block / slices) * (kThreads / team) + thread / team;
-    w.offset = (w.row * length + begin) * V;
-    w.step = int64_t{team} * V;
+    w.offset = w.row * length + begin;
+    w.step = step;
     w.left = w.row < rows && begin < end ? (end - begin + team - 1) / team : 0;
     return w;
   }
@@ -55,6 +61,7 @@ struct Columns {
   int64_t samples;
   int rows, channels;
   int width, height;
+  int64_t step;    // bytes of `height` rows
   int unit;        // accesses that a run of `unit_tiles` tiles covers: of a group, or of all channels
   int unit_tiles;  // the last one of a unit may be narrower
   int parts;       // tiles that a group is cut into
@@ -79,11 +86,11 @@ struct Columns {
     const int column = thread % width, line = thread / width, tile = tile_of(block);
     const int begin = slice_of(block) * slice + line;
     const int end = slice_of(block) * slice + smaller(slice, rows - slice_of(block) * slice);
-    const int channel = (first_access(tile) + column) * V;
+    const int access = first_access(tile) + column, across = channels / V;
     Walk w;
-    w.row = sample_of(block) * channels + channel;
-    w.offset = (sample_of(block) * rows + begin) * channels + channel;
-    w.step = int64_t{height} * channels;
+    w.row = sample_of(block) * channels + access * V;
+    w.offset = (sample_of(block) * rows + begin) * across + access;
+    w.step = step;
     w.left = column < accesses(tile) && line < height && begin < end ? (end - begin + height - 1) / height : 0;
     return w;
   }
@@ -103,22 +110,98 @@ struct Exactly {
   __host__ __device__ constexpr operator int() const { return N; }
 };
 
-// Calls chunk(walk, n) for n accesses at a time, from the walk's next one on: Exactly<U> while there are so many.
+// Where a thread's next accesses are in every tensor, in bytes.
+struct Place {
+  int64_t at, step;
+};
 template <int U, class Chunk>
-__device__ __forceinline__ void in_chunks(Walk walk, Chunk chunk) {
-  for (; walk.left >= U; walk.left -= U) {
-    chunk(walk, Exactly<U>{});
-    walk.offset += U * walk.step;
+__device__ __forceinline__ void whole_chunks(Place& place, int& left, const Chunk& chunk) {
+#pragma unroll 1
+  for (; left >= U; left -= U) {
+    chunk(place, Exactly<U>{});
+    place.at = gpu::opaque(place.at + U * place.step);
   }
-  if (U > 1 && walk.left > 0) chunk(walk, walk.left);
+}
+template <int U, class Chunk>
+__device__ __forceinline__ void last_chunks(Place& place, int left, const Chunk& chunk) {
+  if constexpr (U > 0) {
+    if (left & U) {
+      chunk(place, Exactly<U>{});
+      place.at = gpu::opaque(place.at + U * place.step);
+    }
+    last_chunks<U / 2>(place, left, chunk);
+  }
+}
+
+// Calls chunk(place, Exactly<n>) for all of a thread's accesses: n is U, a power of two, while there are so many, then
+// each of U / 2, U / 4, ... 1 at most once.
+template <class T, int V, int U, class Chunk>
+__device__ __forceinline__ void in_chunks(const Walk& walk, const Chunk& chunk) {
+  Place place{walk.offset * static_cast<int64_t>(sizeof(Raw<T, V>)), walk.step};
+  int left = walk.left;
+  whole_chunks<U>(place, left, chunk);
+  last_chunks<U / 2>(place, left, chunk);
+}
+
+// Likewise, but calls `end` for the first and for the last ones.
+template <class T, int V, int U, class End, class Chunk>
+__device__ __forceinline__ void in_chunks(const Walk& walk, const End& end, const Chunk& chunk) {
+  Place place{walk.offset * static_cast<int64_t>(sizeof(Raw<T, V>)), walk.step};
+  int left = walk.left;
+  if (left >= U) {
+    end(place, Exactly<U>{});
+    place.at += U * place.step;
+    left -= U;
+  }
+  whole_chunks<U>(place, left, chunk);
+  last_chunks<U / 2>(place, left, end);
+}
+
+// A tensor's access at a place in bytes.
+template <class T, int V>
+__device__ __forceinline__ const Raw<T, V>* access_at(const T* data, int64_t at) {
+  return reinterpret_cast<const Raw<T, V>*>(reinterpret_cast<const unsigned char*>(data) + at);
+}
+template <class T, int V>
+__device__ __forceinline__ Raw<T, V>* access_at(T* data, int64_t at) {
+  return reinterpret_cast<Raw<T, V>*>(reinterpret_cast<unsigned char*>(data) + at);
 }
 
 template <class T, int V, int U, class Count>
-__device__ __forceinline__ void load_chunk(const T* data, const Walk& walk, Count n, Raw<T, V> (&raw)[U]) {
+__device__ __forceinline__ void load_chunk(const T* data, Place place, Count n, Raw<T, V> (&raw)[U]) {
 #pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < n) raw[u] = load<T, V>(data + walk.offset + u * walk.step);
+  for (int u = 0; u < U; ++u, place.at += place.step) {
+    if (u < n) raw[u] = __ldg(access_at<T, V>(data, place.at));
   }
+}
+template <class T, int V, int U, class Count>
+__device__ __forceinline__ void store_chunk(T* data, Place place, Count n, const Raw<T, V> (&raw)[U]) {
+#pragma unroll
+  for (int u = 0; u < U; ++u, place.at += place.step) {
+    if (u < n) *access_at<T, V>(data, place.at) = raw[u];
+  }
+}
+
+// Elements per access where a thread sums up gradients: in Columns it has two sums for each.
+template <int V, class Layout>
+constexpr int kSummed = Layout::columns && V > 4 ? 4 : V;
+
+// The elements of an access are handled in parts, of as many as a thread of Columns has registers to keep values for.
+template <int V, class Layout>
+constexpr int kPart = Layout::columns && V > 4 ? 4 : V;
+
+template <class T, int V, int P>
+__device__ __forceinline__ void unpack_part(Raw<T, V> raw, int part, Accumulator<T> (&values)[P]) {
+  Raw<T, P> parts[V / P];
+  memcpy(parts, &raw, sizeof raw);
+  unpack<T, P>(parts[part], values);
+}
+template <class T, int V, int P>
+__device__ __forceinline__ void pack_part(const Accumulator<T> (&values)[P], int part, Raw<T, V>& raw) {
+  Raw<T, P> parts[V / P];
+  memcpy(parts, &raw, sizeof raw);
+  parts[part] = pack<T, P>(values);
+  memcpy(&raw, parts, sizeof raw);
 }
 
 // Accesses in flight per thread and tensor, as many as registers allow: with one tensor, and with two or three.

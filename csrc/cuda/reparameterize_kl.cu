@@ -26,6 +26,17 @@ bool is_dense(const ReparameterizeKlCall& call, int operands) {
          is_aligned(call.grad_prior_logvar);
 }
 
+bool clamps(const ReparameterizeKlCall& call) { return call.logvar_min > -INFINITY || call.logvar_max < INFINITY; }
+
+// Whether a dense call is a plain one; `operands` says whether of forward or backward.
+bool is_plain(const ReparameterizeKlCall& call, int operands) {
+  if (call.inputs[kNoise] || call.inputs[kPriorMu] || clamps(call) || call.free_bits > 0 || call.per_element) {
+    return false;
+  }
+  if (operands == kForwardOperands) return true;
+  return call.inputs[kGradZ] && call.inputs[kGradKl] && call.layouts[kGradKl].strides[0] == 0 && !call.grad_noise;
+}
+
 // Policy.
 
 constexpr int kBusyThreads = 1024;      // of a multiprocessor: enough to keep its memory busy
@@ -41,6 +52,7 @@ ReparameterizeKlPlan choose_plan(const ReparameterizeKlCall& call, int operands,
                                  const DeviceFacts& facts) {
   ReparameterizeKlPlan plan{};
   plan.dense = is_dense(call, operands);
+  plan.plain = plan.dense && is_plain(call, operands);
   plan.step = plan.dense && element_bytes(call.dtype) == 2 ? 8 : 4;
   const int64_t batch = call.samples.batch, steps = divide_up(call.samples.elements, plan.step);
   const int64_t multiprocessors = std::max(1, facts.multiprocessors);
@@ -69,28 +81,32 @@ ReparameterizeKlPlan choose_plan(const ReparameterizeKlCall& call, int operands,
   return plan;
 }
 
-template <class Acc>
-Options<Acc> options_of(const ReparameterizeKlCall& call) {
-  const bool clamps = call.logvar_min > -INFINITY || call.logvar_max < INFINITY;
+template <class Acc, bool plain>
+Options<Acc, plain> options_of(const ReparameterizeKlCall& call) {
   return {static_cast<Acc>(call.logvar_min), static_cast<Acc>(call.logvar_max), static_cast<Acc>(call.free_bits),
-          clamps};
+          clamps(call)};
 }
 
 // Launches.
 
-template <class T_, bool dense_>
+template <class T_, Known known_>
 struct Instance {
   using T = T_;
-  static constexpr bool dense = dense_;
+  using Acc = Accumulator<T>;
+  static constexpr Known known = known_;
+  static constexpr bool plain = known == Known::plain;
 };
 
-// Calls launch with the Instance of the call; each kernel is compiled for the eight instances named here.
+// Calls launch with the Instance of the call; each kernel is compiled for the eleven instances named here.
 template <class Launch>
 int dispatch(DType dtype, const ReparameterizeKlPlan& plan, Launch launch) {
   if (plan.blocks > INT32_MAX) return kInvalidConfiguration;
   return dispatch_element(dtype, [&](auto element) {
     using T = typename decltype(element)::T;
-    return plan.dense ? launch(Instance<T, true>{}) : launch(Instance<T, false>{});
+    if constexpr (sizeof(T) < 8) {  // float64 is bound by its arithmetic, not by the questions
+      if (plan.plain) return launch(Instance<T, Known::plain>{});
+    }
+    return plan.dense ? launch(Instance<T, Known::dense>{}) : launch(Instance<T, Known::strided>{});
   });
 }
 
@@ -109,8 +125,7 @@ int reparameterize_kl_forward(const ReparameterizeKlCall& call, const Reparamete
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   return dispatch(call.dtype, plan, [&](auto instance) {
     using I = decltype(instance);
-    using T = typename I::T;
-    using Acc = Accumulator<T>;
+    using Acc = typename I::Acc;
     Meeting<Acc> meeting{};
     if (plan.workspace_bytes > 0) {
       meeting.staged = static_cast<Acc*>(workspace);
@@ -118,8 +133,8 @@ int reparameterize_kl_forward(const ReparameterizeKlCall& call, const Reparamete
       const size_t bytes = static_cast<size_t>(call.samples.batch) * sizeof(unsigned);
       if (const int error = gpu::memset_async(meeting.arrived, 0, bytes, stream)) return error;
     }
-    return gpu::launch(forward<T, I::dense>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), 0, stream,
-                       call, plan, options_of<Acc>(call), meeting);
+    return gpu::launch(forward<typename I::T, I::known>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads),
+                       0, stream, call, plan, options_of<Acc, I::plain>(call), meeting);
   });
 }
 
@@ -128,18 +143,18 @@ int reparameterize_kl_backward(const ReparameterizeKlCall& call, const Reparamet
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   return dispatch(call.dtype, plan, [&](auto instance) {
     using I = decltype(instance);
-    using T = typename I::T;
-    return gpu::launch(backward<T, I::dense>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), 0, stream,
-                       call, plan, options_of<Accumulator<T>>(call));
+    return gpu::launch(backward<typename I::T, I::known>, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads),
+                       0, stream, call, plan, options_of<typename I::Acc, I::plain>(call));
   });
 }
 
 ReparameterizeKlVisit reparameterize_kl_visit(const ReparameterizeKlCall& call, const ReparameterizeKlPlan& plan,
                                               Operand operand, unsigned block, int thread) {
   const Way way = way_of(call.samples, plan, block, thread);
+  const int64_t begin = way.first + way.begin;
   int64_t offset[1];
-  locate(call.samples, call.layouts + operand, way.sample, way.begin * plan.step, offset);
-  return {way.sample, way.begin, way.end, offset[0]};
+  locate(call.samples, call.layouts + operand, way.sample, begin * plan.step, offset);
+  return {way.sample, begin, way.first + way.end, offset[0]};
 }
 
 }  // namespace genimg_fast::cuda

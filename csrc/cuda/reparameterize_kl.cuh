@@ -2,10 +2,14 @@
 // Kernels of reparameterize_kl: z = mu + exp(logvar / 2) * noise and the KL divergence of N(mu, exp(logvar)) from the
 // prior, and the gradients of both.
 //
-// Two template parameters: T, the element; and dense: every operand is row-major and aligned, so a thread moves 16
-// bytes at a time (the gradient of kl may be one value per sample).  Otherwise each element is read where its strides
-// put it.  Either way a thread handles whole groups of four elements, because Philox makes four normals at a time.
-// Which operands and options a call has is run-time data, the same for all threads.
+// Two template parameters: T, the element; and what is known of the call:
+//   strided   nothing: each element is read where its strides put it
+//   dense     every operand is row-major and aligned, so a thread moves 16 bytes at a time (the gradient of kl may be
+//             one value per sample)
+//   plain     also that it is the usual call: noise from the seed, a standard normal prior, no clamp, no free bits, and
+//             one divergence per sample; backward has both gradients, and computes those of mu and logvar
+// A thread handles whole groups of four elements, because Philox makes four normals at a time.  What is not known is
+// run-time data, the same for all threads; the usual call has no instruction to spare for asking.
 #include "common.cuh"
 #include "math/gaussian.h"
 #include "reparameterize_kl.h"
@@ -14,26 +18,30 @@ namespace genimg_fast::cuda {
 
 constexpr int kThreads = 256;  // most of a block
 
+enum class Known { strided, dense, plain };
+
 // Elements that a thread handles at a time.
-template <class T, bool dense>
-constexpr int kStep = dense && sizeof(T) == 2 ? 8 : 4;
+template <class T, Known known>
+constexpr int kStep = known != Known::strided && sizeof(T) == 2 ? 8 : 4;
 
 // Blocks that a multiprocessor's registers are to suffice for: as many as there are without spilling.
-constexpr int forward_blocks(size_t element_bytes, bool dense) {
+constexpr int forward_blocks(size_t element_bytes, Known known) {
   if (element_bytes == 8) return 1;
-  if (!dense) return 2;
-  return element_bytes == 4 ? 4 : 3;
+  if (known == Known::strided) return 2;
+  return element_bytes == 4 || known == Known::plain ? 4 : 3;
 }
-constexpr int backward_blocks(size_t element_bytes, bool dense) {
+constexpr int backward_blocks(size_t element_bytes, Known known) {
   if (element_bytes == 8) return 1;
-  return dense && element_bytes == 4 ? 3 : 2;
+  if (known == Known::plain) return 4;
+  return known == Known::dense && element_bytes == 4 ? 3 : 2;
 }
 
 // Where elements are.
 
-// A thread's way through its sample: steps begin, begin + team, ... before end.
+// A thread's way through a slice of its sample: of the steps from `first` on, begin, begin + team, ... before end.
 struct Way {
-  int64_t sample, begin, end;
+  int64_t sample, first;
+  int begin, end;  // a slice has no 2^31 steps: a sample has up to kMaxSlices
 };
 
 __host__ __device__ __forceinline__ Way way_of(const Samples& samples, const ReparameterizeKlPlan& plan, unsigned block,
@@ -42,11 +50,11 @@ __host__ __device__ __forceinline__ Way way_of(const Samples& samples, const Rep
   if (plan.slices > 1) {
     const unsigned sample = block / static_cast<unsigned>(plan.slices);
     const int64_t first = (block - sample * static_cast<unsigned>(plan.slices)) * plan.slice_steps;
-    const int64_t end = first + plan.slice_steps;
-    return {sample, first + member, end < plan.sample_steps ? end : plan.sample_steps};
+    const int64_t left = plan.sample_steps - first;
+    return {sample, first, member, static_cast<int>(left < plan.slice_steps ? left : plan.slice_steps)};
   }
   const int64_t sample = static_cast<int64_t>(block) * (plan.threads >> plan.team_log2) + (thread >> plan.team_log2);
-  return {sample, member, sample < samples.batch ? plan.sample_steps : 0};
+  return {sample, 0, member, sample < samples.batch ? static_cast<int>(plan.sample_steps) : 0};
 }
 
 // Where an element of a sample lies in N tensors.  Offsets are 64-bit, and so is the number of elements.
@@ -77,59 +85,85 @@ __host__ __device__ __forceinline__ void locate(const Samples& samples, const Sa
 
 // Accesses.
 
+// The keys of Philox, where all threads of a block find them: once it has them in registers, none adds the round's
+// constants to the seed in every step.
+using Keys = uint32_t[philox_keys];
+
 // A thread's E elements of a sample at a time: what the first N operands hold there, and where the results belong.
-template <class T, bool dense, int N>
+template <class T, Known known, int N>
 struct Step {
-  static constexpr int E = kStep<T, dense>;
+  static constexpr bool dense = known != Known::strided, plain = known == Known::plain;
+  static constexpr int E = kStep<T, known>;
   using Acc = Accumulator<T>;
 
   const ReparameterizeKlCall& call;
-  const int64_t sample;
-  int64_t rows[N];  // dense: where the sample begins in each operand
+  const int64_t sample, slice;  // slice: the first element of the thread's slice
+  const void* slices[N];        // dense: where the slice begins in each input; for kGradKl, the sample
 
-  int64_t first;   // element of the step
+  int index;       // of the step in the slice
   T inputs[N][E];  // of the operands that are given, as packed as in memory
   Acc grad_kl[E];
   int64_t output[dense ? 1 : E];
 
-  __device__ __forceinline__ Step(const ReparameterizeKlCall& call, int64_t sample) : call(call), sample(sample) {
+  __device__ __forceinline__ Step(const ReparameterizeKlCall& call, const Way& way)
+      : call(call), sample(way.sample), slice(way.first * E) {
 #pragma unroll
-    for (int t = 0; t < N; ++t) rows[t] = sample * call.layouts[t].batch_stride;
+    for (int t = kMu; t < N; ++t) {
+      if (!has(t)) continue;
+      const int64_t row = sample * call.layouts[t].batch_stride;
+      if (t == kGradKl) {
+        slices[t] = static_cast<const Acc*>(call.inputs[t]) + row;
+      } else {
+        slices[t] = static_cast<const T*>(call.inputs[t]) + (row + slice);
+      }
+    }
   }
 
+  __device__ __forceinline__ bool has(int operand) const {
+    if constexpr (plain) return operand != kNoise && operand != kPriorMu && operand != kPriorLogvar;
+    return call.inputs[operand] != nullptr;
+  }
   // How many of the E elements there are.
   __device__ __forceinline__ int valid() const {
-    const int64_t left = call.samples.elements - first;
+    const int64_t left = call.samples.elements - first();
     return dense || left >= E ? E : static_cast<int>(left);
   }
-  __device__ __forceinline__ Acc at(int operand, int j) const { return gpu::convert<Acc>(inputs[operand][j]); }
+  __device__ __forceinline__ Acc at(int operand, int j) const {
+    if constexpr (dense && sizeof(T) == 2) {
+      unsigned pair;
+      memcpy(&pair, &inputs[operand][j / 2 * 2], sizeof pair);
+      const float2 two = unpack_pair<T>(pair);
+      return j % 2 == 0 ? two.x : two.y;
+    } else {
+      return gpu::convert<Acc>(inputs[operand][j]);
+    }
+  }
 
-  __device__ __forceinline__ void load(int64_t index) {
-    first = index * E;
+  __device__ __forceinline__ void load(int next) {
+    index = next;
     if constexpr (dense) {
       load_dense<kMu>();
       load_dense<kLogvar>();
-      if (call.inputs[kNoise] || call.inputs[kPriorMu]) {  // one branch around what most calls do not have
-        if (call.inputs[kNoise]) load_dense<kNoise>();
-        if (call.inputs[kPriorMu]) {
+      if (has(kNoise) || has(kPriorMu)) {  // one branch around what most calls do not have
+        if (has(kNoise)) load_dense<kNoise>();
+        if (has(kPriorMu)) {
           load_dense<kPriorMu>();
           load_dense<kPriorLogvar>();
         }
       }
       if constexpr (N > kGradZ) {
-        if (call.inputs[kGradZ]) load_dense<kGradZ>();
-        if (call.inputs[kGradKl]) load_grad_kl();
+        if (has(kGradZ)) load_dense<kGradZ>();
+        if (has(kGradKl)) load_grad_kl();
       }
-      output[0] = rows[kOutput] + first;
     } else {
 #pragma unroll
       for (int j = 0; j < E; ++j) {
         if (j >= valid()) continue;
         int64_t offsets[N];
-        locate(call.samples, call.layouts, sample, first + j, offsets);
+        locate(call.samples, call.layouts, sample, first() + j, offsets);
 #pragma unroll
         for (int t = kMu; t < N; ++t) {
-          if (!call.inputs[t]) continue;
+          if (!has(t)) continue;
           if (t == kGradKl) {
             grad_kl[j] = static_cast<const Acc*>(call.inputs[t])[offsets[t]];
           } else {
@@ -142,13 +176,14 @@ struct Step {
   }
 
   // The noise of group k of the step: as given, or made.
-  __device__ __forceinline__ void noise(uint64_t seed, int k, Acc (&noise)[4]) const {
-    if (call.inputs[kNoise]) {
+  __device__ __forceinline__ void noise(const Keys& keys, int k, Acc (&noise)[4]) const {
+    if (has(kNoise)) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) noise[j] = at(kNoise, 4 * k + j);
     } else {
+      constexpr int groups = E / 4;  // 1 or 2: the lowest bit of the number
       float normals[4];
-      normals_of_group(seed, sample, first / 4 + k, normals);
+      normals_of_group(keys, sample, (slice / 4 + int64_t{index} * groups) | k, normals);
 #pragma unroll
       for (int j = 0; j < 4; ++j) noise[j] = static_cast<Acc>(normals[j]);
     }
@@ -157,7 +192,7 @@ struct Step {
   __device__ __forceinline__ void store(void* results, const Acc (&from)[E]) const {
     T* const p = static_cast<T*>(results);
     if constexpr (dense) {
-      store_dense(p + output[0], from);
+      store_dense(p + (sample * call.layouts[kOutput].batch_stride + slice), from);
     } else {
 #pragma unroll
       for (int j = 0; j < E; ++j) {
@@ -168,89 +203,107 @@ struct Step {
 
   // To contiguous memory.
   __device__ __forceinline__ void store_kl(void* kl, const Acc (&from)[E]) const {
-    Acc* const p = static_cast<Acc*>(kl) + sample * call.samples.elements + first;
+    Acc* const row = static_cast<Acc*>(kl) + sample * call.samples.elements + slice;
     if constexpr (dense) {
-      store_dense(p, from);
+      store_dense(row, from);
     } else {
 #pragma unroll
       for (int j = 0; j < E; ++j) {
-        if (j < valid()) p[j] = from[j];
+        if (j < valid()) row[int64_t{index} * E + j] = from[j];
       }
     }
   }
 
  private:
+  __device__ __forceinline__ int64_t first() const { return slice + int64_t{index} * E; }
+
   template <int t>
   __device__ __forceinline__ void load_dense() {
-    load_dense(static_cast<const T*>(call.inputs[t]) + rows[t] + first, inputs[t]);
+    load_dense(static_cast<const T*>(slices[t]), inputs[t]);
   }
 
   // One value per sample, or of these elements.
   __device__ __forceinline__ void load_grad_kl() {
-    const Acc* const row = static_cast<const Acc*>(call.inputs[kGradKl]) + rows[kGradKl];
-    if (call.layouts[kGradKl].strides[0] != 0) {
-      load_dense(row + first, grad_kl);
+    const Acc* const row = static_cast<const Acc*>(slices[kGradKl]);
+    if (!plain && call.layouts[kGradKl].strides[0] != 0) {
+      load_dense(row + slice, grad_kl);
     } else {
-      const Acc value = *row;
+      const Acc value = __ldg(row);
 #pragma unroll
       for (int j = 0; j < E; ++j) grad_kl[j] = value;
     }
   }
 
+  // `slice` is where the slice begins.  A step is at 32 bits from there, which makes its address one instruction.
   template <class From>
-  static __device__ __forceinline__ void load_dense(const From* p, From (&to)[E]) {
-    constexpr int V = 16 / sizeof(From);
+  __device__ __forceinline__ void load_dense(const From* slice, From (&to)[E]) const {
+    constexpr int V = kVector<From>;
 #pragma unroll
-    for (int j = 0; j < E; j += V) {
-      const uint4 raw = cuda::load<From, V>(p + j);
-      memcpy(to + j, &raw, sizeof raw);
+    for (int k = 0; k < E / V; ++k) {
+      const Raw<From, V> raw = __ldg(reinterpret_cast<const Raw<From, V>*>(slice) + (index * (E / V) + k));
+      memcpy(to + k * V, &raw, sizeof raw);
     }
   }
 
   template <class To>
-  static __device__ __forceinline__ void store_dense(To* p, const Acc (&from)[E]) {
-    constexpr int V = 16 / sizeof(To);
+  __device__ __forceinline__ void store_dense(To* slice, const Acc (&from)[E]) const {
+    constexpr int V = kVector<To>;
 #pragma unroll
-    for (int k = 0; k < E; k += V) {
+    for (int k = 0; k < E / V; ++k) {
       Acc part[V];
 #pragma unroll
-      for (int j = 0; j < V; ++j) part[j] = from[k + j];
-      cuda::store<To, V>(p + k, pack<To, V>(part));
+      for (int j = 0; j < V; ++j) part[j] = from[k * V + j];
+      reinterpret_cast<Raw<To, V>*>(slice)[index * (E / V) + k] = pack<To, V>(part);
     }
   }
 };
 
 // The maths of one element.
 
-template <class Acc>
+template <class Acc, bool plain>
 struct Options {
   Acc logvar_min, logvar_max, free_bits;
   bool clamps;  // not just to [-inf, inf]
 
   // NaN stays NaN.
   __device__ __forceinline__ Acc clamp(Acc logvar) const {
-    if (!clamps) return logvar;
+    if (plain || !clamps) return logvar;
     return logvar < logvar_min ? logvar_min : logvar > logvar_max ? logvar_max : logvar;
   }
   __device__ __forceinline__ bool clamped(Acc logvar) const {
-    return clamps && (logvar < logvar_min || logvar > logvar_max);
+    return !plain && clamps && (logvar < logvar_min || logvar > logvar_max);
   }
+  __device__ __forceinline__ bool is_free(Acc kl) const { return !plain && kl < free_bits; }
 };
+
+// exp(logvar / 2).  16-bit data have no digit that the fast power of two would spoil.
+template <class T, class Acc>
+__device__ __forceinline__ Acc standard_deviation(Acc logvar) {
+  if constexpr (sizeof(T) == 2) {
+    constexpr float half_log2_e = 0x1.715476p-1f;
+    return gpu::exp2_approx(logvar * half_log2_e);
+  } else {
+    return exponential(Acc(0.5) * logvar);
+  }
+}
 
 // The divergence before free bits.
 template <class Step, class Acc>
-__device__ __forceinline__ GaussianKl<Acc> divergence(const Step& step, int j, Acc clamped_logvar) {
-  Acc offset = step.at(kMu, j), difference = clamped_logvar, precision = 1;
-  if (step.call.inputs[kPriorMu]) {
-    const Acc prior_logvar = step.at(kPriorLogvar, j);
-    offset -= step.at(kPriorMu, j);
-    difference -= prior_logvar;
-    precision = exponential(-prior_logvar);
-  }
-  return gaussian_kl(offset, difference, precision);
+__device__ __forceinline__ GaussianKl<Acc> divergence(const Step& step, int j, Acc clamped_logvar, Acc deviation) {
+  const Acc mu = step.at(kMu, j);
+  if (!step.has(kPriorMu)) return gaussian_kl(mu, clamped_logvar, deviation * deviation, Acc(1));
+  const Acc prior_logvar = step.at(kPriorLogvar, j), difference = clamped_logvar - prior_logvar;
+  return gaussian_kl(mu - step.at(kPriorMu, j), difference, exponential(difference), exponential(-prior_logvar));
 }
 
 // Kernels.
+
+// Makes the keys of the call's seed.  All threads of the block take part.
+__device__ __forceinline__ void make_keys(const ReparameterizeKlCall& call, Keys& keys) {
+  const uint64_t seed = static_cast<uint64_t>(*call.seed);
+  if (threadIdx.x < philox_keys) keys[threadIdx.x] = philox_key(seed, static_cast<int>(threadIdx.x));
+  __syncthreads();
+}
 
 // Sum over a team's threads, in a fixed order; the team's first thread gets it.  All threads of the block take part.
 template <class Acc>
@@ -285,33 +338,35 @@ struct Meeting {
 //      divergences, or adds them up if they are wanted per sample.
 //   2. The team of a sample combines its threads' sums.
 //   3. With several slices to a sample, their sums are staged; the sample's last block combines what was staged.
-template <class T, bool dense>
-__global__ void __launch_bounds__(kThreads, forward_blocks(sizeof(T), dense))
+template <class T, Known known>
+__global__ void __launch_bounds__(kThreads, forward_blocks(sizeof(T), known))
     forward(const __grid_constant__ ReparameterizeKlCall call, const __grid_constant__ ReparameterizeKlPlan plan,
-            const Options<Accumulator<T>> options, const Meeting<Accumulator<T>> meeting) {
+            const Options<Accumulator<T>, known == Known::plain> options, const Meeting<Accumulator<T>> meeting) {
   using Acc = Accumulator<T>;
-  constexpr int E = kStep<T, dense>;
+  constexpr int E = kStep<T, known>;
+  const bool per_element = known != Known::plain && call.per_element;
   const Way way = way_of(call.samples, plan, blockIdx.x, threadIdx.x);
-  const uint64_t seed = call.inputs[kNoise] ? 0 : static_cast<uint64_t>(*call.seed);
-  Step<T, dense, kForwardOperands> step(call, way.sample);
+  Step<T, known, kForwardOperands> step(call, way);
+  SHARED(Keys, keys, );
+  if (!step.has(kNoise)) make_keys(call, keys);
   Acc sum = 0;
-  for (int64_t index = way.begin; index < way.end; index += 1 << plan.team_log2) {
+  for (int index = way.begin; index < way.end; index += 1 << plan.team_log2) {
     step.load(index);
     Acc z[E], kl[E];
 #pragma unroll
     for (int k = 0; k < E / 4; ++k) {
       Acc noise[4];
-      step.noise(seed, k, noise);
+      step.noise(keys, k, noise);
 #pragma unroll
       for (int j = 4 * k; j < 4 * k + 4; ++j) {
-        const Acc logvar = options.clamp(step.at(kLogvar, j));
-        z[j] = multiply_add(exponential(Acc(0.5) * logvar), noise[j % 4], step.at(kMu, j));
-        kl[j] = divergence(step, j, logvar).value;
-        if (kl[j] < options.free_bits) kl[j] = options.free_bits;
+        const Acc logvar = options.clamp(step.at(kLogvar, j)), deviation = standard_deviation<T>(logvar);
+        z[j] = multiply_add(deviation, noise[j % 4], step.at(kMu, j));
+        kl[j] = divergence(step, j, logvar, deviation).value;
+        if (options.is_free(kl[j])) kl[j] = options.free_bits;
       }
     }
     step.store(call.z, z);
-    if (call.per_element) {
+    if (per_element) {
       step.store_kl(call.kl, kl);
     } else {
 #pragma unroll
@@ -320,7 +375,7 @@ __global__ void __launch_bounds__(kThreads, forward_blocks(sizeof(T), dense))
       }
     }
   }
-  if (call.per_element) return;
+  if (per_element) return;
 
   sum = team_sum(sum, plan.team_log2);
   if (plan.slices > 1) {
@@ -339,46 +394,50 @@ __global__ void __launch_bounds__(kThreads, forward_blocks(sizeof(T), dense))
 
 // Procedure overview: gradients.  Each element's depend on nothing but its own inputs: each thread goes through its
 // steps, loads, makes the noise again unless it is given, and writes the gradients that are wanted.
-template <class T, bool dense>
-__global__ void __launch_bounds__(kThreads, backward_blocks(sizeof(T), dense))
+template <class T, Known known>
+__global__ void __launch_bounds__(kThreads, backward_blocks(sizeof(T), known))
     backward(const __grid_constant__ ReparameterizeKlCall call, const __grid_constant__ ReparameterizeKlPlan plan,
-             const Options<Accumulator<T>> options) {
+             const Options<Accumulator<T>, known == Known::plain> options) {
   using Acc = Accumulator<T>;
-  constexpr int E = kStep<T, dense>;
+  constexpr int E = kStep<T, known>;
   const Way way = way_of(call.samples, plan, blockIdx.x, threadIdx.x);
-  const bool sampled = call.inputs[kGradZ] != nullptr;
-  const uint64_t seed = !sampled || call.inputs[kNoise] ? 0 : static_cast<uint64_t>(*call.seed);
-  Step<T, dense, kOperands> step(call, way.sample);
-  for (int64_t index = way.begin; index < way.end; index += 1 << plan.team_log2) {
+  Step<T, known, kOperands> step(call, way);
+  const bool sampled = step.has(kGradZ);
+  SHARED(Keys, keys, );
+  if (sampled && !step.has(kNoise)) make_keys(call, keys);
+  for (int index = way.begin; index < way.end; index += 1 << plan.team_log2) {
     step.load(index);
     Acc grad_mu[E], grad_logvar[E], grad_noise[E], grad_prior_mu[E], grad_prior_logvar[E];
 #pragma unroll
     for (int k = 0; k < E / 4; ++k) {
       Acc noise[4];
-      if (sampled) step.noise(seed, k, noise);
+      if (sampled) step.noise(keys, k, noise);
 #pragma unroll
       for (int j = 4 * k; j < 4 * k + 4; ++j) {
-        const Acc logvar = options.clamp(step.at(kLogvar, j));
-        grad_mu[j] = grad_logvar[j] = grad_noise[j] = grad_prior_mu[j] = grad_prior_logvar[j] = 0;
-        if (call.inputs[kGradKl]) {
-          const GaussianKl<Acc> kl = divergence(step, j, logvar);
-          const Acc grad = kl.value < options.free_bits ? Acc(0) : step.grad_kl[j];
+        const Acc logvar = options.clamp(step.at(kLogvar, j)), deviation = standard_deviation<T>(logvar);
+        grad_mu[j] = grad_noise[j] = grad_prior_mu[j] = grad_prior_logvar[j] = 0;
+        Acc by_log_deviation = 0;
+        if (step.has(kGradKl)) {
+          const GaussianKl<Acc> kl = divergence(step, j, logvar, deviation);
+          const Acc grad = options.is_free(kl.value) ? Acc(0) : step.grad_kl[j];
           grad_mu[j] = grad * kl.by_mu;
-          grad_logvar[j] = grad * kl.by_logvar;
+          by_log_deviation = grad * kl.by_log_deviation;
           grad_prior_mu[j] = -grad_mu[j];
-          grad_prior_logvar[j] = grad * kl.by_prior_logvar;
+          grad_prior_logvar[j] = Acc(0.5) * (grad * kl.by_prior_log_deviation);
         }
         if (sampled) {
           const Acc grad = step.at(kGradZ, j);
-          grad_noise[j] = grad * exponential(Acc(0.5) * logvar);
+          grad_noise[j] = grad * deviation;
           grad_mu[j] += grad;
-          grad_logvar[j] = multiply_add(Acc(0.5) * grad_noise[j], noise[j % 4], grad_logvar[j]);
+          by_log_deviation = multiply_add(grad_noise[j], noise[j % 4], by_log_deviation);
         }
+        grad_logvar[j] = Acc(0.5) * by_log_deviation;
         if (options.clamped(step.at(kLogvar, j))) grad_logvar[j] = 0;
       }
     }
     step.store(call.grad_mu, grad_mu);
     step.store(call.grad_logvar, grad_logvar);
+    if (known == Known::plain) continue;
     if (call.grad_noise) step.store(call.grad_noise, grad_noise);
     if (call.grad_prior_mu) step.store(call.grad_prior_mu, grad_prior_mu);
     if (call.grad_prior_logvar) step.store(call.grad_prior_logvar, grad_prior_logvar);

@@ -48,6 +48,7 @@ struct ReparameterizeKlCall {
 // How the work of a call is cut up.
 struct ReparameterizeKlPlan {
   bool dense;            // 16-byte accesses; else elements one by one, at whatever strides
+  bool plain;            // dense, and the usual operands and options: a kernel that asks for no others
   int step;              // elements that a thread handles at a time: whole groups of Philox
   int threads;           // of a block
   int team_log2;         // 2^team_log2 neighbouring threads work on the same sample, or slice of it

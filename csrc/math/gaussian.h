@@ -24,31 +24,32 @@ HOST_DEVICE A polynomial(const A (&coefficients)[N], A x) {
 
 // Standard normals.
 
-// ln x of a positive, normal, finite x, to 1.2 ulp: x = 2^k (1 + f) with f in [-1/3, 1/3).
-HOST_DEVICE float log_of_normal(float x) {
-  // P of ln(1 + f) = f - f^2 / 2 + f^3 P(f), minimax in the relative error of the logarithm (4e-8).
-  constexpr float series[] = {0x1.555528p-2f, -0x1.000b1cp-2f, 0x1.99c31ep-3f, -0x1.515a7p-3f,
-                              0x1.1f9628p-3f, -0x1.35b3bep-3f, 0x1.1b09cap-3f};
-  constexpr float ln2 = 0x1.62e43p-1f;
+// -2 ln x of a positive, normal, finite x, to 1.2 ulp: x = 2^k (1 - g / 2) with g in (-2/3, 2/3].
+HOST_DEVICE float minus_two_log(float x) {
+  // Q of -2 ln(1 - g / 2) = g + g^2 Q(g), minimax in the relative error (4e-8).
+  constexpr float series[] = {0x1p-2f,       0x1.555528p-4f, 0x1.000b1cp-5f,  0x1.99c31ep-7f,
+                              0x1.515a7p-8f, 0x1.1f9628p-9f, 0x1.35b3bep-10f, 0x1.1b09cap-11f};
+  constexpr float minus_two_ln2 = -0x1.62e43p0f;
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
   const uint32_t exponent = (bits - 0x3f2aaaabu) & 0xff800000u;  // bits of 2/3
   bits -= exponent;
   float mantissa;
   memcpy(&mantissa, &bits, sizeof mantissa);
-  const float f = mantissa - 1.0f, k = static_cast<float>(static_cast<int32_t>(exponent)) * 0x1p-23f;
-  const float bend = multiply_add(polynomial(series, f), f, -0.5f) * f;
-  return multiply_add(k, ln2, multiply_add(bend, f, f));
+  const float g = multiply_add(mantissa, -2.0f, 2.0f);
+  const float k = static_cast<float>(static_cast<int32_t>(exponent));  // times 2^23
+  const float bend = polynomial(series, g) * g;
+  return multiply_add(k, minus_two_ln2 * 0x1p-23f, multiply_add(bend, g, g));
 }
 
 // sin and cos of an angle in [-pi/4, pi/4], to 1 ulp.
 HOST_DEVICE void sin_cos_of_octant(float angle, float* sine, float* cosine) {
-  // S of sin a = a + a^3 S(a^2), and C of cos a = 1 - a^2 / 2 + a^4 C(a^2): minimax, errors below 4e-9.
+  // S of sin a = a + a^3 S(a^2), and C of cos a = 1 + a^2 C(a^2): minimax, errors below 4e-9.
   constexpr float sine_series[] = {-0x1.555546p-3f, 0x1.11073ap-7f, -0x1.9943ep-13f};
-  constexpr float cosine_series[] = {0x1.55554ap-5f, -0x1.6c0c34p-10f, 0x1.99eb9cp-16f};
+  constexpr float cosine_series[] = {-0.5f, 0x1.55554ap-5f, -0x1.6c0c34p-10f, 0x1.99eb9cp-16f};
   const float square = angle * angle;
   *sine = multiply_add(polynomial(sine_series, square) * square, angle, angle);
-  *cosine = multiply_add(multiply_add(polynomial(cosine_series, square), square, -0.5f), square, 1.0f);
+  *cosine = multiply_add(polynomial(cosine_series, square), square, 1.0f);
 }
 
 // Of zero or a normal x; within 1 ulp.
@@ -62,27 +63,37 @@ HOST_DEVICE float square_root(float x) {
 #endif
 }
 
+// Changes the sign of x where the highest bit of `flip` is set.
+HOST_DEVICE float flip_sign(float x, uint32_t flip) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits ^= flip & 0x80000000u;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 // Box and Muller 1958: two independent standard normals from two uniform words.
 HOST_DEVICE void box_muller(uint32_t radial, uint32_t angular, float* x, float* y) {
   const float u = multiply_add(static_cast<float>(radial), 0x1p-32f, 0x1p-33f);  // in (0, 1]
-  const float radius = square_root(-2.0f * log_of_normal(u));
-  // The angle is 2 pi angular / 2^32; its quadrant is split off in integers, where that is exact.
-  const uint32_t quadrant = (angular + (1u << 29)) >> 30;
-  const int32_t rest = static_cast<int32_t>(angular - (quadrant << 30));
-  constexpr float step = 0x1.921fb6p-30f;  // pi/2 * 2^-30
+  const float radius = square_root(minus_two_log(u));
+  // The angle is 2 pi angular / 2^32.  Its quadrant is split off in integers, where that is exact: its number is in the
+  // two upper bits of `turned`, and four times the rest is what a shift leaves.
+  const uint32_t turned = angular + (1u << 29), once_more = turned + (1u << 30);
+  constexpr float step = 0x1.921fb6p-32f;  // pi/2 * 2^-32
   float sine, cosine;
-  sin_cos_of_octant(static_cast<float>(rest) * step, &sine, &cosine);
-  const float x_size = radius * (quadrant & 1 ? sine : cosine), y_size = radius * (quadrant & 1 ? cosine : sine);
-  *x = (quadrant + 1) & 2 ? -x_size : x_size;
-  *y = quadrant & 2 ? -y_size : y_size;
+  sin_cos_of_octant(static_cast<float>(static_cast<int32_t>(angular << 2)) * step, &sine, &cosine);
+  const bool odd = static_cast<int32_t>(turned ^ once_more) < 0;
+  *x = flip_sign(radius * (odd ? sine : cosine), once_more);
+  *y = flip_sign(radius * (odd ? cosine : sine), turned);
 }
 
 // Noise of elements 4 * group ... 4 * group + 3 of a sample (in row-major order): a function of these numbers and the
-// seed only, whatever the tensor's layout, dtype, batch size or device.
-HOST_DEVICE void normals_of_group(uint64_t seed, uint64_t sample, uint64_t group, float (&normals)[4]) {
+// seed only, whatever the tensor's layout, dtype, batch size or device.  `keys` are Philox's of the seed.
+HOST_DEVICE void normals_of_group(const uint32_t (&keys)[philox_keys], uint64_t sample, uint64_t group,
+                                  float (&normals)[4]) {
   uint32_t words[4] = {static_cast<uint32_t>(group), static_cast<uint32_t>(group >> 32), static_cast<uint32_t>(sample),
                        static_cast<uint32_t>(sample >> 32)};
-  philox4x32(words, static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  philox4x32(words, keys);
   box_muller(words[0], words[1], &normals[0], &normals[1]);
   box_muller(words[2], words[3], &normals[2], &normals[3]);
 }
@@ -111,29 +122,32 @@ HOST_DEVICE double exp_series(double x) {  // the Taylor series, error below 1e-
   return polynomial(series, x);
 }
 
+// Of x and its exponential.
 template <class A>
-HOST_DEVICE ExpLess<A> exp_less(A x) {
-  const A far_constant = exponential(x) - A(1), near_linear = exp_series(x) * x * x;
+HOST_DEVICE ExpLess<A> exp_less(A x, A exp_x) {
+  const A far_constant = exp_x - A(1), series = exp_series(x) * x;
   const bool near = std::fabs(x) < A(0.5);
-  return {near ? near_linear + x : far_constant, near ? near_linear : far_constant - x};
+  return {near ? multiply_add(series, x, x) : far_constant, near ? series * x : far_constant - x};
 }
 
-// KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))) of one element, and its derivatives.
+// KL(N(mu, exp(logvar)) || N(prior_mu, exp(prior_logvar))) of one element, and its derivatives.  Those by the logarithm
+// of a standard deviation, logvar / 2, are twice those by logvar.
 template <class A>
 struct GaussianKl {
   A value;
   A by_mu;  // by prior_mu: the negative
-  A by_logvar;
-  A by_prior_logvar;
+  A by_log_deviation;
+  A by_prior_log_deviation;
 };
 
-// offset = mu - prior_mu, difference = logvar - prior_logvar, precision = exp(-prior_logvar).
+// offset = mu - prior_mu, difference = logvar - prior_logvar, exp_difference = exp(difference),
+// precision = exp(-prior_logvar).
 template <class A>
-HOST_DEVICE GaussianKl<A> gaussian_kl(A offset, A difference, A precision) {
-  const ExpLess<A> ratio = exp_less(difference);
+HOST_DEVICE GaussianKl<A> gaussian_kl(A offset, A difference, A exp_difference, A precision) {
+  const ExpLess<A> ratio = exp_less(difference, exp_difference);
   const A scaled = offset * precision;
-  return {A(0.5) * multiply_add(offset, scaled, ratio.linear), scaled, A(0.5) * ratio.constant,
-          A(-0.5) * multiply_add(offset, scaled, ratio.constant)};
+  return {A(0.5) * multiply_add(offset, scaled, ratio.linear), scaled, ratio.constant,
+          -multiply_add(offset, scaled, ratio.constant)};
 }
 
 }  // namespace genimg_fast

@@ -19,18 +19,23 @@ HOST_DEVICE uint32_t multiply_high(uint32_t x, uint32_t y) {
 #endif
 }
 
+// The keys of the rounds, two of each.
+constexpr int philox_keys = 2 * philox_rounds;
+HOST_DEVICE uint32_t philox_key(uint64_t seed, int k) {
+  return k % 2 == 0 ? static_cast<uint32_t>(seed) + static_cast<uint32_t>(k / 2) * philox_key_step0
+                    : static_cast<uint32_t>(seed >> 32) + static_cast<uint32_t>(k / 2) * philox_key_step1;
+}
+
 // Replaces the counter by its random words.
-HOST_DEVICE void philox4x32(uint32_t (&words)[4], uint32_t key0, uint32_t key1) {
+HOST_DEVICE void philox4x32(uint32_t (&words)[4], const uint32_t (&keys)[philox_keys]) {
   UNROLL
   for (int round = 0; round < philox_rounds; ++round) {
     const uint32_t low0 = philox_multiplier0 * words[0], high0 = multiply_high(philox_multiplier0, words[0]);
     const uint32_t low1 = philox_multiplier1 * words[2], high1 = multiply_high(philox_multiplier1, words[2]);
-    words[0] = high1 ^ words[1] ^ key0;
-    words[2] = high0 ^ words[3] ^ key1;
+    words[0] = high1 ^ words[1] ^ keys[2 * round];
+    words[2] = high0 ^ words[3] ^ keys[2 * round + 1];
     words[1] = low1;
     words[3] = low0;
-    key0 += philox_key_step0;
-    key1 += philox_key_step1;
   }
 }
 

@@ -80,7 +80,7 @@ struct Problem {
 };
 
 py::dict described(const ReparameterizeKlPlan& plan) {
-  return py::dict("dense"_a = plan.dense, "step"_a = plan.step, "threads"_a = plan.threads,
+  return py::dict("dense"_a = plan.dense, "plain"_a = plan.plain, "step"_a = plan.step, "threads"_a = plan.threads,
                   "team"_a = 1 << plan.team_log2, "slices"_a = plan.slices, "blocks"_a = plan.blocks,
                   "workspace_bytes"_a = plan.workspace_bytes);
 }
@@ -138,10 +138,17 @@ std::array<int64_t, 4> visit(const std::string& dtype, int64_t batch, int64_t el
   return {v.sample, v.begin, v.end, v.offset};
 }
 
+struct KeysOf {
+  uint32_t words[philox_keys];
+  explicit KeysOf(uint64_t seed) {
+    for (int k = 0; k < philox_keys; ++k) words[k] = philox_key(seed, k);
+  }
+};
+
 std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
   uint32_t words[4];
   std::copy(counter.begin(), counter.end(), words);
-  philox4x32(words, key[0], key[1]);
+  philox4x32(words, KeysOf(uint64_t{key[1]} << 32 | key[0]).words);
   return {words[0], words[1], words[2], words[3]};
 }
 
@@ -153,10 +160,11 @@ std::array<float, 2> box_muller_of(uint32_t radial, uint32_t angular) {
 
 // Noise of elements [4 * first, 4 * (first + groups)) of a sample.
 py::array_t<float> noise(uint64_t seed, uint64_t sample, uint64_t first, int64_t groups) {
+  const KeysOf keys(seed);
   py::array_t<float> result(4 * groups);
   for (int64_t g = 0; g < groups; ++g) {
     float normals[4];
-    normals_of_group(seed, sample, first + g, normals);
+    normals_of_group(keys.words, sample, first + g, normals);
     std::copy(normals, normals + 4, result.mutable_data() + 4 * g);
   }
   return result;
@@ -165,7 +173,7 @@ py::array_t<float> noise(uint64_t seed, uint64_t sample, uint64_t first, int64_t
 // exp(x) - 1 and exp(x) - 1 - x.
 template <class A>
 std::array<A, 2> exp_less_of(A x) {
-  const ExpLess<A> less = exp_less(x);
+  const ExpLess<A> less = exp_less(x, exponential(x));
   return {less.constant, less.linear};
 }
 

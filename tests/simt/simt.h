@@ -448,10 +448,17 @@ inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
 inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() {}
 inline void forget_memory() {}
+inline int opaque(int value) { return value; }
+inline int64_t opaque(int64_t value) { return value; }
 
 template <class T>
 T ld_cg(const T* p) {
   return *p;
+}
+
+inline float exp2_approx(float x) {
+  const float power = exp2f(x);
+  return power < 0x1p-126f ? 0.0f : power;  // NaN stays
 }
 
 template <class T>

@@ -226,6 +226,14 @@ def test_options(
     check(emulator, problem)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_16_bits_without_residual(emulator: ModuleType, way: str, dtype: torch.dtype, activation: str) -> None:
+    """The kernels of the usual call; in channels_last, accesses of eight channels."""
+    check(emulator, Problem((2, 48, 120, 6), dtype, way, activation, residual=False))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("way", WAYS)
 def test_misaligned_addresses(emulator: ModuleType, dtype: torch.dtype, way: str) -> None:
@@ -308,11 +316,23 @@ def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType, activation: s
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, way: str, dtype: torch.dtype) -> None:
-    problem = Problem((3, 24, 40, 8), dtype, way, "relu")
+    for residual in (True, False):
+        problem = Problem((3, 24, 40, 8), dtype, way, "relu", residual=residual)
+        forward, _ = problem.forward(emulator)
+        problem.grad_output.fill_(1)
+        backward = problem.backward(emulator, forward, need_residual=True)
+        assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
+@pytest.mark.parametrize("way", ["split", "channels_last split"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_kernel_sees_the_same_signs(emulator: ModuleType, way: str, activation: str) -> None:
+    """With grad_residual other kernels run than without: what they have in common must not differ in a bit."""
+    problem = Problem((3, 24, 40, 8), torch.float32, way, activation, residual=False)
     forward, _ = problem.forward(emulator)
-    problem.grad_output.fill_(1)
-    backward = problem.backward(emulator, forward)
-    assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+    alone, both = (problem.backward(emulator, forward, need_residual=needed) for needed in (False, True))
+    for name, value in alone.items():
+        assert value is None or torch.equal(value, both[name]), name
 
 
 # determinism.

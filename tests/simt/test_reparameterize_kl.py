@@ -155,6 +155,7 @@ def test_contiguous(emulator: ModuleType, shape: tuple[int, ...], dtype: torch.d
     step = 8 if dtype.itemsize == 2 else 4
     plans = check(emulator, problem)
     assert [plan["dense"] for plan in plans] == [np.prod(shape[1:], dtype=int) % step == 0] * 2
+    assert all(plan["plain"] == plan["dense"] for plan in plans)
     problem.multiprocessors = 132  # more threads to a sample, and more blocks
     check(emulator, problem)
 
@@ -175,13 +176,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_options(emulator: ModuleType, dtype: torch.dtype, options: dict[str, Any]) -> None:
     for shape in [(3, 64), (2, 3, 7)]:
-        check(emulator, Problem(shape, dtype, **options))
+        assert not any(plan["plain"] for plan in check(emulator, Problem(shape, dtype, **options)))
 
 
 @pytest.mark.parametrize("without", ["grad_z", "grad_kl"])
 @pytest.mark.parametrize("shape", [(3, 64), (2, 21)], ids=str)
 def test_gradient_of_one_output_only(emulator: ModuleType, shape: tuple[int, ...], without: str) -> None:
-    check(emulator, Problem(shape, torch.float32), without)
+    for dtype in DTYPES:
+        check(emulator, Problem(shape, dtype), without)
     check(emulator, Problem(shape, torch.float32, given=("noise", "prior")), without)
 
 
