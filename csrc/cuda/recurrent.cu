@@ -199,6 +199,19 @@ int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, co
 
 }  // namespace
 
+int recurrent_write_offsets(const int64_t* offsets, int64_t count, int64_t* device_offsets, void* stream) {
+  for (int64_t first = 0; first < count; first += kOffsetsOfLaunch) {
+    const int part = static_cast<int>(std::min<int64_t>(count - first, kOffsetsOfLaunch));
+    OffsetsOfLaunch values{};
+    std::copy_n(offsets + first, part, values.values);
+    if (const int error = gpu::launch(write_offsets, dim3(1), dim3(kOffsetsOfLaunch), 0,
+                                      static_cast<gpu::stream_t>(stream), values, device_offsets + first, part)) {
+      return error;
+    }
+  }
+  return 0;
+}
+
 size_t recurrent_shared_bytes(DType dtype, Cell cell, int64_t hidden, int rows, bool backward) {
   return dispatch(dtype, cell, [&](auto instance) {
     using I = decltype(instance);
@@ -215,6 +228,12 @@ RecurrentPlan recurrent_forward_plan(const RecurrentSequence& s, const DeviceFac
 
 RecurrentPlan recurrent_backward_plan(const RecurrentSequence& s, const DeviceFacts& facts, RecurrentMethod wanted) {
   return make_plan(s, true, facts, wanted);
+}
+
+bool recurrent_fits(DType dtype, Cell cell, int64_t hidden, const DeviceFacts& facts) {
+  const RecurrentSequence s{dtype, cell, 1, 1, hidden, false, nullptr, nullptr};
+  return make_plan(s, false, facts, RecurrentMethod::automatic).method == RecurrentMethod::persistent &&
+         make_plan(s, true, facts, RecurrentMethod::automatic).method == RecurrentMethod::persistent;
 }
 
 int recurrent_forward(const RecurrentSequence& s, const RecurrentForward& call, const RecurrentPlan& plan,

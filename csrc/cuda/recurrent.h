@@ -21,6 +21,10 @@ struct RecurrentSequence {
   const int64_t* device_offsets;  // their copy on the device, for Method::persistent; null: step t begins at t * batch
 };
 
+// Writes `count` offsets from the host to the device.  They travel as kernel parameters: a captured graph keeps them,
+// and does not read the host's memory when it is replayed.
+int recurrent_write_offsets(const int64_t* offsets, int64_t count, int64_t* device_offsets, void* stream);
+
 struct RecurrentForward {
   const void* gates;      // (rows, G * hidden)
   const void* h0;         // (batch, hidden), like c0, h_n and c_n
@@ -81,6 +85,9 @@ size_t recurrent_shared_bytes(DType, Cell, int64_t hidden, int rows, bool backwa
 // Needs a batch that is not empty.  `wanted` overrules the policy where it can.
 RecurrentPlan recurrent_forward_plan(const RecurrentSequence&, const DeviceFacts&, RecurrentMethod wanted);
 RecurrentPlan recurrent_backward_plan(const RecurrentSequence&, const DeviceFacts&, RecurrentMethod wanted);
+
+// Whether a layer is computed by Method::persistent, forward and backward, whatever its sequences.
+bool recurrent_fits(DType, Cell, int64_t hidden, const DeviceFacts&);
 
 int recurrent_forward(const RecurrentSequence&, const RecurrentForward&, const RecurrentPlan&, void* stream);
 int recurrent_backward(const RecurrentSequence&, const RecurrentBackward&, const RecurrentPlan&, void* stream);

@@ -77,6 +77,18 @@ struct Times {
   }
 };
 
+// Some offsets of steps as a kernel's parameter, of which there are 4 KiB.
+constexpr int kOffsetsOfLaunch = 480;
+struct OffsetsOfLaunch {
+  int64_t values[kOffsetsOfLaunch];
+};
+
+// Procedure overview: each thread writes one offset.
+__global__ void __launch_bounds__(kOffsetsOfLaunch)
+    write_offsets(const __grid_constant__ OffsetsOfLaunch offsets, int64_t* to, int count) {
+  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = offsets.values[threadIdx.x];
+}
+
 // Procedure overview: each thread converts one element; from == nullptr stands for zeros.
 template <class From, class To>
 __global__ void __launch_bounds__(kStepThreads) convert_all(const From* from, To* to, int64_t count) {

@@ -3,12 +3,12 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <string_view>
 #include <tuple>
 
+#include "../build_info.h"
 #include "../recurrent.h"
 #include "cuda/recurrent.h"
 #include "host.h"
@@ -71,12 +71,12 @@ cuda::RecurrentSequence describe(const Sequence& s, const Tensor& like, Cell cel
 }
 
 // The offsets on the device, where sequences differ in length.
-OptionalTensor device_offsets(const Sequence& s, const OptionalTensor& batch_sizes, const Tensor& like) {
-  if (!batch_sizes) return std::nullopt;
-  const Tensor host = torch::stable::new_empty(*batch_sizes, {s.steps + 1});
-  std::copy(s.offsets.begin(), s.offsets.end(), static_cast<int64_t*>(host.mutable_data_ptr()));
+OptionalTensor device_offsets(const Sequence& s, bool packed, const Tensor& like, void* stream) {
+  if (!packed) return std::nullopt;
   Tensor device = empty_vector(like, s.steps + 1, ScalarType::Long);
-  torch::stable::copy_(device, host, true);  // from pageable memory, which is read before this returns
+  check_cuda(cuda::recurrent_write_offsets(s.offsets.data(), s.steps + 1,
+                                           static_cast<int64_t*>(device.mutable_data_ptr()), stream),
+             kFamily, "writing the offsets");
   return device;
 }
 
@@ -113,7 +113,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps(const Tensor& gates_,
   void* const stream = current_cuda_stream(gates.get_device_index());
   const cuda::RecurrentPlan plan = cuda::recurrent_forward_plan(sequence, facts_of(gates, kFamily), method());
   if (plan.method == cuda::RecurrentMethod::persistent) {
-    const OptionalTensor offsets = device_offsets(s, batch_sizes, gates);
+    const OptionalTensor offsets = device_offsets(s, batch_sizes.has_value(), gates, stream);
     sequence.device_offsets = data_or_null<int64_t>(offsets);
     check_cuda(cuda::recurrent_forward(sequence, call, plan, stream), kFamily, "launching the forward");
     return {output, h_n, c_n, reserve};
@@ -169,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps_backward(
   void* const stream = current_cuda_stream(output.get_device_index());
   const cuda::RecurrentPlan plan = cuda::recurrent_backward_plan(sequence, facts_of(output, kFamily), method());
   if (plan.method == cuda::RecurrentMethod::persistent) {
-    const OptionalTensor offsets = device_offsets(s, batch_sizes, output);
+    const OptionalTensor offsets = device_offsets(s, batch_sizes.has_value(), output, stream);
     sequence.device_offsets = data_or_null<int64_t>(offsets);
     check_cuda(cuda::recurrent_backward(sequence, call, plan, stream), kFamily, "launching the backward");
     return {grad_gates, grad_hidden_n, grad_h0, grad_c0};
@@ -192,6 +192,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> recurrent_steps_backward(
 
 }  // namespace
 }  // namespace genimg_fast
+
+// recurrent_fits for Python's choice between this and cuDNN; 0 where the device cannot be asked.
+GENIMG_FAST_EXPORT int genimg_fast_recurrent_fits(int device, int dtype, int cell, int hidden) {
+  using namespace genimg_fast;
+  cuda::DeviceFacts facts;
+  if (cuda::device_facts(device, &facts) != 0) return 0;
+  return cuda::recurrent_fits(static_cast<cuda::DType>(dtype), static_cast<Cell>(cell), hidden, facts);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(genimg_fast, CUDA, m) {
   m.impl("recurrent_steps", TORCH_BOX(&genimg_fast::recurrent_steps));

@@ -113,8 +113,17 @@ py::dict plan(const std::string& dtype, int cell, int64_t batch, int64_t hidden,
   return described(make(s, facts_of(device), kMethods.at(method)));
 }
 
+bool fits(const std::string& dtype, int cell, int64_t hidden, std::array<int, 3> device) {
+  return recurrent_fits(kDTypes.at(dtype), static_cast<Cell>(cell), hidden, facts_of(device));
+}
+
 size_t shared_bytes(const std::string& dtype, int cell, int64_t hidden, int rows, bool backward) {
   return recurrent_shared_bytes(kDTypes.at(dtype), static_cast<Cell>(cell), hidden, rows, backward);
+}
+
+void write_offsets(const simt::Array<int64_t>& offsets, simt::Array<int64_t>& device) {
+  if (offsets.size() != device.size()) throw py::value_error("as many offsets as there is room for");
+  check(recurrent_write_offsets(offsets.data(), offsets.size(), device.mutable_data(), nullptr));
 }
 
 }  // namespace
@@ -122,6 +131,8 @@ size_t shared_bytes(const std::string& dtype, int cell, int64_t hidden, int rows
 void bind_recurrent(py::module_& m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
+  m.def("write_offsets", &write_offsets, "offsets"_a.noconvert(), "device"_a.noconvert());
   m.def("plan", &plan);
+  m.def("fits", &fits);
   m.def("shared_bytes", &shared_bytes);
 }

@@ -344,6 +344,22 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, cell: int, dtype: 
             assert torch.equal(value, expected[name]), f"{name}, seed {seed}"
 
 
+# offsets.
+
+
+@pytest.mark.parametrize("count", [1, 480, 481, 2000])
+def test_offsets_travel_by_value(emulator: ModuleType, count: int) -> None:
+    offsets = np.cumsum(np.arange(count, dtype=np.int64)) << 20
+    memory = np.full(count + 2, -1, np.int64)
+    emulator.recurrent.write_offsets(offsets, memory[1:-1])
+    assert (memory[1:-1] == offsets).all()
+    assert memory[0] == memory[-1] == -1
+
+
+def test_more_steps_than_offsets_of_one_launch(emulator: ModuleType) -> None:
+    Problem(RNN_TANH, torch.float32, 2, (500, 3), ragged=True).check(emulator, "persistent")
+
+
 # policy.
 
 
@@ -368,6 +384,8 @@ def test_what_fits_on_h200(emulator: ModuleType, dtype: str, cell: int, forward:
 
     for is_backward, most in ((False, forward), (True, backward)):
         assert max(h for h in range(1, 400) if fits(h, is_backward)) == most
+    both = [h for h in range(1, 400) if emulator.recurrent.fits(dtype, cell, h, H200)]
+    assert max(both) == min(forward, backward)
 
 
 @pytest.mark.parametrize(
