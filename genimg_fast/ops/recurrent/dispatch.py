@@ -9,7 +9,6 @@ import torch
 
 from genimg_fast import _native
 from genimg_fast.ops._dispatch import Kernels, Preference
-from genimg_fast.ops.recurrent.cuda import register_for_cuda
 from genimg_fast.ops.recurrent.operands import CELLS, LSTM
 
 
@@ -55,7 +54,6 @@ def _weights_exceed_a_block(call: LayerCall) -> bool:
     )
 
 
-register_for_cuda()
 KERNELS = Kernels(
     "recurrent",
     slower={  # by more than 5 %
@@ -70,4 +68,5 @@ KERNELS = Kernels(
             _weights_exceed_a_block,
         ),
     },
+    parts={"cuda": "recurrent_steps"},
 )
