@@ -89,8 +89,8 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
   // The recurrence of one layer, on CUDA, where torch's products project the input; lists have one tensor of each
   // direction.  gates are (T, B, G*H), or (N, G*H) with batch_sizes, and hold all biases but bias_n, GRU's within the
-  // reset gate; states are (directions, B, H), output (T, B, directions*H) or (N, directions*H).  reserve (rows, R*H) is
-  // what backward needs; without tensors, it is not kept.
+  // reset gate; states are (directions, B, H), output (T, B, directions*H) or (N, directions*H).  reserve (rows, R*H)
+  // is what backward needs; without tensors, it is not kept.
   m.def(
       "recurrent_steps(Tensor[] gates, Tensor h0, Tensor? c0, Tensor[] weight_hh, Tensor[] bias_n, "
       "Tensor? batch_sizes, int cell, bool reverse, Tensor(a!) output, Tensor(b!) h_n, Tensor(c!)? c_n, "

@@ -48,9 +48,12 @@ size_t shared_bytes(const RecurrentSequence& s, bool backward, int rows) {
     constexpr Cell C = decltype(instance)::C;
     constexpr int G = gate_count(C);
     const int H = static_cast<int>(s.hidden);
-    if constexpr (kTensorCores<T>) return fragment_layout(H, backward ? G : 1).bytes();
-    else if (backward) return slice_layout<T>(H, rows, G * H, 1).bytes(C == Cell::lstm ? 2 : 1);
-    else return slice_layout<T>(H, rows, H, G).bytes(kKeeps<C>);
+    if constexpr (kTensorCores<T>)
+      return fragment_layout(H, backward ? G : 1).bytes();
+    else if (backward)
+      return slice_layout<T>(H, rows, G * H, 1).bytes(C == Cell::lstm ? 2 : 1);
+    else
+      return slice_layout<T>(H, rows, H, G).bytes(kKeeps<C>);
   });
 }
 

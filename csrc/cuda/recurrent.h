@@ -16,9 +16,9 @@ struct RecurrentSequence {
   DType dtype;
   Cell cell;
   int64_t steps, batch, hidden;
-  int directions;  // 1 or 2
-  bool reverse;    // the first direction goes from the last step to the first, the second one the other way
-  const int64_t* offsets;         // on the host: steps + 1
+  int directions;          // 1 or 2
+  bool reverse;            // the first direction goes from the last step to the first, the second one the other way
+  const int64_t* offsets;  // on the host: steps + 1
   const int64_t* device_offsets;  // their copy on the device, for Method::persistent; null: step t begins at t * batch
 };
 
@@ -76,7 +76,7 @@ struct RecurrentPlan {
   // Of Method::persistent.
   int rows;  // of the batch, to a block
   int threads;
-  int64_t blocks;  // of a direction
+  int64_t blocks;       // of a direction
   size_t shared_bytes;  // dynamic shared memory of a block
   size_t shared_limit;  // the most that any launch of the kernel asks for
 };

@@ -9,8 +9,8 @@ namespace genimg_fast::cuda {
 //   1. Each warp takes the weights that reach its hidden units to registers, and the gradients at the last states.
 //   2. In each step, last first, a warp multiplies the gradients at the gates of the step after this one by its
 //      weights, which completes the gradient at its states, makes the gradients at this step's gates of what forward
-//      saved and it loaded in the step before, writes them, and leaves them in the other buffer.  Rows that have no such
-//      step leave zeros, and keep their gradients.  One barrier ends the step.
+//      saved and it loaded in the step before, writes them, and leaves them in the other buffer.  Rows that have no
+//      such step leave zeros, and keep their gradients.  One barrier ends the step.
 //   3. A last product completes the gradients at the initial states.
 template <class T, Cell C>
 __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
@@ -52,8 +52,9 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
 #pragma unroll
       for (int k = 0; k < S; ++k) saved[k][r] = load_pair(p + k * H, lives);
       if constexpr (kKeeps<C>) {
-        const T* const q = thread.lives(r, earlier.active) ? before_rows + static_cast<int64_t>(earlier.row + 8 * r) * before_width
-                                                           : initial + 8 * r * H;
+        const T* const q = thread.lives(r, earlier.active)
+                               ? before_rows + static_cast<int64_t>(earlier.row + 8 * r) * before_width
+                               : initial + 8 * r * H;
         before[r] = load_pair(q, lives);
       }
       grad[r] = grad_output ? load_pair(grad_output + static_cast<int64_t>(step.row + 8 * r) * width, lives) : 0;
@@ -142,11 +143,9 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const bool lives = thread.lives(r, rows);
-    store_pair(static_cast<T*>(call.grad_h0) + state + 8 * r * H, lives,
-               gpu::pack_pair<T>(dh[2 * r], dh[2 * r + 1]));
+    store_pair(static_cast<T*>(call.grad_h0) + state + 8 * r * H, lives, gpu::pack_pair<T>(dh[2 * r], dh[2 * r + 1]));
     if (C == Cell::lstm) {
-      store_pair(static_cast<T*>(call.grad_c0) + state + 8 * r * H, lives,
-                 gpu::pack_pair<T>(dc[2 * r], dc[2 * r + 1]));
+      store_pair(static_cast<T*>(call.grad_c0) + state + 8 * r * H, lives, gpu::pack_pair<T>(dc[2 * r], dc[2 * r + 1]));
     }
   }
 }

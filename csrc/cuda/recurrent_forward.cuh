@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   T* const reserve = call.reserve[direction] ? static_cast<T*>(call.reserve[direction]) + row * S * H + unit : nullptr;
   const int64_t state = (direction * sequence.batch + first + row) * H + unit;  // of the initial and last states
 
-  const auto load_gates = [&](const Step& step, unsigned(&x)[G][2]) {
+  const auto load_gates = [&](const Step& step, unsigned (&x)[G][2]) {
     const T* const p = gates + static_cast<int64_t>(step.row) * (G * H);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -130,8 +130,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     const bool lives = thread.lives(r, rows);
     store_pair(static_cast<T*>(call.h_n) + state + 8 * r * H, lives, h[r]);
     if (C == Cell::lstm) {
-      store_pair(static_cast<T*>(call.c_n) + state + 8 * r * H, lives,
-                 gpu::pack_pair<T>(kept[2 * r], kept[2 * r + 1]));
+      store_pair(static_cast<T*>(call.c_n) + state + 8 * r * H, lives, gpu::pack_pair<T>(kept[2 * r], kept[2 * r + 1]));
     }
   }
 }
@@ -139,8 +138,8 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
 // Procedure overview: forward by FMA.
 //   1. The block loads the weights, and the initial states of its rows.
 //   2. In each step a warp makes one tile after the other: a thread loads the gates of its value, multiplies the state
-//      by the weights of its hidden unit, applies the cell's formulas and leaves the new state in the other buffer; rows
-//      that have no such step keep theirs.  One barrier ends the step.
+//      by the weights of its hidden unit, applies the cell's formulas and leaves the new state in the other buffer;
+//      rows that have no such step keep theirs.  One barrier ends the step.
 //   3. The last states are written.
 template <class T, Cell C>
 __global__ void __launch_bounds__(kPersistentThreads<T>, 1)

@@ -150,7 +150,9 @@ struct SliceBlock {
   }
   // Element in an operand of one value per unit.
   __device__ __forceinline__ int place(int tile) const { return row(tile) * layout.padded_depth + unit(tile); }
-  __device__ __forceinline__ T& keep(int which, int tile) const { return kept[(which * layout.tiles + tile) * 32 + lane]; }
+  __device__ __forceinline__ T& keep(int which, int tile) const {
+    return kept[(which * layout.tiles + tile) * 32 + lane];
+  }
 
   // Fills both operand buffers with zeros, and the weights from a matrix with these strides: term k of sum n of a
   // hidden unit.  Products find them as [k / vector][n][unit][k % vector].

@@ -81,8 +81,8 @@ void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b) {
 }
 
 cuda::RecurrentSequence describe(const Sequence& s, const Tensor& h0, Cell cell, bool reverse) {
-  return {dtype_of(h0), cell,    s.steps,          s.batch, s.hidden, static_cast<int>(h0.size(0)),
-          reverse,      s.offsets.data(), nullptr};
+  return {dtype_of(h0),     cell,   s.steps, s.batch, s.hidden, static_cast<int>(h0.size(0)), reverse,
+          s.offsets.data(), nullptr};
 }
 
 // The offsets on the device, where sequences differ in length.
@@ -96,11 +96,10 @@ OptionalTensor device_offsets(const Sequence& s, bool packed, const Tensor& like
 }
 
 void recurrent_steps(std::vector<Tensor> gates_, Tensor h0_, OptionalTensor c0_, std::vector<Tensor> weight_hh_,
-                     std::vector<Tensor> bias_n_, OptionalTensor batch_sizes, int64_t cell, bool reverse,
-                     Tensor output, Tensor h_n, OptionalTensor c_n, std::vector<Tensor> reserve) {
+                     std::vector<Tensor> bias_n_, OptionalTensor batch_sizes, int64_t cell, bool reverse, Tensor output,
+                     Tensor h_n, OptionalTensor c_n, std::vector<Tensor> reserve) {
   const Cell kind = check_cell(cell);
-  const Sequence s =
-      check_forward(gates_, h0_, c0_, weight_hh_, bias_n_, batch_sizes, kind, output, h_n, c_n, reserve);
+  const Sequence s = check_forward(gates_, h0_, c0_, weight_hh_, bias_n_, batch_sizes, kind, output, h_n, c_n, reserve);
   if (s.batch == 0) return;
   const DeviceGuard guard(h0_.get_device_index());
   const std::vector<Tensor> gates = as_dense(gates_), weight_hh = as_dense(weight_hh_), bias_n = as_dense(bias_n_);

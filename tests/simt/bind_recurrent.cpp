@@ -36,8 +36,15 @@ struct Problem {
           const py::dict& arrays)
       : arrays(arrays) {
     const py::array offsets = py::reinterpret_borrow<py::array>(arrays["offsets"]);
-    sequence = {kDTypes.at(dtype), static_cast<Cell>(cell), offsets.size() - 1, batch, hidden, directions, reverse,
-                nullptr, nullptr};
+    sequence = {kDTypes.at(dtype),
+                static_cast<Cell>(cell),
+                offsets.size() - 1,
+                batch,
+                hidden,
+                directions,
+                reverse,
+                nullptr,
+                nullptr};
     sequence.offsets = static_cast<const int64_t*>(pointer(arrays, "offsets", offsets.size() * 8));
     if (ragged) sequence.device_offsets = sequence.offsets;
   }
@@ -119,8 +126,8 @@ py::dict backward(const std::string& dtype, int cell, int64_t batch, int64_t hid
 
 py::dict plan(const std::string& dtype, int cell, int64_t batch, int64_t hidden, int directions, bool backward,
               const std::string& method, std::array<int, 3> device) {
-  const RecurrentSequence s{kDTypes.at(dtype), static_cast<Cell>(cell), 1, batch, hidden, directions, false,
-                            nullptr, nullptr};
+  const RecurrentSequence s{
+      kDTypes.at(dtype), static_cast<Cell>(cell), 1, batch, hidden, directions, false, nullptr, nullptr};
   const auto make = backward ? recurrent_backward_plan : recurrent_forward_plan;
   return described(make(s, facts_of(device), kMethods.at(method)));
 }

@@ -199,8 +199,8 @@ class Problem:
         out.add("c_n", *x["h0"].shape, when=self.cell == LSTM)
         reserve = make("reserve", rows.numel(), saved * self.hidden, when=keep and saved > 0)
         t = out.tensors
-        outputs = t["output"], t["h_n"], t["c_n"], reserve
-        self.plans = [recurrent_steps(emulator, gates, x["h0"], x["c0"], weight_hh, bias_n, *options, *outputs, **how)]
+        operands, outputs = (weight_hh, bias_n), (t["output"], t["h_n"], t["c_n"], reserve)
+        self.plans = [recurrent_steps(emulator, gates, x["h0"], x["c0"], *operands, *options, *outputs, **how)]
         if keep:
             out.add("grad_h0", *x["h0"].shape)
             out.add("grad_c0", *x["h0"].shape, when=self.cell == LSTM)
