@@ -31,10 +31,9 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   const T* const saved_rows = kKeeps<C> ? static_cast<const T*>(call.reserve[direction]) + row * saved_width + unit
                                         : static_cast<const T*>(call.output) + row * saved_width + column;
   // The state of a GRU or the cell state of an LSTM, and where it began.
-  const int before_width = C == Cell::lstm ? S * H : width;
-  const T* const before_rows = C == Cell::lstm
-                                   ? static_cast<const T*>(call.reserve[direction]) + row * before_width + 4 * H + unit
-                                   : static_cast<const T*>(call.output) + row * before_width + column;
+  const int before_width = C == Cell::lstm ? saved_width : width;
+  const T* const before_rows =
+      C == Cell::lstm ? saved_rows + 4 * H : static_cast<const T*>(call.output) + row * before_width + column;
   const int64_t state = (direction * sequence.batch + first + row) * H + unit;
   const T* const initial = static_cast<const T*>(C == Cell::lstm ? call.c0 : call.h0) + state;
   const T* const grad_output =
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
       dc[2 * r + 1] = values.y;
     }
   }
-  Step step = steps.at(0), next = steps.at(1);
-  load_saved(step, next);
+  Step step = steps.at(0);
+  load_saved(step, steps.at(1));
   __syncthreads();
 
   // Rows that left gradients at gates in the buffer.  The others' zeros do not count: a weight may be infinite.
@@ -93,7 +92,6 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   };
 #pragma unroll 1
   for (int i = 0; i < steps.count; ++i) {
-    const Step after_next = steps.at(i + 2);
     complete();
     unsigned d[G][2], dhn[2];
 #pragma unroll
@@ -133,9 +131,8 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
       if (C == Cell::gru) store_pair(grad_hidden_n + static_cast<int64_t>(step.row + 8 * r) * H, lives, dhn[r]);
     }
     multiplied = step.active;
-    step = next;
-    next = after_next;
-    load_saved(step, next);
+    step = steps.at(i + 1);
+    load_saved(step, steps.at(i + 2));
     __syncthreads();
   }
 
