@@ -126,7 +126,7 @@ def extensions():
     import torch
     from torch.utils import cpp_extension
 
-    sources = ["csrc/library.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+    sources = ["csrc/library.cpp", "csrc/recurrent.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
     if wants_cuda(torch):
         extension = cuda_extension(torch, cpp_extension, sources)
     else:

@@ -87,18 +87,20 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "Tensor? c0, Tensor? batch_sizes, Tensor[] kept, Tensor[] weights, int cell, bool bidirectional, bool reverse, "
       "bool biased, bool need_input, bool need_weights) "
       "-> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
-  // The recurrence of one layer and direction, on CUDA, where torch's products project the input: states are (B, H),
-  // gates (T, B, G*H), or (N, G*H) with batch_sizes, and hold all biases but bias_n, GRU's within the reset gate.
-  // reserve (rows, R*H) is what backward needs, empty unless `keep`.
+  // The recurrence of one layer, on CUDA, where torch's products project the input; lists have one tensor of each
+  // direction.  gates are (T, B, G*H), or (N, G*H) with batch_sizes, and hold all biases but bias_n, GRU's within the
+  // reset gate; states are (directions, B, H), output (T, B, directions*H) or (N, directions*H).  reserve (rows, R*H)
+  // is what backward needs; without tensors, it is not kept.
   m.def(
-      "recurrent_steps(Tensor gates, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? bias_n, Tensor? batch_sizes, "
-      "int cell, bool reverse, bool keep) -> (Tensor output, Tensor h_n, Tensor c_n, Tensor reserve)");
-  // Gradients at the gates, at GRU's W_n h + b_n (else empty) and at the initial states (grad_c0 of an LSTM, else
-  // empty).  Those of weight_hh and the biases are products of these with output and h0.
+      "recurrent_steps(Tensor[] gates, Tensor h0, Tensor? c0, Tensor[] weight_hh, Tensor[] bias_n, "
+      "Tensor? batch_sizes, int cell, bool reverse, Tensor(a!) output, Tensor(b!) h_n, Tensor(c!)? c_n, "
+      "Tensor(d!)[] reserve) -> ()");
+  // Gradients at the gates, at GRU's W_n h + b_n, which others do not have, and at the initial states.  Those of
+  // weight_hh and the biases are products of these with output and h0.
   m.def(
       "recurrent_steps_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor output, "
-      "Tensor reserve, Tensor h0, Tensor? c0, Tensor weight_hh, Tensor? batch_sizes, int cell, bool reverse) "
-      "-> (Tensor grad_gates, Tensor grad_hidden_n, Tensor grad_h0, Tensor grad_c0)");
+      "Tensor[] reserve, Tensor h0, Tensor? c0, Tensor[] weight_hh, Tensor? batch_sizes, int cell, bool reverse, "
+      "Tensor(a!)[] grad_gates, Tensor(b!)[] grad_hidden_n, Tensor(c!) grad_h0, Tensor(d!)? grad_c0) -> ()");
   // The elementwise part of one step, for cells and ConvLSTM: gates along dimension 1, i f g o and r z n.
   m.def("lstm_cell_update(Tensor gates, Tensor c) -> (Tensor h, Tensor c_new)");
   m.def(

@@ -83,45 +83,6 @@ inline Sequence check_sequence(const Tensor& data, int64_t width, const Tensor& 
   return s;
 }
 
-// Checks every argument of recurrent_steps.
-inline Sequence check_forward(const Tensor& gates, const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
-                              const OptionalTensor& bias_n, const OptionalTensor& batch_sizes, Cell cell) {
-  GENIMG_FAST_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
-  const int64_t width = gate_count(cell) * h0.size(1);
-  const Sequence s = check_sequence(gates, width, h0, batch_sizes, "gates");
-  check_operand(h0, gates, {s.batch, s.hidden}, "h0");
-  check_operand(weight_hh, gates, {width, s.hidden}, "weight_hh");
-  GENIMG_FAST_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
-  check_operand(c0, gates, {s.batch, s.hidden}, "c0");
-  GENIMG_FAST_CHECK(!bias_n || cell == Cell::gru, "recurrent: bias_n belongs to a GRU, and to no other cell");
-  check_operand(bias_n, gates, {s.hidden}, "bias_n");
-  return s;
-}
-
-// Checks every argument of recurrent_steps_backward.
-inline Sequence check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                               const OptionalTensor& grad_c_n, const Tensor& output, const Tensor& reserve,
-                               const Tensor& h0, const OptionalTensor& c0, const Tensor& weight_hh,
-                               const OptionalTensor& batch_sizes, Cell cell) {
-  GENIMG_FAST_CHECK(h0.dim() == 2, "recurrent: h0 must have shape (batch, hidden), got ", shape_of(h0));
-  const Sequence s = check_sequence(output, h0.size(1), h0, batch_sizes, "output");
-  check_operand(h0, output, {s.batch, s.hidden}, "h0");
-  check_operand(weight_hh, output, {gate_count(cell) * s.hidden, s.hidden}, "weight_hh");
-  GENIMG_FAST_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
-  check_operand(c0, output, {s.batch, s.hidden}, "c0");
-  if (reserve_count(cell) > 0) check_operand(reserve, output, {s.rows(), reserve_count(cell) * s.hidden}, "reserve");
-  if (grad_output) {
-    if (batch_sizes)
-      check_operand(*grad_output, output, {s.rows(), s.hidden}, "grad_output");
-    else
-      check_operand(*grad_output, output, {s.steps, s.batch, s.hidden}, "grad_output");
-  }
-  check_operand(grad_h_n, output, {s.batch, s.hidden}, "grad_h_n");
-  GENIMG_FAST_CHECK(!grad_c_n || cell == Cell::lstm, "recurrent: grad_c_n belongs to an LSTM, and to no other cell");
-  check_operand(grad_c_n, output, {s.batch, s.hidden}, "grad_c_n");
-  return s;
-}
-
 // t must be (T, B, width), or (N, width) if the data is packed.
 inline void check_rows(const Tensor& t, const Tensor& first, const Sequence& s, bool packed, int64_t width,
                        const char* name) {
@@ -129,6 +90,79 @@ inline void check_rows(const Tensor& t, const Tensor& first, const Sequence& s, 
     check_operand(t, first, {s.rows(), width}, name);
   else
     check_operand(t, first, {s.steps, s.batch, width}, name);
+}
+
+// One tensor of each direction, or none at all unless they are needed.
+inline void check_operands(const std::vector<Tensor>& tensors, const Tensor& first, int64_t directions, bool needed,
+                           std::initializer_list<int64_t> sizes, const char* name) {
+  const int64_t count = tensors.size();
+  GENIMG_FAST_CHECK(count == directions || (count == 0 && !needed), "recurrent: ", name, " must have ", directions,
+                    " tensors, got ", count);
+  for (const Tensor& t : tensors) check_operand(t, first, sizes, name);
+}
+
+// Checks what recurrent_steps and its backward have in common: rows are of the width of `data`.
+inline Sequence check_steps(const Tensor& data, int64_t width, const char* name, const Tensor& h0,
+                            const OptionalTensor& c0, const std::vector<Tensor>& weight_hh,
+                            const OptionalTensor& batch_sizes, Cell cell) {
+  GENIMG_FAST_CHECK(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2),
+                    "recurrent: h0 must have shape (directions, batch, hidden), got ", shape_of(h0));
+  const Sequence s = check_sequence(data, width, h0, batch_sizes, name);
+  const int64_t directions = h0.size(0);
+  check_operand(h0, data, {directions, s.batch, s.hidden}, "h0");
+  GENIMG_FAST_CHECK(c0.has_value() == (cell == Cell::lstm), "recurrent: c0 belongs to an LSTM, and to no other cell");
+  check_operand(c0, data, {directions, s.batch, s.hidden}, "c0");
+  check_operands(weight_hh, data, directions, true, {gate_count(cell) * s.hidden, s.hidden}, "weight_hh");
+  return s;
+}
+
+// Checks every argument of recurrent_steps.
+inline Sequence check_forward(const std::vector<Tensor>& gates, const Tensor& h0, const OptionalTensor& c0,
+                              const std::vector<Tensor>& weight_hh, const std::vector<Tensor>& bias_n,
+                              const OptionalTensor& batch_sizes, Cell cell, const Tensor& output, const Tensor& h_n,
+                              const OptionalTensor& c_n, const std::vector<Tensor>& reserve) {
+  GENIMG_FAST_CHECK(h0.dim() == 3 && static_cast<int64_t>(gates.size()) == h0.size(0) && !gates.empty(),
+                    "recurrent: gates must have a tensor of each direction");
+  const int64_t width = gate_count(cell) * h0.size(2);
+  const Sequence s = check_steps(gates[0], width, "gates", h0, c0, weight_hh, batch_sizes, cell);
+  const int64_t directions = h0.size(0);
+  const bool packed = batch_sizes.has_value();
+  for (const Tensor& t : gates) check_rows(t, gates[0], s, packed, width, "gates");
+  GENIMG_FAST_CHECK(bias_n.empty() || cell == Cell::gru, "recurrent: bias_n belongs to a GRU, and to no other cell");
+  check_operands(bias_n, gates[0], directions, false, {s.hidden}, "bias_n");
+  check_rows(output, gates[0], s, packed, directions * s.hidden, "output");
+  check_operand(h_n, h0, {directions, s.batch, s.hidden}, "h_n");
+  GENIMG_FAST_CHECK(c_n.has_value() == (cell == Cell::lstm), "recurrent: c_n belongs to an LSTM, and to no other cell");
+  check_operand(c_n, h0, {directions, s.batch, s.hidden}, "c_n");
+  check_operands(reserve, h0, directions, false, {s.rows(), reserve_count(cell) * s.hidden}, "reserve");
+  return s;
+}
+
+// Checks every argument of recurrent_steps_backward.
+inline Sequence check_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const Tensor& output, const std::vector<Tensor>& reserve,
+                               const Tensor& h0, const OptionalTensor& c0, const std::vector<Tensor>& weight_hh,
+                               const OptionalTensor& batch_sizes, Cell cell, const std::vector<Tensor>& grad_gates,
+                               const std::vector<Tensor>& grad_hidden_n, const Tensor& grad_h0,
+                               const OptionalTensor& grad_c0) {
+  GENIMG_FAST_CHECK(h0.dim() == 3, "recurrent: h0 must have shape (directions, batch, hidden), got ", shape_of(h0));
+  const int64_t directions = h0.size(0), width = gate_count(cell) * h0.size(2);
+  const Sequence s = check_steps(output, directions * h0.size(2), "output", h0, c0, weight_hh, batch_sizes, cell);
+  const bool packed = batch_sizes.has_value();
+  check_operands(reserve, h0, directions, reserve_count(cell) > 0, {s.rows(), reserve_count(cell) * s.hidden},
+                 "reserve");
+  if (grad_output) check_rows(*grad_output, h0, s, packed, directions * s.hidden, "grad_output");
+  check_operand(grad_h_n, h0, {directions, s.batch, s.hidden}, "grad_h_n");
+  GENIMG_FAST_CHECK(cell == Cell::lstm || (!grad_c_n && !grad_c0),
+                    "recurrent: grad_c_n and grad_c0 belong to an LSTM, and to no other cell");
+  check_operand(grad_c_n, h0, {directions, s.batch, s.hidden}, "grad_c_n");
+  GENIMG_FAST_CHECK(static_cast<int64_t>(grad_gates.size()) == directions,
+                    "recurrent: grad_gates must have a tensor of each direction");
+  for (const Tensor& t : grad_gates) check_rows(t, h0, s, packed, width, "grad_gates");
+  check_operands(grad_hidden_n, h0, directions, cell == Cell::gru, {s.rows(), s.hidden}, "grad_hidden_n");
+  check_operand(grad_h0, h0, {directions, s.batch, s.hidden}, "grad_h0");
+  check_operand(grad_c0, h0, {directions, s.batch, s.hidden}, "grad_c0");
+  return s;
 }
 
 // The layers of one call.  A layer takes the states of all directions of the one before for its input, side by side.

@@ -163,6 +163,22 @@ def build_facts() -> dict[str, str]:
     return facts
 
 
+def recurrent_fits(device: int, dtype: torch.dtype, cell: int, hidden: int) -> bool:
+    """Whether one kernel takes a recurrent layer through all steps, forward and backward, on a GPU.
+
+    Args:
+        device: The GPU's index.
+        dtype: Of the layer.
+        cell: As in the operators.
+        hidden: Units of the layer.
+    """
+    if load_error is not None:
+        return False
+    function = getattr(ctypes.CDLL(str(LIBRARY)), "genimg_fast_recurrent_fits", None)
+    order = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in csrc/cuda/device.h
+    return function is not None and bool(function(device, order.index(dtype), cell, hidden))
+
+
 def take_output_peak() -> int:
     """Return the most bytes that outputs of CPU kernels held in recycled memory since the last call.
 

@@ -51,14 +51,11 @@ struct Update {
     read<T, V>(call.state, spot.state, state);
   }
   __device__ __forceinline__ Acc step(int j, Acc& kept, Acc (&saved)[S]) const {
-    Acc x_of[G], h_of[G];
+    Acc gates[G];
 #pragma unroll
-    for (int g = 0; g < G; ++g) {
-      x_of[g] = x[g][j];
-      h_of[g] = C == Cell::gru ? h[g][j] : Acc(0);
-    }
+    for (int g = 0; g < G; ++g) gates[g] = C == Cell::gru && g < 2 ? x[g][j] + h[g][j] : x[g][j];
     kept = state[j];
-    return advance<C>(x_of, h_of, kept, saved);
+    return advance<C, T>(gates, C == Cell::gru ? h[2][j] : Acc(0), kept, saved);
   }
 };
 
@@ -103,7 +100,7 @@ __global__ void __launch_bounds__(kUpdateThreads, 2) update_backward(const __gri
       if (!call.grad_h) saved[3] = saved[4] = 0;  // else zero times what is not finite
     }
     dhn[j] = 0;
-    const Acc rest = retreat<C>(saved, before, grad_h[j], grad_c[j], d_of, dhn[j]);
+    const Acc rest = retreat<C, T>(saved, before, grad_h[j], grad_c[j], d_of, dhn[j]);
     if (C == Cell::gru) grad_h[j] = rest;
 #pragma unroll
     for (int g = 0; g < G; ++g) d[g][j] = d_of[g];

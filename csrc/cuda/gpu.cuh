@@ -376,6 +376,23 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[
 #endif
 }
 
+// One instruction each; results below 2^-126 are zero.
+__device__ __forceinline__ float tanh_approx(float x) {  // to 2^-11 of the result
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float exp2_approx(float x) {  // to 2 ulp
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {  // to 1 ulp
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace gpu
 
 #else
@@ -425,6 +442,30 @@ struct Converter<__nv_bfloat16> {
 template <class To, class From>
 __host__ __device__ __forceinline__ To convert(From x) {
   return Converter<To>::from(x);
+}
+
+// Two neighbours of T (__half or __nv_bfloat16) in a word, the first one in its lower half.
+template <class T>
+__device__ __forceinline__ unsigned pack_pair(float first, float second) {
+  unsigned word;
+  if constexpr (std::is_same<T, __half>::value) {
+    const __half2 pair = __floats2half2_rn(first, second);
+    memcpy(&word, &pair, sizeof word);
+  } else {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    memcpy(&word, &pair, sizeof word);
+  }
+  return word;
+}
+template <class T>
+__device__ __forceinline__ float2 unpack_pair(unsigned word) {
+  if constexpr (std::is_same<T, __half>::value) {
+    __half2 pair;
+    memcpy(&pair, &word, sizeof word);
+    return __half22float2(pair);
+  } else {
+    return float2{__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+  }
 }
 
 }  // namespace gpu

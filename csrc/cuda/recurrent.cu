@@ -40,20 +40,42 @@ constexpr size_t kFreeShared = 48 << 10;  // bytes of dynamic shared memory that
 constexpr int kTensorCoreCapability = 80;
 constexpr int kMaxRows = 16;  // of a block
 
+bool has_16_bits(DType dtype) { return element_bytes(dtype) == 2; }
+
+size_t shared_bytes(const RecurrentSequence& s, bool backward, int rows) {
+  return dispatch(s.dtype, s.cell, [&](auto instance) {
+    using T = typename decltype(instance)::T;
+    constexpr Cell C = decltype(instance)::C;
+    constexpr int G = gate_count(C);
+    const int H = static_cast<int>(s.hidden);
+    if constexpr (kTensorCores<T>)
+      return fragment_layout(H, backward ? G : 1).bytes();
+    else if (backward)
+      return slice_layout<T>(H, rows, G * H, 1).bytes(C == Cell::lstm ? 2 : 1);
+    else
+      return slice_layout<T>(H, rows, H, G).bytes(kKeeps<C>);
+  });
+}
+
 // A persistent block of `rows` rows; no threads if it does not fit.
 RecurrentPlan persistent_plan(const RecurrentSequence& s, bool backward, int rows, const DeviceFacts& facts) {
   RecurrentPlan plan{RecurrentMethod::persistent, rows, 0, divide_up(s.batch, rows), 0, 0};
-  const bool tensor_cores = s.dtype == DType::bfloat16 || s.dtype == DType::float16;
-  if (tensor_cores && facts.compute_capability < kTensorCoreCapability) return plan;
+  const bool fragments = has_16_bits(s.dtype);
+  if (fragments && facts.compute_capability < kTensorCoreCapability) return plan;
+  if (fragments && (s.hidden > kMaxFragmentHidden || s.hidden % 2 != 0)) return plan;
   plan.shared_limit = static_cast<size_t>(facts.shared_bytes_per_block);
-  // Far too large for any GPU, and for the arithmetic of a layout.
-  if (s.hidden > 1024 || plan.blocks > INT32_MAX) return plan;
-  plan.shared_bytes = recurrent_shared_bytes(s.dtype, s.cell, s.hidden, rows, backward);
+  // Far too large for any GPU, and for the arithmetic of layouts and steps.
+  if (s.hidden > 1024 || s.batch > INT32_MAX || s.steps > (INT32_MAX - 2) / s.batch) return plan;
+  plan.shared_bytes = shared_bytes(s, backward, rows);
   if (plan.shared_bytes > plan.shared_limit) return plan;
+  if (fragments) {  // as many as its products have half fragments: those without units help to load
+    plan.threads = static_cast<int>(divide_up(s.hidden, 16)) * 64;
+    return plan;
+  }
   // A warp for each tile, or each few tiles where there are too many.
   plan.threads = dispatch(s.dtype, s.cell, [&](auto instance) {
     using T = typename decltype(instance)::T;
-    const int64_t tiles = block_layout<T>(static_cast<int>(s.hidden), rows, 0, 0).tiles;
+    const int64_t tiles = slice_layout<T>(static_cast<int>(s.hidden), rows, 0, 0).tiles;
     return static_cast<int>(divide_up(tiles, divide_up(tiles * 32, kPersistentThreads<T>)) * 32);
   });
   return plan;
@@ -61,13 +83,13 @@ RecurrentPlan persistent_plan(const RecurrentSequence& s, bool backward, int row
 
 // The whole policy.
 //
-//   persistent   Weights, operands and state fit in a block's shared memory.  Largest hidden sizes on an H200, forward
-//                and backward:       tanh, relu    GRU         LSTM
-//                  16 bits           320, 304      176, 176    160, 144
-//                  float32           236, 234      136, 134    118, 115
-//                  float64           166, 164      96, 93      83, 80
-//                Tensor cores take 16 rows of the batch to a block; else 4, or as many up to 16 as it takes for one
-//                block to a multiprocessor.
+//   persistent   16 bits: an even number of up to 128 hidden units, whose weights are registers.  Tensor cores take 16
+//                rows of the batch to a block.
+//                Else weights, operands and state fit in a block's shared memory.  Largest hidden sizes on an H200,
+//                forward and backward:  tanh, relu    GRU         LSTM
+//                  float32              236, 234      136, 134    118, 115
+//                  float64              166, 164      96, 93      83, 80
+//                4 rows to a block, or as many up to 16 as it takes for one block to a multiprocessor.
 //   steps        Everything else, and 16 bits before compute capability 8.0.
 //
 // Whether cuDNN is used instead of either is decided in Python.  That persistent wins wherever it fits, and the choice
@@ -75,32 +97,37 @@ RecurrentPlan persistent_plan(const RecurrentSequence& s, bool backward, int row
 RecurrentPlan make_plan(const RecurrentSequence& s, bool backward, const DeviceFacts& facts, RecurrentMethod wanted) {
   RecurrentPlan best{RecurrentMethod::steps, 0, 0, 0, 0, 0};
   if (wanted == RecurrentMethod::steps) return best;
-  const bool tensor_cores = s.dtype == DType::bfloat16 || s.dtype == DType::float16;
-  for (int rows = tensor_cores ? kMaxRows : 4; rows <= kMaxRows; rows *= 2) {
+  for (int rows = has_16_bits(s.dtype) ? kFragmentRows : 4; rows <= kMaxRows; rows *= 2) {
     const RecurrentPlan plan = persistent_plan(s, backward, rows, facts);
     if (plan.threads == 0) break;
     best = plan;
-    if (plan.blocks <= facts.multiprocessors) break;
+    if (plan.blocks * s.directions <= facts.multiprocessors) break;
   }
   return best;
 }
 
 // Persistent launches.
 
-// Whether two neighbouring values of an even number of columns can be accessed at once.
-bool is_paired(const RecurrentSequence& s, std::initializer_list<const void*> data) {
-  return s.hidden % 2 == 0 && std::all_of(data.begin(), data.end(), [](const void* p) { return is_aligned(p, 4); });
-}
-
-template <class Kernel, class Call>
-int launch_persistent(Kernel kernel, const RecurrentSequence& s, const Call& call, const RecurrentPlan& plan,
-                      bool paired, void* stream) {
+template <class Kernel, class... Arguments>
+int launch_persistent(Kernel kernel, const RecurrentSequence& s, const RecurrentPlan& plan, void* stream,
+                      Arguments... arguments) {
   if (plan.shared_bytes > kFreeShared) {
     // Always the same value: the setting belongs to the kernel, and another host thread may be launching it too.
     if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
   }
-  return gpu::launch(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(plan.threads), plan.shared_bytes,
-                     static_cast<gpu::stream_t>(stream), s, call, plan, paired);
+  return gpu::launch(kernel, dim3(static_cast<unsigned>(plan.blocks), s.directions), dim3(plan.threads),
+                     plan.shared_bytes, static_cast<gpu::stream_t>(stream), s, arguments...);
+}
+
+// Whether every row of the weights begins at an address aligned to 16 bytes.
+bool has_vectors(const RecurrentSequence& s, const void* const (&weights)[2]) {
+  return s.hidden * element_bytes(s.dtype) % 16 == 0 &&
+         std::all_of(weights, weights + s.directions, [](const void* p) { return is_aligned(p, 16); });
+}
+
+// Whether pairs of 16 bits can be accessed at once.
+bool has_pairs(std::initializer_list<const void*> data) {
+  return std::all_of(data.begin(), data.end(), [](const void* p) { return is_aligned(p, 4); });
 }
 
 // Launches of one step.
@@ -117,44 +144,54 @@ int convert(const void* from, void* to, int64_t count, gpu::stream_t stream) {
 }
 
 template <class T, Cell C>
-int forward_steps(const RecurrentSequence& s, const RecurrentForward& call, const RecurrentProduct& multiply,
-                  gpu::stream_t stream) {
+int forward_steps(const RecurrentSequence& s, const RecurrentForward& call, int direction,
+                  const RecurrentProduct& multiply, gpu::stream_t stream) {
   using Acc = Accumulator<T>;
   constexpr int G = gate_count(C), S = reserve_count(C);
-  const int64_t H = s.hidden, count = s.batch * H;
-  if (const int error = convert<T, T>(call.h0, call.h_n, count, stream)) return error;
+  const int64_t H = s.hidden, count = s.batch * H, state = direction * count;
+  const bool descending = s.reverse != (direction == 1);
+  const T* const h0 = static_cast<const T*>(call.h0) + state;
+  T* const h_n = static_cast<T*>(call.h_n) + state;
+  if (const int error = convert<T, T>(h0, h_n, count, stream)) return error;
   if (kKeeps<C>) {
-    if (const int error = convert<T, Acc>(C == Cell::lstm ? call.c0 : call.h0, call.kept, count, stream)) return error;
+    const T* const kept = C == Cell::lstm ? static_cast<const T*>(call.c0) + state : h0;
+    if (const int error = convert<T, Acc>(kept, call.kept, count, stream)) return error;
   }
   for (int64_t i = 0; i < s.steps; ++i) {
-    const int64_t t = s.reverse ? s.steps - 1 - i : i, row = s.offsets[t], rows = s.offsets[t + 1] - row;
+    const int64_t t = descending ? s.steps - 1 - i : i, row = s.offsets[t], rows = s.offsets[t + 1] - row;
     if (rows == 0) continue;
-    multiply(0, rows);
-    const ForwardStep<T> step{static_cast<const T*>(call.gates) + row * G * H,
+    multiply(direction, 0, rows);
+    T* const reserve = static_cast<T*>(call.reserve[direction]);
+    const ForwardStep<T> step{static_cast<const T*>(call.gates[direction]) + row * G * H,
                               static_cast<const T*>(call.product),
-                              static_cast<const T*>(call.bias_n),
-                              static_cast<T*>(call.output) + row * H,
-                              static_cast<T*>(call.h_n),
-                              call.reserve && S > 0 ? static_cast<T*>(call.reserve) + row * S * H : nullptr,
+                              static_cast<const T*>(call.bias_n[direction]),
+                              static_cast<T*>(call.output) + (row * s.directions + direction) * H,
+                              h_n,
+                              reserve && S > 0 ? reserve + row * S * H : nullptr,
+                              s.directions * H,
                               static_cast<Acc*>(call.kept)};
     if (const int error = gpu::launch(forward_step<T, C>, dim3(step_blocks(rows * H)), dim3(kStepThreads), 0, stream,
                                       step, static_cast<unsigned>(H), static_cast<unsigned>(rows * H))) {
       return error;
     }
   }
-  return C == Cell::lstm ? convert<Acc, T>(call.kept, call.c_n, count, stream) : 0;
+  return C == Cell::lstm ? convert<Acc, T>(call.kept, static_cast<T*>(call.c_n) + state, count, stream) : 0;
 }
 
 template <class T, Cell C>
-int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, const RecurrentProduct& multiply,
-                   gpu::stream_t stream) {
+int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, int direction,
+                   const RecurrentProduct& multiply, gpu::stream_t stream) {
   using Acc = Accumulator<T>;
   constexpr int G = gate_count(C), S = kSaved<C>;
-  const int64_t H = s.hidden, count = s.batch * H;
+  const int64_t H = s.hidden, count = s.batch * H, state = direction * count, width = s.directions * H;
+  const bool descending = s.reverse == (direction == 1);
+  const auto at_state = [&](const void* p) { return p ? static_cast<const T*>(p) + state : nullptr; };
+  const T* const output = static_cast<const T*>(call.output) + direction * H;
+  const T* const reserve = static_cast<const T*>(call.reserve[direction]);
   const auto rows_of = [&](int64_t t) { return t < 0 || t >= s.steps ? 0 : s.offsets[t + 1] - s.offsets[t]; };
-  if (const int error = convert<T, Acc>(call.grad_h_n, call.dh, count, stream)) return error;
+  if (const int error = convert<T, Acc>(at_state(call.grad_h_n), call.dh, count, stream)) return error;
   if (C == Cell::lstm) {
-    if (const int error = convert<T, Acc>(call.grad_c_n, call.dc, count, stream)) return error;
+    if (const int error = convert<T, Acc>(at_state(call.grad_c_n), call.dc, count, stream)) return error;
   }
   int64_t products = 0;  // rows of the product that have yet to be added
   const auto launch = [&](const BackwardStep<T>& step) {
@@ -165,48 +202,53 @@ int backward_steps(const RecurrentSequence& s, const RecurrentBackward& call, co
   };
   BackwardStep<T> step{};
   step.product = static_cast<const T*>(call.product);
-  step.initial = static_cast<const T*>(C == Cell::lstm ? call.c0 : call.h0);
-  step.before_stride = static_cast<unsigned>(C == Cell::lstm ? S * H : H);
+  step.initial = at_state(C == Cell::lstm ? call.c0 : call.h0);
+  step.grad_output_stride = width;
+  step.saved_stride = kKeeps<C> ? S * H : width;
+  step.before_stride = C == Cell::lstm ? S * H : width;
   step.operand = static_cast<T*>(call.operand);
   step.dh = static_cast<Acc*>(call.dh);
   step.dc = static_cast<Acc*>(call.dc);
   for (int64_t i = 0; i < s.steps; ++i) {
-    const int64_t t = s.reverse ? i : s.steps - 1 - i, before = s.reverse ? t + 1 : t - 1;
+    const int64_t t = descending ? s.steps - 1 - i : i, before = descending ? t - 1 : t + 1;
     const int64_t row = s.offsets[t], rows = rows_of(t), known = std::min(rows, rows_of(before));
     if (rows == 0) continue;
-    step.grad_output = call.grad_output ? static_cast<const T*>(call.grad_output) + row * H : nullptr;
-    step.saved = static_cast<const T*>(kKeeps<C> ? call.reserve : call.output) + row * S * H;
+    step.grad_output = nullptr;
+    if (call.grad_output) step.grad_output = static_cast<const T*>(call.grad_output) + row * width + direction * H;
+    step.saved = (kKeeps<C> ? reserve : output) + row * step.saved_stride;
     step.before = nullptr;
     if (known > 0) {
-      step.before = C == Cell::lstm ? static_cast<const T*>(call.reserve) + (s.offsets[before] * S + 4) * H
-                                    : static_cast<const T*>(call.output) + s.offsets[before] * H;
+      step.before = (C == Cell::lstm ? reserve + 4 * H : output) + s.offsets[before] * step.before_stride;
     }
-    step.grad_gates = static_cast<T*>(call.grad_gates) + row * G * H;
-    step.grad_hidden_n = C == Cell::gru ? static_cast<T*>(call.grad_hidden_n) + row * H : nullptr;
+    step.grad_gates = static_cast<T*>(call.grad_gates[direction]) + row * G * H;
+    step.grad_hidden_n = C == Cell::gru ? static_cast<T*>(call.grad_hidden_n[direction]) + row * H : nullptr;
     step.active = static_cast<unsigned>(rows);
     step.known = static_cast<unsigned>(known);
     step.products = static_cast<unsigned>(products);
     if (const int error = launch(step)) return error;
-    multiply(row, rows);
+    multiply(direction, row, rows);
     products = rows;
   }
   step.active = step.known = 0;
   step.products = static_cast<unsigned>(products);
   if (const int error = launch(step)) return error;
-  if (const int error = convert<Acc, T>(call.dh, call.grad_h0, count, stream)) return error;
-  return C == Cell::lstm ? convert<Acc, T>(call.dc, call.grad_c0, count, stream) : 0;
+  if (const int error = convert<Acc, T>(call.dh, static_cast<T*>(call.grad_h0) + state, count, stream)) return error;
+  return C == Cell::lstm ? convert<Acc, T>(call.dc, static_cast<T*>(call.grad_c0) + state, count, stream) : 0;
 }
 
 }  // namespace
 
-size_t recurrent_shared_bytes(DType dtype, Cell cell, int64_t hidden, int rows, bool backward) {
-  return dispatch(dtype, cell, [&](auto instance) {
-    using I = decltype(instance);
-    constexpr Cell C = I::C;
-    const int H = static_cast<int>(hidden);
-    if (backward) return block_layout<typename I::T>(H, rows, gate_count(C) * H, 1).bytes(C == Cell::lstm ? 2 : 1);
-    return block_layout<typename I::T>(H, rows, H, gate_count(C)).bytes(kKeeps<C>);
-  });
+int recurrent_write_offsets(const int64_t* offsets, int64_t count, int64_t* device_offsets, void* stream) {
+  for (int64_t first = 0; first < count; first += kOffsetsOfLaunch) {
+    const int part = static_cast<int>(std::min<int64_t>(count - first, kOffsetsOfLaunch));
+    OffsetsOfLaunch values{};
+    std::copy_n(offsets + first, part, values.values);
+    if (const int error = gpu::launch(write_offsets, dim3(1), dim3(kOffsetsOfLaunch), 0,
+                                      static_cast<gpu::stream_t>(stream), values, device_offsets + first, part)) {
+      return error;
+    }
+  }
+  return 0;
 }
 
 RecurrentPlan recurrent_forward_plan(const RecurrentSequence& s, const DeviceFacts& facts, RecurrentMethod wanted) {
@@ -217,23 +259,46 @@ RecurrentPlan recurrent_backward_plan(const RecurrentSequence& s, const DeviceFa
   return make_plan(s, true, facts, wanted);
 }
 
+bool recurrent_fits(DType dtype, Cell cell, int64_t hidden, const DeviceFacts& facts) {
+  const RecurrentSequence s{dtype, cell, 1, 1, hidden, 1, false, nullptr, nullptr};
+  return make_plan(s, false, facts, RecurrentMethod::automatic).method == RecurrentMethod::persistent &&
+         make_plan(s, true, facts, RecurrentMethod::automatic).method == RecurrentMethod::persistent;
+}
+
 int recurrent_forward(const RecurrentSequence& s, const RecurrentForward& call, const RecurrentPlan& plan,
                       void* stream) {
-  const bool paired =
-      is_paired(s, {call.gates, call.h0, call.c0, call.bias_n, call.output, call.h_n, call.c_n, call.reserve});
+  const bool vectors = has_vectors(s, call.weight_hh);
   return dispatch(s.dtype, s.cell, [&](auto instance) {
-    using I = decltype(instance);
-    return launch_persistent(forward_persistent<typename I::T, I::C>, s, call, plan, paired, stream);
+    using T = typename decltype(instance)::T;
+    constexpr Cell C = decltype(instance)::C;
+    if constexpr (kTensorCores<T>) {
+      if (!has_pairs({call.gates[0], call.gates[1], call.weight_hh[0], call.weight_hh[1], call.bias_n[0],
+                      call.bias_n[1], call.h0, call.c0, call.output, call.h_n, call.c_n, call.reserve[0],
+                      call.reserve[1]})) {
+        return kInvalidConfiguration;
+      }
+      return launch_persistent(forward_fragments<T, C>, s, plan, stream, call, vectors);
+    } else {
+      return launch_persistent(forward_slices<T, C>, s, plan, stream, call, plan.rows, vectors);
+    }
   });
 }
 
 int recurrent_backward(const RecurrentSequence& s, const RecurrentBackward& call, const RecurrentPlan& plan,
                        void* stream) {
-  const bool paired = is_paired(s, {call.grad_output, call.grad_h_n, call.grad_c_n, call.output, call.reserve, call.h0,
-                                    call.c0, call.grad_gates, call.grad_hidden_n, call.grad_h0, call.grad_c0});
   return dispatch(s.dtype, s.cell, [&](auto instance) {
-    using I = decltype(instance);
-    return launch_persistent(backward_persistent<typename I::T, I::C>, s, call, plan, paired, stream);
+    using T = typename decltype(instance)::T;
+    constexpr Cell C = decltype(instance)::C;
+    if constexpr (kTensorCores<T>) {
+      if (!has_pairs({call.grad_output, call.grad_h_n, call.grad_c_n, call.output, call.reserve[0], call.reserve[1],
+                      call.h0, call.c0, call.weight_hh[0], call.weight_hh[1], call.grad_gates[0], call.grad_gates[1],
+                      call.grad_hidden_n[0], call.grad_hidden_n[1], call.grad_h0, call.grad_c0})) {
+        return kInvalidConfiguration;
+      }
+      return launch_persistent(backward_fragments<T, C>, s, plan, stream, call, has_vectors(s, call.weight_hh));
+    } else {
+      return launch_persistent(backward_slices<T, C>, s, plan, stream, call, plan.rows);
+    }
   });
 }
 
@@ -242,7 +307,11 @@ int recurrent_forward_steps(const RecurrentSequence& s, const RecurrentForward& 
   if (!is_countable(s)) return kInvalidConfiguration;
   return dispatch(s.dtype, s.cell, [&](auto instance) {
     using I = decltype(instance);
-    return forward_steps<typename I::T, I::C>(s, call, multiply, static_cast<gpu::stream_t>(stream));
+    int error = 0;
+    for (int d = 0; d < s.directions && error == 0; ++d) {
+      error = forward_steps<typename I::T, I::C>(s, call, d, multiply, static_cast<gpu::stream_t>(stream));
+    }
+    return error;
   });
 }
 
@@ -251,7 +320,11 @@ int recurrent_backward_steps(const RecurrentSequence& s, const RecurrentBackward
   if (!is_countable(s)) return kInvalidConfiguration;
   return dispatch(s.dtype, s.cell, [&](auto instance) {
     using I = decltype(instance);
-    return backward_steps<typename I::T, I::C>(s, call, multiply, static_cast<gpu::stream_t>(stream));
+    int error = 0;
+    for (int d = 0; d < s.directions && error == 0; ++d) {
+      error = backward_steps<typename I::T, I::C>(s, call, d, multiply, static_cast<gpu::stream_t>(stream));
+    }
+    return error;
   });
 }
 

@@ -87,7 +87,7 @@ def _fused_forward(module: nn.RNNBase, input: Any, hx: Any) -> Any:
     batch = data.shape[1] if batch_sizes is None else int(batch_sizes[0])
     shape = (count, module.hidden_size) if unbatched else (count, batch, module.hidden_size)
     steps = data.shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    call = LayerCall(cell, steps, batch, module.input_size, module.hidden_size)
+    call = LayerCall(cell, steps, batch, module.input_size, module.hidden_size, computed_in, data.get_device())
     if any(s.shape != shape for s in states) or KERNELS.is_slower(data.device.type, call):
         return None
 

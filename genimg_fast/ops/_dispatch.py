@@ -69,6 +69,7 @@ class Kernels:
             :data:`LEFT_TO_TORCH`, or None. One function for all of them: it runs at every call, and a microsecond
             is a few percent of a small one.
         slower: Where PyTorch is faster, by device type.
+        parts: By device type, the operator whose kernel `operator` is made of there, if it has none of its own.
     """
 
     def __init__(
@@ -77,11 +78,13 @@ class Kernels:
         limits: Sequence[str] = (),
         unlike: Callable[..., str | None] | None = None,
         slower: Mapping[str, Preference] | None = None,
+        parts: Mapping[str, str] | None = None,
     ) -> None:
         self.limits, self.unlike, self.slower = tuple(limits), unlike, dict(slower or {})
         self.in_library = _native.load_error is None and hasattr(torch.ops.genimg_fast, operator)
         self._built = {
-            device: self.in_library and _native.has_kernel(operator, device) for device in ("cpu", "cuda")
+            device: self.in_library and _native.has_kernel((parts or {}).get(device, operator), device)
+            for device in ("cpu", "cuda")
         }
 
     def why_unavailable(self, device_type: str) -> str | None:

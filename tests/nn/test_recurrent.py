@@ -13,6 +13,7 @@ from torch_samples import modules_named
 import genimg_fast as gf
 from genimg_fast import nn
 from genimg_fast.nn import recurrent as layer_module
+from genimg_fast.ops.recurrent import dispatch
 
 LAYERS = ["RNN", "GRU", "LSTM"]
 CELLS = ["RNNCell", "GRUCell", "LSTMCell"]
@@ -124,17 +125,34 @@ def test_auto_leaves_to_torch_what_torch_is_faster_at(fused):
     assert "fewer than 8 rows" in str(gf.info())
 
 
-def test_auto_leaves_large_layers_on_gpus_to_cudnn():
-    def ours(hidden):
-        call = layer_module.LayerCall(layer_module.GRU_CELL, 10, 16, 32, hidden)
+def test_auto_leaves_to_cudnn_what_no_block_holds(monkeypatch):
+    asked = []
+
+    def fits(device, dtype, cell, hidden):
+        asked.append((device, dtype, cell, hidden))
+        return dtype != torch.float32 or hidden <= 115
+
+    def ours(dtype, hidden):
+        call = layer_module.LayerCall(layer_module.LSTM_CELL, 10, 16, 32, hidden, dtype, 1)
         return not layer_module.KERNELS.is_slower("cuda", call)
 
+    monkeypatch.setattr(dispatch, "_fits_in_a_block", fits)
     with gf.backend("auto"):
-        assert (ours(128), ours(129)) == (True, False)
+        assert [ours(torch.bfloat16, hidden) for hidden in (128, 129)] == [True, False]
+        assert [ours(torch.float32, hidden) for hidden in (115, 116)] == [True, False]
+        assert asked[-1] == (1, torch.float32, layer_module.LSTM_CELL, 116)
         with torch.backends.cudnn.flags(enabled=False):
-            assert ours(129)
+            assert ours(torch.float32, 129)
     with gf.backend("native"):
-        assert ours(129)
+        assert ours(torch.float32, 129)
+
+
+def test_layers_are_chosen_by_the_dtype_of_their_arithmetic(monkeypatch):
+    calls, is_slower = [], layer_module.KERNELS.is_slower
+    monkeypatch.setattr(layer_module.KERNELS, "is_slower", lambda *a: calls.append(a[1]) or is_slower(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        gf.nn.LSTM(3, 5)(torch.ones(2, 1, 3))
+    assert [(call.dtype, call.device) for call in calls] == [(torch.bfloat16, -1)]
 
 
 def test_relu(fused):

@@ -472,4 +472,13 @@ void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2])
   simt::warp_collective(simt::WarpOp::mma, 0xffffffffu, reinterpret_cast<uintptr_t>(&mine), 0, 32);
 }
 
+// As inaccurate as the GPU's may be: rounded to 11 bits.
+inline float tanh_approx(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(tanhf(x));
+  return x != x ? x : std::bit_cast<float>((bits + 0x1000u) & 0xffffe000u);
+}
+inline float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+inline float exp2_approx(float x) { return flushed(exp2f(x)); }
+inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
+
 }  // namespace gpu

@@ -50,7 +50,8 @@ def rnn(
         nonlinearity: ``"tanh"`` or ``"relu"``.
         reverse: Run from the last step of each sequence to its first.
         batch_sizes: Number of sequences that have each step, as in
-            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards.
+            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards. A CUDA graph replays
+            those that it was captured with.
 
     Returns:
         The state after every step, (T, B, H) or (N, H), and after the last one of each sequence, (B, H).
@@ -99,7 +100,8 @@ def gru(
         bias_hh: (3H,); its last third is added before the reset gate is applied.
         reverse: Run from the last step of each sequence to its first.
         batch_sizes: Number of sequences that have each step, as in
-            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards.
+            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards. A CUDA graph replays
+            those that it was captured with.
 
     Returns:
         The state after every step, (T, B, H) or (N, H), and after the last one of each sequence, (B, H).
@@ -146,7 +148,8 @@ def lstm(
         bias_hh: (4H,).
         reverse: Run from the last step of each sequence to its first.
         batch_sizes: Number of sequences that have each step, as in
-            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards.
+            :class:`torch.nn.utils.rnn.PackedSequence`: int64 on the CPU, from B downwards. A CUDA graph replays
+            those that it was captured with.
 
     Returns:
         The state after every step, (T, B, H) or (N, H), and the pair of state and cell state after the last one of

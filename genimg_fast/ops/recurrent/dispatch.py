@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
+from genimg_fast import _native
 from genimg_fast.ops._dispatch import Kernels, Preference
-from genimg_fast.ops.recurrent.cuda import register_for_cuda
 from genimg_fast.ops.recurrent.operands import CELLS, LSTM
 
 
@@ -19,6 +20,8 @@ class LayerCall(NamedTuple):
     batch: int
     input_size: int
     hidden: int
+    dtype: torch.dtype  # of the arithmetic's operands: autocast's, where it is on
+    device: int  # index of the GPU
 
     @property
     def rows(self) -> int:
@@ -40,13 +43,17 @@ def _weights_are_packed_in_vain(call: LayerCall) -> bool:
     )
 
 
+# Whether a block of that GPU holds the weights for all steps, forward and backward; else each step has launches.
+_fits_in_a_block = cache(_native.recurrent_fits)
+
+
 def _weights_exceed_a_block(call: LayerCall) -> bool:
-    # A prediction, not yet measured: up to about H = 128 one block holds the recurrent weights for all steps (a
-    # float32 LSTM's up to 115, the others run step by step); the products of larger layers are cuDNN's.
-    return call.hidden > 128 and torch.backends.cudnn.enabled
+    # A prediction, not yet measured: what does not fit is cuDNN's, and so are the products of larger layers.
+    return torch.backends.cudnn.enabled and (
+        call.hidden > 128 or not _fits_in_a_block(call.device, call.dtype, call.cell, call.hidden)
+    )
 
 
-register_for_cuda()
 KERNELS = Kernels(
     "recurrent",
     slower={  # by more than 5 %
@@ -56,7 +63,10 @@ KERNELS = Kernels(
             _weights_are_packed_in_vain,
         ),
         "cuda": Preference(
-            "layers of more than 128 hidden units, unless cuDNN is disabled", _weights_exceed_a_block
+            "layers of more than 128 hidden units, or whose weights exceed a block's memory, unless cuDNN is "
+            "disabled",
+            _weights_exceed_a_block,
         ),
     },
+    parts={"cuda": "recurrent_steps"},
 )

@@ -55,12 +55,13 @@ def gradients_from_steps(
     if layer.cell == GRU:
         # What the recurrent product sees: the candidate's gradient behind the reset gate.
         at_hidden = torch.cat((grad_gates[:, : 2 * h0.shape[1]], grad_hidden_n), dim=1)
+    grad_bias_ih = grad_gates.sum(0)
     return (
         grad_input,
         grad_gates.t().mm(input.flatten(0, -2)),
         at_hidden.t().mm(_previous_states(call.output, h0, layer)),
-        grad_gates.sum(0),
-        at_hidden.sum(0),
+        grad_bias_ih,
+        grad_bias_ih.clone() if at_hidden is grad_gates else at_hidden.sum(0),
     )
 
 
