@@ -16,8 +16,8 @@ import genimg_fast as gf
 from . import device
 from .cases import random
 
-# For each check, what forces the kernels whose blocks wait for each other.
-GROUP = {"GENIMG_FAST_BATCH_NORM_METHOD": "cluster"}
+# What forces the kernels whose blocks wait for each other.
+CLUSTERS = {"GENIMG_FAST_BATCH_NORM_METHOD": "cluster"}
 
 
 def pick(real: int, tiny: int) -> int:
@@ -140,11 +140,11 @@ CHECKS: dict[str, tuple[Callable[[], int], dict[str, str]]] = {
     check.__name__.replace("_", " "): (check, environment)
     for check, environment in (
         (packed_sequences_in_a_graph, {}),
-        (replays_bit_for_bit, GROUP),
-        (beside_a_kernel_that_occupies, GROUP),
-        (two_batch_norms_at_once, GROUP),
+        (replays_bit_for_bit, CLUSTERS),
+        (beside_a_kernel_that_occupies, CLUSTERS),
+        (two_batch_norms_at_once, CLUSTERS),
         (backward_of_a_side_stream, {}),
-        (a_second_thread, GROUP),
+        (a_second_thread, CLUSTERS),
     )
 }
 
