@@ -14,7 +14,6 @@ enum class Method : int {
   automatic,
   split,  // any size: reduce over (channel tiles x slices), then a second kernel over the elements
   block,  // one block holds all data of a channel tile on chip: the input is read once
-  group,  // several blocks, all resident, hold a channel tile together: likewise
 };
 
 // Element i of channel c in group o lies at (o * channels + c) * inner + i.
@@ -89,8 +88,8 @@ struct BatchNormActVisits {
   std::vector<int64_t> channels, offsets;  // of each access's first element, thread after thread
 };
 
-// held: see choose_method in batch_norm_act.cu.  slice < 0: only the counts of tiles and slices.  limit: accesses to
-// report of each thread, at the start and at the end of its way.
+// held: tensors that an on-chip kernel would hold, 1 in forward and 2 in backward.  slice < 0: only the counts of tiles
+// and slices.  limit: chunks of accesses to report of each thread, at the start and at the end of its way.
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape&, bool aligned, bool elementwise, int held,
                                          const DeviceFacts&, Method, int64_t tile, int slice, int limit);
 

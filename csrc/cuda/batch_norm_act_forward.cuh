@@ -4,254 +4,335 @@
 
 namespace genimg_fast::cuda {
 
-// The first element of each of a thread's channels.  Moments are taken of x - pivot: where the mean is large beside the
+// The first element of each of the tile's channels.  Moments are of x - pivot: where the mean is large beside the
 // standard deviation, float could not hold the mean of a few elements well enough to merge it with another.
-template <class T, int A>
-__device__ __forceinline__ void load_pivot(const Tiling& tiling, const T* input, int64_t channel,
-                                           Accumulator<T> (&pivot)[A]) {
-  unpack<T, A>(load<T, A>(input + channel * tiling.inner), pivot);
-}
-
-// Adds `valid` accesses to a thread's moments: mean and squared deviations of the chunk in two passes over registers,
-// then one merge.
-
-template <class T, int V, int A, int U>
-__device__ __forceinline__ void add_moments(const Raw<T, V>* raw, int valid, const Accumulator<T> (&pivot)[A],
-                                            Partials<Accumulator<T>, A>& moments) {
-  using Acc = Accumulator<T>;
-  if (valid <= 0) return;
-  Acc sum[V] = {}, deviations[V] = {}, values[V], mean[A];
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < valid) {
-      unpack<T, V>(raw[u], values);
-#pragma unroll
-      for (int j = 0; j < V; ++j) sum[j] += values[j] - pivot[A == 1 ? 0 : j];
-    }
-  }
-  const Acc count = static_cast<Acc>(A == 1 ? valid * V : valid);
-  const Acc inverse = quotient(Acc(1), count);
-  if (A == 1) sum_of(sum);
-#pragma unroll
-  for (int j = 0; j < A; ++j) mean[j] = sum[j] * inverse;
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < valid) {
-      unpack<T, V>(raw[u], values);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        const Acc d = values[j] - pivot[A == 1 ? 0 : j] - mean[A == 1 ? 0 : j];
-        deviations[j] = multiply_add(d, d, deviations[j]);
-      }
-    }
-  }
-  if (A == 1) sum_of(deviations);
-  const Acc share = quotient(count, moments.n + count), weight = moments.n * share;
-#pragma unroll
-  for (int j = 0; j < A; ++j) {
-    const Acc delta = mean[j] - moments.a[j];
-    moments.a[j] = multiply_add(delta, share, moments.a[j]);
-    moments.b[j] += multiply_add(delta * weight, delta, deviations[j]);
-  }
-  moments.n += count;
-}
-
-// Normalises, adds the residual, activates and writes `valid` accesses.
-template <class T, int V, int A, bool Silu, int U>
-__device__ __forceinline__ void write_output(const ForwardArguments<T>& args, const Affine<Accumulator<T>, A>& affine,
-                                             const Raw<T, V>* raw, const int64_t (&offsets)[U], int valid) {
-  using Acc = Accumulator<T>;
-  Raw<T, V> residual[U];
-  if (args.residual) load_chunk<T, V>(args.residual, offsets, valid, residual);
-#pragma unroll
-  for (int u = 0; u < U; ++u) {
-    if (u < valid) {
-      Acc x[V], r[V];
-      unpack<T, V>(raw[u], x);
-      if (args.residual) unpack<T, V>(residual[u], r);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        Acc v = affine.preactivation(affine.normalized(x[j], j), j);
-        if (args.residual) v += r[j];
-        x[j] = Silu ? silu<T>(v) : args.activation(v, v);
-      }
-      store<T, V>(args.output + offsets[u], pack<T, V>(x));
-    }
-  }
-}
-
-// Turns the tile's moments (about the pivot) into mean (a) and 1/std (b); the block that is `leader` also stores them
-// and updates the running statistics.
 template <class T>
-__device__ __forceinline__ void finish_statistics(const Tiling& tiling, const ForwardArguments<T>& args, int64_t tile,
-                                                  bool leader, Partial<Accumulator<T>>* total) {
+__device__ __forceinline__ void load_pivots(const Tiling& tiling, const T* input, int tile, Accumulator<T>* pivots) {
+  const int k = threadIdx.x;
+  const int channel = tile * tiling.group + k;
+  if (k < tiling.group && channel < tiling.channels) {
+    Accumulator<T> pivot[1];
+    unpack<T, 1>(load<T, 1>(at_byte(input, channel * tiling.run)), pivot);
+    pivots[k] = pivot[0];
+  }
+}
+
+// A thread's moments, in one pass: sums of d = x - center and of d * d, several of them side by side.  Now and then
+// the center becomes the mean so far: then what cancels in the end is bounded, since a drift inside a thread is itself
+// part of the variance.
+template <class T, int V, int A>
+struct ThreadMoments {
+  using Acc = Accumulator<T>;
+  static constexpr int kSums = A == 1 ? kPart<V> : V;
+
+  Acc center[A] = {}, sum[kSums] = {}, squares[kSums] = {};
+  int accesses = 0;
+
+  // With the thread's first access, before it is added.
+  __device__ __forceinline__ void begin(Raw<T, V> raw) {
+    Acc values[V];
+    unpack<T, V>(raw, values);
+    if (A == 1) values[0] = sum_of(values) * (Acc(1) / V);
+#pragma unroll
+    for (int j = 0; j < A; ++j) center[j] = values[j];
+  }
+  template <int U, class Valid>
+  __device__ __forceinline__ void add(const Raw<T, V>* raw, Valid valid) {
+    accesses += valid;
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (u < valid) {
+        Acc values[V];
+        unpack<T, V>(raw[u], values);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+          const Acc d = values[j] - center[A == 1 ? 0 : j];
+          sum[j % kSums] += d;
+          squares[j % kSums] = multiply_add(d, d, squares[j % kSums]);
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ void recenter() {
+    constexpr int kPerChannel = kSums / A;
+    const Acc count = static_cast<Acc>(accesses * (A == 1 ? V / kSums : 1));  // in each sum
+    const Acc inverse = quotient(Acc(1), count * kPerChannel);
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      Acc total = sum[j * kPerChannel];
+#pragma unroll
+      for (int i = 1; i < kPerChannel; ++i) total += sum[j * kPerChannel + i];
+      const Acc old = center[j];
+      center[j] = multiply_add(total, inverse, old);
+      const Acc shift = center[j] - old;
+#pragma unroll
+      for (int i = j * kPerChannel; i < (j + 1) * kPerChannel; ++i) {
+        const Acc moved = multiply_add(-shift, count, sum[i]);
+        squares[i] = multiply_add(-shift, sum[i] + moved, squares[i]);
+        sum[i] = moved;
+      }
+    }
+  }
+  // Of x - pivot, by the tile's channels.
+  __device__ __forceinline__ Partials<Acc, A> found(const Acc* pivots, int local) {
+    Partials<Acc, A> result;
+    result.n = static_cast<Acc>(accesses * (A == 1 ? V : 1));
+    const Acc inverse = accesses > 0 ? quotient(Acc(1), result.n) : Acc(0);
+    if (A == 1) {
+      sum_of(sum);
+      sum_of(squares);
+    }
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      if (j % 4 == 0) gpu::forget_memory();  // a few pivots at a time
+      const Acc shift = sum[j] * inverse;
+      result.a[j] = (center[j] - pivots[local + j]) + shift;
+      result.b[j] = multiply_add(-shift, sum[j], squares[j]);
+    }
+    return result;
+  }
+};
+
+constexpr int kRound = 16;  // chunks for which the center stays
+
+// Normalises, adds the residual, activates and writes a chunk.
+template <class T, int V, int A, int Activation, bool Residual, int U, class Valid>
+__device__ __forceinline__ void write_output(const Tiling& tiling, const ForwardArguments<T>& args,
+                                             ChannelValues<Accumulator<T>, 3, V, A>& channel,
+                                             const ChannelTable<Accumulator<T>, 3>& table, int local, Raw<T, V>* raw,
+                                             int64_t offset, Valid valid) {
+  using Acc = Accumulator<T>;
+  constexpr int P = kPart<V>;
+  const bool residual = Residual && args.residual;
+  Raw<T, V> added[U];
+  if (residual) load_chunk<T, V, U>(tiling, args.residual, offset, valid, added);
+#pragma unroll
+  for (int part = 0; part < V / P; ++part) {
+    channel.read_part(table, local, part);
+#pragma unroll
+    for (int u = 0; u < U; ++u) {
+      if (u < valid) {
+        Acc x[P], r[P];
+        unpack<T, P>(get_part<T, V>(raw[u], part), x);
+        if (residual) unpack<T, P>(get_part<T, V>(added[u], part), r);
+#pragma unroll
+        for (int j = 0; j < P; ++j) {
+          Acc v = channel.preactivation(channel.centred(x[j], j), j);
+          if (residual) v += r[j];
+          x[j] = activate<T, Activation>(args.activation, v);
+        }
+        set_part<T, V>(raw[u], part, pack<T, P>(x));
+      }
+    }
+  }
+  store_chunk<T, V, U>(tiling, args.output, offset, valid, raw, args.stream);
+}
+
+// Turns the tile's moments (about the pivot) into the table of its channels; the block that is `leader` also stores
+// mean and 1/std and updates the running statistics.
+template <class T>
+__device__ __forceinline__ void finish_statistics(const Tiling& tiling, const ForwardArguments<T>& args, int tile,
+                                                  bool leader, const Accumulator<T>* pivots,
+                                                  const Partial<Accumulator<T>>* total,
+                                                  ChannelTable<Accumulator<T>, 3>& table) {
   using Acc = Accumulator<T>;
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
-  if (k < tiling.group && channel < tiling.channels) {
-    Acc pivot[1];
-    load_pivot<T, 1>(tiling, args.input, channel, pivot);
-    const Acc mean = pivot[0] + total[k].a, variance = total[k].b / total[k].n;
-    const Acc invstd = Acc(1) / square_root(variance + args.eps);
-    total[k].a = mean;
-    total[k].b = invstd;
-    if (leader) {
-      args.mean[channel] = mean;
-      args.invstd[channel] = invstd;
-      const Acc kept = Acc(1) - args.momentum;
-      if (args.running_mean) {
-        args.running_mean.write(channel, kept * args.running_mean.read(channel) + args.momentum * mean);
-      }
-      if (args.running_var) {
-        const Acc unbiased = variance * args.unbiased;
-        args.running_var.write(channel, kept * args.running_var.read(channel) + args.momentum * unbiased);
-      }
+  const int channel = tile * tiling.group + k;
+  if (k >= tiling.group || channel >= tiling.channels) return;
+  const Acc mean = pivots[k] + total[k].a, variance = total[k].b / total[k].n;
+  const Acc invstd = Acc(1) / square_root(variance + static_cast<Acc>(args.eps));
+  table.set_affine(k, mean, invstd, read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
+  if (leader) {
+    args.mean[channel] = mean;
+    args.invstd[channel] = invstd;
+    const Acc kept = Acc(1) - args.momentum;
+    if (args.running_mean) {
+      args.running_mean.write(channel, kept * args.running_mean.read(channel) + args.momentum * mean);
+    }
+    if (args.running_var) {
+      const Acc unbiased = variance * args.unbiased;
+      args.running_var.write(channel, kept * args.running_var.read(channel) + args.momentum * unbiased);
     }
   }
 }
 
 // Procedure overview: batch statistics.
-//   1. Each thread reduces its accesses to moments, chunk by chunk.
+//   1. Each thread reduces its chunks to moments.
 //   2. The block combines its threads' moments.
-//   3. With several slices to a tile, it stages the result; the last block of the tile combines what was staged.
-//   4. mean, invstd and running statistics are written.
+//   3. With several slices to a tile, it stages the result.  Few parts are left to normalize; otherwise the last block
+//      of the tile combines them.
+//   4. If that was done here, mean, invstd and running statistics are written.
 template <class T, int V, int A>
-__global__ void __launch_bounds__(kThreads, 2)
-    reduce_moments(const Tiling tiling, const ForwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, true>)
+    reduce_moments(const Tiling tiling, const ForwardArguments<T> args, const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = kChunk<V>;
+  constexpr int U = chunk_accesses(true, 1, V, A, V * sizeof(T));
+  using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
-  const int64_t tile = blockIdx.x / tiling.slices;
-  const int slice = blockIdx.x % tiling.slices;
+  SHARED(Table, table, );
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = blockIdx.x, slice = blockIdx.y;
+  gpu::allow_next_kernel();
+  load_pivots(tiling, args.input, tile, pivots);
 
-  Partials<Acc, A> moments{};
-  Walk walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  Acc pivot[A];
-  if (walk.left > 0) load_pivot<T, A>(tiling, args.input, walk.channel, pivot);
-  while (walk.left > 0) {
-    int64_t offsets[U];
+  ThreadMoments<T, V, A> moments;
+  Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
+  for_each_ragged_chunk<A>(tiling, walk, [&](int64_t offset, int valid) {
     Raw<T, V> raw[U];
-    const int valid = take(tiling, walk, offsets);
-    load_chunk<T, V>(args.input, offsets, valid, raw);
-    add_moments<T, V, A, U>(raw, valid, pivot, moments);
+    load_chunk<T, V, U>(tiling, args.input, offset, valid, raw);
+    if (moments.accesses == 0) moments.begin(raw[0]);
+    moments.template add<U>(raw, valid);
+  });
+  while (walk.whole > 0) {
+    moments.recenter();
+    const int after = walk.whole < kRound ? 0 : walk.whole - kRound;
+#pragma unroll 1
+    for (; walk.whole > after; --walk.whole) {
+      Raw<T, V> raw[U];
+      load_chunk<T, V, U>(tiling, args.input, walk.offset, Whole<U>{}, raw);
+      tiling.advance<A>(walk);
+      moments.template add<U>(raw, Whole<U>{});
+    }
   }
-  combine_block<Moments, A>(tiling, moments, total);
+
+  __syncthreads();
+  combine_block<Moments, A>(tiling, moments.found(pivots, walk.local), total);
   if (tiling.slices > 1) {
-    stage(tiling, meeting, tile, slice, total);
-    if (!is_last_block(meeting.arrived + tile, tiling.slices)) return;
-    combine_staged<Moments, V>(tiling, meeting, tile, total);
+    stage(tiling, parts, tile, slice, total);
+    if (!parts.arrived || !is_last_block(parts.arrived + tile, tiling.slices)) return;
+    combine_staged<Moments, 8>(tiling, parts, tile, total);
   }
-  finish_statistics(tiling, args, tile, true, total);
+  finish_statistics(tiling, args, tile, true, pivots, total, table);
 }
 
 // Procedure overview: the elementwise part of forward.
-//   1. Each thread loads the parameters and statistics of its channels: of the batch in training, else running ones.
-//   2. It normalises, adds the residual, activates and writes its accesses.
-template <class T, int V, int A, bool Silu>
-__global__ void __launch_bounds__(kThreads, 2) normalize(const Tiling tiling, const ForwardArguments<T> args) {
+//   1. The block makes the table of its channels: from the parts that reduce_moments left (the first slice's block then
+//      also stores the statistics), from its results, or in evaluation from the running statistics.
+//   2. Each thread normalises its accesses, adds the residual, activates and writes.  Blocks begin at the end of the
+//      tensor, where reduce_moments was last, so that they read first what the cache still holds.
+template <class T, int V, int A, int Activation, bool Plain>
+__global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation != kSilu>)
+    normalize(const Tiling tiling, const ForwardArguments<T> args, const Tiling reduced,
+              const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
-  constexpr int U = kChunk<V>;
-  Walk walk = tiling.walk<V, A>(blockIdx.x / tiling.slices, blockIdx.x % tiling.slices, threadIdx.x);
-  if (walk.left == 0) return;
+  constexpr int U = chunk_accesses(false, Plain ? 1 : 2, V, A, V * sizeof(T));
+  using Table = ChannelTable<Acc, 3>;
+  SHARED(Partial<Acc>, total, [kMaxGroup]);
+  SHARED(Table, table, );
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = gridDim.x - 1 - blockIdx.x, slice = gridDim.y - 1 - blockIdx.y;
+  Walk walk = tiling.walk<T, V, A, U>(tile, slice, threadIdx.x);
+  if (parts.staged) load_pivots(tiling, args.input, tile, pivots);
 
-  Affine<Acc, A> affine;
-  affine.load_parameters(args.weight, args.bias, walk.channel);
-  if (args.training) {
-    affine.load_statistics(args.mean, args.invstd, walk.channel);
+  gpu::wait_for_previous_kernel();
+  if (parts.staged) {
+    combine_staged<Moments, 4>(reduced, parts, tile, total);
+    finish_statistics(reduced, args, tile, slice == 0, pivots, total, table);
   } else {
-    affine.load_statistics(args.running_mean, args.running_var, args.eps, walk.channel);
+    const int k = threadIdx.x;
+    const int channel = tile * tiling.group + k;
+    if (k < tiling.group && channel < tiling.channels) {
+      Acc mean, invstd;
+      if (args.training) {
+        mean = gpu::ld_cg(args.mean + channel);
+        invstd = gpu::ld_cg(args.invstd + channel);
+      } else {  // rounded once, as the invstd that the backward of an evaluation is given
+        mean = args.running_mean.read(channel);
+        invstd = static_cast<Acc>(rsqrt(args.running_var.read(channel) + args.eps));
+      }
+      table.set_affine(k, mean, invstd, read_or(args.weight, channel, Acc(1)), read_or(args.bias, channel, Acc(0)));
+    }
   }
-  while (walk.left > 0) {
-    int64_t offsets[U];
+  __syncthreads();
+
+  if (walk.ragged == 0) return;
+  ChannelValues<Acc, 3, V, A> channel;
+  channel.read(table, walk.local);
+  for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
     Raw<T, V> raw[U];
-    const int valid = take(tiling, walk, offsets);
-    load_chunk<T, V>(args.input, offsets, valid, raw);
-    write_output<T, V, A, Silu>(args, affine, raw, offsets, valid);
-  }
+    load_chunk<T, V, U>(tiling, args.input, offset, valid, raw);
+    write_output<T, V, A, Activation, !Plain, U>(tiling, args, channel, table, walk.local, raw, offset, valid);
+  });
 }
 
-// Procedure overview: all of training's forward with one read of the input.
-//   1. Each thread loads its accesses, the first ones into registers, the others into its own places in shared memory
+// Procedure overview: all of training's forward with one read of the input, where a block can hold a tile.
+//   1. Each thread loads its chunks, the first ones into registers, the others into its own places in shared memory
 //      (thread t's access r lies at parked[r * threads + t]), and reduces them to moments on the way.
-//   2. The block combines its threads' moments.  With several slices to a tile (cooperative launch) it stages the
-//      result, waits for the tile's other blocks and combines what all of them staged; every block gets the same bits.
-//   3. The tile's first block writes mean, invstd and running statistics.
-//   4. Each thread normalises what it holds and writes the output.
+//   2. The block combines its threads' moments and writes mean, invstd and running statistics.
+//   3. Each thread normalises what it holds and writes the output.
 template <class T, int V, int A>
 __global__ void __launch_bounds__(kOnChipThreads, 1)
-    train_on_chip(const Tiling tiling, const ForwardArguments<T> args, const Meeting<Accumulator<T>> meeting) {
+    train_on_chip(const Tiling tiling, const ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int U = kHeldChunk<V, A>, R = kept_accesses(1, V, A);
+  constexpr int U = chunk_accesses(true, 1, V, A, V * sizeof(T)), R = kept_accesses(1, V, A);
   static_assert(R % U == 0);
   using Word = Raw<T, V>;
   DYN_SHARED(Word, parked);
+  using Table = ChannelTable<Acc, 3>;
   SHARED(Partial<Acc>, total, [kMaxGroup]);
-  const int64_t tile = blockIdx.x / tiling.slices;
-  const int slice = blockIdx.x % tiling.slices;
+  SHARED(Table, table, );
+  SHARED(Acc, pivots, [kMaxGroup]);
+  const int tile = blockIdx.x;
+  load_pivots(tiling, args.input, tile, pivots);
 
-  Partials<Acc, A> moments{};
-  Walk walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  int64_t offsets[U];
-  Word kept[R];
-  const int held = walk.left;
+  ThreadMoments<T, V, A> moments;
+  const Walk begin = tiling.walk<T, V, A, U>(tile, 0, threadIdx.x);
+  Walk walk = begin;
+  Word kept[R / U][U];
 #pragma unroll
-  for (int r = 0; r < R; ++r) {
-    if (r < held) {
-      kept[r] = load<T, V>(args.input + walk.offset);
-      tiling.advance(walk);
-    }
+  for (int r = 0; r < R / U; ++r) {
+    const Chunk chunk = tiling.next<A, U>(walk);
+    load_chunk<T, V, U>(tiling, args.input, chunk.offset, chunk.valid, kept[r]);
   }
-  walk.left -= held < R ? held : R;
-  Acc pivot[A];
-  if (held > 0) load_pivot<T, A>(tiling, args.input, walk.channel, pivot);
+  Walk again = begin;
 #pragma unroll
-  for (int r = 0; r < R; r += U) add_moments<T, V, A, U>(kept + r, held - r < U ? held - r : U, pivot, moments);
-  Word* place = parked + threadIdx.x;
-  while (walk.left > 0) {
+  for (int r = 0; r < R / U; ++r) {
+    const int valid = tiling.next<A, U>(again).valid;
+    if (r == 0 && valid > 0) moments.begin(kept[0][0]);
+    moments.template add<U>(kept[r], valid);
+  }
+  int chunks = 0;
+  for (Word* place = parked + threadIdx.x;; place += U * tiling.threads) {
+    const Chunk chunk = tiling.next<A, U>(walk);
+    if (chunk.valid == 0) break;
     Word raw[U];
-    const int valid = take(tiling, walk, offsets);
-    load_chunk<T, V>(args.input, offsets, valid, raw);
+    load_chunk<T, V, U>(tiling, args.input, chunk.offset, chunk.valid, raw);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (u < valid) place[u * tiling.threads] = raw[u];
+      if (u < chunk.valid) place[u * tiling.threads] = raw[u];
     }
-    place += U * tiling.threads;
-    add_moments<T, V, A, U>(raw, valid, pivot, moments);
+    if (chunks++ % kRound == 0) moments.recenter();
+    moments.template add<U>(raw, chunk.valid);
   }
 
-  combine_block<Moments, A>(tiling, moments, total);
-  if (tiling.slices > 1) {
-    stage(tiling, meeting, tile, slice, total);
-    wait_for_tile(tiling, meeting.arrived + tile);
-    combine_staged<Moments, V>(tiling, meeting, tile, total);
-  }
-  finish_statistics(tiling, args, tile, slice == 0, total);
+  __syncthreads();
+  combine_block<Moments, A>(tiling, moments.found(pivots, begin.local), total);
+  finish_statistics(tiling, args, tile, true, pivots, total, table);
   __syncthreads();
 
-  walk = tiling.walk<V, A>(tile, slice, threadIdx.x);
-  if (walk.left == 0) return;
-  Affine<Acc, A> affine;
-  affine.load_parameters(args.weight, args.bias, walk.channel);
-  affine.load_statistics(total + walk.local);
-  const auto write = [&](const Word* raw, int valid) {
-    if (args.activation.silu) {
-      write_output<T, V, A, true>(args, affine, raw, offsets, valid);
+  walk = begin;
+  if (walk.ragged == 0) return;
+  ChannelValues<Acc, 3, V, A> channel;
+  channel.read(table, walk.local);
+  const auto write = [&](Word* raw, const Chunk& chunk) {
+    if (args.activation.kind == kSilu) {
+      write_output<T, V, A, kSilu, true, U>(tiling, args, channel, table, begin.local, raw, chunk.offset, chunk.valid);
     } else {
-      write_output<T, V, A, false>(args, affine, raw, offsets, valid);
+      write_output<T, V, A, kSelect, true, U>(tiling, args, channel, table, begin.local, raw, chunk.offset,
+                                              chunk.valid);
     }
   };
 #pragma unroll
-  for (int r = 0; r < R; r += U) write(kept + r, take(tiling, walk, offsets));
-  place = parked + threadIdx.x;
-  while (walk.left > 0) {
+  for (int r = 0; r < R / U; ++r) write(kept[r], tiling.next<A, U>(walk));
+  for (const Word* place = parked + threadIdx.x;; place += U * tiling.threads) {
+    const Chunk chunk = tiling.next<A, U>(walk);
+    if (chunk.valid == 0) break;
     Word raw[U];
-    const int valid = take(tiling, walk, offsets);
 #pragma unroll
     for (int u = 0; u < U; ++u) {
-      if (u < valid) raw[u] = place[u * tiling.threads];
+      if (u < chunk.valid) raw[u] = place[u * tiling.threads];
     }
-    place += U * tiling.threads;
-    write(raw, valid);
+    write(raw, chunk);
   }
 }
 

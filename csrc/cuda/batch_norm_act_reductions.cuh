@@ -15,6 +15,7 @@ struct Partials {
 // The team of channel k is threads [k * team, (k + 1) * team); its members' partial results become total[k].
 template <class Combine, class Acc>
 __device__ __forceinline__ void combine_team(const Tiling& tiling, Partial<Acc> sum, Partial<Acc>* total) {
+#pragma unroll 1
   for (int lane_mask = tiling.team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
   const int k = threadIdx.x / tiling.team;
   if (k < tiling.group && threadIdx.x % tiling.team == 0) total[k] = sum;
@@ -31,6 +32,7 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   if (A > 1 || tiling.linear) {
     // The lanes of a warp whose numbers agree modulo `columns` have the same channels: fold them by shuffles first.
     const int columns = A > 1 ? tiling.width : 1;
+#pragma unroll 1
     for (int lane_mask = 16; lane_mask >= columns; lane_mask /= 2) {
       const Acc n = mine.n;
 #pragma unroll
@@ -56,6 +58,7 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   const int k = thread / tiling.team;
   Partial<Acc> sum{0, 0, 0};
   if (k < tiling.group) {
+#pragma unroll 1
     for (int j = thread % tiling.team; j < contributions; j += tiling.team) {
       const int from = A > 1 || tiling.linear ? j * tiling.group + k
                                               : (j / tiling.span) * tiling.width + k * tiling.span + j % tiling.span;
@@ -65,51 +68,56 @@ __device__ __forceinline__ void combine_block(const Tiling& tiling, Partials<Acc
   combine_team<Combine>(tiling, sum, total);
 }
 
-// Where the blocks of a tile meet: slice s of channel c leaves its (a, b) in staged[c * slices + s] and counts itself
-// in arrived[tile], which is zero at launch.
+// Where the slices of a tile leave their parts: slice s of channel c its (a, b) in staged[c * slices + s].  Where the
+// kernel that needs the result does not combine them itself, a slice also counts itself in arrived[tile], which is zero
+// at launch, and the last one combines them.
 template <class Acc>
-struct Meeting {
+struct Parts {
   typename PairOf<Acc>::type* staged;
   unsigned* arrived;
 };
 
 template <class Acc>
-__device__ __forceinline__ void stage(const Tiling& tiling, const Meeting<Acc>& meeting, int64_t tile, int slice,
+__device__ __forceinline__ void stage(const Tiling& tiling, const Parts<Acc>& parts, int tile, int slice,
                                       const Partial<Acc>* total) {
   const int k = threadIdx.x;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   if (k < tiling.group && channel < tiling.channels) {
     typename PairOf<Acc>::type pair;
     pair.x = total[k].a;
     pair.y = total[k].b;
-    meeting.staged[channel * tiling.slices + slice] = pair;
+    parts.staged[int64_t{channel} * tiling.slices + slice] = pair;
   }
 }
 
-// Waits until all blocks of the tile have staged their part; they must be resident together.
-__device__ __forceinline__ void wait_for_tile(const Tiling& tiling, unsigned* arrived) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    gpu::red_release_add(arrived, 1u);
-    while (gpu::ld_acquire(arrived) < static_cast<unsigned>(tiling.slices)) {
-    }
-    __threadfence();
-  }
-  __syncthreads();
-}
-
-// Combines the staged parts of the tile's channels, in the same order whichever block does it.
-template <class Combine, int V, class Acc>
-__device__ __forceinline__ void combine_staged(const Tiling& tiling, const Meeting<Acc>& meeting, int64_t tile,
+// Combines the staged parts of the tile's channels, in the same order whichever block does it, with Batch loads in
+// flight.  tiling is that of the kernel that staged them.
+template <class Combine, int Batch, class Acc>
+__device__ __forceinline__ void combine_staged(const Tiling& tiling, const Parts<Acc>& parts, int tile,
                                                Partial<Acc>* total) {
   const int k = threadIdx.x / tiling.team;
-  const int64_t channel = tile * tiling.group + k;
+  const int channel = tile * tiling.group + k;
   Partial<Acc> sum{0, 0, 0};
   if (k < tiling.group && channel < tiling.channels) {
-    for (int s = threadIdx.x % tiling.team; s < tiling.slices; s += tiling.team) {
-      const typename PairOf<Acc>::type pair = gpu::ld_cg(meeting.staged + channel * tiling.slices + s);
-      sum = Combine::combine(sum, Partial<Acc>{static_cast<Acc>(tiling.count<V>(s)), pair.x, pair.y});
+    const auto* const staged = parts.staged + int64_t{channel} * tiling.slices;
+#pragma unroll 1
+    for (int s = threadIdx.x % tiling.team; s < tiling.slices; s += tiling.team * Batch) {
+      Partial<Acc> batch[Batch];
+#pragma unroll
+      for (int i = 0; i < Batch; ++i) {
+        const int from = s + i * tiling.team;
+        batch[i] = {0, 0, 0};
+        if (from < tiling.slices) {
+          const auto pair = gpu::ld_cg(staged + from);
+          batch[i] = {static_cast<Acc>(tiling.count(from)), pair.x, pair.y};
+        }
+      }
+#pragma unroll
+      for (int half = Batch / 2; half > 0; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) batch[i] = Combine::combine(batch[i], batch[i + half]);
+      }
+      sum = Combine::combine(sum, batch[0]);
     }
   }
   combine_team<Combine>(tiling, sum, total);

@@ -37,16 +37,13 @@ OptionalTensor dense_residual(const OptionalTensor& residual, const Tensor& inpu
   return as_dense(*residual, format);
 }
 
-// For benchmarks and bisection: GENIMG_FAST_BATCH_NORM_METHOD = split, block or group overrules the policy where it
+// For benchmarks and bisection: GENIMG_FAST_BATCH_NORM_METHOD = split or block overrules the policy where it
 // can.
 cuda::Method method() {
   static const cuda::Method chosen = [] {
     const char* const name = std::getenv("GENIMG_FAST_BATCH_NORM_METHOD");
     const std::string_view wanted = name ? name : "";
-    return wanted == "split"   ? cuda::Method::split
-           : wanted == "block" ? cuda::Method::block
-           : wanted == "group" ? cuda::Method::group
-                               : cuda::Method::automatic;
+    return wanted == "split" ? cuda::Method::split : wanted == "block" ? cuda::Method::block : cuda::Method::automatic;
   }();
   return chosen;
 }

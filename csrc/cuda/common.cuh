@@ -137,11 +137,7 @@ __device__ __forceinline__ void store(T* p, Raw<T, V> raw) {
 __device__ __forceinline__ bool is_last_block(unsigned* arrived, int blocks) {
   SHARED(bool, last, );
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(arrived, 1u) + 1 == static_cast<unsigned>(blocks);
-    __threadfence();
-  }
+  if (threadIdx.x == 0) last = gpu::atomic_add_acq_rel(arrived, 1u) + 1 == static_cast<unsigned>(blocks);
   __syncthreads();
   return last;
 }

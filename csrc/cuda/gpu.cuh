@@ -53,6 +53,24 @@ inline int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t d
   return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
 }
 
+// Likewise, behind a kernel of the same stream that has called allow_next_kernel(): the blocks may start before it has
+// ended, and must call wait_for_previous_kernel() before they touch what it writes.  From compute capability 9.0 on.
+template <class... Parameters, class... Arguments>
+inline int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
+                        Arguments&&... arguments) {
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_smem;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
 // All blocks of the grid are resident at once, so they may wait for each other.
 template <class... Parameters, class... Arguments>
 inline int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
@@ -105,6 +123,25 @@ __device__ __forceinline__ unsigned ld_acquire(const unsigned* p) {
 
 __device__ __forceinline__ void red_release_add(unsigned* p, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+
+// Returns the old value.
+__device__ __forceinline__ unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
+  unsigned old;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+  return old;
+}
+
+// See launch_early; without effect in a kernel that was launched otherwise.
+__device__ __forceinline__ void allow_next_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // The compiler keeps no value of memory in registers across it.

@@ -28,7 +28,7 @@ struct Problem {
 };
 
 const std::map<std::string, Method> kMethods = {
-    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}, {"group", Method::group}};
+    {"automatic", Method::automatic}, {"split", Method::split}, {"block", Method::block}};
 
 std::string name_of(Method method) {
   for (const auto& [name, value] : kMethods) {

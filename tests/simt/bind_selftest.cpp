@@ -120,6 +120,7 @@ void bind_selftest(py::module_& m) {
   m.def("atomics", &atomics, py::arg("cells").noconvert(), py::arg("blocks"), py::arg("threads"));
   m.def("spin_lock", &spin_lock, py::arg("blocks"));
   m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
+  m.def("early_launch", [](bool wait) { check(selftest::early_launch(wait)); }, py::arg("wait"));
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
   m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
   m.def("mma", &mma);

@@ -17,6 +17,7 @@ int barrier_votes(const int* in, int* out, int threads);
 int atomics(unsigned* cells, int blocks, int threads);
 int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
+int early_launch(bool wait);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
 int mma(bool bfloat16, const uint16_t* a, const uint16_t* b, float* d, int lanes);

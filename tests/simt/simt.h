@@ -91,6 +91,10 @@ enum Error : int {
 using KernelPointer = void (*)();
 int launch(KernelPointer kernel, dim3 grid, dim3 block, size_t dynamic_smem, bool cooperative, void (*run)(void*),
            void* job);
+// Every thread of a kernel that is launched early has to wait for the kernel before it, even here where that has ended.
+void begin_early_launch();
+void wait_for_previous_kernel();
+int check_waits(dim3 grid, dim3 block);
 int set_max_dynamic_smem(KernelPointer kernel, size_t bytes);
 int max_cooperative_blocks(uint64_t threads);
 const char* error_string(int code);
@@ -332,6 +336,13 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_
   return launch_emulated(false, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
+int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
+                 Arguments&&... arguments) {
+  simt::begin_early_launch();
+  const int code = launch_emulated(false, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return code ? code : simt::check_waits(grid, block);
+}
+template <class... Parameters, class... Arguments>
 int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
                 Arguments&&... arguments) {
   return launch_emulated(true, kernel, grid, block, dynamic_smem, std::forward<Arguments>(arguments)...);
@@ -371,6 +382,15 @@ inline void red_release_add(unsigned* p, unsigned value) {
   simt::progress();
 }
 
+inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
+  simt::preemption_point();
+  const unsigned old = std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_acq_rel);
+  simt::progress();
+  return old;
+}
+
+inline void allow_next_kernel() {}
+inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
 inline void forget_memory() {}
 inline int opaque(int value) { return value; }
 inline int64_t opaque(int64_t value) { return value; }

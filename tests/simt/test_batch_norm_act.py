@@ -15,7 +15,7 @@ from memory import DTYPES, aligned, array
 from torch import Tensor
 
 Shape = tuple[int, int, int]  # outer, channels, inner; inner == 1 is channels-last
-METHODS = ["split", "block", "group"]
+METHODS = ["split", "block"]
 ACTIVATIONS = {
     "identity": (0, 1.0),
     "relu": (1, 0.0),
@@ -33,6 +33,7 @@ SHAPES: list[Shape] = [
     (6, 17, 12),  # 16-byte accesses for float32, not for 16-bit
     (3, 64, 8),
     (4, 3, 5 * 7),  # odd runs
+    (3, 2, 11 * 11),  # almost a piece
     (2, 1, 33 * 65),
     (2, 3, 33 * 64),  # runs longer than a block is wide
 ]
@@ -256,7 +257,7 @@ def test_misaligned_addresses(emulator: ModuleType, shape: Shape, dtype: torch.d
     check_evaluation(emulator, problem)
 
 
-@pytest.mark.parametrize("method", ["block", "group"])
+@pytest.mark.parametrize("method", ["block"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(1100, 8, 1), (2, 2, 4000), (1000, 2, 7)], ids=str)
 def test_more_data_than_registers_hold(
@@ -281,15 +282,42 @@ def test_no_gradient_of_the_input(emulator: ModuleType) -> None:
     assert_accurate(backward, problem, training=True, times=GRADIENT)
 
 
+def far(x: Tensor) -> Tensor:
+    return x + 1e4
+
+
+def drifting(x: Tensor) -> Tensor:
+    return x + torch.linspace(-300, 300, x.shape[0])[:, None, None]
+
+
+def first_ones_differ(x: Tensor) -> Tensor:
+    x[: x.shape[0] // 20] -= 1000
+    return x
+
+
+def mostly_zero(x: Tensor) -> Tensor:
+    x[:, :, 1:] = 0
+    x[1::50] = 0
+    return x
+
+
+@pytest.mark.parametrize("hard", [far, drifting, first_ones_differ, mostly_zero])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shape", [(50, 16, 1), (4, 3, 60)], ids=str)
-def test_mean_far_from_zero(emulator: ModuleType, shape: Shape, method: str) -> None:
-    """A variance from E[x^2] - E[x]^2 would have no correct digit here."""
-    problem = Problem(shape, torch.float32, residual=False)
-    problem.input += 1e4
+@pytest.mark.parametrize("shape", [(50, 16, 1), (40000, 4, 1), (600, 1, 500)], ids=str)
+def test_moments_of_hard_data(
+    emulator: ModuleType, shape: Shape, method: str, hard: Callable[[Tensor], Tensor]
+) -> None:
+    """A variance from E[x^2] - E[x]^2 would have no correct digit here, or few."""
+    problem = Problem(shape, torch.float32, residual=False, multiprocessors=1)
+    problem.input = aligned(hard(problem.input))
     forward, _ = problem.train(emulator, method)
-    exact = problem.torch(training=True, exact=True)
-    torch.testing.assert_close(forward["invstd"].double(), exact["invstd"], rtol=1e-6, atol=0)
+    torchs, exact = (problem.torch(training=True, exact=exact) for exact in (False, True))
+    for name in ("invstd", "running_var"):
+        assert_as_accurate_as_torch(forward[name], torchs[name], exact[name], times=FORWARD, ulps=8, name=name)
+    spread = 1 / exact["invstd"]  # of which an error of the mean becomes a part of the output
+    errors = ((result["mean"].double() - exact["mean"]).abs() / spread for result in (forward, torchs))
+    allowed = 8 * torch.finfo(torch.float32).eps * (1 + exact["mean"].abs() / spread)
+    assert (next(errors) <= allowed + FORWARD * next(errors)).all()
 
 
 def test_infinities_and_nan_pass_as_in_torch(emulator: ModuleType) -> None:
@@ -317,6 +345,22 @@ def test_backward_sees_the_signs_that_forward_saw(emulator: ModuleType, shape: S
     problem.grad_output.fill_(1)
     backward, _ = problem.backward(emulator, forward["mean"], forward["invstd"], method=method)
     assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
+@pytest.mark.parametrize("shape", [(400, 24, 1), (50, 3, 44)], ids=str)
+def test_backward_sees_the_signs_of_evaluation(emulator: ModuleType, shape: Shape) -> None:
+    """Where the activation's input all but vanishes: the bias is what one element needs, or one ulp off."""
+    problem = Problem(shape, torch.float32, activation="relu", residual=False)
+    invstd = torch.rsqrt(problem.running_var.double() + EPS).float()
+    assert problem.weight is not None
+    problem.input = aligned(problem.input[:1].expand(shape).contiguous())
+    exact = (problem.input[0, :, 0] - problem.running_mean).double() * (invstd * problem.weight)
+    problem.bias = aligned(-exact.float())
+    problem.input[1:] += torch.randn(problem.input[1:].shape) * 1e-6
+    problem.grad_output.fill_(1)
+    output = problem.eval(emulator)
+    backward, _ = problem.backward(emulator, problem.running_mean, invstd, training=False)
+    assert torch.equal(backward["grad_input"] != 0, output != 0)
 
 
 # determinism.
@@ -349,10 +393,8 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
         ((64, 512, 4 * 4), "float32", "block", "block"),
         ((128, 256, 8 * 8), "float32", "block", "block"),
         ((128, 128, 16 * 16), "float32", "block", "block"),
-        ((128, 64, 32 * 32), "float32", "group", "split"),  # 33 MB: two of them do not fit
-        ((128, 64, 32 * 32), "bfloat16", "group", "group"),
-        ((128 * 32 * 32, 64, 1), "float32", "group", "split"),
-        ((128 * 32 * 32, 64, 1), "bfloat16", "group", "group"),
+        ((128, 64, 32 * 32), "float32", "split", "split"),
+        ((128 * 32 * 32, 64, 1), "bfloat16", "split", "split"),
         ((64 * 4 * 4, 512, 1), "bfloat16", "block", "block"),
         ((128, 1024, 1), "float32", "block", "block"),
         ((64, 1024, 64 * 64), "float32", "split", "split"),
@@ -386,7 +428,7 @@ def test_every_element_is_visited_once(emulator: ModuleType, shape: Shape, dtype
         assert (elements // inner % channels == belongs).all()
         counted[np.unique(belongs)] += v["slice_elements"]
     assert (visited == 1).all()
-    assert (counted == outer * inner).all()
+    assert kernel == "elementwise" or (counted == outer * inner).all()
 
 
 @pytest.mark.parametrize("kernel", ["elementwise", "split"])
@@ -402,26 +444,25 @@ def test_every_element_is_visited_once(emulator: ModuleType, shape: Shape, dtype
     ids=str,
 )
 def test_offsets_beyond_2_to_the_31(emulator: ModuleType, shape: Shape, kernel: str, aligned: bool) -> None:
-    """Slices follow one another without a gap up to the last element, and accesses stay in their channel."""
+    """Slices begin one after the other, the last element belongs to one, and accesses stay in their channel."""
     _, channels, inner = shape
     arguments = "float32", shape, aligned, kernel, 132
     grid = emulator.batch_norm_act.visits(*arguments, 0, -1, 0)
-    tile, last = grid["tiles"] - 1, grid["slices"] - 1
-
-    def ends(slice_: int) -> tuple[int, int]:
-        """The first and last place of a slice, counted within its channels."""
+    tile, slices = grid["tiles"] - 1, grid["slices"]
+    begins, ends = [], []  # places, counted within a channel
+    for slice_ in (
+        range(slices) if kernel == "split" else {0, 1, slices // 2, slices // 2 + 1, slices - 2, slices - 1}
+    ):
         v = emulator.batch_norm_act.visits(*arguments, tile, slice_, 2)
         offsets = v["offsets"]
         assert (offsets // inner % channels == v["channels"]).all()
+        assert offsets.max() + v["vector"] <= np.prod(shape, dtype=object)
         places = offsets // (channels * inner) * inner + offsets % inner
-        if slice_ == last:
-            assert offsets.max() + v["vector"] == np.prod(shape, dtype=object) > 2**31
-        return places.min(), places.max() + v["vector"] // v["lanes"]
-
-    assert ends(0)[0] == 0
-    for slice_ in {0, last // 2, last - 1} if last else ():
-        assert ends(slice_)[1] == ends(slice_ + 1)[0]
-    ends(last)
+        begins.append((slice_, places.min()))
+        ends.append(offsets.max() + v["vector"])
+    assert max(ends) == np.prod(shape, dtype=object) > 2**31
+    length = dict(begins).get(1, 0)
+    assert all(begin == slice_ * length for slice_, begin in begins)
 
 
 # sanitizers.
@@ -435,7 +476,7 @@ kernels = emulator.batch_norm_act
 large = sys.argv[1:] == ["large"]
 shapes = [(600, 8, 1), (33, 5, 1), (2, 1, 5000), (300, 3, 7)] + ([(3000, 8, 1), (2, 2, 30000)] if large else [])
 for seed, shape, dtype, method in itertools.product(
-    (0, 1), shapes, ("float32", "bfloat16"), ("split", "block", "group")
+    (0, 1), shapes, ("float32", "bfloat16"), ("split", "block")
 ):
     emulator.seed(seed)
     element = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
