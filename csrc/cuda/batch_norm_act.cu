@@ -153,11 +153,10 @@ Tiling elementwise_tiling(const Access& access, int held) {
 // Policy.
 
 constexpr int kBlocksPerMultiprocessor = 4;  // of a reduction that streams
-constexpr int64_t kSmallTile =
-    128 << 10;  // bytes that one multiprocessor reads in less time than a second kernel takes
-constexpr int64_t kSharedTile = 32 << 10;   // so much that blocks share a multiprocessor: one loads while others work
-constexpr size_t kFreeShared = 32 << 10;    // dynamic shared memory that, with a kernel's own, needs no opt-in
-constexpr int64_t kStreamBytes = 32 << 20;  // of a tensor: more than half of a large cache
+constexpr int64_t kSmallTile = 128 << 10;    // bytes: one multiprocessor reads them before a second kernel has started
+constexpr int64_t kSharedTile = 32 << 10;    // so much that blocks share a multiprocessor: one loads while others work
+constexpr size_t kFreeShared = 32 << 10;     // dynamic shared memory that, with a kernel's own, needs no opt-in
+constexpr int64_t kStreamBytes = 32 << 20;   // of a tensor: more than half of a large cache
 
 struct Plan {
   Method method;

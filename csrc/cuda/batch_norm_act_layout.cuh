@@ -21,7 +21,7 @@ constexpr int kMinBlocks = sizeof(T) == 8 ? 2
 
 // Accesses of a piece of a long run: what neighbouring threads, one chunk each, visit together.  Pieces are whole
 // where runs are a multiple of 512 bytes.
-__host__ __device__ constexpr int piece_accesses(int vector) { return vector == 1 ? 256 : 32; }
+__host__ __device__ constexpr int piece_accesses(int vector) { return vector == 1 ? 128 : 32; }
 
 // A thread's way through its slice of a tile, in chunks of U accesses that lie Tiling::access_step apart: first the
 // ragged ones, of which only `valid` accesses exist, then the whole ones.  A thread that has any data has a ragged
@@ -58,7 +58,7 @@ struct Chunk {
 // the same again after those of all other slices: then blocks that run together sweep the tensor in its order, and
 // its end is what stays in the cache.
 // Offsets are 64-bit: a tensor may have more than 2^31 elements.  A channel has fewer than 2^31 pieces, of 512 bytes or
-// 256 elements, and a thread fewer units: these are 32-bit.
+// 128 elements, and a thread fewer units: these are 32-bit.
 struct Tiling {
   int64_t outer;
   int64_t extent;  // units of a tile

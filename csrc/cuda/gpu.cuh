@@ -343,13 +343,6 @@ __device__ __forceinline__ T ld_cg(const T* p) {
   return __ldcg(p);
 }
 
-// 2^x to 2 ulp; zero where that is below the normal floats.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float power;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
-  return power;
-}
-
 // d += a b with tensor cores, for all lanes of a warp: a is 16 x 16, b 16 x 8, both of T (__half or __nv_bfloat16) in
 // pairs along the dimension that is summed over; d is float.  With g = lane / 4 and q = lane % 4 * 2, a lane holds
 //   a  rows g and g + 8 at columns q, q + 1; then both at q + 8, q + 9

@@ -127,8 +127,8 @@ Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& ac
 template <class Run>
 int with_layout(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts, Run run) {
   if (access.columns) {
-    Access narrow = access;  // as kSummed
-    if (pass == Pass::gradients) narrow.vector = std::min(access.vector, 4);
+    Access narrow = access;
+    if (pass == Pass::gradients) narrow.vector = std::min(access.vector, 4);  // kPart
     return run(make_columns(pass, shape, narrow, facts));
   }
   const int64_t inner = shape.inner / access.vector;
@@ -450,7 +450,7 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
       return with_variant<V>(args.activation.kind, !args.residual && !args.grad_residual, [&](auto variant) {
         using Of = decltype(variant);
         using Layout = std::decay_t<decltype(layout)>;
-        constexpr int W = kSummed<V, Layout>;
+        constexpr int W = kPart<V, Layout>;
         return launch_blocks(reduce_gradients<T, W, Layout, Of::Kind, Of::Plain>, layout.blocks(),
                              table_bytes<Acc, W>(layout, 3), stream, layout, args, between);
       });

@@ -121,8 +121,7 @@ struct Finish {
 
 // Procedure overview: a team for each group.
 //   1. Its readers add up the slices of each row and write grad_scale, grad_shift and the row's parts of grad_weight
-//   and
-//      grad_bias.
+//      and grad_bias.
 //   2. The team adds up u * S1 and u * S2 over the group's rows and writes the group's terms.
 template <class T>
 __global__ void __launch_bounds__(kThreads)

@@ -76,20 +76,19 @@ __device__ __forceinline__ Coefficients<Accumulator<T>> coefficients(const Param
   return {mean, invstd * parameters.u(channel, row), parameters.b(channel, row)};
 }
 
-// The first three of a channel's values, see below.
+// What the elements of a channel are computed with; the last two are of the input gradient,
+// dx = a * g' + p + (x - mean) * q.
+enum : int { kMean, kA, kB, kP, kQ };
+
 template <class T, int N>
 __device__ __forceinline__ void set_coefficients(const Parameters<T>& parameters, const Spot<1>& spot,
                                                  Accumulator<T> mean, Accumulator<T> invstd,
                                                  Accumulator<T> (&values)[N]) {
   const auto k = coefficients(parameters, spot.channel, spot.row, mean, invstd);
-  values[0] = k.mean;
-  values[1] = k.a;
-  values[2] = k.b;
+  values[kMean] = k.mean;
+  values[kA] = k.a;
+  values[kB] = k.b;
 }
-
-// What the elements of a channel are computed with.  p and q are the input gradient's, dx = a * g' + p + (x - mean) *
-// q.
-enum : int { kMean, kA, kB, kP, kQ };
 
 // The N values of a thread's channels.  In Rows it has one channel, and they stay in registers.  In Columns they are in
 // shared memory, made once for the block's tile: a thread has V channels, its registers are worth more than reading

@@ -1,10 +1,10 @@
 #pragma once
 // Where a thread of a group_norm_act kernel finds its elements.
 //
-// Three template parameters describe how a kernel reads: T, the element; V, elements per access (16 bytes, or 1 when
-// sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last.  Either layout keeps
-// a thread on the same channels, with the same distance from each access to the next, so that a step costs one
-// addition.
+// Three template parameters describe how a kernel reads: T, the element; V, elements per access (16 bytes, sometimes 8,
+// or 1 element when sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last.
+// Either layout keeps a thread on the same channels, with the same distance from each access to the next, so that a
+// step costs one addition.
 #include "common.cuh"
 
 namespace genimg_fast::cuda::group_norm {
@@ -134,7 +134,7 @@ __device__ __forceinline__ void last_chunks(Place& place, int left, const Chunk&
 }
 
 // Calls chunk(place, Exactly<n>) for all of a thread's accesses: n is U, a power of two, while there are so many, then
-// each of U / 2, U / 4, ... 1 at most once.
+// each of U / 2, U / 4, ... 1 at most once.  No access of a chunk is in question, so none costs a predicate.
 template <class T, int V, int U, class Chunk>
 __device__ __forceinline__ void in_chunks(const Walk& walk, const Chunk& chunk) {
   Place place{walk.offset * static_cast<int64_t>(sizeof(Raw<T, V>)), walk.step};
@@ -182,11 +182,8 @@ __device__ __forceinline__ void store_chunk(T* data, Place place, Count n, const
   }
 }
 
-// Elements per access where a thread sums up gradients: in Columns it has two sums for each.
-template <int V, class Layout>
-constexpr int kSummed = Layout::columns && V > 4 ? 4 : V;
-
 // The elements of an access are handled in parts, of as many as a thread of Columns has registers to keep values for.
+// Where it also has two sums for each, to the end, a part is a whole access.
 template <int V, class Layout>
 constexpr int kPart = Layout::columns && V > 4 ? 4 : V;
 

@@ -151,6 +151,7 @@ void bind_selftest(py::module_& m) {
   m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
         py::arg("bulk") = true, py::arg("bug") = "none");
   m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
+  m.def("early_launch", [](bool wait) { check(selftest::early_launch(wait)); }, py::arg("wait"));
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
   m.def("copy_128", &copy_128, in, py::arg("out").noconvert());
   m.def("mma", &mma);

@@ -325,6 +325,10 @@ __global__ void misaligned_load_kernel(const float* in, float* out) {
 
 __global__ void trap_kernel() { __trap(); }
 
+__global__ void early_kernel(bool wait) {
+  gpu::allow_next_kernel();
+  if (wait || threadIdx.x > 0) gpu::wait_for_previous_kernel();
+}
 __global__ void empty_kernel() {}
 
 int blocks_for(int n, int threads) { return (n + threads - 1) / threads; }
@@ -387,6 +391,8 @@ int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {
   if (cooperative) return gpu::launch_coop(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
   return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
 }
+
+int early_launch(bool wait) { return gpu::launch_early(early_kernel, 2, 32, 0, nullptr, wait); }
 
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit) {
   const size_t bytes = static_cast<size_t>(n) * sizeof(float);

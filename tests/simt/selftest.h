@@ -40,6 +40,7 @@ int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster);
 int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster);
 int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
+int early_launch(bool wait);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
 int mma(bool bfloat16, const uint16_t* a, const uint16_t* b, float* d, int lanes);

@@ -365,6 +365,19 @@ int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t
   return launch.failed ? launch_failure : success;
 }
 
+static uint64_t waits;
+void begin_early_launch() { waits = 0; }
+void wait_for_previous_kernel() {
+  preemption_point();
+  ++waits;
+}
+int check_waits(dim3 grid, dim3 block) {
+  const uint64_t threads = uint64_t{1} * grid.x * grid.y * grid.z * block.x * block.y * block.z;
+  if (waits == threads) return success;
+  return set_error(launch_failure, "simt: %llu of %llu threads of an early launch waited for the kernel before",
+                   static_cast<unsigned long long>(waits), static_cast<unsigned long long>(threads));
+}
+
 int set_max_dynamic_smem(KernelPointer kernel, size_t bytes) {
   if (bytes > kMaxShared) {
     return set_error(invalid_value, "simt: %zu bytes of dynamic shared memory; the limit is %zu", bytes, kMaxShared);

@@ -108,6 +108,10 @@ enum Error : int {
 using KernelPointer = void (*)();
 int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, bool cooperative,
            void (*run)(void*), void* job);
+// Every thread of a kernel that is launched early has to wait for the kernel before it, even here where that has ended.
+void begin_early_launch();
+void wait_for_previous_kernel();
+int check_waits(dim3 grid, dim3 block);
 int set_max_dynamic_smem(KernelPointer kernel, size_t bytes);
 int max_cooperative_blocks(uint64_t threads);
 int max_active_clusters(unsigned cluster, uint64_t threads, size_t dynamic_smem);
@@ -353,7 +357,9 @@ int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_
 template <class... Parameters, class... Arguments>
 int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
                  Arguments&&... arguments) {
-  return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+  simt::begin_early_launch();
+  const int code = launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return code ? code : simt::check_waits(grid, block);
 }
 template <class... Parameters, class... Arguments>
 int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
@@ -446,7 +452,7 @@ inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {
 }
 
 inline void allow_next_kernel() {}
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
 inline void forget_memory() {}
 inline int opaque(int value) { return value; }
 inline int64_t opaque(int64_t value) { return value; }
@@ -454,11 +460,6 @@ inline int64_t opaque(int64_t value) { return value; }
 template <class T>
 T ld_cg(const T* p) {
   return *p;
-}
-
-inline float exp2_approx(float x) {
-  const float power = exp2f(x);
-  return power < 0x1p-126f ? 0.0f : power;  // NaN stays
 }
 
 template <class T>

@@ -33,6 +33,7 @@ SHAPES: list[Shape] = [
     (6, 17, 12),  # 16-byte accesses for float32, not for 16-bit
     (3, 64, 8),
     (4, 3, 5 * 7),  # odd runs
+    (3, 2, 11 * 11),  # almost a piece
     (2, 1, 33 * 65),
     (2, 3, 33 * 64),  # runs longer than a block is wide
 ]

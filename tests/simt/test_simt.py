@@ -182,6 +182,12 @@ def test_blocks_of_a_cluster_exchange_numbers(emulator: ModuleType, cluster: int
         np.testing.assert_array_equal(out, sums_of_exchange(cluster, 5))
 
 
+def test_threads_of_an_early_launch_must_wait(emulator: ModuleType) -> None:
+    emulator.selftest.early_launch(wait=True)
+    with pytest.raises(emulator.SimtError, match=r"62 of 64 threads of an early launch waited"):
+        emulator.selftest.early_launch(wait=False)
+
+
 def test_dynamic_shared_memory(emulator: ModuleType) -> None:
     x = integers(1000)
     np.testing.assert_array_equal(emulator.selftest.dynamic_reverse(x, raise_limit=False), x[::-1])
