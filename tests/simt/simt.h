@@ -393,6 +393,10 @@ inline void allow_next_kernel() {}
 inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
 inline void forget_memory() {}
 
+struct StorePolicy {};
+inline StorePolicy store_policy(bool) { return {}; }
+inline void store_128(uint4* p, uint4 value, StorePolicy) { *p = value; }
+
 template <class T>
 T ld_cg(const T* p) {
   return *p;
