@@ -147,10 +147,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
       }
     }
     if (!Plain) {
-      if (args.grad_residual)
-        store_chunk<T, V, U>(tiling, args.grad_residual, offset, valid, chunk.grad, gpu::store_policy(false));
-      if (args.grad_input)
-        store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.input, gpu::store_policy(args.stream));
+      if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, offset, valid, chunk.grad);
+      if (args.grad_input) store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.input);
     }
   });
   combine_block<Sums, A>(tiling, sums.found(), total);
@@ -268,8 +266,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) input[u] = chunk.input[u];
-    if (args.grad_residual)
-      store_chunk<T, V, U>(tiling, args.grad_residual, next.offset, next.valid, grads, gpu::store_policy(false));
+    if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, next.offset, next.valid, grads);
     return next.valid;
   };
   Word kept_input[R / U][U], kept_grads[R / U][U];
@@ -314,7 +311,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         }
       }
     }
-    store_chunk<T, V, U>(tiling, args.grad_input, chunk.offset, chunk.valid, grads, gpu::store_policy(false));
+    store_chunk<T, V, U>(tiling, args.grad_input, chunk.offset, chunk.valid, grads);
   };
 #pragma unroll
   for (int r = 0; r < R / U; ++r) write(kept_input[r], kept_grads[r], tiling.next<A, U>(walk));
