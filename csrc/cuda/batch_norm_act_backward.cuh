@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
       }
     }
     if (!Plain) {
-      if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, offset, valid, chunk.grad, false);
-      if (args.grad_input) store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.input, args.stream);
+      if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, offset, valid, chunk.grad);
+      if (args.grad_input) store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.input);
     }
   });
   combine_block<Sums, A>(tiling, sums.found(), total);
@@ -193,6 +193,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
   if (walk.ragged == 0) return;
   ChannelValues<Acc, 5, V, A> channel;
   channel.read(table, walk.local);
+  const gpu::StorePolicy policy = gpu::store_policy(args.stream);
   for_each_chunk<A, U>(tiling, walk, [&](int64_t offset, auto valid) {
     GradientChunk<T, V, U> chunk;
     chunk.load(tiling, args, !Plain, offset, valid);
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Activation !=
         }
       }
     }
-    store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.grad, args.stream);
+    store_chunk<T, V, U>(tiling, args.grad_input, offset, valid, chunk.grad, policy);
   });
 }
 
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     }
 #pragma unroll
     for (int u = 0; u < U; ++u) input[u] = chunk.input[u];
-    if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, next.offset, next.valid, grads, false);
+    if (args.grad_residual) store_chunk<T, V, U>(tiling, args.grad_residual, next.offset, next.valid, grads);
     return next.valid;
   };
   Word kept_input[R / U][U], kept_grads[R / U][U];
@@ -310,7 +311,7 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
         }
       }
     }
-    store_chunk<T, V, U>(tiling, args.grad_input, chunk.offset, chunk.valid, grads, false);
+    store_chunk<T, V, U>(tiling, args.grad_input, chunk.offset, chunk.valid, grads);
   };
 #pragma unroll
   for (int r = 0; r < R / U; ++r) write(kept_input[r], kept_grads[r], tiling.next<A, U>(walk));

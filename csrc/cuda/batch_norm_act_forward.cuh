@@ -125,7 +125,7 @@ __device__ __forceinline__ void write_output(const Tiling& tiling, const Forward
       }
     }
   }
-  store_chunk<T, V, U>(tiling, args.output, offset, valid, raw, args.stream);
+  store_chunk<T, V, U>(tiling, args.output, offset, valid, raw, gpu::store_policy(args.stream));
 }
 
 template <class T>

@@ -241,16 +241,16 @@ __device__ __forceinline__ void for_each_chunk(const Tiling& tiling, Walk& walk,
   }
 }
 
-// Past the caches' usual order if `stream`: to be evicted first.
-template <class T, int V, int U, class Valid>
+// policy: nothing, or of gpu::store_policy, for wide accesses.
+template <class T, int V, int U, class Valid, class... Policy>
 __device__ __forceinline__ void store_chunk(const Tiling& tiling, T* p, int64_t offset, Valid valid,
-                                            const Raw<T, V>* raw, bool stream) {
+                                            const Raw<T, V>* raw, Policy... policy) {
   p = at_byte(p, offset);
 #pragma unroll
   for (int u = 0; u < U; ++u) {
     if (u < valid) {
-      if (stream) {
-        __stcs(reinterpret_cast<Raw<T, V>*>(p), raw[u]);
+      if constexpr (std::is_same<Raw<T, V>, uint4>::value) {
+        gpu::store_128(reinterpret_cast<uint4*>(p), raw[u], policy...);
       } else {
         store<T, V>(p, raw[u]);
       }

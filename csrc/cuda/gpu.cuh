@@ -323,6 +323,34 @@ __device__ __forceinline__ void wait_for_previous_kernel() {
 #endif
 }
 
+// How the L2 is to keep what is stored: as usual, or as what it evicts first.
+struct StorePolicy {
+  uint64_t bits;
+};
+__device__ __forceinline__ StorePolicy store_policy(bool evict_first) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint64_t usual, first;
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(usual));
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(first));
+  return {evict_first ? first : usual};
+#else
+  return {evict_first};
+#endif
+}
+__device__ __forceinline__ void store_128(uint4* p, uint4 value, StorePolicy policy) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("st.global.L2::cache_hint.v4.b32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p), "r"(value.x), "r"(value.y),
+               "r"(value.z), "r"(value.w), "l"(policy.bits)
+               : "memory");
+#else
+  if (policy.bits) {
+    __stcs(p, value);
+  } else {
+    *p = value;
+  }
+#endif
+}
+
 // The compiler keeps no value of memory in registers across it.
 __device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
 

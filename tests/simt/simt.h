@@ -457,6 +457,10 @@ inline void forget_memory() {}
 inline int opaque(int value) { return value; }
 inline int64_t opaque(int64_t value) { return value; }
 
+struct StorePolicy {};
+inline StorePolicy store_policy(bool) { return {}; }
+inline void store_128(uint4* p, uint4 value, StorePolicy) { *p = value; }
+
 template <class T>
 T ld_cg(const T* p) {
   return *p;
