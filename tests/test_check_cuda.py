@@ -307,9 +307,8 @@ def test_clusters_overlap_where_two_tiles_fit(predictions):
     assert predictions.cluster_plan(call, 1) == predictions.ClusterPlan(blocks=16, clusters=8, turns=8, buffers=2)
     found = predictions.predict("batch_norm_act", "forward", "cluster", call)
     assert 0.8 < found.share_of_copy < 0.9
-    assert predictions.cluster_plan(call, 2).buffers == 1  # backward: 131 KB of a block's 217
-    backward = predictions.predict("batch_norm_act", "backward", "cluster", call)
-    assert 0.65 < backward.share_of_copy < 0.8
+    assert predictions.cluster_plan(call, 2) is None  # backward: 131 KB of a block's 217
+    assert predictions.predict("batch_norm_act", "backward", "cluster", call) is None
 
 
 def test_counts_change_predictions(predictions):
