@@ -147,7 +147,7 @@ def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
         for buffers in (2, 1):
             plan = ClusterPlan(blocks, clusters, ceil(tiles / clusters), buffers)
             if share * buffers <= CLUSTER_SHARED:
-                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.25) + (16 << 10)), plan))
+                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.6) + (16 << 10)), plan))
     if not plans:
         return None
     work, plan = min(plans, key=lambda entry: entry[0])

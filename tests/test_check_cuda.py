@@ -230,7 +230,8 @@ def test_instances_with_options_have_no_limit(check, arguments, name):
 
 def test_what_has_to_have_a_limit_has_one(check):
     kernels = {"reduce_moments": "reduce_moments", "forward": "forward<plain>", "backward": "backward<plain>"}
-    for family, name, dtype, layout in check.expected_limits():
+    families = {"batch_norm_act", "group_norm_act", "reparameterize_kl", "recurrent", "cell_update"}
+    for family, name, dtype, layout in check.expected_limits(families):
         kernel = f"{name}_fragments<lstm>" if family == "recurrent" else kernels.get(name, f"{name}<relu, plain>")
         row = check.Row(family, kernel, "load", dtype, layout, 40, 0, 256, 6, 0, 100, 100, 1)
         assert row.duty == name
@@ -307,9 +308,8 @@ def test_clusters_overlap_where_two_tiles_fit(predictions):
     assert predictions.cluster_plan(call, 1) == predictions.ClusterPlan(blocks=16, clusters=8, turns=8, buffers=2)
     found = predictions.predict("batch_norm_act", "forward", "cluster", call)
     assert 0.8 < found.share_of_copy < 0.9
-    assert predictions.cluster_plan(call, 2).buffers == 1  # backward: 131 KB of a block's 217
-    backward = predictions.predict("batch_norm_act", "backward", "cluster", call)
-    assert 0.65 < backward.share_of_copy < 0.8
+    assert predictions.cluster_plan(call, 2) is None  # backward: 131 KB of a block's 217
+    assert predictions.predict("batch_norm_act", "backward", "cluster", call) is None
 
 
 def test_counts_change_predictions(predictions):
