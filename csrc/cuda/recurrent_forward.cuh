@@ -58,14 +58,14 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     bias = load_pair(static_cast<const T*>(call.bias_n[direction]) + unit, unit < H);
   }
   thread.leave(0, 0, h);
-  Step step = steps.at(0), next = steps.at(1);
+  Step step = steps.at(0);
   load_gates(step);
   __syncthreads();
 
   int buffer = 0;
 #pragma unroll 1
   for (int i = 0; i < steps.count; ++i) {
-    const Step after_next = steps.at(i + 2);
+    const Step next = steps.at(i + 1);
     float sums[G][4];
     unsigned x_n[2];  // GRU's candidate adds the state's part behind the reset gate
 #pragma unroll
@@ -122,7 +122,6 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
       }
     }
     step = next;
-    next = after_next;
     __syncthreads();
   }
 
