@@ -41,22 +41,22 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   T* const grad_gates = static_cast<T*>(call.grad_gates[direction]) + row * G * H + unit;
   T* const grad_hidden_n = C == Cell::gru ? static_cast<T*>(call.grad_hidden_n[direction]) + row * H + unit : nullptr;
 
-  unsigned saved[S][2], before[2], grad[2];
+  // Of rows that take no part they keep what they have: its results are not used.
+  unsigned saved[S][2] = {}, before[2] = {}, grad[2] = {};
   // earlier: the rows for which this was not the first step had that one before.
   const auto load_saved = [&](const Step& step, const Step& earlier) {
+    const T* const from = saved_rows + static_cast<int64_t>(step.row) * saved_width;
+    const T* const from_before = before_rows + static_cast<int64_t>(earlier.row) * before_width;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool lives = thread.lives(r, step.active);
-      const T* const p = saved_rows + static_cast<int64_t>(step.row + 8 * r) * saved_width;
+      if (!thread.lives(r, step.active)) continue;
 #pragma unroll
-      for (int k = 0; k < S; ++k) saved[k][r] = load_pair(p + k * H, lives);
-      if constexpr (kKeeps<C>) {
-        const T* const q = thread.lives(r, earlier.active)
-                               ? before_rows + static_cast<int64_t>(earlier.row + 8 * r) * before_width
-                               : initial + 8 * r * H;
-        before[r] = load_pair(q, lives);
+      for (int k = 0; k < S; ++k) saved[k][r] = load<T, 2>(from + 8 * r * saved_width + k * H);
+      if (kKeeps<C>) {
+        before[r] =
+            load<T, 2>(thread.lives(r, earlier.active) ? from_before + 8 * r * before_width : initial + 8 * r * H);
       }
-      grad[r] = grad_output ? load_pair(grad_output + static_cast<int64_t>(step.row + 8 * r) * width, lives) : 0;
+      if (grad_output) grad[r] = load<T, 2>(grad_output + static_cast<int64_t>(step.row) * width + 8 * r * width);
     }
   };
   float dh[4] = {0, 0, 0, 0}, dc[4] = {0, 0, 0, 0};  // gradients at the state and the cell state
@@ -80,7 +80,8 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   load_saved(step, steps.at(1));
   __syncthreads();
 
-  // Rows that left gradients at gates in the buffer.  The others' zeros do not count: a weight may be infinite.
+  // Rows that left gradients at gates in the buffer; what the others left does not count.  (Hidden units that there are
+  // not leave zeros.)
   int multiplied = 0, buffer = 0;
   const auto complete = [&] {
     float sums[1][4] = {{0, 0, 0, 0}};
@@ -116,19 +117,19 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
         }
       }
 #pragma unroll
-      for (int g = 0; g < G; ++g) d[g][r] = lives ? gpu::pack_pair<T>(d_of[0][g], d_of[1][g]) : 0;
-      dhn[r] = lives ? gpu::pack_pair<T>(dhn_of[0], dhn_of[1]) : 0;
+      for (int g = 0; g < G; ++g) d[g][r] = gpu::pack_pair<T>(d_of[0][g], d_of[1][g]);
+      dhn[r] = gpu::pack_pair<T>(dhn_of[0], dhn_of[1]);
     }
     buffer ^= 1;
 #pragma unroll
     for (int g = 0; g < G; ++g) thread.leave(buffer, g, C == Cell::gru && g == 2 ? dhn : d[g]);
+    T* const to = grad_gates + static_cast<int64_t>(step.row) * (G * H);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool lives = thread.lives(r, step.active);
-      T* const p = grad_gates + static_cast<int64_t>(step.row + 8 * r) * (G * H);
+      if (!thread.lives(r, step.active)) continue;
 #pragma unroll
-      for (int g = 0; g < G; ++g) store_pair(p + g * H, lives, d[g][r]);
-      if (C == Cell::gru) store_pair(grad_hidden_n + static_cast<int64_t>(step.row + 8 * r) * H, lives, dhn[r]);
+      for (int g = 0; g < G; ++g) store<T, 2>(to + (8 * r * G + g) * H, d[g][r]);
+      if (C == Cell::gru) store<T, 2>(grad_hidden_n + static_cast<int64_t>(step.row + 8 * r) * H, dhn[r]);
     }
     multiplied = step.active;
     step = steps.at(i + 1);

@@ -31,16 +31,16 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
   T* const reserve = call.reserve[direction] ? static_cast<T*>(call.reserve[direction]) + row * S * H + unit : nullptr;
   const int64_t state = (direction * sequence.batch + first + row) * H + unit;  // of the initial and last states
 
-  const auto load_gates = [&](const Step& step, unsigned (&x)[G][2]) {
-    const T* const p = gates + static_cast<int64_t>(step.row) * (G * H);
+  unsigned h[2], x[G][2], bias = 0;
+  const auto load_gates = [&](const Step& step) {
+    const T* const from = gates + static_cast<int64_t>(step.row) * (G * H);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool lives = thread.lives(r, step.active);
 #pragma unroll
-      for (int g = 0; g < G; ++g) x[g][r] = load_pair(p + (8 * r * G + g) * H, lives);
+      for (int g = 0; g < G; ++g) x[g][r] = load_pair(from + (8 * r * G + g) * H, lives);
     }
   };
-  unsigned h[2], x[G][2], bias = 0;
   float kept[4] = {0, 0, 0, 0};  // the state of a GRU, the cell state of an LSTM
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -58,14 +58,14 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     bias = load_pair(static_cast<const T*>(call.bias_n[direction]) + unit, unit < H);
   }
   thread.leave(0, 0, h);
-  Step step = steps.at(0), next = steps.at(1);
-  load_gates(step, x);
+  Step step = steps.at(0);
+  load_gates(step);
   __syncthreads();
 
   int buffer = 0;
 #pragma unroll 1
   for (int i = 0; i < steps.count; ++i) {
-    const Step after_next = steps.at(i + 2);
+    const Step next = steps.at(i + 1);
     float sums[G][4];
     unsigned x_n[2];  // GRU's candidate adds the state's part behind the reset gate
 #pragma unroll
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
         sums[g][2 * r + 1] = values.y;
       }
     }
-    load_gates(next, x);
+    load_gates(next);
     thread.template multiply<false>(buffer, sums);
 
     unsigned saved[S][2];
@@ -108,20 +108,20 @@ __global__ void __launch_bounds__(kPersistentThreads<T>, 1)
     }
     buffer ^= 1;
     thread.leave(buffer, 0, h);
+    T* const to = output + static_cast<int64_t>(step.row) * width;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const bool lives = thread.lives(r, step.active);
-      store_pair(output + static_cast<int64_t>(step.row + 8 * r) * width, lives, h[r]);
+      store_pair(to + 8 * r * width, lives, h[r]);
       if constexpr (kKeeps<C>) {
         if (reserve) {
-          T* const p = reserve + static_cast<int64_t>(step.row + 8 * r) * (S * H);
+          T* const p = reserve + static_cast<int64_t>(step.row) * (S * H) + 8 * r * S * H;
 #pragma unroll
           for (int k = 0; k < S; ++k) store_pair(p + k * H, lives, saved[k][r]);
         }
       }
     }
     step = next;
-    next = after_next;
     __syncthreads();
   }
 
