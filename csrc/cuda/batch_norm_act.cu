@@ -10,6 +10,8 @@
 namespace genimg_fast::cuda {
 namespace {
 
+using namespace batch_norm;
+
 int power_of_two_at_most(int64_t x) {
   int p = 1;
   while (p * 2 <= x) p *= 2;

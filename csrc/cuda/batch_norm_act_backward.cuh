@@ -2,7 +2,7 @@
 // Kernels of batch_norm_act's backward: two that stream, and one that holds its data on chip.
 #include "batch_norm_act_formulas.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 // A chunk of what backward reads.
 template <class T, int V, int U>
@@ -329,4 +329,4 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

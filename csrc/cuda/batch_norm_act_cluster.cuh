@@ -12,7 +12,7 @@
 #include "batch_norm_act_backward.cuh"
 #include "batch_norm_act_forward.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 constexpr int kMaxBuffers = 2;
 constexpr int kMaxClusterBlocks = 16;
@@ -537,4 +537,4 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

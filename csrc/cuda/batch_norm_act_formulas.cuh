@@ -4,7 +4,7 @@
 #include "activation.cuh"
 #include "batch_norm_act_reductions.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 // The activation as a template parameter: kRelu, kLeakyRelu (identity with slope 1), kSilu, or kSelect, which is relu
 // or leaky_relu by run-time data, for kernels that gain nothing from instances of their own.
@@ -134,4 +134,4 @@ __device__ __forceinline__ Accumulator<T> read_or(const PerChannel<T>& values, i
   return values ? values.read(channel) : other;
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

@@ -2,7 +2,7 @@
 // Kernels of batch_norm_act's forward: two that stream, and one that holds its data on chip.
 #include "batch_norm_act_formulas.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 // The first element of each of the tile's channels.  Moments are of x - pivot: where the mean is large beside the
 // standard deviation, float could not hold the mean of a few elements well enough to merge it with another.
@@ -341,4 +341,4 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

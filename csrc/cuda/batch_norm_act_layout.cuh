@@ -6,7 +6,7 @@
 // chunk, which are in flight together.  Everything else about the layout is run-time data in a Tiling.
 #include "common.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 constexpr int kThreads = 256;        // of the kernels that stream
 constexpr int kOnChipThreads = 512;  // most of the kernels that hold their data on chip: 128 registers each
@@ -275,4 +275,4 @@ __host__ __device__ constexpr int kept_accesses(int held, int vector, int lanes)
   return held == 1 ? (lanes > 1 ? 10 : 12) : (lanes > 1 ? 3 : 4);
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

@@ -4,7 +4,7 @@
 #include "batch_norm_act_layout.cuh"
 #include "reductions.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::batch_norm {
 
 // Partial results of the A channels of one thread.
 template <class Acc, int A>
@@ -123,4 +123,4 @@ __device__ __forceinline__ void combine_staged(const Tiling& tiling, const Parts
   combine_team<Combine>(tiling, sum, total);
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::batch_norm

@@ -7,6 +7,8 @@
 namespace genimg_fast::cuda {
 namespace {
 
+using namespace recurrent;
+
 template <class T, Cell C>
 struct ForwardKernels {
   static constexpr auto one = update_forward<T, 1, C>, wide = update_forward<T, kVector<T>, C>;

@@ -3,7 +3,7 @@
 #include "cell_update.h"
 #include "recurrent_formulas.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 constexpr int kUpdateThreads = 256;  // of a block
 
@@ -113,4 +113,4 @@ __global__ void __launch_bounds__(kUpdateThreads, 2) update_backward(const __gri
   write<T, V>(call.grad_state, spot.state, C == Cell::gru ? grad_h : grad_c);
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

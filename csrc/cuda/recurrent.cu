@@ -7,6 +7,8 @@
 namespace genimg_fast::cuda {
 namespace {
 
+using namespace recurrent;
+
 template <class T_, Cell C_>
 struct Instance {
   using T = T_;

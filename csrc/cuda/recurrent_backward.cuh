@@ -3,7 +3,7 @@
 #include "recurrent_formulas.cuh"
 #include "recurrent_products.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 // Procedure overview: backward by tensor cores.
 //   1. Each warp takes the weights that reach its hidden units to registers, and the gradients at the last states.
@@ -290,4 +290,4 @@ __global__ void __launch_bounds__(kStepThreads)
   if (C == Cell::gru) step.grad_hidden_n[i] = gpu::convert<T>(dhn);
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

@@ -4,7 +4,7 @@
 #include "math/gaussian.h"
 #include "recurrent_cell.h"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 // Activations beside data of type T.  Results that are rounded to 16 bits are made to little more than that.
 template <class T>
@@ -112,4 +112,4 @@ __device__ __forceinline__ A retreat(const A (&saved)[kSaved<C>], A before, A dh
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

@@ -3,7 +3,7 @@
 #include "recurrent_formulas.cuh"
 #include "recurrent_products.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 // Procedure overview: forward by tensor cores.
 //   1. Each warp takes the weights of its hidden units to registers, and the initial states to the operand.
@@ -261,4 +261,4 @@ __global__ void __launch_bounds__(kStepThreads)
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

@@ -16,7 +16,7 @@
 #include "common.cuh"
 #include "recurrent.h"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 constexpr int kStepThreads = 256;  // of a block of an elementwise kernel
 
@@ -138,4 +138,4 @@ __global__ void __launch_bounds__(kStepThreads) convert_all(const From* from, To
   if (i < count) to[i] = from ? gpu::convert<To>(from[i]) : gpu::convert<To>(0.0f);
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

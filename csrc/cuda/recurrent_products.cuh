@@ -2,7 +2,7 @@
 // What a persistent recurrent block multiplies: its weights and operands, and what threads load and write.
 #include "recurrent_layout.cuh"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::recurrent {
 
 // A thread of a block of tensor cores.  It has two pairs of neighbouring hidden units, in rows `row` and row + 8 of the
 // block: values 2 * r and 2 * r + 1 belong to row + 8 * r.  G is the number of gates.
@@ -229,4 +229,4 @@ struct SliceBlock {
   }
 };
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::recurrent

@@ -6,6 +6,8 @@
 namespace genimg_fast::cuda {
 namespace {
 
+using namespace reparameterize;
+
 bool is_aligned(const void* p) { return cuda::is_aligned(p, 16); }
 
 // Whether the first `operands` of a call allow 16-byte accesses.

@@ -14,7 +14,7 @@
 #include "math/gaussian.h"
 #include "reparameterize_kl.h"
 
-namespace genimg_fast::cuda {
+namespace genimg_fast::cuda::reparameterize {
 
 constexpr int kThreads = 256;  // most of a block
 
@@ -444,4 +444,4 @@ __global__ void __launch_bounds__(kThreads, backward_blocks(sizeof(T), known))
   }
 }
 
-}  // namespace genimg_fast::cuda
+}  // namespace genimg_fast::cuda::reparameterize
