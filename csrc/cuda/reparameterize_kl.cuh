@@ -32,8 +32,7 @@ constexpr int forward_blocks(size_t element_bytes, Known known) {
 }
 constexpr int backward_blocks(size_t element_bytes, Known known) {
   if (element_bytes == 8) return 1;
-  if (known == Known::plain) return 4;
-  return known == Known::dense && element_bytes == 4 ? 3 : 2;
+  return known == Known::plain ? 4 : 2;
 }
 
 // Where elements are.
