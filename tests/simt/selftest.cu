@@ -229,13 +229,13 @@ __global__ void cluster_exchange_kernel(ExchangeBug bug, float* out, int rounds)
     const unsigned parity = bug == ExchangeBug::one_place ? round % 2 : round / 2 % 2;
     const float2 number{static_cast<float>(rank + round * size), 0};
     if (thread < size) {
-      gpu::store_async(thread, &parts[half * 16 + rank], number, &full[half]);  // planted: race without two places
+      gpu::store_async(thread, &parts[half * 16 + rank], number, &full[half]);
     }
     if (bug != ExchangeBug::missing_wait) gpu::mbarrier_wait_for_peers(&full[half], parity);
     if (thread == 0) gpu::mbarrier_arrive_expect_tx(&full[half], bytes);
     float sum = 0;
     for (int peer = 0; peer < size; ++peer) {
-      sum += parts[half * 16 + peer].x;  // planted: race without a wait for peers
+      sum += parts[half * 16 + peer].x;
     }
     if (thread == 0) out[blockIdx.x * rounds + round] = sum;
     __syncthreads();

@@ -513,12 +513,10 @@ def test_tsan_names_the_line_of_a_race(run_sanitized: RunSanitized, resident: in
         ("walk(x, 4, 2, True, 'refill_race')", "race with the refill"),
         ("walk(x, 4, 2, True, 'early_peer_read')", "race without the cluster's barrier"),
         ("walk(x, 4, 2, True, 'early_exit')", "race without the cluster's barrier"),
-        ("exchange(4, 9, 'missing_wait')", "race without a wait for peers"),
-        ("exchange(4, 9, 'one_place')", "race without two places"),
     ],
 )
 def test_tsan_names_the_line_of_a_race_in_a_cluster(run_sanitized: RunSanitized, call: str, marker: str) -> None:
-    names = "x = x[:1152].reshape(9, -1)\nwalk, exchange = selftest.cluster_walk, selftest.cluster_exchange\n"
+    names = "x, walk = x[:1152].reshape(9, -1), selftest.cluster_walk\n"
     done = run_sanitized("tsan", PRELUDE + names + call)
     assert done.returncode == 66, done.stderr
     assert "data race" in done.stderr
