@@ -38,16 +38,14 @@ int device_facts(int device, DeviceFacts* facts) {
     *facts = remembered[device];
     return 0;
   }
-  int cooperative = 0, major = 0, minor = 0;
+  int major = 0, minor = 0;
   const auto ask = [device](int* value, cudaDeviceAttr attribute) {
     return gpu::take_error(cudaDeviceGetAttribute(value, attribute, device));
   };
   if (const int error = ask(&facts->multiprocessors, cudaDevAttrMultiProcessorCount)) return error;
   if (const int error = ask(&facts->shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin)) return error;
-  if (const int error = ask(&cooperative, cudaDevAttrCooperativeLaunch)) return error;
   if (const int error = ask(&major, cudaDevAttrComputeCapabilityMajor)) return error;
   if (const int error = ask(&minor, cudaDevAttrComputeCapabilityMinor)) return error;
-  facts->cooperative_launch = cooperative != 0;
   facts->compute_capability = 10 * major + minor;
   count_clusters(facts);
   if (remember) {
@@ -57,7 +55,7 @@ int device_facts(int device, DeviceFacts* facts) {
   return 0;
 #else
   (void)device;
-  *facts = {simt::multiprocessors(), 227 << 10, true, 90, {}};
+  *facts = {simt::multiprocessors(), 227 << 10, 90, {}};
   count_clusters(facts);
   return 0;
 #endif

@@ -11,8 +11,7 @@ constexpr int element_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 
 
 struct DeviceFacts {
   int multiprocessors;
-  int shared_bytes_per_block;  // the most that a block can opt in to
-  bool cooperative_launch;
+  int shared_bytes_per_block;   // the most that a block can opt in to
   int compute_capability = 90;  // 10 * major + minor
   int clusters[5] = {};         // of 1, 2, 4, 8, 16 blocks, each on a multiprocessor of its own, that run at a time
 };

@@ -45,7 +45,7 @@ struct Device {
 
 Problem problem(const std::string& dtype, std::array<int64_t, 3> shape, const std::string& method,
                 const Device& device) {
-  DeviceFacts facts{device.multiprocessors, device.shared_bytes, true};
+  DeviceFacts facts{device.multiprocessors, device.shared_bytes};
   std::copy(device.clusters.begin(), device.clusters.end(), facts.clusters);
   return {{kDTypes.at(dtype), shape[0], shape[1], shape[2]}, facts, kMethods.at(method)};
 }

@@ -25,7 +25,7 @@ const std::map<std::string, RecurrentMethod> kMethods = {{"automatic", Recurrent
                                                          {"steps", RecurrentMethod::steps}};
 
 // (multiprocessors, shared bytes of a block, compute capability)
-DeviceFacts facts_of(std::array<int, 3> device) { return {device[0], device[1], true, device[2]}; }
+DeviceFacts facts_of(std::array<int, 3> device) { return {device[0], device[1], device[2]}; }
 
 struct Problem {
   RecurrentSequence sequence;
