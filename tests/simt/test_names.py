@@ -2,7 +2,6 @@
 
 import subprocess
 
-import pytest
 from simt_build import COMMON_FLAGS, ROOT, compiler
 
 
