@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.results import Change, Result, Row
-from genimg_fast.bench.statistics import Ratio
+from genimg_fast.bench.statistics import Ratio, Verdict
 from genimg_fast.data.optional import optional_import
 
 COLUMNS = (
@@ -27,7 +27,7 @@ EXPLAINED = """\
 x: the other's time over ours, above 1 ours is faster, with the interval of 95% over processes and rounds;
 strongest: the fastest of all others; cold: x strongest with inputs in no cache; fresh: with new memory;
 of best: of what bytes and operations take at this machine's rates, just measured; MB: memory at the peak;
-error: largest against float64; no figure stands here that did not pass that comparison"""
+error: largest against float64; no figure stands here that did not pass that comparison; ?: the run is unsound"""
 
 
 def cells_of(row: Row, result: Result) -> list[str]:
@@ -59,7 +59,7 @@ def cells_of(row: Row, result: Result) -> list[str]:
         f"{(seconds or 0) * 1e3:.3f}",
         str(eager) if eager else "-",
         f"{strongest} {best}" if best and strongest != REFERENCE else "eager" if best else "-",
-        best.verdict if best else "-",
+        best.verdict + "?" * bool(result.unsound) if best else "-",
         *others,
         f"{share:.0%}" if share else "-",
         f"{memory[0] / 1e6:.1f}" if memory else "-",
@@ -72,14 +72,22 @@ def notes_of(result: Result) -> list[str]:
     """List what there is to say beside the table: the slowest case, what was wrong, what a compiler costs."""
     rows = [row for row in result.rows if row.seconds.get("warm")]
     notes = []
-    ratios = {row.key: ratio for row in rows if (peer := row.strongest()) and (ratio := row.ratio(peer))}
+    ratios = {
+        (row.key, state): ratio
+        for row in rows
+        for state in row.seconds
+        if (peer := row.strongest(state)) and (ratio := row.ratio(peer, state))
+    }
     if ratios:
-        slowest = min(ratios, key=lambda key: ratios[key].value)
-        counts = {
-            v: sum(r.verdict == v for r in ratios.values()) for v in ("faster", "same", "slower", "cannot tell")
-        }
-        notes.append(f"against the strongest of each: {', '.join(f'{n} {v}' for v, n in counts.items() if n)}")
-        notes.append(f"slowest case: {ratios[slowest]} of the strongest, {slowest}")
+        processes, rounds = min(row.counts() for row in rows)
+        notes.append(f"at least {processes} process{'es' * (processes > 1)} with {rounds} rounds each")
+        warm = [ratio.verdict for (_, state), ratio in ratios.items() if state == "warm"]
+        counts = {v: warm.count(v) for v in get_args(Verdict)}
+        notes.append(
+            f"warm, against the strongest of each: {', '.join(f'{n} {v}' for v, n in counts.items() if n)}"
+        )
+        slowest, state = min(ratios, key=lambda key: ratios[key].value)
+        notes.append(f"slowest case: {ratios[slowest, state]} of the strongest, {state}, {slowest}")
     steps = [row for row in rows if row.images]
     for row in steps:
         rates = {name: row.images / (row.median(name) or 1) for name in [row.judged, *row.peers()]}
@@ -88,7 +96,7 @@ def notes_of(result: Result) -> list[str]:
     if waits:
         longest = max(waits, key=lambda row: max(row.first_call["compile"]))
         pays = longest.pays_after("compile")
-        words = f"pays after {pays:.0f} calls" if pays is not None else "is not made up for by faster ones"
+        words = f"pays after {pays:.0f} calls against {longest.judged}" if pays is not None else "never pays"
         notes.append(
             f"longest first call of compile: {max(longest.first_call['compile']):.1f} s, which {words} "
             f"({longest.key})"
@@ -175,6 +183,14 @@ def changes_table(changes: Sequence[Change], alone: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def check_picture(path: Path) -> None:
+    """Raise a ValueError unless a picture can be written there."""
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ValueError(f"must end in .svg, .png or .pdf, got {path.name!r}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"must be in a folder that exists, which {path.parent} does not")
+
+
 def draw(result: Result, path: Path) -> None:
     """Draw bars of speed-up, and the roofline.
 
@@ -196,7 +212,10 @@ def draw(result: Result, path: Path) -> None:
     _draw_bars(axes[0], rows)
     if bounded:
         _draw_roofline(axes[1], bounded, result)
-    where = f"{result.machine['device']}, {result.machine['threads']} threads, torch {result.machine['torch']}"
+    threads = result.machine["threads"]
+    where = (
+        f"{result.machine['device']}, {threads} thread{'s' * (threads != '1')}, torch {result.machine['torch']}"
+    )
     figure.suptitle(
         f"genimg_fast {result.commit} on {where}" + (" - UNSOUND" if result.unsound else ""), fontsize=11
     )
@@ -227,9 +246,10 @@ def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlim(0, largest * 1.05)
-    axes.set_xlabel("times as fast as (right of 1: faster)")
+    judged = " or ".join(dict.fromkeys(row.judged for row in rows))
+    axes.set_xlabel(f"time of the other / time of {judged}: right of 1, {judged} is faster")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower right", title="the other", title_fontsize=8)
 
 
 def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
@@ -265,6 +285,7 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
         axes.scatter(
             *zip(*points, strict=True), color=colour, marker=marker, s=26, label=name or "genimg_fast", zorder=3
         )
+    axes.xaxis.set_minor_formatter(optional_import("matplotlib.ticker").NullFormatter())
     axes.set_xlabel("operations for each byte that has to move")
     axes.set_ylabel("GFLOP/s, of the operations that are needed")
     axes.grid(alpha=0.3, which="both")

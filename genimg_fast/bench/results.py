@@ -17,6 +17,7 @@ from genimg_fast.bench.machine import Ceilings, best_seconds
 from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
 
 SCHEMA = 1
+NOT_REACHED = "not reached within the time limit"
 
 
 @dataclass
@@ -67,6 +68,11 @@ class Row:
     def peers(self) -> list[str]:
         """List the contenders with figures beside the judged one."""
         return [name for name in self.seconds.get("warm", {}) if name != self.judged]
+
+    def counts(self) -> tuple[int, int]:
+        """Count the processes that measured it, and the rounds of the one with the fewest."""
+        times = self.seconds.get("warm", {}).get(self.judged, [])
+        return len(times), min((len(rounds) for rounds in times), default=0)
 
     def median(self, name: str | None = None, state: str = "warm") -> float | None:
         """Get a contender's seconds: the median over processes of the median over rounds."""
@@ -230,11 +236,17 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
     """
     found: dict[tuple[str, str], Row] = {}
     for part in rows:
+        if "passes" in part:
+            for direction in part["passes"]:
+                key = part["name"], direction
+                found.setdefault(key, Row(*key, dtype=dtypes.get(part["name"], ""), skipped=NOT_REACHED))
+            continue
         name, direction = part["name"], part.get("pass", "")
         row = found.setdefault((name, direction), Row(name, direction, dtype=dtypes.get(name, "")))
         if "skipped" in part:
             row.skipped = part["skipped"]
             continue
+        row.skipped = ""
         row.judged, row.images = part["judged"], part["images"]
         row.moved, row.operations = part["moved"], part["operations"]
         row.wrong |= part["wrong"]

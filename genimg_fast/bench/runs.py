@@ -18,7 +18,7 @@ from typing import Any, get_args
 from genimg_fast.bench import machine
 from genimg_fast.bench.catalog import all_entries
 from genimg_fast.bench.entries import Entry, choose, own_entries
-from genimg_fast.bench.results import Result, Row, join
+from genimg_fast.bench.results import NOT_REACHED, Result, Row, join
 from genimg_fast.bench.timing import State
 
 PROCESSES = 3
@@ -96,7 +96,8 @@ def run(
                 }  # fmt: skip
                 for row in _rows_of(job, version, ends):
                     found[index].append(row)
-                    canaries.append(row["canary"]) if "canary" in row else None
+                    if "canary" in row:
+                        canaries.append(row["canary"])
                     advance(row["name"])
             if ends is None or number + 1 == processes:
                 continue
@@ -114,7 +115,7 @@ def run(
     for version, rows in zip(versions, found, strict=True):
         joined = join(rows, dtypes)
         missing = [name for name in names if name not in {row.name for row in joined}]
-        joined += [Row(name, skipped="not reached within the time limit") for name in missing]
+        joined += [Row(name, skipped=NOT_REACHED) for name in missing]
         facts = {**machine.facts(device), **({"threads": str(threads)} if threads else {})}
         revision = machine.commit() if version == PACKAGE.parent else _revision(version)
         results.append(Result(

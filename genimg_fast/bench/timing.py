@@ -10,6 +10,8 @@ the allocator's free lists is not part of the comparison. Inputs and memory are 
 """
 
 import gc
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -163,6 +165,20 @@ def memory_of(call: Call, device: str) -> Memory:
     return Memory(peak_bytes(call, device), sum(kept.values()))
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Send stderr nowhere: the profiler writes lines of its own there, from C++."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def peak_bytes(call: Call, device: str) -> int:
     """Measure the memory that one call allocates at its peak, beyond what was there before."""
     if device != "cpu":
@@ -172,9 +188,10 @@ def peak_bytes(call: Call, device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    cpu = torch.profiler.ProfilerActivity.CPU
     _native.take_output_peak()
     before = _native.take_output_peak()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with _quietly(), torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         call()
     current = peak = 0
     events = profile.profiler.kineto_results.events()

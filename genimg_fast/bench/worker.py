@@ -110,9 +110,9 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         except ImportError as error:
             write({"name": name, "skipped": str(error)})
             continue
-        for direction in case.passes:
-            if job["passes"] and direction not in job["passes"]:
-                continue
+        passes = [direction for direction in case.passes if not job["passes"] or direction in job["passes"]]
+        write({"name": name, "passes": passes})
+        for direction in passes:
             found = measure(
                 case, direction, device=device, states=job["states"], peers=job["peers"], budget=job["budget"],
                 seed=job["seed"], whole=job["whole"],

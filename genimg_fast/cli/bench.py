@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from genimg_fast._close_names import did_you_mean
 from genimg_fast.bench import report
-from genimg_fast.bench.case import Pass
+from genimg_fast.bench.case import Case, Pass
 from genimg_fast.bench.results import Result, changes, load
 from genimg_fast.bench.runs import PROCESSES, built, chosen, run
 from genimg_fast.cli.arguments import Device, blaming, find_device
@@ -19,7 +20,9 @@ def add(commands: Any) -> None:
     """Add the command, with subcommands; without one it runs."""
     text = "Time the kernels, models and your own code against all others that compute the same."
     parser = commands.add_parser(
-        "bench", help=text, description=f"{text} Without a subcommand: run, on the short list of operators."
+        "bench",
+        help=text,
+        description=f"{text} The word run may be left out: bench ops, bench all, bench FILE.py:F.",
     )
     parser.prepare = lambda args: args if args[:1] and args[0] in (*COMMANDS, "-h", "--help") else ["run", *args]
     ways = parser.add_subparsers(title="subcommands", metavar="COMMAND", required=True)
@@ -68,6 +71,10 @@ def run_cases(
             entries, own = chosen(what, filter or [], dtype or [])
     else:
         raise OptionError("what", f"must be ops, models, all or FILE.py:FUNCTION, got {what!r}")
+    if plot is not None:
+        with blaming("plot"):
+            report.check_picture(plot)
+    _check_peers(peers or [], entries[0].case(where) if own else None)
     limit = None if time_limit is None else 60 * time_limit
     options: dict[str, Any] = {
         "own": own, "device": where, "threads": threads, "peers": peers, "passes": passes or [],
@@ -85,6 +92,14 @@ def run_cases(
         results[0].save_in(out)
     _write(result, out, json, csv, plot)
     return 1 if any(row.judged in row.wrong for row in result.rows) else 0
+
+
+def _check_peers(peers: list[str], own: Case | None) -> None:
+    known = ["inplace", "compile", "diffusers"] if own is None else [*own.contenders, "compile"]
+    for name in peers:
+        if name not in (*known, "none"):
+            hint = did_you_mean(name, known)
+            raise OptionError("peers", f"must be of {', '.join(known)}, or none, got {name!r}{hint}")
 
 
 def _write(result: Result, out: Path, json: Path | None, csv: Path | None, plot: Path | None) -> None:
@@ -144,6 +159,9 @@ def show(result: Path, *, plot: File | None = None) -> int:
     """
     with blaming("result"):
         found = load(result)
+    if plot is not None:
+        with blaming("plot"):
+            report.check_picture(plot)
     print(report.markdown(found))
     if plot is not None:
         with blaming("plot"):

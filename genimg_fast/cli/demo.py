@@ -12,7 +12,9 @@ import numpy as np
 from genimg_fast._fuse import unfuse
 from genimg_fast._info import info
 from genimg_fast.bench import timing
+from genimg_fast.bench.machine import Watch, unsound
 from genimg_fast.bench.own import quick
+from genimg_fast.bench.statistics import ratio_of
 from genimg_fast.cli.arguments import Device
 from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
@@ -48,17 +50,21 @@ def demo(
     run, trainer, dataset = run_training(find_trainable("dcgan"), values)
 
     batch_size = run.config["batch_size"]
+    watch = Watch()
     plain, fused = _time_steps(trainer, dataset, batch_size)
     print(f"\ngenerated digits: {run.path / f'samples-{trainer.steps_done:06d}.png'}")
     print(f"real digits:      {run.path / 'real.png'}")
     kernels = "fused kernels" if info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
+    rates = [batch_size / statistics.median(times) for times in (fused, plain)]
     print(
-        f"training: {batch_size / fused:.0f} images/s with {kernels}, {batch_size / plain:.0f} with plain torch.nn"
-        " (convolutions take most of it)"
+        f"training: {rates[0]:.0f} images/s with {kernels}, {rates[1]:.0f} with plain torch.nn: "
+        f"{ratio_of([plain], [fused])} times as fast; convolutions take most of it"
     )
     print("\noperators on this machine, forward + backward, times as fast as eager PyTorch [interval of 95%]:")
     for name, ratio in quick(trainer.device.type, OPERATORS):
         print(f"  {name:<58} {ratio}  {ratio.verdict}")
+    for words in unsound(watch.quiet(), []):
+        print(f"these figures are rough: {words}")
     print(
         f"\nnext:\n  genimg-fast interpolate {run.path}\n  genimg-fast train cvae --data digits\n"
         "  genimg-fast bench ops --time-limit 5"
@@ -66,8 +72,8 @@ def demo(
     return 0
 
 
-def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> tuple[float, float]:
-    """Median seconds of a training step with plain torch.nn, and with this package."""
+def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> tuple[list[float], list[float]]:
+    """Seconds of training steps with plain torch.nn, and with this package."""
     models = (unfuse(copy.deepcopy(trainer.model)), copy.deepcopy(trainer.model))
     stream = batches(dataset.to(trainer.device), batch_size)
 
@@ -77,4 +83,4 @@ def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> tup
 
     calls = dict(zip(("plain", "fused"), map(stepping, models), strict=True))
     found = timing.rounds(calls, "warm", trainer.device.type, 4.0, np.random.default_rng(0))
-    return statistics.median(found["plain"]), statistics.median(found["fused"])
+    return found["plain"], found["fused"]

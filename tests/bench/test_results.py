@@ -121,6 +121,11 @@ def test_parts_of_processes_are_joined_and_the_wrong_left_out() -> None:
     assert row.seconds == {}
 
 
+def test_a_pass_that_was_announced_and_not_measured_is_said() -> None:
+    (row,) = join([{"name": "op", "passes": ["both"]}], {})
+    assert (row.key, row.skipped) == ("op, both", "not reached within the time limit")
+
+
 def test_best_time_is_that_of_the_slower_of_both_bounds() -> None:
     limits = result_of(1e-3).ceilings
     assert best_seconds(limits, 2 * MIB, 0, None) == pytest.approx(2 * MIB / 4e10)

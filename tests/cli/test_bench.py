@@ -74,6 +74,12 @@ def test_what_is_wrong_has_no_figure_and_fails(
         (["{mine}:number"], "argument WHAT: must return a gf.bench.Case"),
         (["ops", "--filter", "no-such-case"], "argument --filter: must leave a case; none has 'no-such-case'"),
         (["ops", "--filter", "2x8", "--base", "no-such-revision"], "argument --base: must be a revision"),
+        (
+            ["ops", "--peers", "comple"],
+            "argument --peers: must be of inplace, compile, diffusers, or none, got 'comple'",
+        ),
+        (["ops", "--plot", "x.docx"], "argument --plot: must end in .svg, .png or .pdf"),
+        (["ops", "--plot", "no/x.svg"], "argument --plot: must be in a folder that exists"),
         (["compare", "{mine}", "{mine}"], "argument FIRST: must be a result of genimg-fast bench"),
         (["show", "{mine}.gone"], "No such file"),
     ],
