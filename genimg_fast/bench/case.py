@@ -119,6 +119,8 @@ def calls_of(
     if direction == "forward":
         return forward
     leaves = leaves_of(function, inputs)
+    if not leaves:
+        raise ValueError("no input, and no parameter, requires a gradient")
     outputs = [t for t in forward() if t.requires_grad]
     generator = torch.Generator().manual_seed(1)
     grads = [

@@ -1,13 +1,16 @@
 """No figure for what is wrong: each contender is compared with float64, and cheats are caught, before it is timed.
 
-1. Outputs and gradients of two sets of inputs are computed in float64 by the reference, and in the case's dtype by
-   plain PyTorch: its own errors are the measure.
-2. A contender computes the first, then the second in the same memory: what was kept by its address, or never
-   computed, is wrong now. The judged one also gets inputs with gaps between elements.
+1. Outputs and gradients of two sets of inputs are computed in float64 by the reference, and in the case's dtype
+   by plain PyTorch: its own errors are the measure.
+2. A contender computes the first, then the second in the same memory, which autograd's count of versions does not
+   see: what was kept by its address, or never computed, is wrong now. The judged one also gets inputs with gaps
+   between elements.
 3. Inputs must be as before, and what an earlier call returned must not have changed.
 4. The errors may be twice plain PyTorch's, three times in gradients, and a few units in the last place more. Of
    networks they say little: rounding turns the sign of what an activation gets, here and there, and with it a
-   gradient. They are compared in float64, to 1e-8; in their own dtype only roughly.
+   gradient. They are compared in float64, to 1e-8, buffers included; in their own dtype only roughly.
+
+Steps of training, which draw random numbers, are not compared.
 """
 
 import copy
@@ -23,7 +26,8 @@ from genimg_fast.bench.case import REFERENCE, Case, Pass, calls_of
 FACTOR = {"forward": 2.0, "both": 3.0}
 ULPS = 8
 IN_FLOAT64 = 1e-8  # of networks
-ROUGHLY = 0.05
+ROUGHLY = 0.05  # of networks in their own dtype; of their outputs at most so many units in the last place
+ROUGH_ULPS = 1000
 NOTHING = 1e-4  # of the largest gradient
 
 
@@ -42,7 +46,10 @@ class Gate:
 
     Args:
         case: The case.
-        direction: The pass; of steps, which train, results are compared with those of the reference alone.
+        direction: The pass: ``"forward"``, or ``"both"``: outputs and gradients.
+
+    Raises:
+        ValueError: If the reference returns no tensor, or values that are not finite.
     """
 
     def __init__(self, case: Case, direction: Pass) -> None:
@@ -52,31 +59,53 @@ class Gate:
         exact = _wide_network(reference) if isinstance(reference, nn.Module) else reference
         options = {key: _wide(value) for key, value in case.fixed.items()}
         self.right = [self._results(exact, [_wide(t) for t in inputs], **options) for inputs in self.sets]
+        if not self.right[0]:
+            raise ValueError(f"{REFERENCE} returns no tensor")
+        if not all(bool(t.isfinite().all()) for t in self.right[0]):
+            raise ValueError(f"{REFERENCE} returns values that are not finite")
+        plain = [self._results(reference, inputs, **case.fixed) for inputs in self.sets]
+        self.dtypes = [t.dtype for t in plain[0]]
         # A bias before a norm has a gradient of zero, and that is no measure of anything.
         network = isinstance(reference, nn.Module)
         self.floors = [NOTHING * max(_scales(t)[1] for t in right) if network else 0.0 for right in self.right]
-        if network:
-            self.allowed = [[(ROUGHLY, math.inf)] * len(right) for right in self.right]
-            return
-        plain = [self._results(reference, inputs, **case.fixed) for inputs in self.sets]
         self.allowed = [
-            [self._limit(errors_of(result, right), result) for result, right in zip(*both, strict=True)]
+            [
+                self._limit(index, network, result, right)
+                for index, (result, right) in enumerate(zip(*both, strict=True))
+            ]
             for both in zip(plain, self.right, strict=True)
         ]
 
     def _results(self, function: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> list[Tensor]:
-        call = calls_of(function, inputs, self.direction, **options)
-        return [t.detach().clone() for t in call()]
+        """Outputs, and with backward the gradients behind them."""
+        outputs = [t.detach().clone() for t in calls_of(function, inputs, "forward", **options)()]
+        self.outputs = len(outputs)
+        if self.direction == "forward":
+            return outputs
+        return outputs + [t.detach().clone() for t in calls_of(function, inputs, "both", **options)()]
 
-    def _limit(self, errors: tuple[float, float], result: Tensor) -> tuple[float, float]:
-        factor, ulps = FACTOR[self.direction], ULPS * torch.finfo(result.dtype).eps
-        return (factor * errors[0] + ulps) * self.case.slack, (factor * errors[1] + ulps) * self.case.slack
+    def _limit(self, index: int, network: bool, result: Tensor, right: Tensor) -> tuple[float, float]:
+        if not result.is_floating_point() and not result.is_complex():
+            return 0.0, 0.0
+        eps, output = torch.finfo(result.dtype).eps, index < self.outputs
+        if network:
+            return (min(ROUGHLY, ROUGH_ULPS * eps) if output else ROUGHLY), math.inf
+        factor = FACTOR["forward" if output else "both"]
+        rms, largest = ((factor * error + ULPS * eps) * self.case.slack for error in errors_of(result, right))
+        return rms, largest
 
     def _check_in_float64(self, name: str, network: nn.Module) -> None:
         inputs = [_wide(t, torch.preserve_format) for t in self.sets[0]]
-        results = self._results(copy.deepcopy(network).double(), inputs)
+        exact = copy.deepcopy(network).double()
+        results = self._results(exact, inputs)
         allowed = [(IN_FLOAT64, IN_FLOAT64)] * len(self.right[0])
-        self._compare(name, results, 0, "a copy in float64", allowed)
+        self._compare(name, results, 0, "a copy in float64", allowed, dtypes=False)
+        plain = _wide_network(self.case.contenders[REFERENCE])
+        self._results(plain, [_wide(t) for t in self.sets[0]])
+        buffers = dict(plain.named_buffers())
+        for key, buffer in exact.named_buffers():
+            if key in buffers and max(errors_of(buffer, buffers[key])) > IN_FLOAT64:
+                raise WrongResultError(f"{name}: its buffer {key} is another than that of {REFERENCE}")
 
     def check(self, name: str, function: Callable[..., Any]) -> float:
         """Compare a contender's results with what is right.
@@ -93,17 +122,19 @@ class Gate:
         """
         if isinstance(function, nn.Module) and not hasattr(function, "_orig_mod"):  # that is torch.compile's
             self._check_in_float64(name, function)
-        inputs = [_copy(t) for t in self.sets[0]]
+        inputs = [copy_of(t) for t in self.sets[0]]
         call = calls_of(function, inputs, self.direction, **self.case.fixed)
-        first = [t.detach() for t in call()]
-        kept = [t.clone() for t in first]
-        found = self._compare(name, kept, 0, "inputs")
+        kept = call()
+        copies = [t.detach().clone() for t in kept]
         self._check_unchanged(name, inputs, 0)
+        self._compare_last(name, copies, 0, "inputs")
+        found = self._compare(name, self._results(function, inputs, **self.case.fixed), 0, "inputs")
         _overwrite(inputs, self.sets[1])
-        second = [t.detach().clone() for t in call()]
-        found = max(found, self._compare(name, second, 1, "other values in the same memory"))
+        self._compare_last(name, [t.detach().clone() for t in call()], 1, "other values in the same memory")
+        results = self._results(function, inputs, **self.case.fixed)
+        found = max(found, self._compare(name, results, 1, "other values in the same memory"))
         self._check_unchanged(name, inputs, 1)
-        if any(not torch.equal(a, b) for a, b in zip(first, kept, strict=True)):
+        if any(not torch.equal(a, b) for a, b in zip(kept, copies, strict=True)):
             raise WrongResultError(f"{name} changes in a later call what an earlier one returned")
         if name == self.case.judged:
             spaced = [_spaced(t) for t in self.sets[0]]
@@ -123,29 +154,40 @@ class Gate:
         Raises:
             WrongResultError: If it does not.
         """
-        if self.case.fixed:
-            return  # its results are random
+        if self.case.fixed or any(isinstance(t, Tensor) and _overlaps(t) for t in inputs):
+            return  # its results are random, or other values cannot be written there
         _overwrite(inputs, self.sets[1])
         results = [t.detach().clone() for t in call()]
         _overwrite(inputs, self.sets[0])
-        self._compare(name, results, 1, "other values in the same memory, after it was timed")
+        self._compare_last(name, results, 1, "other values in the same memory, after it was timed")
 
-    def _compare(self, name: str, results: Sequence[Tensor], which: int, of: str, limits: Any = None) -> float:
-        right, limits = self.right[which], self.allowed[which] if limits is None else limits
-        what = "results" if self.direction == "forward" else "gradients"
+    def _compare_last(self, name: str, results: Sequence[Tensor], which: int, of: str) -> None:
+        """Compare what a call of the pass returns: of backward, the gradients alone."""
+        first = len(self.right[which]) - len(results)
+        if first not in (0, self.outputs):
+            first = 0
+        self._compare(name, results, which, of, first=first)
+
+    def _compare(
+        self, name: str, results: Sequence[Tensor], which: int, of: str, limits: Any = None, *,
+        first: int = 0, dtypes: bool = True,
+    ) -> float:  # fmt: skip
+        right, limits = self.right[which][first:], (self.allowed[which] if limits is None else limits)[first:]
         if len(results) != len(right):
-            raise WrongResultError(f"{name} has {len(results)} {what}, the reference {len(right)}")
+            raise WrongResultError(f"{name} has {len(results)} results, the reference {len(right)}")
         largest = 0.0
-        for index, (result, exact, allowed) in enumerate(zip(results, right, limits, strict=True)):
+        for index, (result, exact, allowed) in enumerate(zip(results, right, limits, strict=True), first):
+            gradient = index - self.outputs
+            what = f"gradients[{gradient}]" if gradient >= 0 else f"results[{index}]"
             if result.shape != exact.shape:
-                raise WrongResultError(
-                    f"{name}: {what}[{index}] has shape {tuple(result.shape)}, not {tuple(exact.shape)}"
-                )
+                raise WrongResultError(f"{name}: {what} has shape {tuple(result.shape)}, not {tuple(exact.shape)}")
+            if dtypes and result.dtype != self.dtypes[index]:
+                raise WrongResultError(f"{name}: {what} is of {result.dtype}, not {self.dtypes[index]}")
             errors = errors_of(result, exact, self.floors[which])
             largest = max(largest, *errors)
             if not all(error <= limit for error, limit in zip(errors, allowed, strict=True)):  # NaN is not
                 raise WrongResultError(
-                    f"{name}: {what}[{index}] of {of} differ from float64 by {max(errors):.1e} of the largest, "
+                    f"{name}: {what} of {of} differ from float64 by {max(errors):.1e} of the largest, "
                     f"allowed is {max(allowed):.1e}"
                 )
         return largest
@@ -169,45 +211,55 @@ def errors_of(result: Tensor, right: Tensor, floor: float = 0.0) -> tuple[float,
     """
     if right.numel() == 0:
         return 0.0, 0.0
-    difference = (result.detach().double() - right.detach()).abs()
+    difference = (_real(result) - _real(right)).abs()
     rms, largest = (
         error / max(scale, floor) if max(scale, floor) else error
-        for error, scale in zip(_scales(difference), _scales(right), strict=True)
+        for error, scale in zip(_scales(difference), _scales(_real(right)), strict=True)
     )
     return rms, largest
 
 
+def _real(values: Tensor) -> Tensor:
+    values = values.detach()
+    return torch.view_as_real(values.to(torch.complex128)) if values.is_complex() else values.double()
+
+
 def _scales(values: Tensor) -> tuple[float, float]:
     """Root mean square, and the largest."""
-    wide = values.detach().double()
+    wide = _real(values)
     return (wide.square().mean().sqrt().item(), wide.abs().max().item()) if wide.numel() else (0.0, 0.0)
 
 
 def _wide(value: Any, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
         return value
+    dtype = torch.complex128 if value.is_complex() else torch.float64
     # Dense, whatever the layout: torch's own instance norm has wrong gradients where theirs is channels_last.
-    wide = value.detach().to(torch.float64, memory_format=memory_format, copy=True)
+    wide = value.detach().to(dtype, memory_format=memory_format, copy=True)
     return wide.requires_grad_(value.requires_grad)
 
 
-def _wide_network(network: nn.Module) -> nn.Module:
+def _wide_network(network: Any) -> nn.Module:
     return copy.deepcopy(network).double().to(memory_format=torch.contiguous_format)
 
 
-def _copy(value: Any) -> Any:
+def copy_of(value: Any) -> Any:
+    """Copy an input, densely."""
     return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
 
 
 def _other(value: Any) -> Any:
-    """Other values of the same distribution: the same ones, elsewhere."""
+    """Other values of much the same distribution: elsewhere, and smaller, so that no sum of them is the same."""
     if not isinstance(value, Tensor):
         return value
-    return (
-        torch.empty_like(value)
-        .copy_(value.detach().flip(tuple(range(value.dim()))))
-        .requires_grad_(value.requires_grad)
-    )
+    other = value.detach().flip(tuple(range(value.dim())))
+    if value.is_floating_point() or value.is_complex():
+        other = other * 0.8
+    return torch.empty_like(value).copy_(other).requires_grad_(value.requires_grad)
+
+
+def _overlaps(t: Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def _spaced(value: Any) -> Any:
@@ -218,8 +270,8 @@ def _spaced(value: Any) -> Any:
     return wide[..., ::2].copy_(value.detach()).requires_grad_(value.requires_grad)
 
 
-@torch.no_grad()
 def _overwrite(inputs: Sequence[Any], values: Sequence[Any]) -> None:
+    """Write other values into the memory of inputs; by way of ``data``, which no counter of versions sees."""
     for given, value in zip(inputs, values, strict=True):
         if isinstance(given, Tensor):
-            given.copy_(value)
+            given.data.copy_(value.detach())

@@ -119,6 +119,8 @@ def compare(
     for _ in range(3):
         for name, times in timing.rounds(calls, "warm", device, seconds / 3, generator).items():
             row.seconds.setdefault("warm", {}).setdefault(name, []).append(times)
+    for name, call in calls.items():
+        gate.check_again(name, call, case.inputs)
     row.memory = {name: list(timing.memory_of(call, device)) for name, call in calls.items()}
     canaries.append(machine.canary(device))
     return Comparison(row, machine.unsound(watch.quiet(), canaries))

@@ -216,12 +216,15 @@ def load(path: str | Path) -> Result:
         raise ValueError(f"must be a result of genimg-fast bench, which {path} is not") from error
     if schema != SCHEMA:
         raise ValueError(f"must be a result of form {SCHEMA}; {path} is of form {schema}")
-    body["rows"] = [Row(**row) for row in body["rows"]]
-    limits = body["ceilings"]
-    for name in ("copy", "read"):
-        limits[name] = {int(size): rate for size, rate in limits[name].items()}
-    body["ceilings"] = Ceilings(**limits)
-    return Result(**body)
+    try:
+        body["rows"] = [Row(**row) for row in body["rows"]]
+        limits = body["ceilings"]
+        for name in ("copy", "read"):
+            limits[name] = {int(size): rate for size, rate in limits[name].items()}
+        body["ceilings"] = Ceilings(**limits)
+        return Result(**body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"must be a whole result; {path} lacks something, or has too much: {error}") from error
 
 
 def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shlex
 import shutil
 import subprocess
@@ -76,6 +77,9 @@ def run(
     ends = None if time_limit is None else started + time_limit
     watch, limits, canaries = machine.Watch(), machine.ceilings(device), [machine.canary(device)]
     names = [entry.name for entry in entries]
+    if own is not None:  # processes run in the folder of the version that they measure
+        file, _, function = own.rpartition(":")
+        own = f"{Path(file).absolute()}:{function}"
     versions = [PACKAGE.parent] if base is None else [base, PACKAGE.parent]
     passes_of_all = 2 * len(names)
     # The first process also checks results and compiles: less of its time is for timing.
@@ -85,6 +89,7 @@ def run(
         else max(LEAST_BUDGET, 0.3 * time_limit / (processes * len(versions) * passes_of_all))
     )
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
+    without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
     with _bar(progress, processes * len(versions) * len(names)) as advance:
         for number in range(processes):
             begun = time.monotonic()
@@ -92,12 +97,13 @@ def run(
                 job = {
                     "names": names, "own": own, "device": device, "threads": threads, "peers": peers,
                     "passes": list(passes), "states": list(states), "budget": budget, "seed": number,
-                    "whole": number == 0,
+                    "whole": number == 0, "without": without[index],
                 }  # fmt: skip
                 for row in _rows_of(job, version, ends):
                     found[index].append(row)
                     if "canary" in row:
                         canaries.append(row["canary"])
+                        without[index].setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
                     advance(row["name"])
             if ends is None or number + 1 == processes:
                 continue
@@ -130,10 +136,10 @@ def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator
     reads, writes = os.pipe()
     places = [str(version), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
-    with tempfile.TemporaryFile("w+") as errors, os.fdopen(reads) as lines:
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "genimg_fast.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=errors, env=environment, pass_fds=[writes], text=True,
+            stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
         )  # fmt: skip
         os.close(writes)
         forget = _ending(process, ends)
@@ -141,11 +147,12 @@ def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator
             assert process.stdin is not None
             process.stdin.write(json.dumps({**job, "descriptor": writes}))
             process.stdin.close()
-            for line in lines:
+            for line in _lines_of(process, reads):
                 yield json.loads(line)
             status = process.wait()
         finally:
             forget()
+            os.close(reads)
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -153,6 +160,22 @@ def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator
             errors.seek(0)
             said = [line for line in errors.read().splitlines() if line.strip()]
             raise RuntimeError(f"a process that measured stopped: {said[-1] if said else f'exit status {status}'}")
+
+
+def _lines_of(process: subprocess.Popen[str], reads: int) -> Iterator[bytes]:
+    """Yield whole lines until the process has ended; a child of it may hold the other end open for longer."""
+    rest = b""
+    while True:
+        ended = process.poll() is not None
+        if select.select([reads], [], [], 0 if ended else 0.2)[0]:
+            text = os.read(reads, 1 << 16)
+            *lines, rest = (rest + text).split(b"\n")
+            yield from lines
+            if text:
+                continue
+            ended = True
+        if ended:
+            return
 
 
 def _ending(process: subprocess.Popen[str], ends: float | None) -> Callable[[], None]:

@@ -93,7 +93,10 @@ def change_of(
 
 
 def _logarithms(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> list[np.ndarray]:
-    return [np.log(np.asarray(p) / np.asarray(o)) for p, o in zip(peer, ours, strict=True)]
+    def logarithms(times: Sequence[float]) -> np.ndarray:
+        return np.log(np.maximum(np.asarray(times), 1e-9))  # no clock shows less
+
+    return [logarithms(p) - logarithms(o) for p, o in zip(peer, ours, strict=True)]
 
 
 def _middle(processes: Sequence[np.ndarray]) -> float:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 # The compiler's pool of worker processes would still be starting while the first figures are taken.
@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from genimg_fast.bench import machine, timing
-from genimg_fast.bench.case import Case, Pass
+from genimg_fast.bench.case import REFERENCE, Case, Pass, calls_of, leaves_of
 from genimg_fast.bench.catalog import find
-from genimg_fast.bench.gate import Gate, WrongResultError
+from genimg_fast.bench.gate import Gate, WrongResultError, copy_of
 
-STEP_TRAINED = 4  # steps before one is timed: a CUDA graph is recorded in the fourth
+STEPS_BEFORE = 4  # steps before one is timed: a CUDA graph is recorded in the fourth
 
 
 def measure(
     case: Case, direction: Pass, *, device: str, states: list[timing.State], peers: list[str] | None,
-    budget: float, seed: int, whole: bool,
+    budget: float, seed: int, whole: bool, without: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Check and time one pass of a case in this process.
 
@@ -40,29 +40,28 @@ def measure(
         budget: Seconds of timing for all states together.
         seed: Of the order of calls.
         whole: Whether to check the results and measure memory, too, which need be done once.
+        without: Contenders that were found to be wrong before.
 
     Returns:
         What was found, for a row.
     """
     found: dict[str, Any] = {"first_call": {}, "errors": {}, "wrong": {}, "memory": {}, "seconds": {}}
-    contenders = case.peers(peers)
-    gate = Gate(case, direction) if direction != "step" else None
+    contenders = {name: function for name, function in case.peers(peers).items() if name not in without}
+    gate = Gate(case, direction) if direction != "step" and whole else None
     for name, function in list(contenders.items()):
         try:
-            call = timing.calls(case, {name: function}, direction, "warm", device)[name]
+            # Of copies: what changes its inputs is not to spoil those of others.
+            call = calls_of(function, [copy_of(t) for t in case.inputs], direction)
             found["first_call"][name] = timing.seconds_of(call, device)
-            if gate is not None and whole:
+            if gate is not None:
                 found["errors"][name] = gate.check(name, function)
-            elif gate is None:
-                for _ in range(STEP_TRAINED - 1):
-                    call()
+            for _ in range(STEPS_BEFORE - 1 if direction == "step" else 0):
+                call()
         except WrongResultError as error:
             found["wrong"][name] = str(error)
             del contenders[name]
-        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
-            if name == case.judged:
-                raise
-            found["wrong"][name] = f"does not run: {str(error).splitlines()[0][:200]}"
+        except Exception as error:  # whatever a contender raises is for the table
+            found["wrong"][name] = f"{name} does not run: {said(error)}"
             del contenders[name]
     if case.judged not in contenders:
         return found
@@ -92,6 +91,12 @@ def measure(
     return found
 
 
+def said(error: BaseException) -> str:
+    """Say an error in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines[0] else type(error).__name__
+
+
 def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
     """Measure all rows of a job.
 
@@ -111,12 +116,22 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
             write({"name": name, "skipped": str(error)})
             continue
         passes = [direction for direction in case.passes if not job["passes"] or direction in job["passes"]]
+        if not leaves_of(case.contenders[REFERENCE], case.inputs):
+            passes = [direction for direction in passes if direction != "both"]
         write({"name": name, "passes": passes})
         for direction in passes:
-            found = measure(
-                case, direction, device=device, states=job["states"], peers=job["peers"], budget=job["budget"],
-                seed=job["seed"], whole=job["whole"],
-            )  # fmt: skip
+            try:
+                found = measure(
+                    case, direction, device=device, states=job["states"], peers=job["peers"], budget=job["budget"],
+                    seed=job["seed"], whole=job["whole"], without=job["without"].get(f"{name}, {direction}", ()),
+                )  # fmt: skip
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+            ) as error:  # of the reference itself: the next case goes on
+                found = {"first_call": {}, "errors": {}, "memory": {}, "seconds": {}}
+                found["wrong"] = {case.judged: said(error)}
             write({
                 "name": name, "pass": direction, "moved": case.moved.get(direction, 0),
                 "operations": case.operations.get(direction, 0), "images": case.images, "judged": case.judged,

@@ -37,6 +37,13 @@ class Kept:
         return self.results.setdefault(x.data_ptr(), F.silu(x))
 
 
+class KeptUnlessWritten(Kept):
+    """Likewise, until autograd has counted another version of what lies there."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.results.setdefault(hash((x.data_ptr(), x._version)), F.silu(x))
+
+
 class OneBuffer:
     """Writes all results into the same memory."""
 
@@ -81,6 +88,9 @@ def rounded(x: Tensor) -> Tensor:
     [
         (half_of_the_work, "differ from float64"),
         (Kept(), "other values in the same memory"),
+        (KeptUnlessWritten(), "other values in the same memory"),
+        (lambda x: F.silu(x.double()), "is of torch.float64, not torch.float32"),
+        (lambda x: None, "has 0 results, the reference 1"),
         (OneBuffer(), "changes in a later call"),
         (changes_its_input, "changes its inputs"),
         (dense_only, "inputs with gaps"),
@@ -117,6 +127,58 @@ def test_a_wrong_gradient_is_caught() -> None:
         Gate(case_of(wrong), "both").check("mine", wrong)
 
 
+class NoForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x)
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(x)
+        return grad * s * (1 + x * (1 - s))
+
+
+def test_a_backward_pass_behind_no_forward_pass_is_caught() -> None:
+    with pytest.raises(WrongResultError, match=r"results\[0\]"):
+        Gate(case_of(NoForward.apply), "both").check("mine", NoForward.apply)
+
+
+def test_a_sum_that_was_kept_is_caught() -> None:
+    kept: dict[int, Tensor] = {}
+
+    def total(x: Tensor) -> Tensor:
+        return kept.setdefault(x.data_ptr(), x.square().sum())
+
+    case = Case({"mine": total, "eager": lambda x: x.square().sum()}, (torch.randn(64),), compiled=False)
+    with pytest.raises(WrongResultError, match="other values in the same memory"):
+        Gate(case, "forward").check("mine", total)
+
+
+def test_integers_and_complex_numbers_are_compared() -> None:
+    x = torch.randn(8, 64)
+    for right, wrong in (
+        (lambda x: x.argmax(1), lambda x: x.argmax(1) + 1),
+        (torch.fft.fft, lambda x: torch.complex(torch.fft.fft(x).real, torch.zeros_like(x))),
+    ):
+        case = Case({"mine": wrong, "eager": right}, (x,), compiled=False)
+        gate = Gate(case, "forward")
+        gate.check("eager", right)
+        with pytest.raises(WrongResultError):
+            gate.check("mine", wrong)
+
+
+def test_buffers_of_networks_are_compared() -> None:
+    class Forgets(torch.nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+
+    case = Case({"mine": Forgets(4), "eager": torch.nn.BatchNorm1d(4)}, (torch.randn(8, 4),), compiled=False)
+    with pytest.raises(WrongResultError, match="its buffer running_mean"):
+        Gate(case, "forward").check("mine", case.contenders["mine"])
+
+
 def test_what_stops_working_while_it_is_timed_has_no_figure() -> None:
     calls = 0
 
@@ -140,7 +202,7 @@ def test_a_peer_that_does_not_run_is_left_out() -> None:
     case = case_of(F.silu)
     case = Case({**case.contenders, "broken": broken}, case.inputs, compiled=False)
     found = measure(case, "both", device="cpu", states=["warm"], peers=None, budget=0.01, seed=0, whole=True)
-    assert found["wrong"] == {"broken": "does not run: not on this machine"}
+    assert found["wrong"] == {"broken": "broken does not run: RuntimeError: not on this machine"}
     assert set(found["seconds"]["warm"]) == {"mine", "eager"}
 
 

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def wrong():
 
 def number():
     return 3
+
+def several():
+    import os, sys, time
+    if "worker" in sys.argv[0] and os.fork() == 0:  # a child that holds everything open
+        time.sleep(60)
+        os._exit(0)
+    x = torch.randn(8, 8)
+    return {
+        "raises": gf.bench.Case({"mine": lambda x: 1 / 0, "eager": F.silu}, (x,), compiled=False),
+        "broken": gf.bench.Case({"mine": F.silu, "eager": lambda x: x @ x[:3]}, (x,), compiled=False),
+        "whole": gf.bench.Case({"mine": F.silu, "eager": F.silu}, (x,), compiled=False),
+    }
 """
 
 
@@ -63,6 +76,23 @@ def test_what_is_wrong_has_no_figure_and_fails(
     (file,) = (tmp_path / "results").iterdir()
     rows = json.loads(file.read_text())["rows"]
     assert [bool(row["seconds"]) for row in rows] == [False, True, True]
+
+
+def test_a_case_that_fails_stops_no_other_one(
+    mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mine.parent)
+    flags = ["--processes", "1", "--time-limit", "0.3", "--json", str(tmp_path / "x.json")]
+    started = time.monotonic()
+    assert main(["bench", "mine.py:several", *flags]) == 1
+    assert time.monotonic() - started < 45
+    out = capsys.readouterr().out
+    assert "mine does not run: ZeroDivisionError" in out
+    assert "broken, forward: RuntimeError: mat1 and mat2 shapes" in out
+    rows = load(tmp_path / "x.json").rows
+    assert [(row.key, bool(row.seconds)) for row in rows] == [
+        ("raises, forward", False), ("broken, forward", False), ("whole, forward", True),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
