@@ -83,7 +83,7 @@ def run_cases(
     if base is None:
         results = run(entries, **options)
     else:
-        with blaming("base", (ValueError,)), built(base) as place:
+        with blaming("base", (ValueError,)), built(base, where) as place:
             results = run(entries, base=place, **options)
     result = results[-1]
     print(report.table(result))
