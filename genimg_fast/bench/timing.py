@@ -106,11 +106,16 @@ def rounds(
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    long = {name: seconds_of(call, device) > LONG for name, call in calls.items()}
+    first = {name: seconds_of(call, device) for name, call in calls.items()}
+    long = {name: seconds > LONG for name, seconds in first.items()}
+    for name in names:
+        for _ in range(0 if long[name] else 5):  # until caches, branches and the allocator know it
+            first[name] = seconds_of(calls[name], device)
+    fewest = max(FEWEST_ROUNDS, min(30, int(0.1 / sum(first.values()))))
     ends = time.perf_counter() + budget
     with _without_collections():
         for done in range(MOST_ROUNDS):
-            if done >= FEWEST_ROUNDS and time.perf_counter() > ends:
+            if done >= fewest and time.perf_counter() > ends:
                 break
             for index in generator.permutation(len(names)):
                 name = names[index]
