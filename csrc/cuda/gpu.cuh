@@ -42,15 +42,24 @@ inline int take_error(cudaError_t code) {
 
 inline const char* error_string(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }
 
+// With an attribute, or null.
 template <class... Parameters, class... Arguments>
-inline int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
-                  Arguments&&... arguments) {
+inline int launch_with(cudaLaunchAttribute* attribute, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                       size_t dynamic_smem, stream_t stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = dynamic_smem;
   config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = attribute ? 1 : 0;
   return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
+
+template <class... Parameters, class... Arguments>
+inline int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
+                  Arguments&&... arguments) {
+  return launch_with(nullptr, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
 // Likewise, behind a kernel of the same stream that has called allow_next_kernel(): the blocks may start before it has
@@ -61,14 +70,7 @@ inline int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = dynamic_smem;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  return launch_with(&early, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
 // All blocks of the grid are resident at once, so they may wait for each other.
@@ -78,14 +80,7 @@ inline int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, siz
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = dynamic_smem;
-  config.stream = stream;
-  config.attrs = &cooperative;
-  config.numAttrs = 1;
-  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  return launch_with(&cooperative, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
 // The blocks of a cluster, 1 to 16 neighbours of a grid that they divide, start together on one part of the GPU and can
@@ -95,23 +90,20 @@ template <class... Parameters>
 inline int allow_cluster(void (*kernel)(Parameters...), unsigned cluster) {
   return cluster <= 8 ? 0 : take_error(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
 }
+inline cudaLaunchAttribute cluster_dimension(unsigned cluster) {
+  cudaLaunchAttribute dimension{};
+  dimension.id = cudaLaunchAttributeClusterDimension;
+  dimension.val.clusterDim.x = cluster;
+  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  return dimension;
+}
 
 template <class... Parameters, class... Arguments>
 inline int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
                            stream_t stream, Arguments&&... arguments) {
   if (const int code = allow_cluster(kernel, cluster)) return code;
-  cudaLaunchAttribute dimension{};
-  dimension.id = cudaLaunchAttributeClusterDimension;
-  dimension.val.clusterDim.x = cluster;
-  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = dynamic_smem;
-  config.stream = stream;
-  config.attrs = &dimension;
-  config.numAttrs = 1;
-  return take_error(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+  cudaLaunchAttribute dimension = cluster_dimension(cluster);
+  return launch_with(&dimension, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
 // Whether the code that the current device runs was compiled for compute capability 9.0 or later.
@@ -126,10 +118,7 @@ template <class... Parameters>
 inline int max_active_clusters(void (*kernel)(Parameters...), unsigned cluster, int threads, size_t dynamic_smem,
                                int* clusters) {
   if (const int code = allow_cluster(kernel, cluster)) return code;
-  cudaLaunchAttribute dimension{};
-  dimension.id = cudaLaunchAttributeClusterDimension;
-  dimension.val.clusterDim.x = cluster;
-  dimension.val.clusterDim.y = dimension.val.clusterDim.z = 1;
+  cudaLaunchAttribute dimension = cluster_dimension(cluster);
   cudaLaunchConfig_t config{};
   config.gridDim = cluster;
   config.blockDim = threads;
