@@ -234,7 +234,8 @@ def recurrent_case(
     cell: str, steps: int, batch: int, hidden: int, layers: int, dtype: str, direction: str
 ) -> Case:
     def make(contender: str) -> list[Call]:
-        torch.backends.cudnn.allow_tf32 = contender == "cudnn_tf32"
+        if not device.dry:  # a process of its own
+            torch.backends.cudnn.allow_tf32 = contender == "cudnn_tf32"
         room = torch.nn if contender.startswith("cudnn") else gf.nn
         options: dict[str, Any] = {"num_layers": layers, "bidirectional": layers > 1}
         torch.manual_seed(0)
