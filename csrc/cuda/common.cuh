@@ -67,30 +67,6 @@ __device__ __forceinline__ Raw<T, V> load(const T* p) {
   return __ldg(reinterpret_cast<const Raw<T, V>*>(p));
 }
 
-// Two 16-bit floats in a word, the first in its low half.
-template <class T>
-__device__ __forceinline__ float2 unpack_pair(unsigned pair) {
-  if constexpr (std::is_same<T, __nv_bfloat16>::value) {  // the upper half of a float: one instruction each
-    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
-  } else {
-    __half2 halves;
-    memcpy(&halves, &pair, sizeof pair);
-    return __half22float2(halves);
-  }
-}
-template <class T>
-__device__ __forceinline__ unsigned pack_pair(float first, float second) {
-  unsigned pair;
-  if constexpr (std::is_same<T, __nv_bfloat16>::value) {
-    const __nv_bfloat162 rounded = __floats2bfloat162_rn(first, second);
-    memcpy(&pair, &rounded, sizeof pair);
-  } else {
-    const __half2 rounded = __floats2half2_rn(first, second);
-    memcpy(&pair, &rounded, sizeof pair);
-  }
-  return pair;
-}
-
 template <class T, int V>
 __device__ __forceinline__ void unpack(Raw<T, V> raw, Accumulator<T> (&values)[V]) {
   if constexpr (sizeof(T) == 2 && V > 1) {
@@ -98,7 +74,7 @@ __device__ __forceinline__ void unpack(Raw<T, V> raw, Accumulator<T> (&values)[V
     memcpy(pairs, &raw, sizeof raw);
 #pragma unroll
     for (int j = 0; j < V / 2; ++j) {
-      const float2 two = unpack_pair<T>(pairs[j]);
+      const float2 two = gpu::unpack_pair<T>(pairs[j]);
       values[2 * j] = two.x;
       values[2 * j + 1] = two.y;
     }
@@ -116,7 +92,7 @@ __device__ __forceinline__ Raw<T, V> pack(const Accumulator<T> (&values)[V]) {
   if constexpr (sizeof(T) == 2 && V > 1) {
     unsigned pairs[V / 2];
 #pragma unroll
-    for (int j = 0; j < V / 2; ++j) pairs[j] = pack_pair<T>(values[2 * j], values[2 * j + 1]);
+    for (int j = 0; j < V / 2; ++j) pairs[j] = gpu::pack_pair<T>(values[2 * j], values[2 * j + 1]);
     memcpy(&raw, pairs, sizeof raw);
   } else {
     T elements[V];

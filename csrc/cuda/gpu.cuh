@@ -474,6 +474,7 @@ __device__ __forceinline__ float2 unpack_pair(unsigned word) {
     memcpy(&pair, &word, sizeof word);
     return __half22float2(pair);
   } else {
+    // The upper half of a float: one instruction each.
     return float2{__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
   }
 }

@@ -131,7 +131,7 @@ struct Step {
     if constexpr (dense && sizeof(T) == 2) {
       unsigned pair;
       memcpy(&pair, &inputs[operand][j / 2 * 2], sizeof pair);
-      const float2 two = unpack_pair<T>(pair);
+      const float2 two = gpu::unpack_pair<T>(pair);
       return j % 2 == 0 ? two.x : two.y;
     } else {
       return gpu::convert<Acc>(inputs[operand][j]);

@@ -63,32 +63,31 @@ class Gate:
             raise ValueError(f"{REFERENCE} returns no tensor")
         if not all(bool(t.isfinite().all()) for t in self.right[0]):
             raise ValueError(f"{REFERENCE} returns values that are not finite")
+        self.outputs = len(calls_of(reference, self.sets[0], "forward", **case.fixed)())
         plain = [self._results(reference, inputs, **case.fixed) for inputs in self.sets]
         self.dtypes = [t.dtype for t in plain[0]]
         # A bias before a norm has a gradient of zero, and that is no measure of anything.
-        network = isinstance(reference, nn.Module)
-        self.floors = [NOTHING * max(_scales(t)[1] for t in right) if network else 0.0 for right in self.right]
+        self.network = isinstance(reference, nn.Module)
+        self.floors = [
+            NOTHING * max(_scales(t)[1] for t in right) if self.network else 0.0 for right in self.right
+        ]
         self.allowed = [
-            [
-                self._limit(index, network, result, right)
-                for index, (result, right) in enumerate(zip(*both, strict=True))
-            ]
+            [self._limit(index, result, right) for index, (result, right) in enumerate(zip(*both, strict=True))]
             for both in zip(plain, self.right, strict=True)
         ]
 
     def _results(self, function: Callable[..., Any], inputs: Sequence[Any], **options: Any) -> list[Tensor]:
         """Outputs, and with backward the gradients behind them."""
         outputs = [t.detach().clone() for t in calls_of(function, inputs, "forward", **options)()]
-        self.outputs = len(outputs)
         if self.direction == "forward":
             return outputs
         return outputs + [t.detach().clone() for t in calls_of(function, inputs, "both", **options)()]
 
-    def _limit(self, index: int, network: bool, result: Tensor, right: Tensor) -> tuple[float, float]:
+    def _limit(self, index: int, result: Tensor, right: Tensor) -> tuple[float, float]:
         if not result.is_floating_point() and not result.is_complex():
             return 0.0, 0.0
         eps, output = torch.finfo(result.dtype).eps, index < self.outputs
-        if network:
+        if self.network:
             return (min(ROUGHLY, ROUGH_ULPS * eps) if output else ROUGHLY), math.inf
         factor = FACTOR["forward" if output else "both"]
         rms, largest = ((factor * error + ULPS * eps) * self.case.slack for error in errors_of(result, right))
@@ -122,7 +121,7 @@ class Gate:
         Raises:
             WrongResultError: If it is wrong.
         """
-        if isinstance(function, nn.Module) and not hasattr(function, "_orig_mod"):  # that is torch.compile's
+        if self.network and isinstance(function, nn.Module) and not hasattr(function, "_orig_mod"):  # not compiled
             self._check_in_float64(name, function)
         inputs = [copy_of(t) for t in self.sets[0]]
         call = calls_of(function, inputs, self.direction, **self.case.fixed)

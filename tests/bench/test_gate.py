@@ -169,6 +169,18 @@ def test_integers_and_complex_numbers_are_compared() -> None:
             gate.check("mine", wrong)
 
 
+def test_one_contender_does_not_spoil_another() -> None:
+    gate = Gate(case_of(F.silu), "both")
+    with pytest.raises(WrongResultError):
+        gate.check("mine", lambda x: (F.silu(x), x.detach()))
+    assert gate.check("mine", F.silu) < 1e-6
+
+
+def test_a_module_is_compared_with_a_function() -> None:
+    case = Case({"mine": torch.nn.SiLU(), "eager": F.silu}, (torch.randn(8, 16),), compiled=False)
+    assert Gate(case, "forward").check("mine", case.contenders["mine"]) < 1e-6
+
+
 def test_buffers_of_networks_are_compared() -> None:
     class Forgets(torch.nn.BatchNorm1d):
         def forward(self, x: Tensor) -> Tensor:
