@@ -25,6 +25,7 @@ from genimg_fast.bench.timing import State
 PROCESSES = 3
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
+MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -89,15 +90,20 @@ def run(
         else max(LEAST_BUDGET, 0.3 * time_limit / (processes * len(versions) * passes_of_all))
     )
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
+    common = {"own": own, "device": device, "threads": threads}
+    kinds: list[dict[str, Any]] = []
+    stepping = [entry.name for entry in entries if entry.kind != "ops"]
+    if stepping and (not passes or "step" in passes):
+        until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
+        kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
     with _bar(progress, processes * len(versions) * len(names)) as advance:
         for number in range(processes):
             begun = time.monotonic()
             for index, version in enumerate(versions):
                 job = {
-                    "names": names, "own": own, "device": device, "threads": threads, "peers": peers,
-                    "passes": list(passes), "states": list(states), "budget": budget, "seed": number,
-                    "whole": number == 0, "without": without[index],
+                    **common, "names": names, "peers": peers, "passes": list(passes), "states": list(states),
+                    "budget": budget, "seed": number, "whole": number == 0, "without": without[index],
                 }  # fmt: skip
                 for row in _rows_of(job, version, ends):
                     found[index].append(row)
@@ -114,6 +120,7 @@ def run(
             budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
             if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
                 break
+    found[-1] += kinds
     canaries.append(machine.canary(device))
     quiet = watch.quiet()
     dtypes = {entry.name: entry.dtype for entry in entries}
@@ -131,14 +138,16 @@ def run(
     return results
 
 
-def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator[dict[str, Any]]:
-    """Run a process and yield its rows as they come; stop it when the time is over."""
+def _rows_of(
+    job: dict[str, Any], version: Path, ends: float | None, module: str = "worker"
+) -> Iterator[dict[str, Any]]:
+    """Run a process of a module and yield its rows as they come; stop it when the time is over."""
     reads, writes = os.pipe()
     places = [str(version), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "genimg_fast.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
         )  # fmt: skip
         os.close(writes)
