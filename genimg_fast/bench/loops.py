@@ -246,7 +246,7 @@ def vae(model: Any, setting: Setting, images: Tensor) -> Step:
 
 
 def vqvae(model: Any, setting: Setting, images: Tensor) -> Step:
-    """van den Oord et al. 2017, arXiv:1711.00937: one loss, then the moving averages of the codes."""
+    """Of van den Oord et al. 2017, arXiv:1711.00937: one loss, then the moving averages of the codes."""
     model = setting.plain(model)
 
     def losses(images: Tensor) -> tuple[Tensor, ...]:
@@ -267,6 +267,8 @@ def frames(model: Any, setting: Setting, images: Tensor) -> Step:
     def losses(images: Tensor) -> tuple[Tensor, ...]:
         decoded = model(images).decoded.float()
         wanted = (images[:, 1:] + 1) / 2
-        return (F.binary_cross_entropy_with_logits(decoded, wanted, reduction="sum") / decoded[:, :, 0, 0, 0].numel(),)
+        return (
+            F.binary_cross_entropy_with_logits(decoded, wanted, reduction="sum") / decoded[:, :, 0, 0, 0].numel(),
+        )
 
     return _one_loss(model, setting, losses, images)

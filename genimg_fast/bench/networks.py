@@ -182,7 +182,8 @@ _STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], Callable[..., Any
         GANTrainer, loops.gan, (64, 1, 32, 32), 10, False,
     ),
     "DCGAN 32x32 B64 (the demo's)": (
-        partial(DCGAN, z_dim=20, c_dim=1, channels=32, n_blocks=3), GANTrainer, loops.gan, (64, 1, 32, 32), 0, True,
+        partial(DCGAN, z_dim=20, c_dim=1, channels=32, n_blocks=3),
+        GANTrainer, loops.gan, (64, 1, 32, 32), 0, True,
     ),
     "Pix2Pix 64x64 B1, instance norm": (
         partial(Pix2Pix, channels=32, image_size=64, norm="instance"),
@@ -199,7 +200,8 @@ _STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], Callable[..., Any
         partial(VAE, z_dim=32, c_dim=1, channels=32, n_blocks=3), VAETrainer, loops.vae, (64, 1, 32, 32), 0, True,
     ),
     "ResidualVAE 32x32 B64": (
-        partial(ResidualVAE, z_dim=32, c_dim=1, channels=32, n_blocks=3), VAETrainer, loops.vae, (64, 1, 32, 32), 0, False,
+        partial(ResidualVAE, z_dim=32, c_dim=1, channels=32, n_blocks=3),
+        VAETrainer, loops.vae, (64, 1, 32, 32), 0, False,
     ),
     "MLPVAE 28x28 B100": (
         partial(MLPVAE, z_dim=50, c_dim=1, image_size=28), VAETrainer, loops.vae, (100, 1, 28, 28), 0, False,

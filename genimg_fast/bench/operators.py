@@ -52,9 +52,7 @@ _BATCH_NORMS = [
 ]
 
 
-def batch_norm_case(
-    shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str, device: str
-) -> Case:
+def batch_norm_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str, device: str) -> Case:
     """Batch norm in training and an activation, with float32 parameters, as under autocast.
 
     Args:

@@ -147,8 +147,8 @@ def _rows_of(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
+            [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
         )  # fmt: skip
         os.close(writes)
         forget = _ending(process, ends)

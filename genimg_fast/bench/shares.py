@@ -1,8 +1,8 @@
 """Where the time of training steps goes, by kind of operator: ``python -m genimg_fast.bench.shares``.
 
-A pass of its own, in a process of its own, under ``torch.profiler``, which slows a step down: what is timed is not
-profiled, and what is profiled is not timed. The job comes as JSON on stdin; lines go to the file descriptor that it
-names, as in :mod:`genimg_fast.bench.worker`.
+A pass of its own, in a process of its own, under ``torch.profiler``, which slows a step down: what is timed is
+not profiled, and what is profiled is not timed. The job comes as JSON on stdin; lines go to the file descriptor
+that it names, as in :mod:`genimg_fast.bench.worker`.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ KINDS = {
         r"conv|linear|addmm|matmul|\bb?mm\b|mmbackward|[nt][nt]_gemm|gemm|xmma|cutlass|wgrad|dgrad|fprop|sm\d\d_"
     ),
 }
-OURS_IN_STEPS = ("norms and activations", "recurrent layers")  # what this package has operators for
+FUSED = ("norms and activations", "recurrent layers")  # what this package has operators for
 LEAST_SECONDS, FEWEST_ROUNDS, MOST_ROUNDS = 1.5, 3, 30
 
 
@@ -54,8 +54,8 @@ def seconds_by_kind(
 ) -> dict[str, dict[str, float]]:
     """Profile steps, in turns.
 
-    What an operator calls counts for the outermost one that has a kind: the copies of a convolution are its own. On
-    a GPU the kernels' time counts, and their names. What is left of a step, Python's own time included, is
+    What an operator calls counts for the outermost one that has a kind: the copies of a convolution are its own.
+    On a GPU the kernels' time counts, and their names. What is left of a step, Python's own time included, is
     ``"other"``.
 
     Args:
@@ -85,6 +85,28 @@ def seconds_by_kind(
         name: {kind: statistics.median(each[kind] for each in found) for kind in (*KINDS, OTHER)}
         for name, found in rounds.items()
     }
+
+
+def gain_of(theirs: dict[str, float], ours: dict[str, float], kinds: Iterable[str]) -> float:
+    """Predict by how many times a step is faster if kinds of operators take our time, and all else theirs.
+
+    Amdahl 1967, https://doi.org/10.1145/1465482.1465560.
+
+    Args:
+        theirs: Seconds by kind.
+        ours: Likewise.
+        kinds: Those that are replaced.
+
+    Returns:
+        The gain.
+
+    Example:
+        >>> from genimg_fast.bench.shares import gain_of
+        >>> round(gain_of({"norms": 1.0, "other": 9.0}, {"norms": 0.2, "other": 8.0}, ["norms"]), 3)
+        1.087
+    """
+    whole = sum(theirs.values())
+    return whole / (whole - sum(theirs[kind] - ours[kind] for kind in kinds))
 
 
 def _profiled(step: Callable[[], Any], device: str) -> dict[str, float]:
