@@ -91,6 +91,12 @@ def notes_of(result: Result) -> list[str]:
         notes.append(f"slowest case: {ratios[slowest, state]} of the strongest, {state}, {slowest}")
     for row in rows:
         notes += step_lines(row) if row.images else []
+    hurried = list(dict.fromkeys(row.name for row in rows if row.hurried))
+    if hurried:
+        notes.append(
+            f"without compile, and in the first process warm alone, for want of time: {', '.join(hurried)}; a "
+            "longer --time-limit has all"
+        )
     waits = [row for row in rows if "compile" in row.first_call]
     if waits:
         longest = max(waits, key=lambda row: max(row.first_call["compile"]))
@@ -143,6 +149,7 @@ def head_of(result: Result) -> list[str]:
     copies = ", ".join(f"{rate / 1e9:.0f} at {size >> 20} MiB" for size, rate in limits.copy.items())
     return [
         f"{result.when}  commit {result.commit}  {'  '.join(f'{k} {v}' for k, v in result.machine.items())}",
+        result.command,
         f"this machine copies, GB/s read and written: {copies}; matrix products, GFLOP/s: float32 "
         f"{limits.float32 / 1e9:.0f}, bfloat16 {limits.bfloat16 / 1e9:.0f}",
         f"meanwhile others had {quiet['others']:.0%} of the processors and the hypervisor {quiet['stolen']:.0%}; "
@@ -253,8 +260,12 @@ def draw(result: Result, path: Path, rows: Sequence[Row] | None = None) -> None:
         f"{result.machine['device']}, {threads} thread{'s' * (threads != '1')}, torch {result.machine['torch']}"
     )
     figure.suptitle(f"genimg_fast {result.commit} on {where}{' - UNSOUND' * bool(result.unsound)}", fontsize=15)
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
-    figure.savefig(path, dpi=100, metadata=metadata)
+    figure.savefig(path, dpi=100, metadata={"Title": title_of(result)})
+
+
+def title_of(result: Result) -> str:
+    """What a picture's file says that it is of."""
+    return f"genimg-fast bench {result.commit} {result.when}"
 
 
 _COLOURS = {

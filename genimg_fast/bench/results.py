@@ -39,6 +39,7 @@ class Row:
         first_call: Seconds of the first call, compilation included, by contender, of each process.
         seconds: By state, then contender, of each process, of each round.
         kinds: Of a step, seconds under a profiler by contender, then kind of operator.
+        hurried: Whether compiled contenders, and memory that is cold or fresh, were left out for want of time.
 
     Example:
         >>> import genimg_fast as gf
@@ -61,6 +62,7 @@ class Row:
     first_call: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    hurried: bool = False
 
     @property
     def key(self) -> str:
@@ -240,7 +242,11 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         A row for each pass of each case.
     """
     found: dict[tuple[str, str], Row] = {}
+    hurried: set[str] = set()
     for part in rows:
+        if "left_out" in part:
+            hurried.add(part["name"])
+            continue
         if "passes" in part:
             for direction in part["passes"]:
                 key = part["name"], direction
@@ -268,6 +274,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
             for contender, times in contenders.items():
                 row.seconds.setdefault(state, {}).setdefault(contender, []).append(times)
     for row in found.values():
+        row.hurried = row.name in hurried
         _drop_wrong(row)
     return list(found.values())
 
