@@ -299,9 +299,9 @@ def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=_SIZE - 1)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     judged = " or ".join(dict.fromkeys(row.judged for row in rows))
-    axes.set_xlabel(f"times as fast {judged} is as", fontsize=_SIZE + 1)
+    axes.set_xlabel(f"how many times as fast {judged} is as", fontsize=_SIZE + 1)
     axes.grid(axis="both", alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="upper right")
+    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
 
 
 def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
@@ -343,4 +343,4 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
     axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
     axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="lower right")
+    axes.legend(fontsize=_SIZE, loc="upper left")

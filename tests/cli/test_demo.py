@@ -20,4 +20,4 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert " images/s with fused kernels, " in text
     assert "of plain torch.nn's time: " in text
     assert re.search(r"a small one +[0-9.]+ ms +[0-9.]+ ms +[0-9.]+ \[", text)
-    assert f"genimg-fast interpolate {out / '00000-dcgan-digits'}" in text
+    assert f"genimg-fast interpolate '{out / '00000-dcgan-digits'}'  # from digit to digit" in text
