@@ -77,9 +77,13 @@ Buffer packed_bias(const OptionalTensor& bias, int64_t channels) {
   return packed;
 }
 
-Epilogue epilogue(const Buffer& bias, int64_t activation, double negative_slope) {
+// `run` is the number of elements that are written one after the other.
+Epilogue epilogue(const Buffer& bias, int64_t activation, double negative_slope, const Tensor& output, int64_t run) {
   const bool leaky = activation == int(Activation::leaky_relu);
-  return {bias.get(), static_cast<Activation>(activation), static_cast<float>(leaky ? negative_slope : 1)};
+  const int64_t size = output.element_size();
+  const bool streams = output.numel() * size >= streaming_bytes && run * size % 64 == 0 &&
+                       reinterpret_cast<uintptr_t>(output.const_data_ptr()) % 64 == 0;
+  return {bias.get(), static_cast<Activation>(activation), static_cast<float>(leaky ? negative_slope : 1), streams};
 }
 
 std::vector<int64_t> kernel_of(const Tensor& weight) {
@@ -98,6 +102,7 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
   const FeatureBlocks blocks(shape);
   const int64_t weight_stride = round_up(shape.channels, line_floats);
   const Buffer packed(shape.taps() * weight_stride), biases = packed_bias(bias, shape.channels);
+  const int64_t run = strides(features).channels_last() ? shape.channels : shape.x.features;
   for_elements(weight, [&](int64_t c, int64_t ci, int64_t ky, int64_t kx, float w) {
     packed.get()[((ci * shape.y.kernel + ky) * shape.x.kernel + kx) * weight_stride + c] = w;
   });
@@ -108,7 +113,7 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
                          strides(image),
                          packed.get(),
                          weight_stride,
-                         epilogue(biases, activation, negative_slope),
+                         epilogue(biases, activation, negative_slope, features, run),
                          data<T>(features),
                          strides(features)};
     parallel(blocks.units(), shape.products(), [&](int64_t begin, int64_t end) {
@@ -142,7 +147,7 @@ Tensor to(Tensor features, Tensor weight, OptionalTensor bias, std::vector<int64
                        data<T>(features),
                        strides(features),
                        packed.get(),
-                       epilogue(biases, activation, negative_slope),
+                       epilogue(biases, activation, negative_slope, image, 1),
                        data<T>(image),
                        strides(image)};
     parallel(tiles.units(), shape.products(), [&](int64_t begin, int64_t end) {

@@ -26,36 +26,41 @@ void with_activation(Activation activation, const F& f) {
   }
 }
 
-// n sums, whose biases are `bias[i * BiasStep]`, on their way out.
-template <int BiasStep, class T>
-void finish(const float* sums, int64_t n, const float* bias, const Epilogue& epilogue, T* to) {
+// n sums, whose biases are bias[i * BiasStep], on their way out.
+template <int BiasStep, Activation Kind, class T>
+SIMD_INLINE void finish(const float* sums, int64_t n, const float* bias, const Epilogue& epilogue, T* to) {
   constexpr int L = lanes<float>;
-  with_activation(epilogue.activation, [&](auto kind) {
-    const float slope = epilogue.slope;
-    const auto value = [&](int64_t i) __attribute__((always_inline)) {
-      const Vec<float> b = BiasStep ? load(bias + i) : splat(*bias);
-      return activate<decltype(kind)::value, T>(load(sums + i) + b, slope);
-    };
-    int64_t i = 0;
-    for (; i + L <= n; i += L) store(to + i, value(i));
-    if (i < n) store_first(to + i, value(i), n - i);
-  });
+  const auto value = [&](int64_t i) __attribute__((always_inline)) {
+    const Vec<float> b = BiasStep ? load(bias + i) : splat(*bias);
+    return activate<Kind, T>(load(sums + i) + b, epilogue.slope);
+  };
+  int64_t i = 0;
+  if (epilogue.streams)
+    for (; i + L <= n; i += L) stream(to + i, value(i));
+  for (; i + L <= n; i += L) store(to + i, value(i));
+  if (i < n) store_first(to + i, value(i), n - i);
 }
 
 // Groups of V vectors of positions (row, first column) of a block of rows; a last group that lacks some repeats its
 // last one.
 template <int V, class F>
-void for_position_groups(int64_t rows, int64_t columns, const F& f) {
+SIMD_INLINE void for_position_groups(int64_t rows, int64_t columns, const F& f) {
   constexpr int L = lanes<float>;
-  const int64_t per_row = ceil_div(columns, L), count = rows * per_row;
-  for (int64_t g = 0; g < count; g += V) {
+  for (int64_t y = 0, x = 0; y < rows;) {
     int64_t row[V], column[V];
+    int count = 0;
     for (int v = 0; v < V; ++v) {
-      const int64_t i = std::min(g + v, count - 1);
-      row[v] = i / per_row;
-      column[v] = i % per_row * L;
+      row[v] = y < rows ? y : row[v - 1];
+      column[v] = y < rows ? x : column[v - 1];
+      if (y == rows) continue;
+      ++count;
+      x += L;
+      if (x >= columns) {
+        x = 0;
+        ++y;
+      }
     }
-    f(row, column, static_cast<int>(std::min<int64_t>(V, count - g)));
+    f(row, column, count);
   }
 }
 
@@ -79,11 +84,14 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
       }
       some_products_of_positions<V, from_rows, false>(last - first, at, blocks.offsets.data(), shape.taps(),
                                                       job.weight + first, job.weight_stride, sum, V * L);
-      for (int64_t c = first; c < last; ++c)
-        for (int v = 0; v < count; ++v)
-          finish<0>(sums + ((c - first) * V + v) * L, std::min<int64_t>(L, shape.x.features - column[v]),
-                    job.epilogue.bias + c, job.epilogue,
-                    to + c * job.feature_strides.channel + row[v] * job.feature_strides.row + column[v]);
+      with_activation(job.epilogue.activation, [&](auto kind) {
+        for (int64_t c = first; c < last; ++c)
+          for (int v = 0; v < count; ++v)
+            finish<0, decltype(kind)::value>(
+                sums + ((c - first) * V + v) * L, std::min<int64_t>(L, shape.x.features - column[v]),
+                job.epilogue.bias + c, job.epilogue,
+                to + c * job.feature_strides.channel + row[v] * job.feature_strides.row + column[v]);
+      });
     });
   }
 }
@@ -101,9 +109,11 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
       const int64_t first = i * width / groups, last = (i + 1) * width / groups;
       some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step() + first, blocks.offsets.data(),
                                       shape.taps(), job.weight + channel, job.weight_stride, sums);
-      for (int64_t x = first; x < last; ++x)
-        finish<1>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
-                  to + y * job.feature_strides.row + x * job.feature_strides.column + channel);
+      with_activation(job.epilogue.activation, [&](auto kind) {
+        for (int64_t x = first; x < last; ++x)
+          finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
+                                           to + y * job.feature_strides.row + x * job.feature_strides.column + channel);
+      });
     }
 }
 
@@ -151,11 +161,37 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
   });
 }
 
+// Likewise of all pairs of phases, over `count` channels from `channel` on, at the strip's begin.
+template <class T>
+void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t count, float* sums) {
+  const ImageTiles& tiles = job.tiles;
+  const int64_t channels = tiles.shape.image_channels;
+  for (const ImageTiles::PhasePair& phase : tiles.phases) {
+    const int64_t taps = phase.y.taps * phase.x.taps;
+    const float* const weight = job.weight + phase.weights + channel * taps * channels;
+    if (taps > 0) switch (channels) {
+        case 1:
+          to_phase<1>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        case 2:
+          to_phase<2>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        case 3:
+          to_phase<3>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        default:
+          to_phase<4>(tiles, phase, strip, weight, count * taps, sums);
+      }
+    sums += tiles.plane();
+  }
+}
+
 // n sums with their biases, on their way out.
 template <class T>
 void finish_line(const float* sums, int64_t n, const Epilogue& epilogue, T* to) {
   const float zero = 0;
-  finish<0>(sums, n, &zero, epilogue, to);
+  with_activation(epilogue.activation,
+                  [&](auto kind) { finish<0, decltype(kind)::value>(sums, n, &zero, epilogue, to); });
 }
 
 template <class T>
@@ -171,26 +207,9 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
     const int64_t count = std::min(tiles.channels, shape.channels - c);
     copy_features(tiles, job.features + sample * job.feature_strides.sample + c * job.feature_strides.channel,
                   job.feature_strides, count, first_y, first_x, strip);
-    for (size_t p = 0; p < tiles.phases.size(); ++p) {
-      const ImageTiles::PhasePair& phase = tiles.phases[p];
-      const int64_t taps = phase.y.taps * phase.x.taps;
-      if (taps == 0) continue;
-      const float* const weight = job.weight + phase.weights + c * taps * channels;
-      float* const to = sums + p * tiles.plane();
-      switch (channels) {
-        case 1:
-          to_phase<1>(tiles, phase, strip, weight, count * taps, to);
-          break;
-        case 2:
-          to_phase<2>(tiles, phase, strip, weight, count * taps, to);
-          break;
-        case 3:
-          to_phase<3>(tiles, phase, strip, weight, count * taps, to);
-          break;
-        default:
-          to_phase<4>(tiles, phase, strip, weight, count * taps, to);
-      }
-    }
+    for (int64_t chained = 0; chained < count; chained += tiles.chained)
+      to_phases(job, strip + chained * tiles.feature_rows * tiles.pitch, c + chained,
+                std::min(tiles.chained, count - chained), sums);
   }
   // Rows of the image, from the phases' sums.
   const int64_t sy = shape.y.stride, sx = shape.x.stride;

@@ -13,9 +13,11 @@ namespace {
 
 constexpr int64_t line_floats = 16;               // of a cache line; vectors of every level divide it
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
-constexpr int64_t strip_floats = (24 << 10) / 4;  // of a strip that is to stay in the L1 cache
+constexpr int64_t strip_floats = (16 << 10) / 4;  // of a strip that is to stay in the L1 cache
 constexpr int64_t chain = 96;                     // additions in a row, whose error grows with its length
-constexpr int64_t max_parts = 32;                 // of the weight's gradient
+constexpr int64_t block_positions = 128;          // of features, two vectors of which are read again from the L1 cache
+constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
+constexpr int64_t max_parts = 32;                       // of the weight's gradient
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -59,7 +61,9 @@ struct FeatureBlocks {
     const int64_t per_row = ceil_div(s.x.features, line_floats);
     const int64_t step = per_row % 4 == 0 ? 1 : per_row % 2 == 0 ? 2 : 4;
     rows = std::min(step, s.y.features);
-    while (rows + step <= s.y.features && strip_size(rows + step) <= strip_floats) rows += step;
+    while (rows + step <= s.y.features && (rows + step) * s.x.features <= block_positions &&
+           strip_size(rows + step) <= strip_floats)
+      rows += step;
     blocks = ceil_div(s.y.features, rows);
     image_rows = image_rows_of(rows);
     for (int64_t c = 0; c < s.image_channels; ++c)
@@ -95,8 +99,10 @@ struct ImageTiles {
   int64_t rows, columns;         // periods of a tile
   int64_t vertical, horizontal;  // tiles of a sample
   int64_t feature_rows, pitch;   // of the strip: [channel][row][pitch]
+  int64_t used;                  // of the pitch
   int64_t before_y, before_x;    // features in front of the one whose index is that of the tile's first period
   int64_t channels;              // of features in a strip
+  int64_t chained;               // of these, in a chain of sums
 
   struct PhasePair {
     Phase y, x;
@@ -116,15 +122,16 @@ struct ImageTiles {
     before_y = reach(s.y) - shift(s.y, 0);
     before_x = reach(s.x) - shift(s.x, 0);
     feature_rows = rows + before_y + shift(s.y, s.y.stride - 1);
-    pitch = round_up(columns + before_x + shift(s.x, s.x.stride - 1), line_floats);
+    used = columns + before_x + shift(s.x, s.x.stride - 1);
+    pitch = round_up(used, line_floats);
+    channels = std::min(s.channels, line_floats);
     const int64_t taps = (reach(s.y) + 1) * (reach(s.x) + 1);
-    channels =
-        std::min(s.channels, std::max<int64_t>(2, std::min(chain / taps, strip_floats / (feature_rows * pitch))));
+    chained = std::max<int64_t>(1, std::min({channels, chain / taps, strip_floats / (feature_rows * pitch)}));
     int64_t weights = 0;
     for (int64_t ey = 0; ey < s.y.stride; ++ey)
       for (int64_t ex = 0; ex < s.x.stride; ++ex) {
         PhasePair p{Phase(s.y, ey), Phase(s.x, ex), {}, weights};
-        for (int64_t c = 0; c < channels; ++c)
+        for (int64_t c = 0; c < chained; ++c)
           for (int64_t i = 0; i < p.y.taps; ++i)
             for (int64_t j = 0; j < p.x.taps; ++j)
               p.offsets.push_back((c * feature_rows + before_y + p.y.shift - i) * pitch + before_x + p.x.shift - j);
@@ -142,6 +149,7 @@ struct Epilogue {
   const float* bias;  // of each output channel, padded with zeros to whole lines
   Activation activation;
   float slope;
+  bool streams;  // past the caches: every run that is written begins and ends with a cache line
 };
 
 template <class T>

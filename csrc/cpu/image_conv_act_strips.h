@@ -6,7 +6,24 @@ SIMD_INLINE void widen_row(const T* from, int64_t n, float* to) {
   constexpr int L = lanes<float>;
   int64_t i = 0;
   for (; i + L <= n; i += L) store(to + i, load(from + i));
-  if (i < n) store_first(to + i, load_first(from + i, n - i), n - i);
+  if (i == n) return;
+  if (n >= L)
+    store(to + n - L, load(from + n - L));
+  else
+    store_first(to, load_first(from, n), n);
+}
+
+// The lanes 0, 2, 4, ... of a and then of b.
+SIMD_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
+#if defined(SIMD_AVX512)
+  const VecType<float>::index lanes = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return (Vec<float>)_mm512_maskz_permutex2var_ps(all_lanes, (__m512)a, (__m512i)lanes, (__m512)b);
+#elif defined(SIMD_AVX2)
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps((__m256)a, (__m256)b, _MM_SHUFFLE(2, 0, 2, 0)));
+  return (Vec<float>)_mm256_permute4x64_pd(pairs, _MM_SHUFFLE(3, 1, 2, 0));
+#else
+  return Vec<float>{a[0], a[2], b[0], b[2]};
+#endif
 }
 
 // The 16-byte blocks of v, one to each row.
@@ -50,8 +67,12 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
 // Every step-th element.
 template <class T>
 SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
+  constexpr int L = lanes<float>;
   if (step == 1) return widen_row(from, n, to);
-  for (int64_t i = 0; i < n; ++i) to[i] = from[i * step];
+  int64_t i = 0;
+  if (step == 2)  // the last element that is read must not lie beyond the row
+    for (; i + L < n; i += L) store(to + i, even_lanes(load(from + 2 * i), load(from + 2 * i + L)));
+  for (; i < n; ++i) to[i] = from[i * step];
 }
 
 // The rows of the image that a block of features from row y on meets, in phases of the stride, zero where there are
@@ -80,29 +101,33 @@ void copy_image(const FeatureBlocks& blocks, const T* image, const Strides& stri
     }
 }
 
-// The features that a tile of the image meets, strip[channel][row][i], zero where there are none.
+// The features that a tile of the image meets, strip[channel][row][i], zero where there are none.  The zeros beside the
+// rows are there already if there is but one tile across.
 template <class T>
 void copy_features(const ImageTiles& tiles, const T* features, const Strides& strides, int64_t channels, int64_t y,
                    int64_t x, float* strip) {
   const ConvShape& shape = tiles.shape;
   const int64_t plane = tiles.feature_rows * tiles.pitch, first = x - tiles.before_x;
-  const int64_t left = std::min(tiles.pitch, std::max<int64_t>(0, -first));
-  const int64_t right = std::max(left, std::min(tiles.pitch, shape.x.features - first));
+  const int64_t left = std::min(tiles.used, std::max<int64_t>(0, -first));
+  const int64_t right = std::max(left, std::min(tiles.used, shape.x.features - first)), n = right - left;
   for (int64_t r = 0; r < tiles.feature_rows; ++r, strip += tiles.pitch) {
     const int64_t row = y - tiles.before_y + r;
-    const bool exists = row >= 0 && row < shape.y.features;
+    const bool exists = row >= 0 && row < shape.y.features && n > 0;
+    if (!exists || tiles.horizontal > 1)
+      for (int64_t c = 0; c < channels; ++c) {
+        std::fill_n(strip + c * plane, exists ? left : tiles.used, 0.0f);
+        if (exists) std::fill(strip + c * plane + right, strip + c * plane + tiles.used, 0.0f);
+      }
+    if (!exists) continue;
     const T* const from = features + row * strides.row + (first + left) * strides.column;
-    const int64_t zeros = exists ? left : tiles.pitch;
-    for (int64_t c = 0; c < channels; ++c) {
-      std::fill_n(strip + c * plane, zeros, 0.0f);
-      if (exists) std::fill(strip + c * plane + right, strip + c * plane + tiles.pitch, 0.0f);
-    }
-    if (!exists || left == right) continue;
     if (strides.channels_last())
-      transpose(from, strides.column, right - left, channels, strip + left, plane);
+      transpose(from, strides.column, n, channels, strip + left, plane);
     else
-      for (int64_t c = 0; c < channels; ++c)
-        gather_row(from + c * strides.channel, strides.column, right - left, strip + c * plane + left);
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* const next = from + (c + channels) * strides.channel;  // in the next strip
+        for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(next + i);
+        widen_row(from + c * strides.channel, n, strip + c * plane + left);
+      }
   }
 }
 
