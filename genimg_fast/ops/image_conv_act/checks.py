@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from genimg_fast.ops._activations import IMAGE_ACTIVATIONS, activation_code
 
 DTYPES = (torch.float32, torch.bfloat16)
-MAX_IMAGE_CHANNELS = 4
+MAX_IMAGE_CHANNELS, MAX_KERNEL, MAX_STRIDE = 4, 9, 4
 
 
 def features_size(
@@ -30,37 +31,40 @@ def check_options(activation: str, transposed: bool, output_padding: Any) -> Non
 
 
 def check_call(
-    image: Sequence[int],
-    features: Sequence[int],
-    weight: Sequence[int],
+    image: Tensor,
+    features: Tensor,
+    kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
-    tensors: Sequence[Tensor | None],
+    parameters: Sequence[Tensor | None] = (),
 ) -> None:
-    """Refuse, when tracing, what the kernels would refuse.
-
-    Args:
-        image: Its shape.
-        features: Theirs.
-        weight: Its shape.
-        stride: Of the convolution from the image.
-        padding: Likewise.
-        tensors: Which must be of one dtype, on one device.
-    """
-    kinds = {(t.dtype, t.device) for t in tensors if t is not None}
+    """The checks of csrc/image_conv_act.h, so that tracing refuses what the kernels would refuse."""
+    for given, limit, words in (
+        (kernel, MAX_KERNEL, "a kernel of 1 to 9 pixels"), (stride, MAX_STRIDE, "a stride of 1 to 4"),
+    ):  # fmt: skip
+        torch._check(
+            all(1 <= n <= limit for n in given),
+            partial(str, f"image_conv_act: {words} is supported, got {tuple(given)}"),
+        )
     torch._check(
-        len(kinds) == 1 and next(iter(kinds))[0] in DTYPES,
-        lambda: f"image_conv: tensors must be float32 or bfloat16, on one device, got {kinds}",
+        all(0 <= p < k for p, k in zip(padding, kernel, strict=True)),
+        lambda: f"image_conv_act: padding must be less than the kernel, got {tuple(padding)}",
     )
     torch._check(
-        image[1] <= MAX_IMAGE_CHANNELS,
-        lambda: f"image_conv: the image must have at most {MAX_IMAGE_CHANNELS} channels, got {image[1]}",
+        image.dtype in DTYPES and image.dtype == features.dtype and image.device == features.device,
+        lambda: "image_conv_act: image and features must be float32 or bfloat16, of one dtype, on one device",
+    )
+    for parameter in parameters:
+        torch._check(
+            parameter is None
+            or (parameter.dtype in (image.dtype, torch.float32) and parameter.device == image.device),
+            lambda: "image_conv_act: parameters must have the data's dtype, or float32, and its device",
+        )
+    torch._check(
+        image.shape[1] <= MAX_IMAGE_CHANNELS,
+        lambda: f"image_conv_act: an image of 1 to 4 channels is supported, got {image.shape[1]}",
     )
     torch._check(
-        tuple(weight[:2]) == (features[1], image[1]) and image[0] == features[0],
-        lambda: f"image_conv: weight must be (features' channels, image's channels, kh, kw), got {tuple(weight)}",
-    )
-    torch._check(
-        tuple(features[2:]) == features_size(image[2:], weight[2:], stride, padding),
-        lambda: f"image_conv: features of {tuple(features[2:])} are not of an image of {tuple(image[2:])}",
+        tuple(features.shape[2:]) == features_size(image.shape[2:], kernel, stride, padding),
+        lambda: f"image_conv_act: features {tuple(features.shape)} do not belong to an image {tuple(image.shape)}",
     )

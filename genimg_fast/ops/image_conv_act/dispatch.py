@@ -14,7 +14,13 @@ from genimg_fast.ops._dispatch import (
     Preference,
     refusal,
 )
-from genimg_fast.ops.image_conv_act.checks import DTYPES, MAX_IMAGE_CHANNELS, features_size
+from genimg_fast.ops.image_conv_act.checks import (
+    DTYPES,
+    MAX_IMAGE_CHANNELS,
+    MAX_KERNEL,
+    MAX_STRIDE,
+    features_size,
+)
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 
 # To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
@@ -25,7 +31,9 @@ _CAST = (torch.float32, torch.bfloat16, torch.float16)
 _SLOWER = "PyTorch is faster"
 _DTYPES = "float32 or bfloat16"
 _BATCHES = "batches of at least one image"
+_PARAMETERS = "parameters of the data's dtype or float32"
 _CHANNELS = f"at most {MAX_IMAGE_CHANNELS} channels at the image"
+_WINDOWS = f"kernels of at most {MAX_KERNEL} pixels a side, steps of {MAX_STRIDE}, and padding below the kernel"
 
 
 def dtype_of(tensor: Tensor) -> torch.dtype:
@@ -51,20 +59,28 @@ def _unlike(operands: Operands, options: Options) -> str | None:
         return EMPTY
     if input.shape[1] != inputs or min(stride) < 1 or min(padding) < 0:
         return INVALID
+    kernel = weight.shape[2:]
+    fits = max(kernel) <= MAX_KERNEL and max(stride) <= MAX_STRIDE
+    if not fits or padding[0] >= kernel[0] or padding[1] >= kernel[1]:
+        return refusal(_WINDOWS, f"{tuple(kernel)}, {stride} and {padding}")
     if transposed:
         if not all(0 <= more < s for more, s in zip(output_padding, stride, strict=True)):
             return INVALID
         smallest = min(image_size(input, weight, options))
     else:
-        smallest = min(features_size(input.shape[2:], weight.shape[2:], stride, padding))
+        smallest = min(features_size(input.shape[2:], kernel, stride, padding))
     if smallest < 1:
         return INVALID
     dtype = dtype_of(input)
     if dtype not in DTYPES:
         return refusal(_DTYPES, dtype)
     for tensor in (weight, bias):
-        if tensor is not None and (dtype_of(tensor) is not dtype or tensor.device != input.device):
+        if tensor is None:
+            continue
+        if dtype_of(tensor) is not dtype or tensor.device != input.device:
             return INVALID
+        if tensor.dtype is not dtype and tensor.dtype is not torch.float32:
+            return refusal(_PARAMETERS, tensor.dtype)
     if bias is not None and bias.shape != (outputs,):
         return INVALID
     return None
@@ -88,7 +104,7 @@ def _is_slower(call: tuple[Tensor, Tensor, bool]) -> bool:
 
 KERNELS = Kernels(
     "image_conv_from",
-    [_BATCHES, _CHANNELS],
+    [_BATCHES, _CHANNELS, _WINDOWS],
     _unlike,
     {"cpu": Preference("little work", _is_slower)},
     devices=["cpu"],

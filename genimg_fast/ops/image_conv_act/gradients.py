@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genimg_fast.ops._activations import IMAGE_ACTIVATIONS, activate
+from genimg_fast.ops._checks import WIDE_DTYPE
 
 _NAMES = {code: name for name, code in IMAGE_ACTIVATIONS.items()}
 
@@ -28,6 +29,7 @@ def from_image(
     negative_slope: float,
 ) -> Tensor:
     """Do what the operator ``image_conv_from`` does with the same arguments."""
+    weight, bias = weight.to(image.dtype), None if bias is None else bias.to(image.dtype)
     return activate(F.conv2d(image, weight, bias, stride, padding), _NAMES[activation], negative_slope)
 
 
@@ -42,6 +44,7 @@ def to_image(
     negative_slope: float,
 ) -> Tensor:
     """Do what the operator ``image_conv_to`` does with the same arguments."""
+    weight, bias = weight.to(features.dtype), None if bias is None else bias.to(features.dtype)
     more = [
         n - ((f - 1) * s - 2 * p + k)
         for n, f, s, p, k in zip(size, features.shape[2:], stride, padding, weight.shape[2:], strict=True)
@@ -58,7 +61,7 @@ def weight_gradient(
     gradient: Tensor = torch.ops.aten.convolution_backward(
         features, image, weight, None, stride, padding, (1, 1), False, (0, 0), 1, (False, True, False)
     )[1]
-    return gradient
+    return gradient.to(WIDE_DTYPE[image.dtype])
 
 
 def is_from_result(activation: int, negative_slope: float) -> bool:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from genimg_fast.ops._activations import IMAGE_ACTIVATIONS, activate
 from genimg_fast.ops._autograd import call_backward
+from genimg_fast.ops._checks import WIDE_DTYPE
+from genimg_fast.ops._layout import dense
 from genimg_fast.ops.image_conv_act.checks import check_call
 from genimg_fast.ops.image_conv_act.dispatch import KERNELS, dtype_of, image_size
 from genimg_fast.ops.image_conv_act.gradients import (
@@ -27,9 +29,8 @@ _LINEAR = (IMAGE_ACTIVATIONS["identity"], 0.0)
 def run_native(operands: Operands, options: Options) -> Tensor:
     """Run the compiled operator."""
     input, weight, bias = operands
-    dtype = dtype_of(input)
-    if not input.dtype is weight.dtype is dtype or (bias is not None and bias.dtype is not dtype):  # autocast
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    # Under autocast the parameters stay what they are, float32 most often.
+    input = dense(input.to(dtype_of(input)))
     stride, padding, transposed, _, activation, negative_slope = options
     code = IMAGE_ACTIVATIONS[activation]
     recorded = torch.is_grad_enabled() and (
@@ -77,7 +78,7 @@ def _from_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         None if weight is None else _to_image(grad, weight, stride, padding, size),
         None if image is None else _weight_gradient(image, grad, kernel, stride, padding),
-        grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None,
+        grad.sum((0, 2, 3), dtype=WIDE_DTYPE[grad.dtype]) if ctx.needs_input_grad[2] else None,
         None, None, None, None,
     )  # fmt: skip
 
@@ -90,7 +91,7 @@ def _to_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (
         None if weight is None else _from_image(grad, weight, stride, padding),
         None if features is None else _weight_gradient(grad, features, kernel, stride, padding),
-        grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None,
+        grad.sum((0, 2, 3), dtype=WIDE_DTYPE[grad.dtype]) if ctx.needs_input_grad[2] else None,
         None, None, None, None, None,
     )  # fmt: skip
 
@@ -114,17 +115,18 @@ def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _from_image(image: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
     operator = torch.ops.genimg_fast.image_conv_from.default
-    return call_backward(operator, from_image, (image, weight), None, stride, padding, *_LINEAR)
+    return call_backward(operator, from_image, (dense(image), weight), None, stride, padding, *_LINEAR)
 
 
 def _to_image(features: Tensor, weight: Tensor, stride: Pair, padding: Pair, size: Pair) -> Tensor:
     operator = torch.ops.genimg_fast.image_conv_to.default
-    return call_backward(operator, to_image, (features, weight), None, stride, padding, size, *_LINEAR)
+    return call_backward(operator, to_image, (dense(features), weight), None, stride, padding, size, *_LINEAR)
 
 
 def _weight_gradient(image: Tensor, features: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """Autograd rounds it for 16-bit weights."""
     operator = torch.ops.genimg_fast.image_conv_weight.default
-    return call_backward(operator, weight_gradient, (image, features), kernel, stride, padding)
+    return call_backward(operator, weight_gradient, (dense(image), dense(features)), kernel, stride, padding)
 
 
 def _function(name: str, backward: Callable[..., Any]) -> Any:
@@ -153,24 +155,25 @@ _FUNCTIONS = {
 if KERNELS.in_library:
 
     @torch.library.register_fake("genimg_fast::image_conv_from")
-    def _(image: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *after: Any) -> Tensor:
-        output = from_image(image, weight, bias, stride, padding, *after)
-        check_call(image.shape, output.shape, weight.shape, stride, padding, (image, weight, bias))
+    def _(
+        image: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *activation: Any
+    ) -> Tensor:
+        output = from_image(image, weight, bias, stride, padding, *activation)
+        check_call(image, output, weight.shape[2:], stride, padding, (weight, bias))
         return output
 
     @torch.library.register_fake("genimg_fast::image_conv_to")
     def _(
-        features: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *after: Any
+        features: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, *others: Any
     ) -> Tensor:
-        output = to_image(features, weight, bias, stride, padding, *after)
-        check_call(output.shape, features.shape, weight.shape, stride, padding, (features, weight, bias))
+        output = to_image(features, weight, bias, stride, padding, *others)
+        check_call(output, features, weight.shape[2:], stride, padding, (weight, bias))
         return output
 
     @torch.library.register_fake("genimg_fast::image_conv_weight")
     def _(image: Tensor, features: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-        output = image.new_empty((features.shape[1], image.shape[1], *kernel))
-        check_call(image.shape, features.shape, output.shape, stride, padding, (image, features))
-        return output
+        check_call(image, features, kernel, stride, padding)
+        return image.new_empty((features.shape[1], image.shape[1], *kernel), dtype=WIDE_DTYPE[image.dtype])
 
     torch.library.register_autograd("genimg_fast::image_conv_from", _from_backward, setup_context=_keep)
     torch.library.register_autograd("genimg_fast::image_conv_to", _to_backward, setup_context=_keep)

@@ -32,6 +32,11 @@ def test_native_backend_says_what_it_cannot_do():
         RuntimeError, match=r"'native'.*batches of at least one image, got one of shape \(3, 8, 8\)"
     ):
         image_conv_act(x[0], weight, bias)
+    for stride, padding, side in ((5, 0, 4), (1, 4, 4), (1, 0, 10)):
+        with pytest.raises(
+            RuntimeError, match=r"'native'.*at most 9 pixels a side, steps of 4, and padding below"
+        ):
+            image_conv_act(torch.randn(1, 3, 16, 16), torch.randn(4, 3, side, side), None, stride, padding)
     info = gf.info().operators["image_conv_act"]
     assert "at most 4 channels at the image" in info["cpu"][1]
     assert info["cuda"] == ("torch", "there are no compiled kernels for device 'cuda'")
