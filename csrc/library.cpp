@@ -54,6 +54,19 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "float negative_slope, bool need_input, bool need_residual, bool need_parameters) "
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, Tensor grad_scale, "
       "Tensor grad_shift)");
+  // Convolutions between an image of at most four channels, (N, Ci, H, W), and features, (N, Cf, h, w); weight is
+  // (Cf, Ci, kh, kw), data and parameters are as above, activations go on with 4 tanh, 5 sigmoid.
+  // features = activation(conv2d(image, weight) + bias).
+  m.def(
+      "image_conv_from(Tensor image, Tensor weight, Tensor? bias, int[] stride, int[] padding, int activation, "
+      "float negative_slope) -> Tensor");
+  // image = activation(conv_transpose2d(features, weight) + bias), of the given size.  Without bias and activation it is
+  // the gradient of image_conv_from at the image.
+  m.def(
+      "image_conv_to(Tensor features, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] size, "
+      "int activation, float negative_slope) -> Tensor");
+  // The gradient of both at the weight, in float32.
+  m.def("image_conv_weight(Tensor image, Tensor features, int[] kernel, int[] stride, int[] padding) -> Tensor");
   // z = mu + exp(logvar / 2) * noise and the KL divergence of N(mu, exp(logvar)) from the prior (N(0, 1) without one),
   // per sample or per element.  Exactly one of noise and seed is given; seed is a 0-dimensional int64 tensor.  Every
   // other tensor has mu's shape.  logvar is clamped first; -inf and inf switch that off, free_bits = 0 the lower bound

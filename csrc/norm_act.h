@@ -5,7 +5,8 @@
 
 namespace genimg_fast {
 
-enum class Activation : int { identity = 0, relu = 1, leaky_relu = 2, silu = 3 };
+// tanh and sigmoid are image_conv_act's alone.
+enum class Activation : int { identity = 0, relu = 1, leaky_relu = 2, silu = 3, tanh = 4, sigmoid = 5 };
 
 // Element i of channel c in group o lies at (o * channels + c) * inner + i.
 // NCHW: outer = N, inner = H*W.  channels_last and (N, C): outer = N*H*W, inner = 1.

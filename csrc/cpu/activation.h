@@ -1,4 +1,4 @@
-// The activations of the normalisations for one SIMD level, of data that is stored as T.  Included after vec_math.h,
+// The activations of the normalisations and convolutions for one SIMD level, of data that is stored as T.  Included after vec_math.h,
 // once per level; no include guard.
 
 // The identity is a leaky ReLU of slope 1.
@@ -6,6 +6,8 @@ template <Activation Kind, class T>
 SIMD_INLINE Vec<Acc<T>> activate(typename VecType<Acc<T>>::type v, Acc<T> slope) {
   if constexpr (Kind == Activation::relu) return v <= 0 ? Vec<Acc<T>>{} : v;
   if constexpr (Kind == Activation::silu) return v * logistic(v, T()).sigmoid;
+  if constexpr (Kind == Activation::tanh) return tanh<Acc<T>>(v);
+  if constexpr (Kind == Activation::sigmoid) return logistic(v, T()).sigmoid;
   return v > 0 ? v : v * splat(slope);
 }
 

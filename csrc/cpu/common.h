@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <type_traits>
+#include <utility>
 
 #include "../tensor.h"
 

@@ -223,8 +223,8 @@ Tensor empty_output(const Tensor& t, MemoryFormat format, bool interleaved) {
   return make_output(t, t.sizes(), t.scalar_type(), format, interleaved);
 }
 
-Tensor empty_output(const Tensor& t, const std::vector<int64_t>& sizes, ScalarType type) {
-  return make_output(t, sizes, type, MemoryFormat::Contiguous, false);
+Tensor empty_output(const Tensor& t, const std::vector<int64_t>& sizes, ScalarType type, MemoryFormat format) {
+  return make_output(t, sizes, type, format, false);
 }
 
 }  // namespace genimg_fast

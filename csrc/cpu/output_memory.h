@@ -20,8 +20,9 @@ namespace genimg_fast {
 torch::stable::Tensor empty_output(const torch::stable::Tensor& t, torch::headeronly::MemoryFormat format,
                                    bool interleaved = false);
 
-// The same with sizes and dtype of its own, contiguous.
-torch::stable::Tensor empty_output(const torch::stable::Tensor& t, const std::vector<int64_t>& sizes,
-                                   torch::headeronly::ScalarType type);
+// The same with sizes and dtype of its own.
+torch::stable::Tensor empty_output(
+    const torch::stable::Tensor& t, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type,
+    torch::headeronly::MemoryFormat format = torch::headeronly::MemoryFormat::Contiguous);
 
 }  // namespace genimg_fast

@@ -28,16 +28,6 @@ void convert_rows(const T* from, int64_t from_stride, int64_t rows, int64_t widt
   for (int64_t r = 0; r < rows; ++r) convert(from + r * from_stride, width, to + r * to_stride);
 }
 
-// Calls f(0), ..., f(N - 1) with constants for arguments: arrays that are indexed by them become registers.
-template <class F, int... I>
-SIMD_INLINE void unroll(const F& f, std::integer_sequence<int, I...>) {
-  (f(std::integral_constant<int, I>()), ...);
-}
-template <int N, class F>
-SIMD_INLINE void unroll(const F& f) {
-  unroll(f, std::make_integer_sequence<int, N>());
-}
-
 // What is multiplied: a vector of factors from a panel, and one factor for all its lanes from a row.  With bfloat16 a
 // factor is a pair of values, of neighbouring k, and the product is their dot product.
 template <class E>

@@ -33,6 +33,16 @@ SIMD_INLINE Vec<A> splat(A a) {
   return a - Vec<A>{};  // a - 0 keeps the sign of a zero, a + 0 would not
 }
 
+// Calls f(0), ..., f(N - 1) with constants for arguments: arrays that are indexed by them become registers.
+template <class F, int... I>
+SIMD_INLINE void unroll(const F& f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+SIMD_INLINE void unroll(const F& f) {
+  unroll(f, std::make_integer_sequence<int, N>());
+}
+
 SIMD_INLINE Vec<float> load(const float* p) {
   Vec<float> v;
   __builtin_memcpy(&v, p, sizeof(v));
@@ -208,7 +218,7 @@ SIMD_INLINE auto load_first(const T* p, int n) {
 }
 template <class T, class V>
 SIMD_INLINE void store_first(T* p, V v, int n) {
-  T padded[SIMD_BYTES / 2];
+  T padded[SIMD_BYTES / 2] = {};
   store(padded, v);
   for (int i = 0; i < n; ++i) p[i] = padded[i];
 }

@@ -1,0 +1,267 @@
+// Kernels of image_conv_act for one SIMD level; see image_conv_act.cpp for strips and units.
+// Included by for_each_simd_level.h only.
+
+// In this order: parts have no include guards, and include nothing themselves.
+// clang-format off
+#include "vec_math.h"
+#include "activation.h"
+#include "image_conv_act_strips.h"
+#include "image_conv_act_products.h"
+// clang-format on
+
+// Calls f with the activation as a constant.
+template <class F>
+void with_activation(Activation activation, const F& f) {
+  switch (activation) {
+    case Activation::relu:
+      return f(std::integral_constant<Activation, Activation::relu>());
+    case Activation::silu:
+      return f(std::integral_constant<Activation, Activation::silu>());
+    case Activation::tanh:
+      return f(std::integral_constant<Activation, Activation::tanh>());
+    case Activation::sigmoid:
+      return f(std::integral_constant<Activation, Activation::sigmoid>());
+    default:
+      return f(std::integral_constant<Activation, Activation::leaky_relu>());
+  }
+}
+
+// n sums, whose biases are bias[i * BiasStep], on their way out.
+template <int BiasStep, Activation Kind, class T>
+SIMD_INLINE void finish(const float* sums, int64_t n, const float* bias, const Epilogue& epilogue, T* to) {
+  constexpr int L = lanes<float>;
+  const auto value = [&](int64_t i) __attribute__((always_inline)) {
+    const Vec<float> b = BiasStep ? load(bias + i) : splat(*bias);
+    return activate<Kind, T>(load(sums + i) + b, epilogue.slope);
+  };
+  int64_t i = 0;
+  if (epilogue.streams)
+    for (; i + L <= n; i += L) stream(to + i, value(i));
+  for (; i + L <= n; i += L) store(to + i, value(i));
+  if (i < n) store_first(to + i, value(i), n - i);
+}
+
+// Groups of V vectors of positions (row, first column) of a block of rows; a last group that lacks some repeats its
+// last one.
+template <int V, class F>
+SIMD_INLINE void for_position_groups(int64_t rows, int64_t columns, const F& f) {
+  constexpr int L = lanes<float>;
+  for (int64_t y = 0, x = 0; y < rows;) {
+    int64_t row[V], column[V];
+    int count = 0;
+    for (int v = 0; v < V; ++v) {
+      row[v] = y < rows ? y : row[v - 1];
+      column[v] = y < rows ? x : column[v - 1];
+      if (y == rows) continue;
+      ++count;
+      x += L;
+      if (x >= columns) {
+        x = 0;
+        ++y;
+      }
+    }
+    f(row, column, count);
+  }
+}
+
+// image_conv_from
+
+template <class T>
+void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to) {
+  constexpr int L = lanes<float>, V = from_vectors;
+  const FeatureBlocks& blocks = job.blocks;
+  const ConvShape& shape = blocks.shape;
+  const int64_t groups = ceil_div(shape.channels, from_rows), step = blocks.row_step();
+  alignas(64) float sums[from_rows * V * L];
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t first = i * shape.channels / groups, last = (i + 1) * shape.channels / groups;
+    for_position_groups<V>(rows, shape.x.features, [&](const int64_t* row, const int64_t* column, int count) {
+      const float* at[V];
+      float* sum[V];
+      for (int v = 0; v < V; ++v) {
+        at[v] = strip + row[v] * step + column[v];
+        sum[v] = sums + v * L;
+      }
+      some_products_of_positions<V, from_rows, false>(last - first, at, blocks.offsets.data(), shape.taps(),
+                                                      job.weight + first, job.weight_stride, sum, V * L);
+      with_activation(job.epilogue.activation, [&](auto kind) {
+        for (int64_t c = first; c < last; ++c)
+          for (int v = 0; v < count; ++v)
+            finish<0, decltype(kind)::value>(
+                sums + ((c - first) * V + v) * L, std::min<int64_t>(L, shape.x.features - column[v]),
+                job.epilogue.bias + c, job.epilogue,
+                to + c * job.feature_strides.channel + row[v] * job.feature_strides.row + column[v]);
+      });
+    });
+  }
+}
+
+template <int V, class T>
+void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel, T* to) {
+  constexpr int L = lanes<float>, P = max_pixels<V>;
+  const FeatureBlocks& blocks = job.blocks;
+  const ConvShape& shape = blocks.shape;
+  const int64_t width = shape.x.features, groups = ceil_div(width, P);
+  const int64_t n = std::min<int64_t>(V * L, shape.channels - channel);
+  alignas(64) float sums[P * V * L];
+  for (int64_t y = 0; y < rows; ++y)
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t first = i * width / groups, last = (i + 1) * width / groups;
+      some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step() + first, blocks.offsets.data(),
+                                      shape.taps(), job.weight + channel, job.weight_stride, sums);
+      with_activation(job.epilogue.activation, [&](auto kind) {
+        for (int64_t x = first; x < last; ++x)
+          finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
+                                           to + y * job.feature_strides.row + x * job.feature_strides.column + channel);
+      });
+    }
+}
+
+template <class T>
+void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
+  constexpr int L = lanes<float>;
+  const FeatureBlocks& blocks = job.blocks;
+  const ConvShape& shape = blocks.shape;
+  const int64_t sample = unit / blocks.blocks, y = unit % blocks.blocks * blocks.rows;
+  const int64_t rows = std::min(blocks.rows, shape.y.features - y);
+  copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
+  T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
+  if (!job.feature_strides.channels_last()) return from_planes(job, strip, rows, to);
+  for (int64_t c = 0; c < shape.channels; c += widest * L)
+    switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
+      case 1:
+        from_columns<1>(job, strip, rows, c, to);
+        break;
+      case 2:
+        from_columns<2>(job, strip, rows, c, to);
+        break;
+      case 3:
+        from_columns<std::min(3, widest)>(job, strip, rows, c, to);
+        break;
+      default:
+        from_columns<widest>(job, strip, rows, c, to);
+    }
+}
+
+// image_conv_to
+
+// sums[period of rows][image channel][period of columns] of one pair of phases, over the strip's features.
+template <int C>
+void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const float* strip, const float* weight,
+              int64_t depth, float* sums) {
+  constexpr int V = to_vectors<C>;
+  for_position_groups<V>(tiles.rows, tiles.columns, [&](const int64_t* row, const int64_t* column, int count) {
+    const float* at[V];
+    float* sum[V];
+    for (int v = 0; v < V; ++v) {
+      at[v] = strip + row[v] * tiles.pitch + column[v];
+      sum[v] = v < count ? sums + row[v] * C * tiles.columns + column[v] : nullptr;
+    }
+    products_of_positions<V, C, true>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns);
+  });
+}
+
+// Likewise of all pairs of phases, over `count` channels from `channel` on, at the strip's begin.
+template <class T>
+void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t count, float* sums) {
+  const ImageTiles& tiles = job.tiles;
+  const int64_t channels = tiles.shape.image_channels;
+  for (const ImageTiles::PhasePair& phase : tiles.phases) {
+    const int64_t taps = phase.y.taps * phase.x.taps;
+    const float* const weight = job.weight + phase.weights + channel * taps * channels;
+    if (taps > 0) switch (channels) {
+        case 1:
+          to_phase<1>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        case 2:
+          to_phase<2>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        case 3:
+          to_phase<3>(tiles, phase, strip, weight, count * taps, sums);
+          break;
+        default:
+          to_phase<4>(tiles, phase, strip, weight, count * taps, sums);
+      }
+    sums += tiles.plane();
+  }
+}
+
+// n sums with their biases, on their way out.
+template <class T>
+void finish_line(const float* sums, int64_t n, const Epilogue& epilogue, T* to) {
+  const float zero = 0;
+  with_activation(epilogue.activation,
+                  [&](auto kind) { finish<0, decltype(kind)::value>(sums, n, &zero, epilogue, to); });
+}
+
+template <class T>
+void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* sums, float* line) {
+  const ImageTiles& tiles = job.tiles;
+  const ConvShape& shape = tiles.shape;
+  const int64_t channels = shape.image_channels;
+  const int64_t sample = unit / (tiles.vertical * tiles.horizontal);
+  const int64_t first_y = unit / tiles.horizontal % tiles.vertical * tiles.rows;
+  const int64_t first_x = unit % tiles.horizontal * tiles.columns;
+  std::fill_n(sums, tiles.phases.size() * tiles.plane(), 0.0f);
+  for (int64_t c = 0; c < shape.channels; c += tiles.channels) {
+    const int64_t count = std::min(tiles.channels, shape.channels - c);
+    copy_features(tiles, job.features + sample * job.feature_strides.sample + c * job.feature_strides.channel,
+                  job.feature_strides, count, first_y, first_x, strip);
+    for (int64_t chained = 0; chained < count; chained += tiles.chained)
+      to_phases(job, strip + chained * tiles.feature_rows * tiles.pitch, c + chained,
+                std::min(tiles.chained, count - chained), sums);
+  }
+  // Rows of the image, from the phases' sums.
+  const int64_t sy = shape.y.stride, sx = shape.x.stride;
+  const int64_t x0 = first_x * sx, width = std::min(tiles.columns * sx, shape.x.image - x0);
+  const bool columns = job.image_strides.channels_last();
+  for (int64_t r = 0; r < tiles.rows * sy; ++r) {
+    const int64_t y = first_y * sy + r;
+    if (y >= shape.y.image) break;
+    T* const to =
+        job.image + sample * job.image_strides.sample + y * job.image_strides.row + x0 * job.image_strides.column;
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* const from = sums + r % sy * sx * tiles.plane() + (r / sy * channels + c) * tiles.columns;
+      const int64_t step = columns ? channels : 1;
+      interleave(from, tiles.plane(), sx, width, job.epilogue.bias[c], line + (columns ? c : 0), step);
+      if (!columns) finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+    }
+    if (columns) finish_line(line, width * channels, job.epilogue, to);
+  }
+}
+
+// image_conv_weight
+
+// sums[tap][channel] += the products of all positions of a block.
+template <class T>
+void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip, float* copied, float* sums) {
+  constexpr int L = lanes<float>;
+  const FeatureBlocks& blocks = job.blocks;
+  const ConvShape& shape = blocks.shape;
+  const int64_t sample = unit / blocks.blocks, y = unit % blocks.blocks * blocks.rows;
+  const int64_t rows = std::min(blocks.rows, shape.y.features - y), columns = shape.x.features;
+  copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
+  const T* const given = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
+  const float* features = copied;
+  int64_t stride = job.sum_stride;
+  if (std::is_same<T, float>::value && job.feature_strides.channels_last() && shape.channels % L == 0) {
+    features = reinterpret_cast<const float*>(given);
+    stride = shape.channels;
+  } else {
+    copy_features(given, job.feature_strides, shape.channels, rows * columns, stride, copied);
+  }
+  const int64_t taps = shape.taps(), groups = ceil_div(taps, tap_rows);
+  for (int64_t c = 0; c < shape.channels; c += tap_vectors * L)
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
+      const auto add = [&](auto vectors) {
+        some_products_of_taps<decltype(vectors)::value, tap_rows>(
+            last - first, strip, blocks.offsets.data() + first, rows, blocks.row_step(), columns, features + c, stride,
+            sums + first * job.sum_stride + c, job.sum_stride);
+      };
+      if (shape.channels - c > L)
+        add(std::integral_constant<int, tap_vectors>());
+      else
+        add(std::integral_constant<int, 1>());
+    }
+}

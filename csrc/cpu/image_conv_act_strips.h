@@ -1,0 +1,147 @@
+// How data moves into strips and out of sums, for one SIMD level.  Included by image_conv_act_kernels.h only.
+
+// n elements in the type of the arithmetic.
+template <class T>
+SIMD_INLINE void widen_row(const T* from, int64_t n, float* to) {
+  constexpr int L = lanes<float>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) store(to + i, load(from + i));
+  if (i == n) return;
+  if (n >= L)
+    store(to + n - L, load(from + n - L));
+  else
+    store_first(to, load_first(from, n), n);
+}
+
+// The lanes 0, 2, 4, ... of a and then of b.
+SIMD_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
+#if defined(SIMD_AVX512)
+  const VecType<float>::index lanes = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return (Vec<float>)_mm512_maskz_permutex2var_ps(all_lanes, (__m512)a, (__m512i)lanes, (__m512)b);
+#elif defined(SIMD_AVX2)
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps((__m256)a, (__m256)b, _MM_SHUFFLE(2, 0, 2, 0)));
+  return (Vec<float>)_mm256_permute4x64_pd(pairs, _MM_SHUFFLE(3, 1, 2, 0));
+#else
+  return Vec<float>{a[0], a[2], b[0], b[2]};
+#endif
+}
+
+// The 16-byte blocks of v, one to each row.
+SIMD_INLINE void store_blocks(Vec<float> v, float* to, int64_t stride) {
+#if defined(SIMD_AVX512)
+  _mm_storeu_ps(to, _mm512_maskz_extractf32x4_ps(0xf, (__m512)v, 0));
+  _mm_storeu_ps(to + stride, _mm512_maskz_extractf32x4_ps(0xf, (__m512)v, 1));
+  _mm_storeu_ps(to + 2 * stride, _mm512_maskz_extractf32x4_ps(0xf, (__m512)v, 2));
+  _mm_storeu_ps(to + 3 * stride, _mm512_maskz_extractf32x4_ps(0xf, (__m512)v, 3));
+#elif defined(SIMD_AVX2)
+  _mm_storeu_ps(to, _mm256_castps256_ps128((__m256)v));
+  _mm_storeu_ps(to + stride, _mm256_extractf128_ps((__m256)v, 1));
+#else
+  (void)stride;
+  store(to, v);
+#endif
+}
+
+// to[c][r] = from[r][c].
+template <class T>
+void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  constexpr int L = lanes<float>;
+  int64_t c = 0;
+  if constexpr (L % 4 == 0) {
+    for (; c + L <= columns; c += L) {
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) {
+        Vec<float> v[4];
+        for (int i = 0; i < 4; ++i) v[i] = load(from + (r + i) * from_stride + c);
+        transpose_blocks(v);
+        for (int i = 0; i < 4; ++i) store_blocks(v[i], to + (c + i) * to_stride + r, 4 * to_stride);
+      }
+      for (; r < rows; ++r)
+        for (int i = 0; i < L; ++i) to[(c + i) * to_stride + r] = from[r * from_stride + c + i];
+    }
+  }
+  for (; c < columns; ++c)
+    for (int64_t r = 0; r < rows; ++r) to[c * to_stride + r] = from[r * from_stride + c];
+}
+
+// Every step-th element.
+template <class T>
+SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
+  constexpr int L = lanes<float>;
+  if (step == 1) return widen_row(from, n, to);
+  int64_t i = 0;
+  if (step == 2)  // the last element that is read must not lie beyond the row
+    for (; i + L < n; i += L) store(to + i, even_lanes(load(from + 2 * i), load(from + 2 * i + L)));
+  for (; i < n; ++i) to[i] = from[i * step];
+}
+
+// The rows of the image that a block of features from row y on meets, in phases of the stride, zero where there are
+// none: strip[channel][row][phase][i] is pixel i * stride + phase - padding.
+template <class T>
+void copy_image(const FeatureBlocks& blocks, const T* image, const Strides& strides, int64_t y, float* strip) {
+  const ConvShape& shape = blocks.shape;
+  const int64_t stride = shape.x.stride, padding = shape.x.padding, pitch = blocks.pitch;
+  const int64_t first_row = y * shape.y.stride - shape.y.padding;
+  for (int64_t c = 0; c < shape.image_channels; ++c)
+    for (int64_t r = 0; r < blocks.image_rows; ++r) {
+      const int64_t row = first_row + r;
+      for (int64_t phase = 0; phase < stride; ++phase, strip += pitch) {
+        if (row < 0 || row >= shape.y.image) {
+          std::fill_n(strip, pitch, 0.0f);
+          continue;
+        }
+        const int64_t left = std::max<int64_t>(0, ceil_div(padding - phase, stride));
+        const int64_t right = std::min(pitch, (shape.x.image - 1 + padding - phase + stride) / stride);
+        const T* const from =
+            image + c * strides.channel + row * strides.row + (left * stride + phase - padding) * strides.column;
+        std::fill_n(strip, std::min(left, pitch), 0.0f);
+        if (left < right) gather_row(from, stride * strides.column, right - left, strip + left);
+        if (std::max(left, right) < pitch) std::fill(strip + std::max(left, right), strip + pitch, 0.0f);
+      }
+    }
+}
+
+// The features that a tile of the image meets, strip[channel][row][i], zero where there are none.  The zeros beside the
+// rows are there already if there is but one tile across.
+template <class T>
+void copy_features(const ImageTiles& tiles, const T* features, const Strides& strides, int64_t channels, int64_t y,
+                   int64_t x, float* strip) {
+  const ConvShape& shape = tiles.shape;
+  const int64_t plane = tiles.feature_rows * tiles.pitch, first = x - tiles.before_x;
+  const int64_t left = std::min(tiles.used, std::max<int64_t>(0, -first));
+  const int64_t right = std::max(left, std::min(tiles.used, shape.x.features - first)), n = right - left;
+  for (int64_t r = 0; r < tiles.feature_rows; ++r, strip += tiles.pitch) {
+    const int64_t row = y - tiles.before_y + r;
+    const bool exists = row >= 0 && row < shape.y.features && n > 0;
+    if (!exists || tiles.horizontal > 1)
+      for (int64_t c = 0; c < channels; ++c) {
+        std::fill_n(strip + c * plane, exists ? left : tiles.used, 0.0f);
+        if (exists) std::fill(strip + c * plane + right, strip + c * plane + tiles.used, 0.0f);
+      }
+    if (!exists) continue;
+    const T* const from = features + row * strides.row + (first + left) * strides.column;
+    if (strides.channels_last())
+      transpose(from, strides.column, n, channels, strip + left, plane);
+    else
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* const next = from + (c + channels) * strides.channel;  // in the next strip
+        for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(next + i);
+        widen_row(from + c * strides.channel, n, strip + c * plane + left);
+      }
+  }
+}
+
+// Features [position][channel] of a block from row y on, the channels padded with zeros to `width`.
+template <class T>
+void copy_features(const T* features, const Strides& strides, int64_t channels, int64_t positions, int64_t width,
+                   float* to) {
+  if (!strides.channels_last()) return transpose(features, strides.channel, channels, positions, to, width);
+  for (int64_t i = 0; i < positions; ++i) widen_row(features + i * channels, channels, to + i * width);
+}
+
+// to[i * step] = sums[i % phases][i / phases] + bias.
+SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t n, float bias, float* to,
+                            int64_t step) {
+  for (int64_t p = 0; p < phases; ++p)
+    for (int64_t i = p, j = 0; i < n; i += phases, ++j) to[i * step] = sums[p * plane + j] + bias;
+}
