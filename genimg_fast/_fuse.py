@@ -64,7 +64,8 @@ def _fuse(model: nn.Module) -> dict[str, str]:
         cls = type(module)
         if cls in STAND_INS:
             # They add no state to torch's classes, so changing an instance's class is all it takes.
-            module.__class__ = STAND_INS[cls]
+            if STAND_INS[cls]._gains(module):  # type: ignore[attr-defined]
+                module.__class__ = STAND_INS[cls]
         elif _may_gain(module):
             try:
                 object.__setattr__(module, "__class__", fused_class(cls))  # past a __setattr__ of the module's own

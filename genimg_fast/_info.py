@@ -13,12 +13,14 @@ from genimg_fast._version import __version__
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_ACT
 from genimg_fast.ops.cell_update import KERNELS as CELL_UPDATE
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_ACT
+from genimg_fast.ops.image_conv_act.dispatch import KERNELS as IMAGE_CONV_ACT
 from genimg_fast.ops.recurrent.dispatch import KERNELS as RECURRENT
 from genimg_fast.ops.reparameterize_kl.dispatch import KERNELS as REPARAMETERIZE_KL
 
 _TABLES = {
     "batch_norm_act": BATCH_NORM_ACT,
     "group_norm_act": GROUP_NORM_ACT,
+    "image_conv_act": IMAGE_CONV_ACT,
     "reparameterize_kl": REPARAMETERIZE_KL,
     "recurrent": RECURRENT,
     "cell_update": CELL_UPDATE,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.entries import OURS, Entry
 from genimg_fast.nn import GRU, LSTM, RNN
-from genimg_fast.ops import batch_norm_act, group_norm_act, reparameterize_kl
+from genimg_fast.ops import batch_norm_act, group_norm_act, image_conv_act, reparameterize_kl
 
 SLOPE = 0.2
 DTYPES = (torch.float32, torch.bfloat16)
@@ -166,6 +166,59 @@ def group_norm_case(
     )  # fmt: skip
 
 
+# Direction, shape of the image, channels of the features, side of the kernel, stride, activation; and whether it
+# is in the short list.
+_IMAGE_CONVS = [
+    ("from", (64, 3, 64, 64), 64, 4, 2, "leaky_relu", True),
+    ("to", (64, 3, 64, 64), 64, 4, 2, "tanh", True),
+    ("from", (64, 1, 32, 32), 32, 4, 2, "leaky_relu", False),
+    ("to", (64, 1, 32, 32), 32, 4, 2, "tanh", False),
+    ("from", (8, 4, 128, 128), 64, 3, 1, "silu", False),
+    ("to", (8, 3, 128, 128), 64, 4, 2, "sigmoid", False),
+    ("from", (1, 1, 28, 28), 16, 4, 2, "leaky_relu", False),
+]
+
+
+def _image_conv(
+    direction: str,
+    shape: tuple[int, int, int, int],
+    channels: int,
+    side: int,
+    stride: int,
+    activation: str,
+    dtype: torch.dtype,
+    layout: str,
+    device: str,
+) -> Case:
+    image = torch.randn(shape, device=device)
+    weight = (torch.randn(channels, shape[1], side, side, device=device) / 8).to(dtype).requires_grad_()
+    features = F.conv2d(image, weight.detach().float(), None, stride, 1)
+    transposed = direction == "to"
+    x = _laid_out((features if transposed else image).to(dtype), layout).requires_grad_()
+    behind = {"leaky_relu": partial(F.leaky_relu, negative_slope=SLOPE), "silu": F.silu}
+    activate = behind.get(activation) or getattr(torch, activation)
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+
+    def eager(x: Tensor, weight: Tensor) -> Tensor:
+        return activate(convolve(x, weight, None, stride, 1))
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        return image_conv_act(
+            x, weight, None, stride, 1, transposed=transposed, activation=activation, negative_slope=SLOPE
+        )
+
+    contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager}
+    if activation == "leaky_relu":
+        contenders["inplace"] = lambda x, weight: F.leaky_relu(convolve(x, weight, None, stride, 1), SLOPE, True)
+    before = x.nbytes
+    after = (image if transposed else features).numel() * x.element_size()
+    products = 2 * features.numel() * weight[0].numel()
+    return Case(
+        contenders, (x, weight), moved={"forward": before + after, "both": 3 * before + 3 * after},
+        operations={"forward": products, "both": 3 * products},
+    )  # fmt: skip
+
+
 # Shapes of mu and logvar; packed: both are halves of one tensor, as an encoder's last convolution gives them.
 _LATENTS = [
     ((4096, 1024), "", True),
@@ -283,6 +336,16 @@ def entries() -> Iterator[Entry]:
                 build = partial(group_norm_case, shape, groups, activation, norm, kind, layout)
                 words = "float32" if kind == "float32" else "bfloat16"
                 yield Entry(name, "ops", words, short and kind != "autocast", build)
+    for direction, shape, channels, side, stride, activation, short in _IMAGE_CONVS:
+        for dtype in DTYPES:
+            for layout in _layouts(shape):
+                window = f"{side}x{side} stride {stride}"
+                name = f"image_conv_act {direction} {_by_x(shape)} {channels} {window} {activation} "
+                name += f"{_named(dtype)} {layout}"
+                build = partial(
+                    _image_conv, direction, shape, channels, side, stride, activation, dtype, layout
+                )  # fmt: skip
+                yield Entry(name, "ops", _named(dtype), short, build)
     for shape, packing, short in _LATENTS:
         for dtype in DTYPES:
             suffix = f" {packing}" if packing else ""

@@ -2,9 +2,9 @@
 
 ``import genimg_fast.nn as nn`` works in any script that did ``import torch.nn as nn``: every public name and
 submodule is there. ``BatchNorm1d/2d/3d``, ``GroupNorm``, ``InstanceNorm1d/2d/3d``, ``Sequential``, ``RNN``,
-``GRU``, ``LSTM``, ``GRUCell`` and ``LSTMCell`` run on the fused operators; ``BatchNormAct1d/2d/3d``,
-``SyncBatchNormAct``, ``GroupNormAct``, ``InstanceNormAct2d``, ``ConditionalInstanceNormAct2d``, ``ConvLSTM2d``,
-``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
+``GRU``, ``LSTM``, ``GRUCell``, ``LSTMCell``, and ``Conv2d`` and ``ConvTranspose2d`` at images run on the fused
+operators; ``BatchNormAct1d/2d/3d``, ``SyncBatchNormAct``, ``GroupNormAct``, ``InstanceNormAct2d``,
+``ConditionalInstanceNormAct2d``, ``ConvLSTM2d``, ``GaussianReparameterization`` and ``DiagonalGaussian`` are new.
 
 These names alone are replaced. Below them are torch's very modules with all that is in them:
 ``genimg_fast.nn.functional is torch.nn.functional``, and ``genimg_fast.nn.modules.rnn.LSTM`` is torch's LSTM. To
@@ -40,6 +40,7 @@ from genimg_fast.nn.group_norm_act import (
     InstanceNorm3d as InstanceNorm3d,
     InstanceNormAct2d,
 )
+from genimg_fast.nn.image_conv_act import Conv2d as Conv2d, ConvTranspose2d as ConvTranspose2d
 from genimg_fast.nn.recurrent import (
     GRU as GRU,
     LSTM as LSTM,

@@ -29,12 +29,15 @@ from genimg_fast.nn.batch_norm_act import (
     forward_batch_norm,
     normalise_again,
 )
+from genimg_fast.nn.image_conv_act import run_image_conv
 from genimg_fast.nn.roles import (
     ACTIVATION,
     BATCH_NORM,
     DROPOUT,
     FROZEN,
     IDENTITY,
+    IMAGE_CONV,
+    LEAF,
     NORMS,
     OTHER,
     SYNC_BATCH_NORM,
@@ -351,8 +354,8 @@ def _entered(waiting: Waiting, result: Any, layer: Any) -> Any:
     return result
 
 
-def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None:
-    """Tell that an activation is the very next layer behind a batch norm, so that the two need not wait.
+def with_activation(layer: Any, next_layer: Any, input: Any) -> Tensor | None:
+    """Run a batch norm, or a convolution at an image, and the activation behind it, without waiting.
 
     Args:
         layer: What is called with ``input``.
@@ -360,14 +363,18 @@ def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None
         input: No pending value.
 
     Returns:
-        The activation and its slope; None if :func:`call` is to find out, or a listener to be told.
+        The activation's result; None if :func:`call` is to find out what to run, or a listener to be told.
     """
-    if role_of(type(layer))[0] != BATCH_NORM or _LISTENERS:
+    kind = role_of(type(layer))[0]
+    if kind not in (BATCH_NORM, IMAGE_CONV) or _LISTENERS:
         return None
-    kind, name = role_of(type(next_layer))
-    if kind != ACTIVATION or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+    next_kind, name = role_of(type(next_layer))
+    if next_kind != ACTIVATION and (next_kind != LEAF or name is None or kind == BATCH_NORM):
         return None
-    return name, next_layer.negative_slope if name == "leaky_relu" else 0.0
+    if type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+        return None
+    run = forward_batch_norm if kind == BATCH_NORM else run_image_conv
+    return run(layer, input, name, next_layer.negative_slope if name == "leaky_relu" else 0.0)
 
 
 def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:

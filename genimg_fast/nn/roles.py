@@ -24,6 +24,7 @@ from genimg_fast.nn.group_norm_act import (
     forward_group_norm,
     forward_instance_norm,
 )
+from genimg_fast.nn.image_conv_act import Conv2d, ConvTranspose2d
 from genimg_fast.nn.stands_for import torch_class
 
 Role = tuple[int, Any]
@@ -32,10 +33,12 @@ _CALL = nn.Module.__call__
 # What a class of layers is here, with what belongs to it.
 OTHER = 0
 ACTIVATION = 1  # its name
-IDENTITY, DROPOUT, LEAF = 2, 3, 4
-WAITS = 5  # the form of its forward whose result may be pending
-BATCH_NORM, SYNC_BATCH_NORM, FROZEN = 6, 7, 8
-GROUP_NORM = 9  # what runs it
+IDENTITY, DROPOUT = 2, 3
+LEAF = 4  # the name of an activation that norms do not run with
+IMAGE_CONV = 5
+WAITS = 6  # the form of its forward whose result may be pending
+BATCH_NORM, SYNC_BATCH_NORM, FROZEN = 7, 8, 9
+GROUP_NORM = 10  # what runs it
 NORMS = (BATCH_NORM, SYNC_BATCH_NORM, FROZEN, GROUP_NORM)
 # By the ids of classes: what they were found to be, as long as they, their forward, and that of the torch class
 # that they stand for, are these.
@@ -80,13 +83,15 @@ def role_of(cls: Any) -> Role:
 
 def is_leaf(role: Role) -> bool:
     """Whether layers are called as they are, but for activations behind what waits."""
-    return ACTIVATION <= role[0] <= LEAF
+    return ACTIVATION <= role[0] <= IMAGE_CONV
 
 
 def _find_role(cls: Any) -> Role:
     forward = getattr(cls, "forward", None)
     if _KNOWN.get(cls, (None,))[0] is forward and forward is not None:  # else somebody has replaced it
         return _KNOWN[cls][1]
+    if forward in _IMAGE_CONV_FORWARDS:
+        return IMAGE_CONV, None
     plain = getattr(torch_class(cls), "forward", None)
     if plain in _FORWARDS:
         return (SYNC_BATCH_NORM if issubclass(cls, nn.SyncBatchNorm) else BATCH_NORM), None
@@ -128,18 +133,21 @@ _KNOWN: dict[Any, tuple[Any, Role]] = {
         ((ACTIVATION, "leaky_relu"), (nn.LeakyReLU,)),
         ((ACTIVATION, "silu"), (nn.SiLU,)),
         ((IDENTITY, None), (nn.Identity,)),
+        ((LEAF, "tanh"), (nn.Tanh,)),
+        ((LEAF, "sigmoid"), (nn.Sigmoid,)),
         ((DROPOUT, None), (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)),
         (
             (LEAF, None),
             (
                 nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-                nn.Linear, nn.GELU, nn.Tanh, nn.Sigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+                nn.Linear, nn.GELU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                 nn.Upsample, nn.Flatten, nn.Unflatten,
             ),
         ),
     )
     for cls in classes
 }  # fmt: skip
+_IMAGE_CONV_FORWARDS = (Conv2d.forward, ConvTranspose2d.forward)
 _FORWARDS = (
     nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, *(c.forward for c in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A Sequential that runs a norm and the activation behind it as one operator."""
+"""A Sequential that runs a norm, or a convolution at an image, and the activation behind it as one operator."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genimg_fast.nn.batch_norm_act import forward_batch_norm
-from genimg_fast.nn.pending import Pending, Waiting, call, done, follows, leave
+from genimg_fast.nn.pending import Pending, Waiting, call, done, leave, with_activation
 from genimg_fast.nn.roles import waits_with
 from genimg_fast.nn.stands_for import StandIn
 
@@ -21,16 +20,15 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
         module, index = modules[index], index + 1
         if type(input) is Pending:
             input = call(waiting, module, input)
-        elif index <= last and (activation := follows(module, modules[index], input)) is not None:
-            input = forward_batch_norm(module, input, *activation)  # type: ignore[arg-type]
-            index += 1
+        elif index <= last and (result := with_activation(module, modules[index], input)) is not None:
+            input, index = result, index + 1
         else:
             input = call(waiting, module, input)
     return leave(waiting, input)
 
 
 class Sequential(nn.Sequential, StandIn):
-    """Here a norm followed by ReLU, LeakyReLU or SiLU runs fused.
+    """Here a norm followed by ReLU, LeakyReLU or SiLU runs fused, and so does a convolution from or to an image.
 
     Modules with hooks run one by one, so that the hooks see what they always saw.
     """

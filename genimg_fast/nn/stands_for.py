@@ -147,6 +147,11 @@ class StandIn(metaclass=StandsFor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy_layer(self, lambda state: copy.deepcopy(state, memo), memo)
 
+    @staticmethod
+    def _gains(layer: Any) -> bool:
+        """Whether a layer of the torch class is to be of this class instead."""
+        return True
+
     qconfig = _QuantizationConfig()
 
 

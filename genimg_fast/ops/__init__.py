@@ -14,6 +14,7 @@ from genimg_fast.ops.cell_update import (
     lstm_cell_update_reference,
 )
 from genimg_fast.ops.group_norm_act import group_norm_act, group_norm_act_reference
+from genimg_fast.ops.image_conv_act import image_conv_act, image_conv_act_reference
 from genimg_fast.ops.recurrent import gru, gru_reference, lstm, lstm_reference, rnn, rnn_reference
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
 
@@ -26,6 +27,8 @@ __all__ = [
     "gru_cell_update",
     "gru_cell_update_reference",
     "gru_reference",
+    "image_conv_act",
+    "image_conv_act_reference",
     "lstm",
     "lstm_cell_update",
     "lstm_cell_update_reference",

@@ -1,6 +1,8 @@
-"""The activations that norms run as one operator with."""
+"""The activations that norms and convolutions run as one operator with."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +10,15 @@ from torch import Tensor
 
 # What the compiled operators call the activations.
 ACTIVATIONS = {"identity": 0, "relu": 1, "leaky_relu": 2, "silu": 3}
+# Those at images, which end in a range of values.
+IMAGE_ACTIVATIONS = {**ACTIVATIONS, "tanh": 4, "sigmoid": 5}
 
 
-def activation_code(activation: str) -> int:
+def activation_code(activation: str, choices: Mapping[str, int] = ACTIVATIONS) -> int:
     """Return what the compiled operators call an activation."""
-    code = ACTIVATIONS.get(activation)
+    code = choices.get(activation)
     if code is None:
-        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(choices)}")
     return code
 
 
@@ -24,7 +28,13 @@ def activate(input: Tensor, activation: str, negative_slope: float, in_place: bo
         return F.relu(input, in_place)
     if activation == "leaky_relu":
         return F.leaky_relu(input, negative_slope, in_place)
-    return F.silu(input, in_place) if activation == "silu" else input
+    if activation == "silu":
+        return F.silu(input, in_place)
+    if activation == "tanh":
+        return input.tanh_() if in_place else input.tanh()
+    if activation == "sigmoid":
+        return input.sigmoid_() if in_place else input.sigmoid()
+    return input
 
 
 def through_activation(grad: Tensor, before: Tensor, activation: int, negative_slope: float) -> Tensor:

@@ -32,6 +32,8 @@ AUTOCAST = "autocast has it computed in float32"
 LEFT_TO_TORCH = frozenset((REFERENCE, TRANSFORMED, INVALID, EMPTY, AUTOCAST))
 
 
+_DEVICES = ("cpu", "cuda")
+
 # new(Operands, (...)) makes a named tuple in a third of the time that Operands(...) takes.
 new = tuple.__new__
 
@@ -64,12 +66,14 @@ class Kernels:
 
     Args:
         operator: Its operator, without namespace.
-        limits: What the kernels take beside :data:`DTYPES`; each completes "its kernels take".
+        limits: What the kernels take beside dtypes; each completes "its kernels take".
         unlike: Returns why tensors and options are beyond them, a :func:`refusal` or a reason of
             :data:`LEFT_TO_TORCH`, or None. One function for all of them: it runs at every call, and a microsecond
             is a few percent of a small one.
         slower: Where PyTorch is faster, by device type.
         parts: By device type, the operator whose kernel `operator` is made of there, if it has none of its own.
+        devices: The device types for which the package has kernels.
+        dtypes: The dtypes that they take.
     """
 
     def __init__(
@@ -79,12 +83,14 @@ class Kernels:
         unlike: Callable[..., str | None] | None = None,
         slower: Mapping[str, Preference] | None = None,
         parts: Mapping[str, str] | None = None,
+        devices: Sequence[str] = _DEVICES,
+        dtypes: str = DTYPES,
     ) -> None:
-        self.limits, self.unlike, self.slower = tuple(limits), unlike, dict(slower or {})
+        self.limits, self.unlike, self.slower = (dtypes, *limits), unlike, dict(slower or {})
         self.in_library = _native.load_error is None and hasattr(torch.ops.genimg_fast, operator)
         self._built = {
             device: self.in_library and _native.has_kernel((parts or {}).get(device, operator), device)
-            for device in ("cpu", "cuda")
+            for device in devices
         }
 
     def why_unavailable(self, device_type: str) -> str | None:
@@ -141,7 +147,7 @@ class Kernels:
         "cuda" is the current device; others have a row once a call was refused there.
         """
         described: dict[str, tuple[str, str]] = {}
-        for device in self._built:
+        for device in _DEVICES:
             reason = self.why_unavailable(device)
             if _native._backend == "reference":
                 described[device] = ("reference", REFERENCE)
@@ -152,7 +158,7 @@ class Kernels:
             elif device == "cuda" and (reason := _native.cuda_refusal(torch.cuda.current_device())) is not None:
                 described[device] = ("torch", reason)
             else:
-                words = [DTYPES, *self.limits]
+                words = list(self.limits)
                 if device in self.slower:
                     words.append(f"torch's own for {self.slower[device].words}")
                 described[device] = ("native", f"fused kernels, which take {'; '.join(words)}")

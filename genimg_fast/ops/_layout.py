@@ -1,9 +1,16 @@
-"""Memory layouts of results, for fake kernels."""
+"""Memory layouts."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def dense(input: Tensor) -> Tensor:
+    """Return a tensor in NCHW or channels_last without gaps, itself if it is."""
+    if input.is_contiguous() or input.is_contiguous(memory_format=torch.channels_last):
+        return input
+    return input.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
 
 
 def dense_like(input: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.filterwarnings(  # of the tools
 ARGUMENTS = {
     "BatchNorm1d": (3,), "BatchNorm2d": (3,), "BatchNorm3d": (3,), "Sequential": (torch.nn.ReLU(),),
     "GroupNorm": (1, 3), "InstanceNorm1d": (3,), "InstanceNorm2d": (3,), "InstanceNorm3d": (3,),
+    "Conv2d": (3, 4, 3), "ConvTranspose2d": (4, 3, 3),
     "RNN": (3, 4, 2, "relu"), "GRU": (3, 4), "LSTM": (3, 4, 2), "GRUCell": (3, 4), "LSTMCell": (3, 4),
 }  # fmt: skip
 every_layer = pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,0 +1,84 @@
+"""Convolutions from and to images on the fused operator."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from genimg_fast.nn.stands_for import StandIn, become_torchs
+from genimg_fast.ops._dispatch import new
+from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
+from genimg_fast.ops.image_conv_act.dispatch import why_not
+from genimg_fast.ops.image_conv_act.operands import Operands, Options
+from genimg_fast.ops.image_conv_act.operator import run_native
+
+
+def run_image_conv(
+    layer: Any, input: Tensor, activation: str = "identity", negative_slope: float = 0.01
+) -> Tensor | None:
+    """Do what a convolution does in ``forward``, and the activation with it, if there is a kernel for it.
+
+    Args:
+        layer: Supplies the weight, the bias and the numbers; transposed or not.
+        input: (N, C, H, W).
+        activation: As in :func:`genimg_fast.ops.image_conv_act`.
+        negative_slope: Slope of ``"leaky_relu"`` below zero.
+
+    Returns:
+        The result; None if torch's own is to run, be it for an error.
+    """
+    if layer.dilation != (1, 1) or layer.groups != 1 or layer.padding_mode != "zeros":
+        return None
+    stride, padding, more, transposed = layer.stride, layer.padding, layer.output_padding, layer.transposed
+    if type(padding) is not tuple or not len(stride) == len(padding) == len(more) == 2:  # also "same" and "valid"
+        return None
+    # Some tools convolve in another way in place of this method.
+    if not transposed and getattr(layer._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward:
+        return None
+    operands = new(Operands, (input, layer.weight, layer.bias))
+    options = new(Options, (stride, padding, transposed, more, activation, negative_slope))
+    return run_native(operands, options) if why_not(operands, options) is None else None
+
+
+class Conv2d(nn.Conv2d, StandIn):
+    """Here on the fused operator: from images of at most four channels, on a CPU. Others are of torch's class."""
+
+    _smallest = (1, 1, 1, 1, 0, 1, 1, True, "zeros", "meta")
+
+    @functools.wraps(nn.Conv2d.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self._gains(self):
+            become_torchs(self)
+
+    @staticmethod
+    def _gains(layer: nn.Conv2d) -> bool:
+        return layer.in_channels <= MAX_IMAGE_CHANNELS
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve ``input``, (N, C, H, W) or (C, H, W)."""
+        output = run_image_conv(self, input)
+        return super().forward(input) if output is None else output
+
+
+class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
+    """Here on the fused operator: to images of at most four channels, on a CPU. Others are of torch's class."""
+
+    _smallest = (1, 1, 1, 1, 0, 0, 1, True, 1, "zeros", "meta")
+
+    @functools.wraps(nn.ConvTranspose2d.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self._gains(self):
+            become_torchs(self)
+
+    @staticmethod
+    def _gains(layer: nn.ConvTranspose2d) -> bool:
+        return layer.out_channels <= MAX_IMAGE_CHANNELS
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Transpose a convolution of ``input``, (N, C, H, W) or (C, H, W)."""
+        output = run_image_conv(self, input) if output_size is None else None
+        return super().forward(input, output_size) if output is None else output

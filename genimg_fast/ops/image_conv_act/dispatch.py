@@ -1,0 +1,122 @@
+"""What the kernels take, and where PyTorch's own are faster."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genimg_fast.ops._dispatch import (
+    EMPTY,
+    INVALID,
+    PLAIN_TENSORS,
+    TRANSFORMED,
+    Kernels,
+    Preference,
+    refusal,
+)
+from genimg_fast.ops.image_conv_act.checks import (
+    DTYPES,
+    MAX_IMAGE_CHANNELS,
+    MAX_KERNEL,
+    MAX_STRIDE,
+    features_size,
+)
+from genimg_fast.ops.image_conv_act.operands import Operands, Options
+
+# To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
+# built-in ones.
+SMALLEST_NATIVE_OPERATIONS = 1 << 20
+
+_CAST = (torch.float32, torch.bfloat16, torch.float16)
+_SLOWER = "PyTorch is faster"
+_DTYPES = "float32 or bfloat16"
+_BATCHES = "batches of at least one image"
+_PARAMETERS = "parameters of the data's dtype or float32"
+_CHANNELS = f"at most {MAX_IMAGE_CHANNELS} channels at the image"
+_WINDOWS = f"kernels of at most {MAX_KERNEL} pixels a side, steps of {MAX_STRIDE}, and padding below the kernel"
+
+
+def dtype_of(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which PyTorch's convolutions take a tensor of a CPU, which autocast may change."""
+    dtype = tensor.dtype
+    if torch.is_autocast_enabled("cpu") and dtype in _CAST:
+        return torch.get_autocast_dtype("cpu")
+    return dtype
+
+
+def _unlike(operands: Operands, options: Options) -> str | None:
+    """Tell what the kernels refuse from what PyTorch itself does, whose own error is what the user then sees."""
+    input, weight, bias = operands
+    stride, padding, transposed, output_padding = options[:4]
+    if weight.dim() != 4 or input.dim() not in (3, 4):
+        return INVALID
+    if input.dim() == 3:
+        return refusal(_BATCHES, f"one of shape {tuple(input.shape)}")
+    inputs, outputs = weight.shape[:2] if transposed else (weight.shape[1], weight.shape[0])
+    if weight.shape[1] > MAX_IMAGE_CHANNELS:
+        return refusal(_CHANNELS, weight.shape[1])
+    if input.numel() == 0 or weight.numel() == 0:
+        return EMPTY
+    if input.shape[1] != inputs or min(stride) < 1 or min(padding) < 0:
+        return INVALID
+    kernel = weight.shape[2:]
+    fits = max(kernel) <= MAX_KERNEL and max(stride) <= MAX_STRIDE
+    if not fits or padding[0] >= kernel[0] or padding[1] >= kernel[1]:
+        return refusal(_WINDOWS, f"{tuple(kernel)}, {stride} and {padding}")
+    if transposed:
+        if not all(0 <= more < s for more, s in zip(output_padding, stride, strict=True)):
+            return INVALID
+        smallest = min(image_size(input, weight, options))
+    else:
+        smallest = min(features_size(input.shape[2:], kernel, stride, padding))
+    if smallest < 1:
+        return INVALID
+    dtype = dtype_of(input)
+    if dtype not in DTYPES:
+        return refusal(_DTYPES, dtype)
+    for tensor in (weight, bias):
+        if tensor is None:
+            continue
+        if dtype_of(tensor) is not dtype or tensor.device != input.device:
+            return INVALID
+        if tensor.dtype is not dtype and tensor.dtype is not torch.float32:
+            return refusal(_PARAMETERS, tensor.dtype)
+    if bias is not None and bias.shape != (outputs,):
+        return INVALID
+    return None
+
+
+def image_size(input: Tensor, weight: Tensor, options: Options) -> tuple[int, ...]:
+    """Return the height and width that a transposed convolution makes of its input's."""
+    return tuple(
+        (n - 1) * s - 2 * p + k + more
+        for n, k, s, p, more in zip(
+            input.shape[2:], weight.shape[2:], options.stride, options.padding, options.output_padding, strict=True
+        )
+    )
+
+
+def _is_slower(call: tuple[Tensor, Tensor, bool]) -> bool:
+    """Whether PyTorch is faster for an input, a weight, and a convolution that is transposed or not."""
+    input, weight, _ = call
+    return input.is_cpu and input.numel() * weight.numel() < SMALLEST_NATIVE_OPERATIONS
+
+
+KERNELS = Kernels(
+    "image_conv_from",
+    [_BATCHES, _CHANNELS, _WINDOWS],
+    _unlike,
+    {"cpu": Preference("little work", _is_slower)},
+    devices=["cpu"],
+    dtypes=_DTYPES,
+)
+
+
+def why_not(operands: Operands, options: Options) -> str | None:
+    """Return the reason why PyTorch's own kernels are to run a call, or None."""
+    input, weight, _ = operands
+    if type(input) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS:
+        return TRANSFORMED  # or no tensor, of which PyTorch has its own error
+    if KERNELS.is_slower("cpu", (input, weight, options.transposed)):
+        return _SLOWER
+    return KERNELS.why_not(operands, options)
