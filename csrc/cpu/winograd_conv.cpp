@@ -177,14 +177,15 @@ Tensor winograd_conv2d_weight_gradient(Tensor input_, Tensor grad_output_, int64
   for (int e = 0; e < pairs; ++e)
     if (shape.slot[e] >= 0) used.push_back(e);
   const int64_t blocks = shape.out_channels / channel_block, tasks = shape.slots * blocks;
-  parallel_each(tasks, [&](int64_t i) { std::fill_n(sums + i * (sums_size / tasks), sums_size / tasks, 0.0f); });
+  // The first row of tiles has products at every pair of points in use, so the first group sets all sums.
   for (const Group& group : groups) {
     parallel_each(group.rows, [&](int64_t i) {
       SIMD_DISPATCH(make_factors(shape, group, group.first + i, data<float>(input), data<float>(grad_output),
                                  zeros.data(), rows, panels));
     });
     parallel_each(tasks, [&](int64_t i) {
-      SIMD_DISPATCH(accumulate(shape, group, used[i / blocks], i % blocks * channel_block, rows, panels, sums));
+      SIMD_DISPATCH(accumulate(shape, group, used[i / blocks], i % blocks * channel_block, rows, panels, sums,
+                               group.first > 0));
     });
   }
   parallel_each(blocks, [&](int64_t i) {

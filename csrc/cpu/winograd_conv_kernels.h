@@ -293,15 +293,24 @@ void transform_weight_gradient(const Shape& shape, int64_t first, const float* s
       }
 }
 
+// The sums of R rows' products with a panel, to sums or added to them.
+template <int R>
+SIMD_INLINE void store_sums(const Vec<float> (&s)[R][2], float* sums, bool add) {
+#pragma GCC unroll 14
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < 2; ++v) {
+      float* const to = sums + r * panel + v * L;
+      store(to, add ? load(to) + s[r][v] : s[r][v]);
+    }
+}
+
+// Both multiplications below start from zero each time: long sums are made of short ones, whose rounding errors are
+// small.
+
 // sums[r] (+)= rows[r][k] * right[k] over k, for R rows and a panel.
 template <int R>
 void multiply(int64_t depth, const float* rows, int64_t stride, const float* right, float* sums, bool add) {
-  Vec<float> s[R][2];
-#pragma GCC unroll 14
-  for (int r = 0; r < R; ++r) {
-    s[r][0] = add ? load(sums + r * panel) : Vec<float>{};
-    s[r][1] = add ? load(sums + r * panel + L) : Vec<float>{};
-  }
+  Vec<float> s[R][2] = {};
   for (int64_t k = 0; k < depth; ++k, right += panel) {
     const Vec<float> w0 = load(right), w1 = load(right + L);
     __builtin_prefetch(right + 32 * panel);
@@ -313,20 +322,13 @@ void multiply(int64_t depth, const float* rows, int64_t stride, const float* rig
       s[r][1] = mul_add(a, w1, s[r][1]);
     }
   }
-#pragma GCC unroll 14
-  for (int r = 0; r < R; ++r) {
-    store(sums + r * panel, s[r][0]);
-    store(sums + r * panel + L, s[r][1]);
-  }
+  store_sums<R>(s, sums, add);
 }
 
-// sums[i] += left[r][i] * right[r] over r, for N values of left's rows and a panel.  The sum over r starts from zero:
-// sums over many rows are made of short ones, whose rounding errors are small.
+// sums[i] (+)= left[r][i] * right[r] over r, for N values of left's rows and a panel.
 template <int N>
-void multiply_transposed(int64_t rows, const float* left, int64_t stride, const float* right, float* sums, bool) {
-  Vec<float> s[N][2];
-#pragma GCC unroll 14
-  for (int i = 0; i < N; ++i) s[i][0] = s[i][1] = Vec<float>{};
+void multiply_transposed(int64_t rows, const float* left, int64_t stride, const float* right, float* sums, bool add) {
+  Vec<float> s[N][2] = {};
   for (int64_t r = 0; r < rows; ++r, left += stride, right += panel) {
     const Vec<float> w0 = load(right), w1 = load(right + L);
     __builtin_prefetch(left + 8 * stride);
@@ -339,11 +341,7 @@ void multiply_transposed(int64_t rows, const float* left, int64_t stride, const 
       s[i][1] = mul_add(a, w1, s[i][1]);
     }
   }
-#pragma GCC unroll 14
-  for (int i = 0; i < N; ++i) {
-    store(sums + i * panel, load(sums + i * panel) + s[i][0]);
-    store(sums + i * panel + L, load(sums + i * panel + L) + s[i][1]);
-  }
+  store_sums<N>(s, sums, add);
 }
 
 using Multiply = void (*)(int64_t, const float*, int64_t, const float*, float*, bool);
@@ -407,10 +405,10 @@ void make_factors(const Shape& shape, const Group& group, int64_t row, const flo
   transform_gradient(shape, group, row, gradient, right);
 }
 
-// Adds a group's products to the gradients at transformed weights, sums[slot][out channels / panel][depth][panel]: at
+// A group's products, to the gradients at transformed weights or added to them, sums[slot][out channels / panel][depth][panel]: at
 // one pair of points, for the 32 output channels from `first` on.
 void accumulate(const Shape& shape, const Group& group, int e, int64_t first, const float* left, const float* right,
-                float* sums) {
+                float* sums, bool add) {
   constexpr auto by_values = multiplies_transposed(std::make_integer_sequence<int, max_rows>());
   left += group.offset[e] * shape.row_stride();
   right += group.offset[e] * shape.out_channels;
@@ -419,7 +417,7 @@ void accumulate(const Shape& shape, const Group& group, int e, int64_t first, co
     for (int64_t r = 0; r < group.size[e]; r += sum_rows)
       in_parts(shape.depth, [&](int64_t k, int64_t n) {
         by_values[n - 1](std::min(sum_rows, group.size[e] - r), left + r * shape.row_stride() + k, shape.row_stride(),
-                         right + o * group.size[e] + r * panel, sums + o * shape.depth + k * panel, true);
+                         right + o * group.size[e] + r * panel, sums + o * shape.depth + k * panel, add || r > 0);
       });
 }
 

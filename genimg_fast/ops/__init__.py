@@ -16,6 +16,12 @@ from genimg_fast.ops.cell_update import (
 from genimg_fast.ops.group_norm_act import group_norm_act, group_norm_act_reference
 from genimg_fast.ops.recurrent import gru, gru_reference, lstm, lstm_reference, rnn, rnn_reference
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
+from genimg_fast.ops.winograd_conv import (
+    winograd_conv2d,
+    winograd_conv2d_reference,
+    winograd_conv_transpose2d,
+    winograd_conv_transpose2d_reference,
+)
 
 __all__ = [
     "batch_norm_act",
@@ -35,4 +41,8 @@ __all__ = [
     "reparameterize_kl_reference",
     "rnn",
     "rnn_reference",
+    "winograd_conv2d",
+    "winograd_conv2d_reference",
+    "winograd_conv_transpose2d",
+    "winograd_conv_transpose2d_reference",
 ]
