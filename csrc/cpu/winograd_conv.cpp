@@ -41,9 +41,9 @@ constexpr int64_t shared_cache = int64_t(4) << 20;
 #define SIMD_BODY "winograd_conv_kernels.h"
 #include "for_each_simd_level.h"
 
-void check_float(const Tensor& t, const char* name) {
+void check_float(const Tensor& t, const char* name, int64_t dim = 4) {
   GENIMG_FAST_CHECK(t.scalar_type() == ScalarType::Float, "winograd_conv2d: ", name, " must be float32");
-  GENIMG_FAST_CHECK(t.dim() == 4, "winograd_conv2d: ", name, " must have 4 dimensions, got ", t.dim());
+  GENIMG_FAST_CHECK(t.dim() == dim, "winograd_conv2d: ", name, " must have ", dim, " dimensions, got ", t.dim());
 }
 
 // Outputs of a phase along an axis of the finer of both sides of a convolution.
@@ -87,7 +87,8 @@ std::vector<Group> make_groups(const Shape& shape, int64_t rows, int64_t parts) 
   const int64_t all = shape.tile_rows(), rounds = std::max<int64_t>(1, (all + rows * parts - 1) / (rows * parts));
   const int64_t count = std::min(all, rounds * parts);
   std::vector<Group> groups;
-  for (int64_t i = 0; i < count; ++i) groups.emplace_back(shape, all * i / count, all * (i + 1) / count - all * i / count);
+  for (int64_t i = 0; i < count; ++i)
+    groups.emplace_back(shape, all * i / count, all * (i + 1) / count - all * i / count);
   return groups;
 }
 
@@ -106,10 +107,10 @@ Tensor run(const Tensor& input_, const Tensor& weight_, const OptionalTensor& bi
                     "winograd_conv2d: weight of shape ", shape_of(weight_), " does not fit input of shape ",
                     shape_of(input_));
   const Shape shape = make_shape(kernel, transposed, input_, weight_.size(transposed ? 1 : 0));
-  if (bias_)
-    GENIMG_FAST_CHECK(bias_->scalar_type() == ScalarType::Float && bias_->dim() == 1 &&
-                          bias_->size(0) == shape.out_channels && bias_->stride(0) == 1,
-                      "winograd_conv2d: bias must be float32, of shape (", shape.out_channels, ",), and dense");
+  if (bias_) check_float(*bias_, "bias", 1);
+  GENIMG_FAST_CHECK(!bias_ || bias_->size(0) == shape.out_channels, "winograd_conv2d: bias must have shape (",
+                    shape.out_channels, ",)");
+  const OptionalTensor bias = bias_ ? OptionalTensor(torch::stable::contiguous(*bias_)) : bias_;
   const Tensor input = channels_last(input_), weight = channels_last(weight_);
   Tensor output = empty_image(input, shape.batch, shape.out_channels, shape.out_height, shape.out_width);
 
@@ -138,7 +139,7 @@ Tensor run(const Tensor& input_, const Tensor& weight_, const OptionalTensor& bi
   parallel_each(parts, [&](int64_t part) {
     float* const factors = memory + part * own_size;
     for (int64_t i = count * part / parts; i < count * (part + 1) / parts; ++i)
-      SIMD_DISPATCH(convolve(shape, groups[i], data<float>(input), weights, data_or_null<float>(bias_), zeros.data(),
+      SIMD_DISPATCH(convolve(shape, groups[i], data<float>(input), weights, data_or_null<float>(bias), zeros.data(),
                              factors, factors + factors_size, data<float>(output)));
   });
   return output;
@@ -184,8 +185,8 @@ Tensor winograd_conv2d_weight_gradient(Tensor input_, Tensor grad_output_, int64
                                  zeros.data(), rows, panels));
     });
     parallel_each(tasks, [&](int64_t i) {
-      SIMD_DISPATCH(accumulate(shape, group, used[i / blocks], i % blocks * channel_block, rows, panels, sums,
-                               group.first > 0));
+      SIMD_DISPATCH(
+          accumulate(shape, group, used[i / blocks], i % blocks * channel_block, rows, panels, sums, group.first > 0));
     });
   }
   parallel_each(blocks, [&](int64_t i) {

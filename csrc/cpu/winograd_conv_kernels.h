@@ -96,7 +96,7 @@ constexpr int pair_of(int i) {
 constexpr int L = lanes<float>;
 constexpr int panel = 2 * L;  // channels of an output whose products share one reading of the left factor
 constexpr int max_rows = SIMD_BYTES == 64 ? 14 : 6;  // sums that the registers hold, over two
-constexpr int64_t block_depth = 256;  // a block of rows of the left factor stays in the L1 cache
+constexpr int64_t block_depth = 256;                 // a block of rows of the left factor stays in the L1 cache
 
 // Inputs of row `row` of tiles to the rows of `factors`.  Out of the picture they are zero.
 inline void transform_input(const Shape& shape, const Group& group, int64_t row, int out_y, int out_x,
@@ -153,7 +153,8 @@ inline void transform_output(const Shape& shape, const Group& group, int64_t row
                              const float* products, const float* bias, float* output) {
   const int64_t C = shape.out_channels, ty = row % shape.y.pieces.size(), S = shape.out_phases;
   const int64_t y_stride = S * shape.out_width * C, x_stride = S * C;
-  float* const image = output + ((row / shape.y.pieces.size() * shape.out_height + out_y) * shape.out_width + out_x) * C;
+  float* const image =
+      output + ((row / shape.y.pieces.size() * shape.out_height + out_y) * shape.out_width + out_x) * C;
   for (size_t tx = 0; tx < shape.x.pieces.size(); ++tx) {
     float* const to = image + shape.y.pieces[ty].start * y_stride + shape.x.pieces[tx].start * x_stride;
     with_forms(shape, ty, tx, [&](auto y, auto x) __attribute__((always_inline)) {
@@ -405,8 +406,8 @@ void make_factors(const Shape& shape, const Group& group, int64_t row, const flo
   transform_gradient(shape, group, row, gradient, right);
 }
 
-// A group's products, to the gradients at transformed weights or added to them, sums[slot][out channels / panel][depth][panel]: at
-// one pair of points, for the 32 output channels from `first` on.
+// A group's products, to the gradients at transformed weights or added to them, sums[slot][out channels /
+// panel][depth][panel]: at one pair of points, for the 32 output channels from `first` on.
 void accumulate(const Shape& shape, const Group& group, int e, int64_t first, const float* left, const float* right,
                 float* sums, bool add) {
   constexpr auto by_values = multiplies_transposed(std::make_integer_sequence<int, max_rows>());

@@ -39,14 +39,15 @@ struct Axis {
 
 // A convolution as one of stride 1 with `taps` taps a side, over the channels of all phases of its input, for each
 // phase of its output: a 4 x 4 kernel with stride 2 has two phases a side in the input, its transpose in the output.
-// Along an axis, tap i of input phase p and output phase q is `tap`, and reads row in_phases * (output + i) + p + q - 1.
+// Along an axis, tap i of input phase p and output phase q is `tap`, and reads row in_phases * (output + i) + p + q
+// - 1.
 struct Shape {
   int taps, in_phases, out_phases;
   bool transposed;  // whether the weight's first dimension is the input's channels, and its taps run backwards
   int64_t batch, in_channels, out_channels;
   Axis y, x;
   int64_t in_height, in_width, out_height, out_width;
-  int64_t depth;                 // channels of all phases of the input
+  int64_t depth;                      // channels of all phases of the input
   std::array<int64_t, pairs> slot{};  // of a pair of points among those that are used
   int64_t slots = 0;
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from genimg_fast.ops._autograd import call_backward
 from genimg_fast.ops._checks import check_dtype, check_tensor, check_type
@@ -51,7 +52,7 @@ def winograd_conv_transpose2d_reference(input: Tensor, weight: Tensor, bias: Ten
 def _weight_gradient_reference(input: Tensor, grad_output: Tensor, kernel_size: int) -> Tensor:
     """Do what the operator of the weight's gradient does, in PyTorch operations."""
     shape = grad_output.shape[1], input.shape[1], kernel_size, kernel_size
-    return torch.nn.grad.conv2d_weight(input, shape, grad_output, _STRIDES[kernel_size], 1)
+    return conv2d_weight(input, shape, grad_output, _STRIDES[kernel_size], 1)
 
 
 # Checks.
@@ -132,19 +133,18 @@ def _backward(transposed: bool, ctx: Any, grad: Tensor | None) -> tuple[Tensor |
     operators = torch.ops.genimg_fast
     grad_input = grad_weight = None
     if need[0]:
-        operator, formula = (
-            (operators.winograd_conv2d.default, winograd_conv2d_reference)
-            if transposed
-            else (operators.winograd_conv_transpose2d.default, winograd_conv_transpose2d_reference)
-        )
+        if transposed:
+            operator, formula = operators.winograd_conv2d.default, winograd_conv2d_reference
+        else:
+            operator, formula = operators.winograd_conv_transpose2d.default, winograd_conv_transpose2d_reference
         grad_input = call_backward(operator, formula, (grad,), weight, None)
     if need[1]:
 
         def of_sides(function: Callable[..., Tensor], grad: Tensor, input: Tensor) -> Tensor:
             return function(grad, input, size) if transposed else function(input, grad, size)
 
-        operator = partial(of_sides, operators.winograd_conv2d_weight_gradient.default)
-        grad_weight = call_backward(operator, partial(of_sides, _weight_gradient_reference), (grad,), input)
+        native = partial(of_sides, operators.winograd_conv2d_weight_gradient.default)
+        grad_weight = call_backward(native, partial(of_sides, _weight_gradient_reference), (grad,), input)
     return grad_input, grad_weight, grad.sum((0, 2, 3)) if need[2] else None
 
 
@@ -153,13 +153,11 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | N
         return None, None, None
     input, grad_output = ctx.saved_tensors
     need, operators = ctx.needs_input_grad, torch.ops.genimg_fast
-    grads: list[Tensor | None] = [None, None, None]
-    if need[0]:
-        operator = operators.winograd_conv_transpose2d.default
-        grads[0] = operator(grad_output, grad, None)
-    if need[1]:
-        grads[1] = operators.winograd_conv2d.default(input, grad, None)
-    return tuple(grads)
+    return (
+        operators.winograd_conv_transpose2d.default(grad_output, grad, None) if need[0] else None,
+        operators.winograd_conv2d.default(input, grad, None) if need[1] else None,
+        None,
+    )
 
 
 def _keep_two(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -199,7 +197,12 @@ if KERNELS.in_library:
 
 
 def _run(
-    name: str, reference: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool
+    name: str,
+    reference: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    transposed: bool,
 ) -> Tensor:
     _check(input, weight, bias, transposed)
     if (reason := KERNELS.why_not((input, weight, bias), transposed)) is not None:
@@ -212,12 +215,12 @@ def _run(
 
 
 def winograd_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Convolve images with 4 x 4 kernels and stride 2, or with 3 x 3 kernels and stride 1, with half the products.
+    """Convolve with 4 x 4 kernels and stride 2, or with 3 x 3 kernels and stride 1, with half the products.
 
-    A 4 x 4 convolution with stride 2 is a 2 x 2 convolution over the channels of the four phases of its input (even
-    and odd rows, even and odd columns). Winograd's F(3x3, 2x2) and F(2x2, 2x2) take 16 and 9 products where it takes
-    36 and 16; F(2x2, 3x3) takes 16 where a 3 x 3 convolution takes 36. Rounding errors are like those of PyTorch's
-    own. Differentiable any number of times; gradients are calls of the same kernels.
+    A 4 x 4 convolution with stride 2 is a 2 x 2 convolution over the channels of the four phases of its input
+    (even and odd rows, even and odd columns). Winograd's F(3x3, 2x2) and F(2x2, 2x2) take 16 and 9 products where
+    it takes 36 and 16; F(2x2, 3x3) takes 16 where a 3 x 3 convolution takes 36. Rounding errors are like those of
+    PyTorch's own. Differentiable any number of times; gradients are calls of the same kernels.
 
     Args:
         input: (N, C, H, W), float32, H and W even; fastest in ``torch.channels_last``.
