@@ -1,5 +1,6 @@
 """The cases of the operators: each shape, dtype and layout once, with what has to be moved and done at least."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.entries import OURS, Entry
 from genimg_fast.nn import GRU, LSTM, RNN
-from genimg_fast.ops import batch_norm_act, group_norm_act, image_conv_act, reparameterize_kl
+from genimg_fast.ops import (
+    batch_norm_act,
+    group_norm_act,
+    image_conv_act,
+    reparameterize_kl,
+    winograd_conv2d,
+    winograd_conv2d_reference,
+    winograd_conv_transpose2d,
+    winograd_conv_transpose2d_reference,
+)
 
 SLOPE = 0.2
 DTYPES = (torch.float32, torch.bfloat16)
@@ -319,6 +329,40 @@ def sequence_case(cell: str, sizes: tuple[int, int, int, int, int, bool], dtype:
     )  # fmt: skip
 
 
+# Shape of the finer side, channels of the coarser one, kernel, transposed; and whether it is in the short list.
+_CONVOLUTIONS = [
+    ((64, 64, 32, 32), 128, 4, False, True),
+    ((64, 128, 16, 16), 256, 4, False, False),
+    ((64, 256, 8, 8), 512, 4, False, False),
+    ((64, 64, 32, 32), 128, 4, True, True),
+    ((64, 128, 16, 16), 256, 4, True, False),
+    ((64, 256, 8, 8), 512, 4, True, False),
+    ((64, 128, 32, 32), 128, 3, False, False),
+    ((64, 256, 16, 16), 256, 3, False, False),
+]
+
+
+def _convolution(
+    shape: tuple[int, ...], channels: int, kernel: int, transposed: bool, layout: str, device: str
+) -> Case:
+    batch, width, *sizes = shape
+    coarse = torch.Size((batch, channels, *(size // (2 if kernel == 4 else 1) for size in sizes)))
+    x = _laid_out(torch.randn(coarse if transposed else shape, device=device), layout).requires_grad_()
+    weight = _laid_out(torch.randn(channels, width, kernel, kernel, device=device) / 32, layout).requires_grad_()
+    contenders: dict[str, Callable[..., Any]] = (
+        {OURS: winograd_conv_transpose2d, "eager": winograd_conv_transpose2d_reference}
+        if transposed
+        else {OURS: winograd_conv2d, "eager": winograd_conv2d_reference}
+    )
+    # Of the direct way: with fewer products, more than all of the machine's speed is possible.
+    products = 2 * coarse.numel() * width * kernel * kernel
+    data = 4 * (math.prod(shape) + coarse.numel() + weight.numel())
+    return Case(
+        contenders, (x, weight), moved={"forward": data, "both": 3 * data},
+        operations={"forward": products, "both": 3 * products},
+    )  # fmt: skip
+
+
 def entries() -> Iterator[Entry]:
     """List the operators' cases, the long list, by name."""
     for shape, activation, short in _BATCH_NORMS:
@@ -358,3 +402,9 @@ def entries() -> Iterator[Entry]:
                 stack = f" L{layers}{' bidirectional' if both_ways else ''}" if layers > 1 else ""
                 name = f"{cell} T{steps} B{batch} I{features} H{hidden}{stack} {_named(dtype)}"
                 yield Entry(name, "ops", _named(dtype), short, partial(sequence_case, cell, sizes, dtype))
+    for shape, channels, kernel, transposed, short in _CONVOLUTIONS:
+        for layout in _layouts(shape):
+            arrow = f"{channels}-{_by_x(shape)}" if transposed else f"{_by_x(shape)}-{channels}"
+            name = f"winograd_conv{'_transpose' * transposed}2d {arrow} k{kernel} float32 {layout}"
+            build = partial(_convolution, shape, channels, kernel, transposed, layout)
+            yield Entry(name, "ops", "float32", short and layout == "channels_last", build)
