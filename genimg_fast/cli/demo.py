@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from genimg_fast._fuse import unfuse
 from genimg_fast._info import info
@@ -24,7 +25,7 @@ from genimg_fast.cli.arguments import Device
 from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
 from genimg_fast.options import Folder, PositiveInt, Seed
-from genimg_fast.training import GANTrainer, Trainer, find_trainable
+from genimg_fast.training import GANTrainer, Recipe, Trainer, find_trainable
 
 # With the defaults, that gives recognisable digits in about a minute on two cores.
 DEMO: dict[str, Any] = {"data": "digits"}
@@ -112,12 +113,15 @@ def _operator_lines(device: str) -> Iterator[str]:
 
 
 def _steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> dict[str, Callable[[], Any]]:
-    """Training steps with this package, and with plain torch.nn."""
+    """Training steps with this package, and with plain torch.nn, as it lays tensors out."""
     stream = batches(dataset.to(trainer.device), batch_size)
 
-    def stepping(model: Any) -> Callable[[], Any]:
-        stepper = GANTrainer(model)
+    def stepping(model: Any, recipe: Recipe) -> Callable[[], Any]:
+        stepper = GANTrainer(model, recipe=recipe)
         return lambda: stepper.step(*next(stream))["loss_g"].item()
 
-    models = {OURS: copy.deepcopy(trainer.model), "eager": unfuse(copy.deepcopy(trainer.model))}
-    return {name: stepping(model) for name, model in models.items()}
+    plain = unfuse(copy.deepcopy(trainer.model)).to(memory_format=torch.contiguous_format)
+    return {
+        OURS: stepping(copy.deepcopy(trainer.model), Recipe()),
+        "eager": stepping(plain, Recipe(channels_last=False)),
+    }
