@@ -71,8 +71,13 @@ SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
   if (step == 1) return widen_row(from, n, to);
   int64_t i = 0;
   if (step == 2)  // the last element that is read must not lie beyond the row
-    for (; i + L < n; i += L) store(to + i, even_lanes(load(from + 2 * i), load(from + 2 * i + L)));
-  for (; i < n; ++i) to[i] = from[i * step];
+    for (; i + L < n; i += L, from += 2 * L) store(to + i, even_lanes(load(from), load(from + L)));
+  typedef float Quad __attribute__((vector_size(16)));
+  for (; i + 4 <= n; i += 4, from += 4 * step) {
+    const Quad four = {float(from[0]), float(from[step]), float(from[2 * step]), float(from[3 * step])};
+    __builtin_memcpy(to + i, &four, sizeof(four));
+  }
+  for (; i < n; ++i, from += step) to[i] = *from;
 }
 
 // The rows of the image that a block of features from row y on meets, in phases of the stride, zero where there are
@@ -123,12 +128,21 @@ void copy_features(const ImageTiles& tiles, const T* features, const Strides& st
     if (strides.channels_last())
       transpose(from, strides.column, n, channels, strip + left, plane);
     else
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* const next = from + (c + channels) * strides.channel;  // in the next strip
-        for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(next + i);
-        widen_row(from + c * strides.channel, n, strip + c * plane + left);
-      }
+      for (int64_t c = 0; c < channels; ++c) widen_row(from + c * strides.channel, n, strip + c * plane + left);
   }
+}
+
+// Asks for `rows` rows of features to be brought to the L2 cache, a part of them at each of `calls` calls: the products
+// between the calls leave time for it, and the processor's own prefetching does not see where the next strip lies.
+template <class T>
+void prefetch_features(const T* features, const Strides& strides, int64_t channels, int64_t rows, int64_t columns,
+                       int64_t call, int64_t calls) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const bool last = strides.channels_last();
+  const int64_t outer = last ? rows * columns : channels, inner = last ? channels : rows * columns;
+  const int64_t step = last ? strides.column : strides.channel;
+  for (int64_t i = call * outer / calls; i < (call + 1) * outer / calls; ++i)
+    for (int64_t j = 0; j < inner; j += line) __builtin_prefetch(features + i * step + j, 0, 2);
 }
 
 // Features [position][channel] of a block from row y on, the channels padded with zeros to `width`.
