@@ -161,10 +161,9 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
   });
 }
 
-// Likewise of all pairs of phases, over `count` channels from `channel` on, at the strip's begin; calls between() after
-// each.
-template <class T, class F>
-void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t count, float* sums, const F& between) {
+// Likewise of all pairs of phases, over `count` channels from `channel` on, at the strip's begin.
+template <class T>
+void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t count, float* sums) {
   const ImageTiles& tiles = job.tiles;
   const int64_t channels = tiles.shape.image_channels;
   for (const ImageTiles::PhasePair& phase : tiles.phases) {
@@ -184,7 +183,6 @@ void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t
           to_phase<4>(tiles, phase, strip, weight, count * taps, sums);
       }
     sums += tiles.plane();
-    between();
   }
 }
 
@@ -210,23 +208,9 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
     const int64_t count = std::min(tiles.channels, shape.channels - c);
     copy_features(tiles, features + c * job.feature_strides.channel, job.feature_strides, count, first_y, first_x,
                   strip);
-    // The next channels, or else the first ones of the rows below.
-    const bool more = c + count < shape.channels;
-    const int64_t next = more ? c + count : 0;
-    const int64_t top = std::max<int64_t>(0, first_y - tiles.before_y + (more ? 0 : tiles.feature_rows));
-    const int64_t rows = std::min(more ? tiles.feature_rows : tiles.rows, shape.y.features - top);
-    const int64_t columns = std::min(tiles.used, shape.x.features - first_x);
-    const T* const soon = features + next * job.feature_strides.channel + top * job.feature_strides.row +
-                          first_x * job.feature_strides.column;
-    const int64_t calls = ceil_div(count, tiles.chained) * phases;
-    int64_t call = 0;
     for (int64_t chained = 0; chained < count; chained += tiles.chained)
       to_phases(job, strip + chained * tiles.feature_rows * tiles.pitch, c + chained,
-                std::min(tiles.chained, count - chained), sums, [&] {
-                  if (tiles.horizontal == 1)
-                    prefetch_features(soon, job.feature_strides, std::min(tiles.channels, shape.channels - next), rows,
-                                      columns, call++, calls);
-                });
+                std::min(tiles.chained, count - chained), sums);
   }
   // Rows of the image, from the phases' sums.
   const int64_t sy = shape.y.stride, sx = shape.x.stride;
@@ -268,9 +252,6 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
     copy_features(given, job.feature_strides, shape.channels, rows * columns, stride, copied);
   }
   const int64_t taps = shape.taps(), groups = ceil_div(taps, tap_rows);
-  const int64_t next = std::min(blocks.rows, shape.y.features - y - rows);  // rows below
-  const int64_t calls = ceil_div(shape.channels, tap_vectors * L) * groups;
-  int64_t call = 0;
   for (int64_t c = 0; c < shape.channels; c += tap_vectors * L)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
@@ -283,7 +264,5 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
         add(std::integral_constant<int, tap_vectors>());
       else
         add(std::integral_constant<int, 1>());
-      prefetch_features(given + rows * job.feature_strides.row, job.feature_strides, shape.channels, next, columns,
-                        call++, calls);
     }
 }

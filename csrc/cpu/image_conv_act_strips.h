@@ -132,19 +132,6 @@ void copy_features(const ImageTiles& tiles, const T* features, const Strides& st
   }
 }
 
-// Asks for `rows` rows of features to be brought to the L2 cache, a part of them at each of `calls` calls: the products
-// between the calls leave time for it, and the processor's own prefetching does not see where the next strip lies.
-template <class T>
-void prefetch_features(const T* features, const Strides& strides, int64_t channels, int64_t rows, int64_t columns,
-                       int64_t call, int64_t calls) {
-  constexpr int64_t line = 64 / sizeof(T);
-  const bool last = strides.channels_last();
-  const int64_t outer = last ? rows * columns : channels, inner = last ? channels : rows * columns;
-  const int64_t step = last ? strides.column : strides.channel;
-  for (int64_t i = call * outer / calls; i < (call + 1) * outer / calls; ++i)
-    for (int64_t j = 0; j < inner; j += line) __builtin_prefetch(features + i * step + j, 0, 2);
-}
-
 // Features [position][channel] of a block from row y on, the channels padded with zeros to `width`.
 template <class T>
 void copy_features(const T* features, const Strides& strides, int64_t channels, int64_t positions, int64_t width,
