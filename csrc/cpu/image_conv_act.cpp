@@ -151,8 +151,8 @@ Tensor to(Tensor features, Tensor weight, OptionalTensor bias, std::vector<int64
                        data<T>(image),
                        strides(image)};
     parallel(tiles.units(), shape.products(), [&](int64_t begin, int64_t end) {
-      const Buffer strip(tiles.strip_size()), sums(tiles.phases.size() * tiles.plane());
-      const Buffer line(tiles.columns * shape.x.stride * shape.image_channels);
+      const Buffer strip(tiles.strip_size()), sums(tiles.phases.size() * tiles.plane() + 4);
+      const Buffer line(tiles.columns * shape.x.stride * shape.image_channels + 4);
       for (int64_t unit = begin; unit < end; ++unit)
         SIMD_DISPATCH(image_conv_to_unit(job, unit, strip.get(), sums.get(), line.get()));
     });

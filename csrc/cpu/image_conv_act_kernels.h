@@ -221,13 +221,16 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
     if (y >= shape.y.image) break;
     T* const to =
         job.image + sample * job.image_strides.sample + y * job.image_strides.row + x0 * job.image_strides.column;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* const from = sums + r % sy * sx * tiles.plane() + (r / sy * channels + c) * tiles.columns;
-      const int64_t step = columns ? channels : 1;
-      interleave(from, tiles.plane(), sx, width, job.epilogue.bias[c], line + (columns ? c : 0), step);
-      if (!columns) finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+    const float* const from = sums + r % sy * sx * tiles.plane() + r / sy * channels * tiles.columns;
+    if (columns) {
+      interleave(from, tiles.plane(), sx, tiles.columns, channels, width, job.epilogue.bias, line);
+      finish_line(line, width * channels, job.epilogue, to);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        interleave(from + c * tiles.columns, tiles.plane(), sx, width, job.epilogue.bias[c], line);
+        finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+      }
     }
-    if (columns) finish_line(line, width * channels, job.epilogue, to);
   }
 }
 

@@ -140,9 +140,41 @@ void copy_features(const T* features, const Strides& strides, int64_t channels, 
   for (int64_t i = 0; i < positions; ++i) widen_row(features + i * channels, channels, to + i * width);
 }
 
-// to[i * step] = sums[i % phases][i / phases] + bias.
-SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t n, float bias, float* to,
-                            int64_t step) {
-  for (int64_t p = 0; p < phases; ++p)
-    for (int64_t i = p, j = 0; i < n; i += phases, ++j) to[i * step] = sums[p * plane + j] + bias;
+// A row of one channel from its phases: to[i] = sums[i % phases][i / phases] + bias.
+SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t n, float bias, float* to) {
+  constexpr int L = lanes<float>;
+  const Vec<float> b = splat(bias);
+  int64_t i = 0;
+  if (phases == 1)
+    for (; i + L <= n; i += L) store(to + i, load(sums + i) + b);
+  if constexpr (L % 4 == 0)
+    if (phases == 2)
+      for (; i + 2 * L <= n; i += 2 * L) {
+        const Vec<float> even = load(sums + i / 2) + b, odd = load(sums + plane + i / 2) + b;
+        store_blocks(zip_lower(even, odd), to + i, 8);
+        store_blocks(zip_upper(even, odd), to + i + 4, 8);
+      }
+  for (; i < n; ++i) to[i] = sums[i % phases * plane + i / phases] + bias;
+}
+
+// A row of all channels: to[i][channel] = sums[i % phases][channel][i / phases] + bias[channel].  Four values are
+// read and written at a time, which may go beyond the pixel: to the next one's, or past the end.
+SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t channel, int64_t channels,
+                            int64_t n, const float* bias, float* to) {
+  constexpr int L = lanes<float>;
+  int64_t i = 0;
+  if constexpr (L % 4 == 0)
+    for (; i + L * phases <= n; i += L * phases)
+      for (int64_t p = 0; p < phases; ++p) {
+        Vec<float> v[4];
+        for (int c = 0; c < 4; ++c) {
+          const int64_t pixel = p + c / channels, of = c % channels;
+          v[c] = load(sums + pixel % phases * plane + of * channel + i / phases + pixel / phases) + splat(bias[of]);
+        }
+        transpose_blocks(v);
+        for (int k = 0; k < 4; ++k) store_blocks(v[k], to + (i + k * phases + p) * channels, 4 * phases * channels);
+      }
+  for (; i < n; ++i)
+    for (int64_t c = 0; c < channels; ++c)
+      to[i * channels + c] = sums[i % phases * plane + c * channel + i / phases] + bias[c];
 }
