@@ -126,21 +126,25 @@ void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  if (!job.feature_strides.channels_last()) return from_planes(job, strip, rows, to);
-  for (int64_t c = 0; c < shape.channels; c += widest * L)
-    switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
-      case 1:
-        from_columns<1>(job, strip, rows, c, to);
-        break;
-      case 2:
-        from_columns<2>(job, strip, rows, c, to);
-        break;
-      case 3:
-        from_columns<std::min(3, widest)>(job, strip, rows, c, to);
-        break;
-      default:
-        from_columns<widest>(job, strip, rows, c, to);
-    }
+  if (!job.feature_strides.channels_last()) {
+    from_planes(job, strip, rows, to);
+  } else {
+    for (int64_t c = 0; c < shape.channels; c += widest * L)
+      switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
+        case 1:
+          from_columns<1>(job, strip, rows, c, to);
+          break;
+        case 2:
+          from_columns<2>(job, strip, rows, c, to);
+          break;
+        case 3:
+          from_columns<std::min(3, widest)>(job, strip, rows, c, to);
+          break;
+        default:
+          from_columns<widest>(job, strip, rows, c, to);
+      }
+  }
+  if (job.epilogue.streams) stream_fence();
 }
 
 // image_conv_to
