@@ -56,9 +56,9 @@ void some_products_of_positions(int count, const float* const (&at)[V], const in
   products_of_positions<V, R, Add>(at, offsets, depth, weight, weight_stride, sums, sum_stride);
 }
 
-// Lanes are channels: sums[p][v] of the strip's values offsets[k] + p times the vectors weight[k][v].
+// Lanes are channels: sums[p][v] of the strip's values offsets[k] + p * step times the vectors weight[k][v].
 template <int V, int P>
-void products_of_channels(const float* strip, const int64_t* offsets, int64_t depth, const float* weight,
+void products_of_channels(const float* strip, int64_t step, const int64_t* offsets, int64_t depth, const float* weight,
                           int64_t weight_stride, float* sums) {
   constexpr int L = lanes<float>;
   Vec<float> sum[P * V];
@@ -68,7 +68,7 @@ void products_of_channels(const float* strip, const int64_t* offsets, int64_t de
     Vec<float> w[V];
     unroll<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weight + v * L); });
     unroll<P>([&](auto p) __attribute__((always_inline)) {
-      const Vec<float> value = splat(x[p]);
+      const Vec<float> value = splat(x[p * step]);
       unroll<V>([&](auto v) __attribute__((always_inline)) { sum[p * V + v] = mul_add(value, w[v], sum[p * V + v]); });
     });
   }
@@ -76,25 +76,26 @@ void products_of_channels(const float* strip, const int64_t* offsets, int64_t de
 }
 
 template <int V, int P>
-void some_products_of_channels(int count, const float* strip, const int64_t* offsets, int64_t depth,
+void some_products_of_channels(int count, const float* strip, int64_t step, const int64_t* offsets, int64_t depth,
                                const float* weight, int64_t weight_stride, float* sums) {
   if constexpr (P > 1)
     if (count < P)
-      return some_products_of_channels<V, P - 1>(count, strip, offsets, depth, weight, weight_stride, sums);
-  products_of_channels<V, P>(strip, offsets, depth, weight, weight_stride, sums);
+      return some_products_of_channels<V, P - 1>(count, strip, step, offsets, depth, weight, weight_stride, sums);
+  products_of_channels<V, P>(strip, step, offsets, depth, weight, weight_stride, sums);
 }
 
-// Lanes are channels, the sums go over positions: sums[r][v] += strip[offsets[r] + i] times the vectors features[i][v].
+// Lanes are channels, the sums go over positions: sums[r][v] += strip[offsets[r] + i * step] times the vectors
+// features[i][v].
 template <int V, int R>
-void products_of_taps(const float* strip, const int64_t* offsets, int64_t rows, int64_t row_step, int64_t columns,
-                      const float* features, int64_t feature_stride, float* sums, int64_t sum_stride) {
+void products_of_taps(const float* strip, int64_t step, const int64_t* offsets, int64_t rows, int64_t row_step,
+                      int64_t columns, const float* features, int64_t feature_stride, float* sums, int64_t sum_stride) {
   constexpr int L = lanes<float>;
   Vec<float> sum[R * V];
   unroll<R * V>([&](auto i) __attribute__((always_inline)) { sum[i] = Vec<float>{}; });
   for (int64_t y = 0; y < rows; ++y, strip += row_step) {
     const float* x[R];
     unroll<R>([&](auto r) __attribute__((always_inline)) { x[r] = strip + offsets[r]; });
-    for (int64_t i = 0; i < columns; ++i, features += feature_stride) {
+    for (int64_t i = 0, end = columns * step; i < end; i += step, features += feature_stride) {
       Vec<float> f[V];
       unroll<V>([&](auto v) __attribute__((always_inline)) { f[v] = load(features + v * L); });
       unroll<R>([&](auto r) __attribute__((always_inline)) {
@@ -111,12 +112,12 @@ void products_of_taps(const float* strip, const int64_t* offsets, int64_t rows, 
 }
 
 template <int V, int R>
-void some_products_of_taps(int count, const float* strip, const int64_t* offsets, int64_t rows, int64_t row_step,
-                           int64_t columns, const float* features, int64_t feature_stride, float* sums,
-                           int64_t sum_stride) {
+void some_products_of_taps(int count, const float* strip, int64_t step, const int64_t* offsets, int64_t rows,
+                           int64_t row_step, int64_t columns, const float* features, int64_t feature_stride,
+                           float* sums, int64_t sum_stride) {
   if constexpr (R > 1)
     if (count < R)
-      return some_products_of_taps<V, R - 1>(count, strip, offsets, rows, row_step, columns, features, feature_stride,
-                                             sums, sum_stride);
-  products_of_taps<V, R>(strip, offsets, rows, row_step, columns, features, feature_stride, sums, sum_stride);
+      return some_products_of_taps<V, R - 1>(count, strip, step, offsets, rows, row_step, columns, features,
+                                             feature_stride, sums, sum_stride);
+  products_of_taps<V, R>(strip, step, offsets, rows, row_step, columns, features, feature_stride, sums, sum_stride);
 }
