@@ -64,6 +64,13 @@ SIMD_INLINE void for_position_groups(int64_t rows, int64_t columns, const F& f) 
   }
 }
 
+// Calls f(first, count) on taps that are summed up in one chain.
+template <class F>
+SIMD_INLINE void for_chains(int64_t taps, const F& f) {
+  const int64_t chains = ceil_div(taps, chain);
+  for (int64_t i = 0; i < chains; ++i) f(i * taps / chains, (i + 1) * taps / chains - i * taps / chains);
+}
+
 // image_conv_from
 
 template <class T>
@@ -82,8 +89,11 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
         at[v] = strip + row[v] * step + column[v];
         sum[v] = sums + v * L;
       }
-      some_products_of_positions<V, from_rows, false>(last - first, at, blocks.offsets.data(), shape.taps(),
-                                                      job.weight + first, job.weight_stride, sum, V * L);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_positions<V, from_rows>(last - first, at, blocks.offsets.data() + k, depth,
+                                                 job.weight + k * job.weight_stride + first, job.weight_stride, sum,
+                                                 V * L, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t c = first; c < last; ++c)
           for (int v = 0; v < count; ++v)
@@ -107,9 +117,11 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
   for (int64_t y = 0; y < rows; ++y)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * width / groups, last = (i + 1) * width / groups;
-      some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step,
-                                      blocks.offsets.data(), shape.taps(), job.weight + channel, job.weight_stride,
-                                      sums);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step,
+                                        blocks.offsets.data() + k, depth, job.weight + k * job.weight_stride + channel,
+                                        job.weight_stride, sums, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t x = first; x < last; ++x)
           finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
@@ -162,7 +174,7 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
       at[v] = strip + row[v] * tiles.pitch + column[v];
       sum[v] = v < count ? sums + row[v] * C * tiles.columns + column[v] : nullptr;
     }
-    products_of_positions<V, C, true>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns);
+    products_of_positions<V, C>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns, true);
   });
 }
 
