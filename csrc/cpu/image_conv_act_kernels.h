@@ -64,6 +64,13 @@ SIMD_INLINE void for_position_groups(int64_t rows, int64_t columns, const F& f) 
   }
 }
 
+// Calls f(first, count) on taps that are summed up in one chain.
+template <class F>
+SIMD_INLINE void for_chains(int64_t taps, const F& f) {
+  const int64_t chains = ceil_div(taps, chain);
+  for (int64_t i = 0; i < chains; ++i) f(i * taps / chains, (i + 1) * taps / chains - i * taps / chains);
+}
+
 // image_conv_from
 
 template <class T>
@@ -71,7 +78,7 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
   constexpr int L = lanes<float>, V = from_vectors;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
-  const int64_t groups = ceil_div(shape.channels, from_rows), step = blocks.row_step();
+  const int64_t groups = ceil_div(shape.channels, from_rows), step = blocks.row_step;
   alignas(64) float sums[from_rows * V * L];
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t first = i * shape.channels / groups, last = (i + 1) * shape.channels / groups;
@@ -82,8 +89,11 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
         at[v] = strip + row[v] * step + column[v];
         sum[v] = sums + v * L;
       }
-      some_products_of_positions<V, from_rows, false>(last - first, at, blocks.offsets.data(), shape.taps(),
-                                                      job.weight + first, job.weight_stride, sum, V * L);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_positions<V, from_rows>(last - first, at, blocks.offsets.data() + k, depth,
+                                                 job.weight + k * job.weight_stride + first, job.weight_stride, sum,
+                                                 V * L, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t c = first; c < last; ++c)
           for (int v = 0; v < count; ++v)
@@ -107,8 +117,11 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
   for (int64_t y = 0; y < rows; ++y)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * width / groups, last = (i + 1) * width / groups;
-      some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step() + first, blocks.offsets.data(),
-                                      shape.taps(), job.weight + channel, job.weight_stride, sums);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step,
+                                        blocks.offsets.data() + k, depth, job.weight + k * job.weight_stride + channel,
+                                        job.weight_stride, sums, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t x = first; x < last; ++x)
           finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
@@ -126,21 +139,25 @@ void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  if (!job.feature_strides.channels_last()) return from_planes(job, strip, rows, to);
-  for (int64_t c = 0; c < shape.channels; c += widest * L)
-    switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
-      case 1:
-        from_columns<1>(job, strip, rows, c, to);
-        break;
-      case 2:
-        from_columns<2>(job, strip, rows, c, to);
-        break;
-      case 3:
-        from_columns<std::min(3, widest)>(job, strip, rows, c, to);
-        break;
-      default:
-        from_columns<widest>(job, strip, rows, c, to);
-    }
+  if (blocks.form == Strip::phases) {
+    from_planes(job, strip, rows, to);
+  } else {
+    for (int64_t c = 0; c < shape.channels; c += widest * L)
+      switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
+        case 1:
+          from_columns<1>(job, strip, rows, c, to);
+          break;
+        case 2:
+          from_columns<2>(job, strip, rows, c, to);
+          break;
+        case 3:
+          from_columns<std::min(3, widest)>(job, strip, rows, c, to);
+          break;
+        default:
+          from_columns<widest>(job, strip, rows, c, to);
+      }
+  }
+  if (job.epilogue.streams) stream_fence();
 }
 
 // image_conv_to
@@ -157,7 +174,7 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
       at[v] = strip + row[v] * tiles.pitch + column[v];
       sum[v] = v < count ? sums + row[v] * C * tiles.columns + column[v] : nullptr;
     }
-    products_of_positions<V, C, true>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns);
+    products_of_positions<V, C>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns, true);
   });
 }
 
@@ -198,15 +215,16 @@ template <class T>
 void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* sums, float* line) {
   const ImageTiles& tiles = job.tiles;
   const ConvShape& shape = tiles.shape;
-  const int64_t channels = shape.image_channels;
+  const int64_t channels = shape.image_channels, phases = tiles.phases.size();
   const int64_t sample = unit / (tiles.vertical * tiles.horizontal);
   const int64_t first_y = unit / tiles.horizontal % tiles.vertical * tiles.rows;
   const int64_t first_x = unit % tiles.horizontal * tiles.columns;
-  std::fill_n(sums, tiles.phases.size() * tiles.plane(), 0.0f);
+  const T* const features = job.features + sample * job.feature_strides.sample;
+  std::fill_n(sums, phases * tiles.plane(), 0.0f);
   for (int64_t c = 0; c < shape.channels; c += tiles.channels) {
     const int64_t count = std::min(tiles.channels, shape.channels - c);
-    copy_features(tiles, job.features + sample * job.feature_strides.sample + c * job.feature_strides.channel,
-                  job.feature_strides, count, first_y, first_x, strip);
+    copy_features(tiles, features + c * job.feature_strides.channel, job.feature_strides, count, first_y, first_x,
+                  strip);
     for (int64_t chained = 0; chained < count; chained += tiles.chained)
       to_phases(job, strip + chained * tiles.feature_rows * tiles.pitch, c + chained,
                 std::min(tiles.chained, count - chained), sums);
@@ -220,13 +238,16 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
     if (y >= shape.y.image) break;
     T* const to =
         job.image + sample * job.image_strides.sample + y * job.image_strides.row + x0 * job.image_strides.column;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* const from = sums + r % sy * sx * tiles.plane() + (r / sy * channels + c) * tiles.columns;
-      const int64_t step = columns ? channels : 1;
-      interleave(from, tiles.plane(), sx, width, job.epilogue.bias[c], line + (columns ? c : 0), step);
-      if (!columns) finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+    const float* const from = sums + r % sy * sx * tiles.plane() + r / sy * channels * tiles.columns;
+    if (columns) {
+      interleave(from, tiles.plane(), sx, tiles.columns, channels, width, job.epilogue.bias, line);
+      finish_line(line, width * channels, job.epilogue, to);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        interleave(from + c * tiles.columns, tiles.plane(), sx, width, job.epilogue.bias[c], line);
+        finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+      }
     }
-    if (columns) finish_line(line, width * channels, job.epilogue, to);
   }
 }
 
@@ -256,8 +277,8 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
       const auto add = [&](auto vectors) {
         some_products_of_taps<decltype(vectors)::value, tap_rows>(
-            last - first, strip, blocks.offsets.data() + first, rows, blocks.row_step(), columns, features + c, stride,
-            sums + first * job.sum_stride + c, job.sum_stride);
+            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns,
+            features + c, stride, sums + first * job.sum_stride + c, job.sum_stride);
       };
       if (shape.channels - c > L)
         add(std::integral_constant<int, tap_vectors>());
