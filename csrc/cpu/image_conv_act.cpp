@@ -151,8 +151,8 @@ Tensor to(Tensor features, Tensor weight, OptionalTensor bias, std::vector<int64
                        data<T>(image),
                        strides(image)};
     parallel(tiles.units(), shape.products(), [&](int64_t begin, int64_t end) {
-      const Buffer strip(tiles.strip_size()), sums(tiles.phases.size() * tiles.plane());
-      const Buffer line(tiles.columns * shape.x.stride * shape.image_channels);
+      const Buffer strip(tiles.strip_size()), sums(tiles.phases.size() * tiles.plane() + 4);
+      const Buffer line(tiles.columns * shape.x.stride * shape.image_channels + 4);
       for (int64_t unit = begin; unit < end; ++unit)
         SIMD_DISPATCH(image_conv_to_unit(job, unit, strip.get(), sums.get(), line.get()));
     });
@@ -180,13 +180,13 @@ Tensor weight_gradient(Tensor image, Tensor features, std::vector<int64_t> kerne
           SIMD_DISPATCH(image_conv_weight_unit(job, unit, strip.get(), copied.get(), sums.get() + part * sums_size));
     });
   });
+  std::vector<double> total(sums_size);
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t i = 0; i < sums_size; ++i) total[i] += sums.get()[part * sums_size + i];
   float* const to = data<float>(weight);
-  for (int64_t tap = 0; tap < shape.taps(); ++tap)
-    for (int64_t c = 0; c < shape.channels; ++c) {
-      double sum = 0;
-      for (int64_t part = 0; part < parts; ++part) sum += sums.get()[part * sums_size + tap * sum_stride + c];
-      to[c * shape.taps() + tap] = static_cast<float>(sum);
-    }
+  for (int64_t c = 0; c < shape.channels; ++c)
+    for (int64_t tap = 0; tap < shape.taps(); ++tap)
+      to[c * shape.taps() + tap] = static_cast<float>(total[tap * sum_stride + c]);
   return weight;
 }
 

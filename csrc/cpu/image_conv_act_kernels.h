@@ -126,21 +126,25 @@ void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  if (!job.feature_strides.channels_last()) return from_planes(job, strip, rows, to);
-  for (int64_t c = 0; c < shape.channels; c += widest * L)
-    switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
-      case 1:
-        from_columns<1>(job, strip, rows, c, to);
-        break;
-      case 2:
-        from_columns<2>(job, strip, rows, c, to);
-        break;
-      case 3:
-        from_columns<std::min(3, widest)>(job, strip, rows, c, to);
-        break;
-      default:
-        from_columns<widest>(job, strip, rows, c, to);
-    }
+  if (!job.feature_strides.channels_last()) {
+    from_planes(job, strip, rows, to);
+  } else {
+    for (int64_t c = 0; c < shape.channels; c += widest * L)
+      switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
+        case 1:
+          from_columns<1>(job, strip, rows, c, to);
+          break;
+        case 2:
+          from_columns<2>(job, strip, rows, c, to);
+          break;
+        case 3:
+          from_columns<std::min(3, widest)>(job, strip, rows, c, to);
+          break;
+        default:
+          from_columns<widest>(job, strip, rows, c, to);
+      }
+  }
+  if (job.epilogue.streams) stream_fence();
 }
 
 // image_conv_to
@@ -198,15 +202,16 @@ template <class T>
 void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* sums, float* line) {
   const ImageTiles& tiles = job.tiles;
   const ConvShape& shape = tiles.shape;
-  const int64_t channels = shape.image_channels;
+  const int64_t channels = shape.image_channels, phases = tiles.phases.size();
   const int64_t sample = unit / (tiles.vertical * tiles.horizontal);
   const int64_t first_y = unit / tiles.horizontal % tiles.vertical * tiles.rows;
   const int64_t first_x = unit % tiles.horizontal * tiles.columns;
-  std::fill_n(sums, tiles.phases.size() * tiles.plane(), 0.0f);
+  const T* const features = job.features + sample * job.feature_strides.sample;
+  std::fill_n(sums, phases * tiles.plane(), 0.0f);
   for (int64_t c = 0; c < shape.channels; c += tiles.channels) {
     const int64_t count = std::min(tiles.channels, shape.channels - c);
-    copy_features(tiles, job.features + sample * job.feature_strides.sample + c * job.feature_strides.channel,
-                  job.feature_strides, count, first_y, first_x, strip);
+    copy_features(tiles, features + c * job.feature_strides.channel, job.feature_strides, count, first_y, first_x,
+                  strip);
     for (int64_t chained = 0; chained < count; chained += tiles.chained)
       to_phases(job, strip + chained * tiles.feature_rows * tiles.pitch, c + chained,
                 std::min(tiles.chained, count - chained), sums);
@@ -220,13 +225,16 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
     if (y >= shape.y.image) break;
     T* const to =
         job.image + sample * job.image_strides.sample + y * job.image_strides.row + x0 * job.image_strides.column;
-    for (int64_t c = 0; c < channels; ++c) {
-      const float* const from = sums + r % sy * sx * tiles.plane() + (r / sy * channels + c) * tiles.columns;
-      const int64_t step = columns ? channels : 1;
-      interleave(from, tiles.plane(), sx, width, job.epilogue.bias[c], line + (columns ? c : 0), step);
-      if (!columns) finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+    const float* const from = sums + r % sy * sx * tiles.plane() + r / sy * channels * tiles.columns;
+    if (columns) {
+      interleave(from, tiles.plane(), sx, tiles.columns, channels, width, job.epilogue.bias, line);
+      finish_line(line, width * channels, job.epilogue, to);
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        interleave(from + c * tiles.columns, tiles.plane(), sx, width, job.epilogue.bias[c], line);
+        finish_line(line, width, job.epilogue, to + c * job.image_strides.channel);
+      }
     }
-    if (columns) finish_line(line, width * channels, job.epilogue, to);
   }
 }
 

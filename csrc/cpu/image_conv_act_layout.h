@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t line_floats = 16;               // of a cache line; vectors of every level divide it
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
-constexpr int64_t strip_floats = (16 << 10) / 4;  // of a strip that is to stay in the L1 cache
+constexpr int64_t strip_floats = (24 << 10) / 4;  // of a strip that is to stay in the L1 cache
 constexpr int64_t chain = 96;                     // additions in a row, whose error grows with its length
 constexpr int64_t block_positions = 128;          // of features, two vectors of which are read again from the L1 cache
 constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
@@ -120,7 +120,7 @@ struct ImageTiles {
     const auto reach = [](const ConvAxis& a) { return (a.kernel - 1) / a.stride; };
     const auto shift = [](const ConvAxis& a, int64_t phase) { return (phase + a.padding) / a.stride; };
     before_y = reach(s.y) - shift(s.y, 0);
-    before_x = reach(s.x) - shift(s.x, 0);
+    before_x = round_up(reach(s.x) - shift(s.x, 0), line_floats);  // so that rows are copied to whole lines
     feature_rows = rows + before_y + shift(s.y, s.y.stride - 1);
     used = columns + before_x + shift(s.x, s.x.stride - 1);
     pitch = round_up(used, line_floats);

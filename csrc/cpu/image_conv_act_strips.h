@@ -71,8 +71,13 @@ SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
   if (step == 1) return widen_row(from, n, to);
   int64_t i = 0;
   if (step == 2)  // the last element that is read must not lie beyond the row
-    for (; i + L < n; i += L) store(to + i, even_lanes(load(from + 2 * i), load(from + 2 * i + L)));
-  for (; i < n; ++i) to[i] = from[i * step];
+    for (; i + L < n; i += L, from += 2 * L) store(to + i, even_lanes(load(from), load(from + L)));
+  typedef float Quad __attribute__((vector_size(16)));
+  for (; i + 4 <= n; i += 4, from += 4 * step) {
+    const Quad four = {float(from[0]), float(from[step]), float(from[2 * step]), float(from[3 * step])};
+    __builtin_memcpy(to + i, &four, sizeof(four));
+  }
+  for (; i < n; ++i, from += step) to[i] = *from;
 }
 
 // The rows of the image that a block of features from row y on meets, in phases of the stride, zero where there are
@@ -123,11 +128,7 @@ void copy_features(const ImageTiles& tiles, const T* features, const Strides& st
     if (strides.channels_last())
       transpose(from, strides.column, n, channels, strip + left, plane);
     else
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* const next = from + (c + channels) * strides.channel;  // in the next strip
-        for (int64_t i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(next + i);
-        widen_row(from + c * strides.channel, n, strip + c * plane + left);
-      }
+      for (int64_t c = 0; c < channels; ++c) widen_row(from + c * strides.channel, n, strip + c * plane + left);
   }
 }
 
@@ -139,9 +140,41 @@ void copy_features(const T* features, const Strides& strides, int64_t channels, 
   for (int64_t i = 0; i < positions; ++i) widen_row(features + i * channels, channels, to + i * width);
 }
 
-// to[i * step] = sums[i % phases][i / phases] + bias.
-SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t n, float bias, float* to,
-                            int64_t step) {
-  for (int64_t p = 0; p < phases; ++p)
-    for (int64_t i = p, j = 0; i < n; i += phases, ++j) to[i * step] = sums[p * plane + j] + bias;
+// A row of one channel from its phases: to[i] = sums[i % phases][i / phases] + bias.
+SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t n, float bias, float* to) {
+  constexpr int L = lanes<float>;
+  const Vec<float> b = splat(bias);
+  int64_t i = 0;
+  if (phases == 1)
+    for (; i + L <= n; i += L) store(to + i, load(sums + i) + b);
+  if constexpr (L % 4 == 0)
+    if (phases == 2)
+      for (; i + 2 * L <= n; i += 2 * L) {
+        const Vec<float> even = load(sums + i / 2) + b, odd = load(sums + plane + i / 2) + b;
+        store_blocks(zip_lower(even, odd), to + i, 8);
+        store_blocks(zip_upper(even, odd), to + i + 4, 8);
+      }
+  for (; i < n; ++i) to[i] = sums[i % phases * plane + i / phases] + bias;
+}
+
+// A row of all channels: to[i][channel] = sums[i % phases][channel][i / phases] + bias[channel].  Four values are
+// read and written at a time, which may go beyond the pixel: to the next one's, or past the end.
+SIMD_INLINE void interleave(const float* sums, int64_t plane, int64_t phases, int64_t channel, int64_t channels,
+                            int64_t n, const float* bias, float* to) {
+  constexpr int L = lanes<float>;
+  int64_t i = 0;
+  if constexpr (L % 4 == 0)
+    for (; i + L * phases <= n; i += L * phases)
+      for (int64_t p = 0; p < phases; ++p) {
+        Vec<float> v[4];
+        for (int c = 0; c < 4; ++c) {
+          const int64_t pixel = p + c / channels, of = c % channels;
+          v[c] = load(sums + pixel % phases * plane + of * channel + i / phases + pixel / phases) + splat(bias[of]);
+        }
+        transpose_blocks(v);
+        for (int k = 0; k < 4; ++k) store_blocks(v[k], to + (i + k * phases + p) * channels, 4 * phases * channels);
+      }
+  for (; i < n; ++i)
+    for (int64_t c = 0; c < channels; ++c)
+      to[i * channels + c] = sums[i % phases * plane + c * channel + i / phases] + bias[c];
 }
