@@ -8,7 +8,7 @@ CXX_SOURCES := $(KERNELS) $(filter-out %.py,$(wildcard tests/simt/*.*))
 export MAX_JOBS ?= $(JOBS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint format docs gpu-check clean
+.PHONY: help install demo test bench tables lint format docs gpu-check clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: $(STAMP)  ## Run the tests
 
 bench: $(STAMP)  ## Time the kernels against eager PyTorch and torch.compile, in ten minutes
 	$(BIN)/python -m genimg_fast bench ops --time-limit 10
+
+tables: $(STAMP)  ## Write the tables of README and docs from the files in benchmarks/results
+	$(BIN)/python benchmarks/tables.py
 
 lint: $(STAMP)  ## Check style, types and formatting
 	$(BIN)/ruff check .

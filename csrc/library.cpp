@@ -123,4 +123,10 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
   m.def(
       "gru_cell_update_backward(Tensor grad, Tensor gates_x, Tensor gates_h, Tensor h) "
       "-> (Tensor grad_gates_x, Tensor grad_gates_h, Tensor grad_h)");
+  // Convolutions with fewer products, on the CPU, in float32: 4 x 4 kernels have stride 2 and padding 1, 3 x 3 kernels
+  // stride 1 and padding 1.  Heights and widths of the finer side are even, numbers of channels multiples of 32.
+  // Results are channels_last.  Each is linear in its tensors, and the gradients of one are calls of the others.
+  m.def("winograd_conv2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("winograd_conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("winograd_conv2d_weight_gradient(Tensor input, Tensor grad_output, int kernel_size) -> Tensor");
 }

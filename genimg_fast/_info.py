@@ -16,6 +16,7 @@ from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_ACT
 from genimg_fast.ops.image_conv_act.dispatch import KERNELS as IMAGE_CONV_ACT
 from genimg_fast.ops.recurrent.dispatch import KERNELS as RECURRENT
 from genimg_fast.ops.reparameterize_kl.dispatch import KERNELS as REPARAMETERIZE_KL
+from genimg_fast.ops.winograd_conv import KERNELS as WINOGRAD_CONV
 
 _TABLES = {
     "batch_norm_act": BATCH_NORM_ACT,
@@ -24,6 +25,7 @@ _TABLES = {
     "reparameterize_kl": REPARAMETERIZE_KL,
     "recurrent": RECURRENT,
     "cell_update": CELL_UPDATE,
+    "winograd_conv": WINOGRAD_CONV,
 }
 
 

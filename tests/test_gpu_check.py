@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import genimg_fast as gf
+from genimg_fast.bench import operators
 
 gpu_check = pytest.importorskip("gpu_check", reason="tests run without the benchmarks")
 
@@ -129,12 +130,12 @@ def test_a_process_that_does_not_start_is_a_failure(rows, tmp_path, monkeypatch)
 
 
 def test_an_error_is_a_row_and_the_others_are_measured(tmp_path, monkeypatch):
-    def failing(x, mean, var, weight, bias, *arguments, **options):
+    def failing(x, mean, var, weight, bias, training, momentum, eps, *, activation, negative_slope):
         if x.dtype == torch.bfloat16:
             raise RuntimeError("no bfloat16 today")
         return x * weight[:, None, None] + bias[:, None, None]
 
-    monkeypatch.setattr(gf.ops, "batch_norm_act", failing)
+    monkeypatch.setattr(operators, "batch_norm_act", failing)
     with device.stand_in():
         found = [row for row in cases.measure("bn", "split", set()) if "row" in row]
     assert {(row["dtype"], row["direction"], row["status"]) for row in found} == {

@@ -1,18 +1,21 @@
-"""What is timed: the cases of each stage, most important first, and the ways that compute them."""
+"""What is timed: the cases of ``genimg-fast bench`` by size, dtype and layout, and the ways that compute them."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import genimg_fast as gf
+from genimg_fast.bench import operators
+from genimg_fast.bench.case import REFERENCE, Case, backward_of, calls_of
+from genimg_fast.bench.entries import OURS
+from genimg_fast.bench.gate import copy_of
 
 from . import device
 from .device import Call
@@ -22,7 +25,6 @@ SIZES = tuple(n << 10 for n in (65536, 16384, 1024, 524288, 131072, 32768, 4096,
 LARGEST_EAGER = 16 << 20
 COMPILED = (64 << 20, 16 << 20, 1 << 20)  # of which torch.compile's kernels are timed: each takes it seconds
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SLOPE = 0.2
 
 # The environment's variable that forces a way of computing, and what it can say.
 METHODS = {
@@ -35,25 +37,45 @@ AUTOMATIC = "automatic"  # ours, as users get it
 
 
 @dataclass(frozen=True)
-class Case:
-    """One row for each contender.
+class Point:
+    """A case at a size, in a direction: one row for each contender.
 
     Attributes:
         row: Its name, unique in its stage.
         facts: What the report needs to know of it: operator, direction, bytes of x, dtype ...
-        make: Returns a contender's calls, one for each set of buffers.
-        contenders: Those that run it; None: all.
+        build: Makes the case on a device.
+        contenders: Those that run it.
         eager: Whether it is timed without a graph, too.
     """
 
     row: str
     facts: dict[str, Any]
-    make: Callable[[str], Sequence[Call]]
-    contenders: tuple[str, ...] | None = None
+    build: Callable[[str], Case]
+    contenders: tuple[str, ...]
     eager: bool = False
 
-    def is_for(self, contender: str) -> bool:
-        return self.contenders is None or contender in self.contenders
+    def calls(self, contender: str) -> list[Call]:
+        """A contender's calls, one for each set of buffers."""
+        case, direction = self.build(device.DEVICE), self.facts["direction"]
+        if contender == "compile":
+            function = device.compiled(case.contenders[REFERENCE])
+        elif contender in ("eager", "cudnn", "cudnn_tf32"):
+            function = case.contenders[REFERENCE]
+        else:
+            function = case.contenders["inplace" if contender == "inplace" else OURS]
+        # A graph of recurrent layers is long, and their weights are the same in all calls.
+        sets = 2 if self.facts["operator"] == "recurrent" else device.number_of_sets(moved(case, direction))
+        several = [case.inputs, *([copy_of(t) for t in case.inputs] for _ in range(sets - 1))]
+        if direction == "backward":
+            return [backward_of(function, inputs) for inputs in several]
+        return [calls_of(function, inputs, direction) for inputs in several]
+
+
+def moved(case: Case, direction: str) -> int:
+    """Bytes that a pass has to move."""
+    if direction == "backward":
+        return case.moved["both"] - case.moved["forward"]
+    return case.moved[direction]
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,7 @@ class Stage:
 
     operator: str
     contenders: tuple[str, ...]
-    cases: Callable[[], Iterator[Case]]
+    cases: Callable[[], Iterator[Point]]
 
     def environment(self, contender: str) -> dict[str, str]:
         """Of its process: the automatic way is what users get, with torch's own kernels where those are faster."""
@@ -70,16 +92,6 @@ class Stage:
         if contender in methods:
             return {"GENIMG_FAST_BACKEND": "native", variable: contender}
         return {"GENIMG_FAST_BACKEND": "auto"}
-
-
-def directions(forward: Call, inputs: Sequence[Tensor], grads: Sequence[Tensor], direction: str) -> Call:
-    """A call of the forward pass, of the backward pass alone, or of both."""
-    if direction == "forward":
-        return forward
-    if direction == "both":
-        return lambda: torch.autograd.grad(forward(), inputs, grads)
-    outputs = forward()
-    return lambda: torch.autograd.grad(outputs, inputs, grads, retain_graph=True)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -98,10 +110,7 @@ def grid(tiny: tuple[int, ...] = (16 << 10,)) -> Iterator[tuple[int, str]]:
             yield size, dtype
 
 
-# Batch norm and group norm.
-
-
-def batch_norm_cases() -> Iterator[Case]:
+def batch_norm_cases() -> Iterator[Point]:
     for size, dtype in grid():
         for layout in ("NCHW", "NHWC"):
             for channels in (64,) if device.dry else (64, 256):
@@ -109,112 +118,49 @@ def batch_norm_cases() -> Iterator[Case]:
                     yield norm_case("batch_norm_act", size, dtype, layout, channels, direction)
 
 
-def group_norm_cases() -> Iterator[Case]:
+def group_norm_cases() -> Iterator[Point]:
     for size, dtype in grid():
         for layout in ("NCHW", "NHWC"):
             for direction in ("forward", "backward"):
                 yield norm_case("group_norm_act", size, dtype, layout, 128, direction)
 
 
-def norm_case(operator: str, size: int, dtype: str, layout: str, channels: int, direction: str) -> Case:
+def norm_case(operator: str, size: int, dtype: str, layout: str, channels: int, direction: str) -> Point:
     shape = picture_shape(size // DTYPES[dtype].itemsize, channels)
-    tensors = {"forward": 2, "backward": 3}[direction]
-    # As under autocast and in a bfloat16 model.
-    parameters = torch.float32 if operator == "batch_norm_act" else DTYPES[dtype]
-
-    def make(contender: str) -> list[Call]:
-        function = norm_function(operator, contender)
-        calls = []
-        for _ in range(device.number_of_sets(tensors * size)):
-            x = random(*shape, dtype=DTYPES[dtype])
-            if layout == "NHWC":
-                x = x.contiguous(memory_format=torch.channels_last)
-            grad, x = torch.randn_like(x), x.requires_grad_()
-            weight, bias = (random(channels).to(parameters).requires_grad_() for _ in range(2))
-            statistics = torch.zeros(channels, device=device.DEVICE), torch.ones(channels, device=device.DEVICE)
-
-            def forward(x=x, weight=weight, bias=bias, statistics=statistics):
-                return function(x, *statistics, weight, bias)
-
-            calls.append(directions(forward, (x, weight, bias), (grad,), direction))
-        return calls
-
+    laid_out = "channels_last" if layout == "NHWC" else layout
+    if operator == "batch_norm_act":
+        build = partial(operators.batch_norm_case, shape, DTYPES[dtype], laid_out, "leaky_relu")
+    else:
+        build = partial(operators.group_norm_case, shape, 32, "silu", "", dtype, laid_out)
     left_out = () if (size in COMPILED and channels < 256) or device.dry else ("compile",)
     contenders = tuple(c for c in CONTENDERS[operator] if c not in left_out)
     facts = {
-        "operator": operator, "direction": direction, "bytes": size, "tensors": tensors, "dtype": dtype,
-        "layout": layout, "channels": channels, "shape": list(shape),
+        "operator": operator, "direction": direction, "bytes": size,
+        "tensors": moved(build("meta"), direction) // size, "dtype": dtype, "layout": layout,
+        "channels": channels, "shape": list(shape),
     }  # fmt: skip
     row = f"{size / 1e6:.4g} MB C{channels} {dtype} {layout} {direction}"
-    return Case(row, facts, make, contenders, size <= LARGEST_EAGER)
+    return Point(row, facts, build, contenders, size <= LARGEST_EAGER)
 
 
-def norm_function(operator: str, contender: str) -> Callable[..., Tensor]:
-    """The operator, or what a peer has instead of it, with the activation that it is used with."""
-    if operator == "batch_norm_act":
-
-        def ours(x, mean, var, weight, bias):
-            return gf.ops.batch_norm_act(x, mean, var, weight, bias, True, negative_slope=SLOPE)
-
-        def eager(x, mean, var, weight, bias, inplace=False):
-            return F.leaky_relu(F.batch_norm(x, mean, var, weight, bias, True), SLOPE, inplace)
-    else:
-
-        def ours(x, mean, var, weight, bias):
-            return gf.ops.group_norm_act(x, 32, weight, bias)
-
-        def eager(x, mean, var, weight, bias):
-            return F.silu(F.group_norm(x, 32, weight, bias))
-
-    if contender == "inplace":
-        return lambda *arguments: eager(*arguments, inplace=True)
-    if contender == "compile":
-        return device.compiled(eager)
-    return eager if contender == "eager" else ours
-
-
-# Reparameterisation.
-
-
-def reparameterization_cases() -> Iterator[Case]:
+def reparameterization_cases() -> Iterator[Point]:
     for size, dtype in grid():
         for direction in ("forward", "backward"):
             yield reparameterization_case(size, dtype, direction)
 
 
-def reparameterization_case(size: int, dtype: str, direction: str) -> Case:
-    elements = size // DTYPES[dtype].itemsize
-    shape = elements // 1024, 1024
-    tensors = {"forward": 3, "backward": 5}[direction]
-
-    def eager(mu, logvar):
-        std = torch.exp(0.5 * logvar)
-        z = mu + torch.randn_like(std) * std
-        return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=1)
-
-    def make(contender: str) -> list[Call]:
-        function = device.compiled(eager) if contender == "compile" else eager
-        function = gf.ops.reparameterize_kl if contender == AUTOMATIC else function
-        calls = []
-        for _ in range(device.number_of_sets(tensors * size)):
-            inputs = [random(*shape, dtype=DTYPES[dtype]).requires_grad_() for _ in range(2)]
-            outputs = function(*inputs)
-            grads = [torch.randn_like(output) for output in outputs]
-            calls.append(directions(lambda inputs=inputs: function(*inputs), inputs, grads, direction))
-        return calls
-
+def reparameterization_case(size: int, dtype: str, direction: str) -> Point:
+    shape = size // DTYPES[dtype].itemsize // 1024, 1024
+    build = partial(operators.latents_case, shape, "", DTYPES[dtype])
     contenders = CONTENDERS["reparameterize_kl"] if size in COMPILED or device.dry else (AUTOMATIC, "eager")
     facts = {
-        "operator": "reparameterize_kl", "direction": direction, "bytes": size, "tensors": tensors, "dtype": dtype,
-        "shape": list(shape),
+        "operator": "reparameterize_kl", "direction": direction, "bytes": size,
+        "tensors": moved(build("meta"), direction) // size, "dtype": dtype, "shape": list(shape),
     }  # fmt: skip
-    return Case(f"{size / 1e6:.4g} MB {dtype} {direction}", facts, make, contenders, size <= LARGEST_EAGER)
+    return Point(f"{size / 1e6:.4g} MB {dtype} {direction}", facts, build, contenders, size <= LARGEST_EAGER)
 
 
-# Recurrent layers.
-
-
-def recurrent_cases() -> Iterator[Case]:
+def recurrent_cases() -> Iterator[Point]:
     cells, kinds = ("LSTM", "GRU", "RNN"), ("both", "forward")
     if device.dry:
         sizes = [(4, 2, 8, 1)]
@@ -232,22 +178,8 @@ def recurrent_cases() -> Iterator[Case]:
 
 def recurrent_case(
     cell: str, steps: int, batch: int, hidden: int, layers: int, dtype: str, direction: str
-) -> Case:
-    def make(contender: str) -> list[Call]:
-        if not device.dry:  # a process of its own
-            torch.backends.cudnn.allow_tf32 = contender == "cudnn_tf32"
-        room = torch.nn if contender.startswith("cudnn") else gf.nn
-        options: dict[str, Any] = {"num_layers": layers, "bidirectional": layers > 1}
-        torch.manual_seed(0)
-        module = getattr(room, cell)(hidden, hidden, device=device.DEVICE, dtype=DTYPES[dtype], **options)
-        weights = tuple(module.parameters())
-        calls = []
-        for _ in range(2):
-            x = random(steps, batch, hidden, dtype=DTYPES[dtype]).requires_grad_()
-            grad = random(steps, batch, hidden * (1 + (layers > 1)), dtype=DTYPES[dtype])
-            calls.append(directions(lambda x=x: module(x)[0], (x, *weights), (grad,), direction))
-        return calls
-
+) -> Point:
+    sizes = (steps, batch, hidden, hidden, layers, layers > 1)
     name = f"{cell} T{steps} B{batch} H{hidden}{f' L{layers} bidirectional' if layers > 1 else ''}"
     facts = {
         "operator": "recurrent", "direction": direction, "cell": cell, "steps": steps, "batch": batch,
@@ -255,7 +187,8 @@ def recurrent_case(
     }  # fmt: skip
     # TF32 is about float32 alone.
     contenders = tuple(c for c in CONTENDERS["recurrent"] if dtype == "float32" or c != "cudnn_tf32")
-    return Case(f"{name} {dtype} {direction}", facts, make, contenders, steps < 512)
+    build = partial(operators.sequence_case, cell, sizes, DTYPES[dtype])
+    return Point(f"{name} {dtype} {direction}", facts, build, contenders, steps < 512)
 
 
 CONTENDERS = {
@@ -279,15 +212,17 @@ def measure(stage: str, contender: str, done: set[str]) -> Iterator[dict[str, An
         ``{"begin": row}`` before each case, then what came of it.
     """
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if not device.dry:  # a process of its own
+        torch.backends.cudnn.allow_tf32 = contender == "cudnn_tf32"
     with device.cuda.stream(device.cuda.Stream()):
         for case in STAGES[stage].cases():
-            if case.row in done or not case.is_for(contender):
+            if case.row in done or contender not in case.contenders:
                 continue
             yield {"begin": case.row}
             torch.manual_seed(0)
             found = {"stage": stage, "row": case.row, "contender": contender, **case.facts}
             try:
-                calls = case.make(contender)
+                calls = case.calls(contender)
                 figures = device.graph_seconds(calls)
                 if case.eager:
                     figures |= device.eager_seconds(calls)
@@ -305,5 +240,5 @@ def profiled() -> Iterator[Call]:
     for dtype in DTYPES:
         for direction in ("forward", "backward"):
             for layout in ("NCHW", "NHWC"):
-                yield norm_case("batch_norm_act", size, dtype, layout, 64, direction).make(AUTOMATIC)[0]
-            yield reparameterization_case(size, dtype, direction).make(AUTOMATIC)[0]
+                yield norm_case("batch_norm_act", size, dtype, layout, 64, direction).calls(AUTOMATIC)[0]
+            yield reparameterization_case(size, dtype, direction).calls(AUTOMATIC)[0]

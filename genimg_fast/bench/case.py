@@ -118,21 +118,48 @@ def calls_of(
 
     if direction == "forward":
         return forward
-    leaves = leaves_of(function, inputs)
-    if not leaves:
-        raise ValueError("no input, and no parameter, requires a gradient")
-    outputs = [t for t in forward() if t.requires_grad]
-    generator = torch.Generator().manual_seed(1)
-    grads = [
-        torch.randn(t.shape, generator=generator).to(t).contiguous(memory_format=_format_of(t)) for t in outputs
-    ]
-    del outputs
+    leaves = _leaves_for(function, inputs)
+    grads = _gradients_for([t for t in forward() if t.requires_grad])
 
     def both() -> tuple[Tensor, ...]:
         results = [t for t in forward() if t.requires_grad]
         return torch.autograd.grad(results, leaves, grads, allow_unused=True, materialize_grads=True)
 
     return both
+
+
+def backward_of(function: Callable[..., Any], inputs: Sequence[Any]) -> Callable[[], tuple[Tensor, ...]]:
+    """Make a function without arguments that does a backward pass alone, of one forward pass, again and again.
+
+    Args:
+        function: The contender.
+        inputs: What it takes.
+
+    Returns:
+        A function that returns the gradients.
+    """
+    leaves = _leaves_for(function, inputs)
+    results = [t for t in tensors_of(function(*inputs)) if t.requires_grad]
+    grads = _gradients_for(results)
+    return lambda: torch.autograd.grad(
+        results, leaves, grads, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+def _leaves_for(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
+    leaves = leaves_of(function, inputs)
+    if not leaves:
+        raise ValueError("no input, and no parameter, requires a gradient")
+    return leaves
+
+
+def _gradients_for(results: Sequence[Tensor]) -> list[Tensor]:
+    """Draw gradients of results: the same for every contender, whatever its dtype."""
+    generator = torch.Generator(results[0].device if results else "cpu").manual_seed(1)
+    return [
+        torch.randn(t.shape, generator=generator, device=t.device).to(t).contiguous(memory_format=_format_of(t))
+        for t in results
+    ]
 
 
 def _format_of(t: Tensor) -> torch.memory_format:

@@ -1,25 +1,40 @@
 """The cases of whole networks, and of whole training steps."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genimg_fast._fuse import fuse, unfuse
+from genimg_fast._fuse import fuse
+from genimg_fast.bench import loops
 from genimg_fast.bench.case import Case
-from genimg_fast.bench.dcgan_loop import dcgan, example
 from genimg_fast.bench.entries import OURS, Entry
+from genimg_fast.bench.loops import Setting
 from genimg_fast.data.optional import optional_import
-from genimg_fast.models import DCGAN, MLPVAE, VAE, WGAN, ConditionalDCGAN, FramePredictor, Pix2Pix
+from genimg_fast.models import (
+    DCGAN,
+    MLPVAE,
+    VAE,
+    VQVAE,
+    WGAN,
+    ConditionalDCGAN,
+    CycleGAN,
+    FramePredictor,
+    Pix2Pix,
+    ResidualGAN,
+    ResidualVAE,
+)
 from genimg_fast.training import (
+    CycleGANTrainer,
     FramePredictorTrainer,
     GANTrainer,
     Pix2PixTrainer,
     Recipe,
     VAETrainer,
+    VQVAETrainer,
 )
 
 
@@ -90,80 +105,112 @@ _RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def _dcgan(blocks: int, options: dict[str, Any], device: str) -> Case:
-    """A step of a DCGAN by this package's trainer, by the example's loop, and by that one compiled."""
-    batch = 128 if device != "cpu" else 64
-    recipe = Recipe(**options, cuda_graph=device != "cpu", ema=0)
-    images = torch.rand(batch, 3, 4 << blocks, 4 << blocks, device=device) * 2 - 1
+def step_case(
+    make: Callable[[], Any], trainer: Callable[..., Any], loop: Callable[..., loops.Step],
+    shape: Sequence[int], classes: int, options: dict[str, Any], device: str,
+) -> Case:  # fmt: skip
+    """A training step of this package's trainer, and of the loop that people start from.
 
-    trainer = GANTrainer(dcgan(device, n_blocks=blocks), recipe=recipe)
-    contenders: dict[str, Callable[..., Any]] = {
-        OURS: lambda: trainer.step(images),
-        "eager": example(images),
-        "compile": example(images, recipe),
-    }
-    return Case(contenders, passes=("step",), images=batch)
+    That loop runs as it is published (``"eager"``), compiled (``"compile-float32"``), and compiled with the
+    precision and the memory format that ours has (``"compile"``).
 
+    Args:
+        make: Makes the model, with the same weights every time.
+        trainer: Of this package.
+        loop: One of :mod:`genimg_fast.bench.loops`.
+        shape: Of the batch.
+        classes: Number of classes of the images, if the model knows them, else 0.
+        options: Of the recipe.
+        device: ``"cpu"`` or ``"cuda"``.
 
-def _trainer(
-    make: Callable[[], Any], trainer: Callable[..., Any], batch: Callable[[str], Any], device: str
-) -> Case:
-    """A step of this package's trainer: with its layers, and with torch.nn's."""
+    Returns:
+        The case.
+    """
+    recipe = Recipe(**options, ema=0)
+    images = torch.rand(*shape, device=device).mul_(2).sub_(1)
+    data = (images, torch.arange(shape[0], device=device) % classes) if classes else (images,)
 
-    def stepping(plain: bool) -> Callable[[], Any]:
+    def made() -> Any:
         torch.manual_seed(0)
-        model = make()
-        stepper = trainer((unfuse(model) if plain else model).to(device), recipe=Recipe(ema=0))
-        torch.manual_seed(1)
-        data = batch(device)
-        return lambda: stepper.step(*data)
+        return make()
 
-    images = len(batch("cpu")[0])
-    return Case({OURS: stepping(False), "eager": stepping(True)}, passes=("step",), images=images)
-
-
-def _pictures(n: int, channels: int, side: int, classes: int = 0) -> Callable[[str], Any]:
-    def make(device: str) -> Any:
-        images = torch.rand(n, channels, side, side).mul(2).sub(1).to(device)
-        return (images, torch.arange(n, device=device) % classes) if classes else (images,)
-
-    return make
+    stepper = trainer(made().to(device), recipe=Recipe(**options, ema=0, cuda_graph=device == "cuda"))
+    contenders: dict[str, Callable[..., Any]] = {
+        OURS: lambda: stepper.step(*data),
+        "eager": loop(made(), Setting(device), *data),
+        "compile": loop(made(), Setting(device, True, recipe), *data),
+    }
+    if options:
+        contenders["compile-float32"] = loop(made(), Setting(device, True), *data)
+    return Case(contenders, passes=("step",), images=shape[0])
 
 
-def _pairs(n: int, side: int) -> Callable[[str], Any]:
-    return lambda device: tuple(torch.rand(2, n, 3, side, side).mul(2).sub(1).to(device))
+def dcgan_case(
+    blocks: int, options: dict[str, Any], device: str, batch: int | None = None, channels: int = 64
+) -> Case:
+    """A step of the DCGAN of images of ``4 << blocks`` pixels a side.
+
+    Args:
+        blocks: Doublings of the generator's resolution.
+        options: Of the recipe.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch: Images; default: 64, on a GPU 128.
+        channels: Width of the networks.
+
+    Returns:
+        The case.
+    """
+    batch = batch or (64 if device == "cpu" else 128)
+    return step_case(
+        partial(DCGAN, z_dim=100, c_dim=3, channels=channels, n_blocks=blocks), GANTrainer, loops.gan,
+        (batch, 3, 4 << blocks, 4 << blocks), 0, options, device,
+    )  # fmt: skip
 
 
-def _frames(n: int, steps: int, side: int) -> Callable[[str], Any]:
-    return lambda device: (torch.rand(n, steps, 1, side, side).mul(2).sub(1).to(device),)
-
-
-_STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], Callable[[str], Any], bool]] = {
+# Model, trainer, loop, shape of the batch (of pairs: side by side), classes, and whether the short list has it.
+_STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], Callable[..., Any], tuple[int, ...], int, bool]] = {
     "WGAN-GP 32x32 B64": (
-        lambda: WGAN(z_dim=100, c_dim=3, channels=64, n_blocks=3),
-        partial(GANTrainer, loss="wasserstein", gp=10.0), _pictures(64, 3, 32), False,
+        partial(WGAN, z_dim=100, c_dim=3, channels=64, n_blocks=3),
+        partial(GANTrainer, loss="wasserstein", gp=10.0), loops.wgan, (64, 3, 32, 32), 0, False,
+    ),
+    "ResidualGAN-GP 32x32 B64": (
+        partial(ResidualGAN, z_dim=100, c_dim=3, channels=32),
+        partial(GANTrainer, loss="wasserstein", gp=10.0), loops.wgan, (64, 3, 32, 32), 0, False,
     ),
     "cDCGAN 32x32 B64": (
-        lambda: ConditionalDCGAN(z_dim=100, c_dim=1, channels=32, n_blocks=3, num_classes=10),
-        GANTrainer, _pictures(64, 1, 32, 10), False,
+        partial(ConditionalDCGAN, z_dim=100, c_dim=1, channels=32, n_blocks=3, num_classes=10),
+        GANTrainer, loops.gan, (64, 1, 32, 32), 10, False,
     ),
     "DCGAN 32x32 B64 (the demo's)": (
-        lambda: DCGAN(z_dim=100, c_dim=1, channels=16, n_blocks=3), GANTrainer, _pictures(64, 1, 32), True,
+        partial(DCGAN, z_dim=20, c_dim=1, channels=32, n_blocks=3),
+        GANTrainer, loops.gan, (64, 1, 32, 32), 0, True,
     ),
     "Pix2Pix 64x64 B1, instance norm": (
-        lambda: Pix2Pix(channels=32, image_size=64, norm="instance"), Pix2PixTrainer, _pairs(1, 64), False,
+        partial(Pix2Pix, channels=32, image_size=64, norm="instance"),
+        Pix2PixTrainer, loops.pix2pix, (1, 3, 64, 128), 0, False,
     ),
     "Pix2Pix 64x64 B4, batch norm": (
-        lambda: Pix2Pix(channels=32, image_size=64, norm="batch"), Pix2PixTrainer, _pairs(4, 64), False,
+        partial(Pix2Pix, channels=32, image_size=64, norm="batch"),
+        Pix2PixTrainer, loops.pix2pix, (4, 3, 64, 128), 0, False,
+    ),
+    "CycleGAN 64x64 B1": (
+        partial(CycleGAN, channels=32, image_size=64), CycleGANTrainer, loops.cyclegan, (1, 3, 64, 128), 0, False,
     ),
     "VAE 32x32 B64": (
-        lambda: VAE(z_dim=32, c_dim=1, channels=32, n_blocks=3), VAETrainer, _pictures(64, 1, 32), True,
+        partial(VAE, z_dim=32, c_dim=1, channels=32, n_blocks=3), VAETrainer, loops.vae, (64, 1, 32, 32), 0, True,
+    ),
+    "ResidualVAE 32x32 B64": (
+        partial(ResidualVAE, z_dim=32, c_dim=1, channels=32, n_blocks=3),
+        VAETrainer, loops.vae, (64, 1, 32, 32), 0, False,
     ),
     "MLPVAE 28x28 B100": (
-        lambda: MLPVAE(z_dim=50, c_dim=1, image_size=28), VAETrainer, _pictures(100, 1, 28), False,
+        partial(MLPVAE, z_dim=50, c_dim=1, image_size=28), VAETrainer, loops.vae, (100, 1, 28, 28), 0, False,
     ),
-    "FramePredictor 16x16 T10 B32": (
-        lambda: FramePredictor(), FramePredictorTrainer, _frames(32, 10, 16), False,
+    "VQVAE 32x32 B64": (
+        partial(VQVAE, c_dim=3, channels=64), VQVAETrainer, loops.vqvae, (64, 3, 32, 32), 0, False,
+    ),
+    "FramePredictor 32x32 T10 B16": (
+        FramePredictor, FramePredictorTrainer, loops.frames, (16, 10, 1, 32, 32), 0, False,
     ),
 }  # fmt: skip
 
@@ -176,12 +223,12 @@ def entries() -> Iterator[Entry]:
                 f"{name} float32 {layout}", "models", "float32", short and layout == "NCHW",
                 partial(_network, build, shape, layout),
             )  # fmt: skip
-    for blocks in (3, 4, 5):
-        for recipe, options in _RECIPES.items():
-            dtype = "bfloat16" if "bf16" in recipe else "float32"
+    for recipe, options in _RECIPES.items():
+        dtype = "bfloat16" if "bf16" in recipe else "float32"
+        for blocks in (3, 4, 5):
             short = blocks == 4 and recipe != "float32 channels_last"
-            yield Entry(
-                f"DCGAN-{4 << blocks} step {recipe}", "models", dtype, short, partial(_dcgan, blocks, options)
-            )
-    for name, (make, trainer, batch, short) in _STEPS.items():
-        yield Entry(f"{name} step float32", "models", "float32", short, partial(_trainer, make, trainer, batch))
+            name = f"DCGAN-{4 << blocks} step {recipe}"
+            yield Entry(name, "models", dtype, short, partial(dcgan_case, blocks, options))
+        for name, (make, trainer, loop, shape, classes, short) in _STEPS.items():
+            build_step = partial(step_case, make, trainer, loop, shape, classes, options)
+            yield Entry(f"{name} step {recipe}", "models", dtype, short and not options, build_step)

@@ -1,5 +1,6 @@
 """The cases of the operators: each shape, dtype and layout once, with what has to be moved and done at least."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.entries import OURS, Entry
 from genimg_fast.nn import GRU, LSTM, RNN
-from genimg_fast.ops import batch_norm_act, group_norm_act, image_conv_act, reparameterize_kl
+from genimg_fast.ops import (
+    batch_norm_act,
+    group_norm_act,
+    image_conv_act,
+    reparameterize_kl,
+    winograd_conv2d,
+    winograd_conv2d_reference,
+    winograd_conv_transpose2d,
+    winograd_conv_transpose2d_reference,
+)
 
 SLOPE = 0.2
 DTYPES = (torch.float32, torch.bfloat16)
@@ -52,7 +62,19 @@ _BATCH_NORMS = [
 ]
 
 
-def _batch_norm(shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str, device: str) -> Case:
+def batch_norm_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str, activation: str, device: str) -> Case:
+    """Batch norm in training and an activation, with float32 parameters, as under autocast.
+
+    Args:
+        shape: Of the data.
+        dtype: Of the data.
+        layout: ``"NCHW"`` or ``"channels_last"``.
+        activation: ``"identity"``, ``"leaky_relu"`` or ``"silu"``.
+        device: Where; on ``"meta"`` nothing is computed, and bytes are counted all the same.
+
+    Returns:
+        The case.
+    """
     x = _laid_out(torch.randn(shape, device=device).to(dtype), layout).requires_grad_()
     weight = torch.rand(shape[1], device=device).add_(0.5).requires_grad_()
     bias = torch.randn(shape[1], device=device).requires_grad_()
@@ -102,15 +124,32 @@ _GROUP_NORMS = [
 ]
 
 
-def _group_norm(
+def group_norm_case(
     shape: tuple[int, ...], groups: int, activation: str, norm: str, kind: str, layout: str, device: str
 ) -> Case:
+    """Group norm and an activation.
+
+    Args:
+        shape: Of the data.
+        groups: Of the norm.
+        activation: ``"identity"``, ``"leaky_relu"`` or ``"silu"``.
+        norm: ``""`` for group norm, ``"modulated"`` for one with a scale and a shift of each sample and channel
+            behind it, ``"instance"`` for one group per channel, without weights.
+        kind: ``"float32"``, ``"bfloat16"``, or ``"autocast"``: of bfloat16 data. Parameters are float32 on a CPU;
+            on a GPU torch's group norm takes those of the data's type alone.
+        layout: ``"NCHW"`` or ``"channels_last"``.
+        device: As of :func:`batch_norm_case`.
+
+    Returns:
+        The case.
+    """
     dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    parameters = torch.float32 if device == "cpu" or kind == "autocast" else dtype
     x = _laid_out(torch.randn(shape, device=device).to(dtype), layout).requires_grad_()
     weight = bias = scale = shift = None
     if norm != "instance":
-        weight = torch.rand(shape[1], device=device).add_(0.5).requires_grad_()
-        bias = torch.randn(shape[1], device=device).requires_grad_()
+        weight = torch.rand(shape[1], device=device).add_(0.5).to(parameters).requires_grad_()
+        bias = torch.randn(shape[1], device=device).to(parameters).requires_grad_()
     if norm == "modulated":
         scale, shift = (torch.randn(shape[:2], device=device).to(dtype).requires_grad_() for _ in range(2))
 
@@ -205,7 +244,18 @@ _LATENTS = [
 ]
 
 
-def _latents(shape: tuple[int, ...], packing: str, dtype: torch.dtype, device: str) -> Case:
+def latents_case(shape: tuple[int, ...], packing: str, dtype: torch.dtype, device: str) -> Case:
+    """A latent drawn from a Gaussian, and its divergence.
+
+    Args:
+        shape: Of mu and logvar.
+        packing: ``"packed"`` for halves of one tensor, or ``""``.
+        dtype: Of both.
+        device: As of :func:`batch_norm_case`.
+
+    Returns:
+        The case.
+    """
     moments = torch.randn(shape[0], 2 * shape[1], *shape[2:], device=device).to(dtype)
     inputs = (moments,) if packing else tuple(half.contiguous() for half in moments.chunk(2, dim=1))
     for t in inputs:
@@ -250,7 +300,18 @@ _SEQUENCES = [
 _CELLS = {"RNN": (nn.RNN, RNN, 1), "GRU": (nn.GRU, GRU, 3), "LSTM": (nn.LSTM, LSTM, 4)}
 
 
-def _sequence(cell: str, sizes: tuple[int, int, int, int, int, bool], dtype: torch.dtype, device: str) -> Case:
+def sequence_case(cell: str, sizes: tuple[int, int, int, int, int, bool], dtype: torch.dtype, device: str) -> Case:
+    """Recurrent layers over whole sequences.
+
+    Args:
+        cell: ``"RNN"``, ``"GRU"`` or ``"LSTM"``.
+        sizes: Steps, batch, input size, hidden size, layers, and whether both ways.
+        dtype: Of data and weights.
+        device: As of :func:`batch_norm_case`.
+
+    Returns:
+        The case.
+    """
     steps, batch, features, hidden, layers, both_ways = sizes
     theirs, own, gates = _CELLS[cell]
     options: dict[str, Any] = {"num_layers": layers, "bidirectional": both_ways, "device": device, "dtype": dtype}
@@ -271,13 +332,47 @@ def _sequence(cell: str, sizes: tuple[int, int, int, int, int, bool], dtype: tor
     )  # fmt: skip
 
 
+# Shape of the finer side, channels of the coarser one, kernel, transposed; and whether it is in the short list.
+_CONVOLUTIONS = [
+    ((64, 64, 32, 32), 128, 4, False, True),
+    ((64, 128, 16, 16), 256, 4, False, False),
+    ((64, 256, 8, 8), 512, 4, False, False),
+    ((64, 64, 32, 32), 128, 4, True, True),
+    ((64, 128, 16, 16), 256, 4, True, False),
+    ((64, 256, 8, 8), 512, 4, True, False),
+    ((64, 128, 32, 32), 128, 3, False, False),
+    ((64, 256, 16, 16), 256, 3, False, False),
+]
+
+
+def _convolution(
+    shape: tuple[int, ...], channels: int, kernel: int, transposed: bool, layout: str, device: str
+) -> Case:
+    batch, width, *sizes = shape
+    coarse = torch.Size((batch, channels, *(size // (2 if kernel == 4 else 1) for size in sizes)))
+    x = _laid_out(torch.randn(coarse if transposed else shape, device=device), layout).requires_grad_()
+    weight = _laid_out(torch.randn(channels, width, kernel, kernel, device=device) / 32, layout).requires_grad_()
+    contenders: dict[str, Callable[..., Any]] = (
+        {OURS: winograd_conv_transpose2d, "eager": winograd_conv_transpose2d_reference}
+        if transposed
+        else {OURS: winograd_conv2d, "eager": winograd_conv2d_reference}
+    )
+    # Of the direct way: with fewer products, more than all of the machine's speed is possible.
+    products = 2 * coarse.numel() * width * kernel * kernel
+    data = 4 * (math.prod(shape) + coarse.numel() + weight.numel())
+    return Case(
+        contenders, (x, weight), moved={"forward": data, "both": 3 * data},
+        operations={"forward": products, "both": 3 * products},
+    )  # fmt: skip
+
+
 def entries() -> Iterator[Entry]:
     """List the operators' cases, the long list, by name."""
     for shape, activation, short in _BATCH_NORMS:
         for dtype in DTYPES:
             for layout in _layouts(shape):
                 name = f"batch_norm_act {_by_x(shape)} {activation} {_named(dtype)} {layout}"
-                build = partial(_batch_norm, shape, dtype, layout, activation)
+                build = partial(batch_norm_case, shape, dtype, layout, activation)
                 yield Entry(name, "ops", _named(dtype), short and (layout == "NCHW" or len(shape) == 4), build)
     for shape, groups, activation, norm, short in _GROUP_NORMS:
         # 16-bit data has float32 parameters; under autocast, for CPUs, it stays 16-bit data: one shape shows it.
@@ -285,7 +380,7 @@ def entries() -> Iterator[Entry]:
             for layout in _layouts(shape):
                 suffix = f" {norm}" if norm else ""
                 name = f"group_norm_act {_by_x(shape)}/{groups}{suffix} {activation} {kind} {layout}"
-                build = partial(_group_norm, shape, groups, activation, norm, kind, layout)
+                build = partial(group_norm_case, shape, groups, activation, norm, kind, layout)
                 words = "float32" if kind == "float32" else "bfloat16"
                 yield Entry(name, "ops", words, short and kind != "autocast", build)
     for direction, shape, channels, side, stride, activation, short in _IMAGE_CONVS:
@@ -302,11 +397,17 @@ def entries() -> Iterator[Entry]:
         for dtype in DTYPES:
             suffix = f" {packing}" if packing else ""
             name = f"reparameterize_kl {_by_x(shape)}{suffix} {_named(dtype)}"
-            yield Entry(name, "ops", _named(dtype), short, partial(_latents, shape, packing, dtype))
+            yield Entry(name, "ops", _named(dtype), short, partial(latents_case, shape, packing, dtype))
     for sizes, short in _SEQUENCES:
         for cell in _CELLS:
             for dtype in DTYPES:
                 steps, batch, features, hidden, layers, both_ways = sizes
                 stack = f" L{layers}{' bidirectional' if both_ways else ''}" if layers > 1 else ""
                 name = f"{cell} T{steps} B{batch} I{features} H{hidden}{stack} {_named(dtype)}"
-                yield Entry(name, "ops", _named(dtype), short, partial(_sequence, cell, sizes, dtype))
+                yield Entry(name, "ops", _named(dtype), short, partial(sequence_case, cell, sizes, dtype))
+    for shape, channels, kernel, transposed, short in _CONVOLUTIONS:
+        for layout in _layouts(shape):
+            arrow = f"{channels}-{_by_x(shape)}" if transposed else f"{_by_x(shape)}-{channels}"
+            name = f"winograd_conv{'_transpose' * transposed}2d {arrow} k{kernel} float32 {layout}"
+            build = partial(_convolution, shape, channels, kernel, transposed, layout)
+            yield Entry(name, "ops", "float32", short and layout == "channels_last", build)

@@ -126,7 +126,7 @@ def compare(
     return Comparison(row, machine.unsound(watch.quiet(), canaries))
 
 
-def quick(device: str, names: Sequence[str], seconds: float = 2.0) -> Iterator[tuple[str, Ratio]]:
+def quick(device: str, names: Sequence[str], seconds: float = 1.0) -> Iterator[Row]:
     """Time a few cases of the package against eager PyTorch, forward and backward, in this process.
 
     Args:
@@ -135,7 +135,7 @@ def quick(device: str, names: Sequence[str], seconds: float = 2.0) -> Iterator[t
         seconds: Of timing, for each.
 
     Yields:
-        A case's name and its ratio, none for a case whose results are wrong.
+        A row for each case, none for one whose results are wrong.
     """
     for name in names:
         case = find(name).case(device)
@@ -153,8 +153,8 @@ def quick(device: str, names: Sequence[str], seconds: float = 2.0) -> Iterator[t
             )
             for contender, times in found["seconds"].get("warm", {}).items():
                 row.seconds.setdefault("warm", {}).setdefault(contender, []).append(times)
-        if (ratio := row.ratio("eager")) is not None:
-            yield name, ratio
+        if row.ratio("eager") is not None:
+            yield row
 
 
 def _plainly(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.results import Change, Result, Row
-from genimg_fast.bench.statistics import Ratio, Verdict
+from genimg_fast.bench.shares import FUSED, gain_of
+from genimg_fast.bench.statistics import Verdict
 from genimg_fast.data.optional import optional_import
 
 COLUMNS = (
@@ -88,10 +89,14 @@ def notes_of(result: Result) -> list[str]:
         )
         slowest, state = min(ratios, key=lambda key: ratios[key].value)
         notes.append(f"slowest case: {ratios[slowest, state]} of the strongest, {state}, {slowest}")
-    steps = [row for row in rows if row.images]
-    for row in steps:
-        rates = {name: row.images / (row.median(name) or 1) for name in [row.judged, *row.peers()]}
-        notes.append(f"{row.name}: " + ", ".join(f"{name} {rate:.0f} images/s" for name, rate in rates.items()))
+    for row in rows:
+        notes += step_lines(row) if row.images else []
+    hurried = list(dict.fromkeys(row.name for row in rows if row.hurried))
+    if hurried:
+        notes.append(
+            f"without compile, and in the first process warm alone, for want of time: {', '.join(hurried)}; a "
+            "longer --time-limit has all"
+        )
     waits = [row for row in rows if "compile" in row.first_call]
     if waits:
         longest = max(waits, key=lambda row: max(row.first_call["compile"]))
@@ -107,12 +112,44 @@ def notes_of(result: Result) -> list[str]:
     return notes
 
 
+def step_lines(row: Row) -> list[str]:
+    """Say how many images a second a training step takes, and where its time goes.
+
+    Args:
+        row: Of a step.
+
+    Returns:
+        A line with the rates, and, if the step was profiled, one with the shares of the reference's time, by how
+        many times ours is faster in each, and what that predicts by Amdahl's law.
+    """
+    rates = []
+    for name in [row.judged, *row.peers()]:
+        memory = f" ({row.memory[name][0] / 1e6:.0f} MB)" if name in row.memory else ""
+        rates.append(f"{name} {row.images / (row.median(name) or 1):.0f} images/s{memory}")
+    lines = [f"{row.name}: {', '.join(rates)}"]
+    theirs, ours, ratio = row.kinds.get(REFERENCE), row.kinds.get(row.judged), row.ratio(REFERENCE)
+    if theirs and ours and ratio:
+        whole = sum(theirs.values())
+        shares = [
+            f"{kind} {seconds / whole:.0%}" + (f" ({seconds / ours[kind]:.1f}x)" if ours[kind] else "")
+            for kind, seconds in sorted(theirs.items(), key=lambda item: -item[1])
+            if seconds >= 0.005 * whole
+        ]
+        lines.append(
+            f"{row.name}, eager's time: {', '.join(shares)}; {' and '.join(FUSED)} alone predict "
+            f"{gain_of(theirs, ours, FUSED):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; measured "
+            f"{ratio.value:.2f}x"
+        )
+    return lines
+
+
 def head_of(result: Result) -> list[str]:
     """Say what was measured where, and what the machine reaches."""
     limits, quiet = result.ceilings, result.quiet
     copies = ", ".join(f"{rate / 1e9:.0f} at {size >> 20} MiB" for size, rate in limits.copy.items())
     return [
         f"{result.when}  commit {result.commit}  {'  '.join(f'{k} {v}' for k, v in result.machine.items())}",
+        result.command,
         f"this machine copies, GB/s read and written: {copies}; matrix products, GFLOP/s: float32 "
         f"{limits.float32 / 1e9:.0f}, bfloat16 {limits.bfloat16 / 1e9:.0f}",
         f"meanwhile others had {quiet['others']:.0%} of the processors and the hypervisor {quiet['stolen']:.0%}; "
@@ -191,102 +228,119 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"must be in a folder that exists, which {path.parent} does not")
 
 
-def draw(result: Result, path: Path) -> None:
-    """Draw bars of speed-up, and the roofline.
+def draw(result: Result, path: Path, rows: Sequence[Row] | None = None) -> None:
+    """Draw how many times as fast as others it is, and the roofline.
+
+    Of a case that was timed forward and in both directions, the picture has both directions.
 
     Args:
         result: The result.
         path: File to write: SVG, PNG or PDF, by its ending.
+        rows: Those to draw; default: all.
 
     Raises:
         ValueError: If there is no row with figures.
     """
     figure_module = optional_import("matplotlib.figure")
-    rows = [row for row in result.rows if row.peers()]
+    rows = [row for row in (result.rows if rows is None else rows) if row.peers()]
+    both = {row.name for row in rows if row.pass_ == "both"}
+    rows = [row for row in rows if row.pass_ != "forward" or row.name not in both]
     if not rows:
         raise ValueError("must have rows with figures to draw")
     bounded = [row for row in rows if row.moved and row.operations]
-    height = 1.6 + 0.30 * len(rows)
-    figure = figure_module.Figure(figsize=(15 if bounded else 9, max(4.5, height)), layout="constrained")
-    axes = figure.subplots(1, 2 if bounded else 1, squeeze=False, width_ratios=[1.35, 1] if bounded else [1])[0]
-    _draw_bars(axes[0], rows)
+    figure = figure_module.Figure(
+        figsize=(16 if bounded else 9, max(6.5, 1.8 + 0.5 * len(rows))), layout="constrained"
+    )
+    axes = figure.subplots(1, 2 if bounded else 1, squeeze=False)[0]
+    _draw_ratios(axes[0], rows)
     if bounded:
         _draw_roofline(axes[1], bounded, result)
     threads = result.machine["threads"]
     where = (
         f"{result.machine['device']}, {threads} thread{'s' * (threads != '1')}, torch {result.machine['torch']}"
     )
-    figure.suptitle(
-        f"genimg_fast {result.commit} on {where}" + (" - UNSOUND" if result.unsound else ""), fontsize=11
-    )
-    figure.savefig(path, dpi=110)
+    figure.suptitle(f"genimg_fast {result.commit} on {where}{' - UNSOUND' * bool(result.unsound)}", fontsize=15)
+    figure.savefig(path, dpi=100, metadata={"Title": title_of(result)})
 
 
-_COLOURS = {"eager": "#7f8c9b", "inplace": "#a3b18a", "compile": "#e09f3e", "diffusers": "#9a6fb0"}
+def title_of(result: Result) -> str:
+    """What a picture's file says that it is of."""
+    return f"genimg-fast bench {result.commit} {result.when}"
 
 
-def _draw_bars(axes: Any, rows: Sequence[Row]) -> None:
+_COLOURS = {
+    "eager": "#54626f", "inplace": "#8aa17a", "compile": "#e08a1e", "compile-float32": "#f2c879",
+    "diffusers": "#9a6fb0",
+}  # fmt: skip
+_FAMILIES = ("#1f6f8b", "#c0392b", "#2e8b57", "#7d3c98", "#b7950b", "#34495e")
+_SIZE = 12  # of text that is read from the last row of a room
+
+
+def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
+    """A line for each row, and on it a point with an interval for each of the others."""
     names = list(dict.fromkeys(peer for row in rows for peer in row.peers()))
-    thickness = 0.8 / len(names)
-    largest = 1.0
-    for k, peer in enumerate(names):
-        first = next(row for row in rows if peer in row.peers())
-        for i, row in enumerate(rows):
-            ratio: Ratio | None = row.ratio(peer)
-            if ratio is None:
-                continue
-            at = i + (k - (len(names) - 1) / 2) * thickness
-            ends = [[ratio.value - ratio.low], [ratio.high - ratio.value]]
-            axes.barh(
-                at, ratio.value, thickness * 0.9, color=_COLOURS.get(peer), xerr=ends, ecolor="#333333",
-                error_kw={"elinewidth": 0.8}, label=peer if row is first else None,
-            )  # fmt: skip
-            largest = max(largest, ratio.high)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=7.5)
-    axes.invert_yaxis()
-    axes.set_xlim(0, largest * 1.05)
+    for peer in names:
+        found = [(i, ratio) for i, row in enumerate(rows) if (ratio := row.ratio(peer)) is not None]
+        values = [ratio.value for _, ratio in found]
+        ends = [[r.value - r.low for _, r in found], [r.high - r.value for _, r in found]]
+        heights = [i + 0.22 * (names.index(peer) - (len(names) - 1) / 2) for i, _ in found]
+        axes.errorbar(
+            values, heights, xerr=ends, fmt="o", markersize=7, elinewidth=1.5, color=_COLOURS.get(peer), label=peer
+        )  # fmt: skip
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    low, high = min(low, 0.8), max(high, 1.6)
+    axes.axvspan(low, 1, color="#f6dcd9", zorder=0)
+    axes.set_xlim(low, high)
+    ticks = [t for t in (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}x" for t in ticks], fontsize=_SIZE)
+    axes.xaxis.set_minor_locator(optional_import("matplotlib.ticker").NullLocator())
+    axes.axvline(1, color="black", linewidth=1.2)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=_SIZE - 1)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     judged = " or ".join(dict.fromkeys(row.judged for row in rows))
-    axes.set_xlabel(f"time of the other / time of {judged}: right of 1, {judged} is faster")
-    axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8, loc="lower right", title="the other", title_fontsize=8)
+    axes.set_xlabel(f"how many times as fast {judged} is as", fontsize=_SIZE + 1)
+    axes.grid(axis="both", alpha=0.3)
+    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
 
 
 def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
+    """What bytes and operations allow, and for each row an arrow from the reference to ours."""
     np = optional_import("numpy")
     limits = result.ceilings
-    copy, peak = max(limits.copy.values()), max(limits.float32, limits.bfloat16)
+    memory, cache = limits.copy[max(limits.copy)], max(limits.copy.values())
+    peak = max(limits.float32, limits.bfloat16)
     intensities = [row.operations / row.moved for row in rows]
-    low, high = min(*intensities, 0.5) / 2, max(*intensities, peak / copy) * 4
-    x = np.geomspace(low, high, 100)
-    slowest = limits.copy[max(limits.copy)]
+    low, high = min(*intensities, 0.5) / 2, max(*intensities, peak / memory) * 3
+    x = np.geomspace(low, high, 200)
     axes.loglog(
-        x, np.minimum(x * slowest, limits.float32) / 1e9, color="black", linewidth=1.2, label="float32, memory"
+        x, np.minimum(x * memory, limits.float32) / 1e9, color="black", linewidth=2, label="memory, float32"
     )
-    if copy > slowest * 1.2:
+    if cache > memory * 1.2:
+        axes.loglog(x, np.minimum(x * cache, limits.float32) / 1e9, "--", color="black", label="caches, float32")
+    if peak > limits.float32 * 1.05:
         axes.loglog(
-            x,
-            np.minimum(x * copy, limits.float32) / 1e9,
-            color="black",
-            linewidth=0.8,
-            linestyle="--",
-            label="float32, caches",
+            x, np.minimum(x * memory, peak) / 1e9, ":", color="black", linewidth=2, label="memory, bfloat16"
         )
-    axes.loglog(
-        x,
-        np.minimum(x * slowest, peak) / 1e9,
-        color="grey",
-        linewidth=0.8,
-        linestyle=":",
-        label="bfloat16, memory",
-    )
-    for name, colour, marker in ((None, "#1f6f8b", "o"), (REFERENCE, _COLOURS["eager"], "x")):
-        points = [(r.operations / r.moved, r.operations / s / 1e9) for r in rows if (s := r.median(name))]
-        axes.scatter(
-            *zip(*points, strict=True), color=colour, marker=marker, s=26, label=name or "genimg_fast", zorder=3
-        )
+    families = list(dict.fromkeys(row.name.split()[0] for row in rows))
+    for row in rows:
+        at, ours, theirs = row.operations / row.moved, row.median(), row.median(REFERENCE)
+        if not ours:
+            continue
+        colour = _FAMILIES[families.index(row.name.split()[0]) % len(_FAMILIES)]
+        rate = row.operations / ours / 1e9
+        if theirs:
+            start = row.operations / theirs / 1e9
+            axes.plot([at, at], [start, rate], color=colour, linewidth=1.2, alpha=0.6)
+            axes.plot(at, start, "o", markersize=8, markerfacecolor="white", color=colour)
+        axes.plot(at, rate, "o", markersize=9, color=colour, zorder=3)
+    for family, colour in zip(families, _FAMILIES * len(families), strict=False):
+        axes.plot([], [], "o", color=colour, label=family)
+    axes.plot([], [], "o", markerfacecolor="white", color="grey", label=f"the same, {REFERENCE}")
     axes.xaxis.set_minor_formatter(optional_import("matplotlib.ticker").NullFormatter())
-    axes.set_xlabel("operations for each byte that has to move")
-    axes.set_ylabel("GFLOP/s, of the operations that are needed")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.tick_params(labelsize=_SIZE)
+    axes.set_xlim(low, high)
+    axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
+    axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=_SIZE, loc="upper left")

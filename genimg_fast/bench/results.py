@@ -38,6 +38,8 @@ class Row:
         memory: Bytes at the peak, and kept for backward, by contender.
         first_call: Seconds of the first call, compilation included, by contender, of each process.
         seconds: By state, then contender, of each process, of each round.
+        kinds: Of a step, seconds under a profiler by contender, then kind of operator.
+        hurried: Whether compiled contenders, and memory that is cold or fresh, were left out for want of time.
 
     Example:
         >>> import genimg_fast as gf
@@ -59,6 +61,8 @@ class Row:
     memory: dict[str, list[int]] = field(default_factory=dict)
     first_call: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
+    kinds: dict[str, dict[str, float]] = field(default_factory=dict)
+    hurried: bool = False
 
     @property
     def key(self) -> str:
@@ -238,13 +242,22 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         A row for each pass of each case.
     """
     found: dict[tuple[str, str], Row] = {}
+    hurried: set[str] = set()
     for part in rows:
+        if "left_out" in part:
+            hurried.add(part["name"])
+            continue
         if "passes" in part:
             for direction in part["passes"]:
                 key = part["name"], direction
                 found.setdefault(key, Row(*key, dtype=dtypes.get(part["name"], ""), skipped=NOT_REACHED))
             continue
         name, direction = part["name"], part.get("pass", "")
+        if "kinds" in part:  # of steps that were profiled; the timed ones decide what has a row
+            if (name, direction) in found:
+                row = found[name, direction]
+                row.kinds, row.memory = part["kinds"], row.memory | part["memory"]
+            continue
         row = found.setdefault((name, direction), Row(name, direction, dtype=dtypes.get(name, "")))
         if "skipped" in part:
             row.skipped = part["skipped"]
@@ -261,6 +274,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
             for contender, times in contenders.items():
                 row.seconds.setdefault(state, {}).setdefault(contender, []).append(times)
     for row in found.values():
+        row.hurried = row.name in hurried
         _drop_wrong(row)
     return list(found.values())
 
@@ -268,7 +282,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
 def _drop_wrong(row: Row) -> None:
     """Leave no figure of what is wrong in any process."""
     if row.judged in row.wrong:
-        row.seconds, row.memory, row.first_call = {}, {}, {}
+        row.seconds, row.memory, row.first_call, row.kinds = {}, {}, {}, {}
     for name in row.wrong:
         row.memory.pop(name, None)
         row.first_call.pop(name, None)

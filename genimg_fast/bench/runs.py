@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from genimg_fast.bench import machine
+from genimg_fast.bench.case import Pass
 from genimg_fast.bench.catalog import all_entries
 from genimg_fast.bench.entries import Entry, choose, own_entries
 from genimg_fast.bench.results import NOT_REACHED, Result, Row, join
@@ -25,6 +26,9 @@ from genimg_fast.bench.timing import State
 PROCESSES = 3
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
+MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
+HURRY = 0.7  # of the time limit, after which the first process leaves out what a compiler needs
+COMPILED = ("compile", "compile-float32")
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -76,7 +80,8 @@ def run(
     started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     ends = None if time_limit is None else started + time_limit
     watch, limits, canaries = machine.Watch(), machine.ceilings(device), [machine.canary(device)]
-    names = [entry.name for entry in entries]
+    # Those first that a compiler takes long for, and that most people look for.
+    names = [entry.name for entry in sorted(entries, key=lambda entry: entry.kind == "ops")]
     if own is not None:  # processes run in the folder of the version that they measure
         file, _, function = own.rpartition(":")
         own = f"{Path(file).absolute()}:{function}"
@@ -89,22 +94,29 @@ def run(
         else max(LEAST_BUDGET, 0.3 * time_limit / (processes * len(versions) * passes_of_all))
     )
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
+    common = {"own": own, "device": device, "threads": threads}
+    kinds: list[dict[str, Any]] = []
+    stepping = [entry.name for entry in entries if entry.kind != "ops"]
+    if stepping and (not passes or "step" in passes):
+        until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
+        kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
-    with _bar(progress, processes * len(versions) * len(names)) as advance:
+    hurry = None if ends is None or base is not None else started + HURRY * (ends - started)
+    with _bar(progress, processes * len(versions) * len(names), ends) as advance:
         for number in range(processes):
             begun = time.monotonic()
             for index, version in enumerate(versions):
                 job = {
-                    "names": names, "own": own, "device": device, "threads": threads, "peers": peers,
-                    "passes": list(passes), "states": list(states), "budget": budget, "seed": number,
-                    "whole": number == 0, "without": without[index],
+                    **common, "names": names, "peers": peers, "passes": list(passes), "states": list(states),
+                    "budget": budget, "seed": number, "whole": number == 0, "without": without[index],
                 }  # fmt: skip
-                for row in _rows_of(job, version, ends):
+                for row in _in_time(job, version, ends, hurry if number == 0 else None):
                     found[index].append(row)
                     if "canary" in row:
                         canaries.append(row["canary"])
                         without[index].setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
-                    advance(row["name"])
+                    if "left_out" not in row:
+                        advance(row["name"])
             if ends is None or number + 1 == processes:
                 continue
             left, took = ends - time.monotonic(), time.monotonic() - begun
@@ -114,14 +126,17 @@ def run(
             budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
             if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
                 break
+    found[-1] += kinds
     canaries.append(machine.canary(device))
     quiet = watch.quiet()
     dtypes = {entry.name: entry.dtype for entry in entries}
+    listed = [entry.name for entry in entries]
     results = []
     for version, rows in zip(versions, found, strict=True):
         joined = join(rows, dtypes)
         missing = [name for name in names if name not in {row.name for row in joined}]
         joined += [Row(name, skipped=NOT_REACHED) for name in missing]
+        joined.sort(key=lambda row: listed.index(row.name))
         facts = {**machine.facts(device), **({"threads": str(threads)} if threads else {})}
         revision = machine.commit() if version == PACKAGE.parent else _revision(version)
         results.append(Result(
@@ -131,15 +146,44 @@ def run(
     return results
 
 
-def _rows_of(job: dict[str, Any], version: Path, ends: float | None) -> Iterator[dict[str, Any]]:
-    """Run a process and yield its rows as they come; stop it when the time is over."""
+def _in_time(
+    job: dict[str, Any], version: Path, ends: float | None, hurry: float | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a process; if it is not through at a time, those of another one that measures less.
+
+    What is left then is measured without a compiler, and with warm inputs alone: every case is to have a figure.
+    """
+    if hurry is None:
+        yield from _rows_of(job, version, ends)
+        return
+    case: list[dict[str, Any]] = []  # rows of the one that is being measured
+    for row in _rows_of(job, version, hurry):
+        if case and row["name"] != case[0]["name"]:
+            yield from case
+            case = []
+        case.append(row)
+    if time.monotonic() < hurry:
+        yield from case
+        return
+    rest = job["names"][job["names"].index(case[0]["name"]) if case else 0 :]
+    for name in rest:
+        yield {"name": name, "left_out": True}
+        for direction in get_args(Pass):
+            job["without"].setdefault(f"{name}, {direction}", []).extend(COMPILED)
+    yield from _rows_of({**job, "names": rest, "states": ["warm"]}, version, ends)
+
+
+def _rows_of(
+    job: dict[str, Any], version: Path, ends: float | None, module: str = "worker"
+) -> Iterator[dict[str, Any]]:
+    """Run a process of a module and yield its rows as they come; stop it when the time is over."""
     reads, writes = os.pipe()
     places = [str(version), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "genimg_fast.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
+            [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
         )  # fmt: skip
         os.close(writes)
         forget = _ending(process, ends)
@@ -189,7 +233,7 @@ def _ending(process: subprocess.Popen[str], ends: float | None) -> Callable[[], 
 
 
 @contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Callable[[str], None]]:
+def _bar(progress: bool, total: int, ends: float | None = None) -> Iterator[Callable[[str], None]]:
     if not progress:
         yield lambda name: None
         return
@@ -200,7 +244,8 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[str], None]]:
 
         def advance(name: str) -> None:
             nonlocal last
-            shown.set_postfix_str(name)
+            left = "" if ends is None else f"{max(0.0, ends - time.monotonic()) / 60:.1f} min left at most, "
+            shown.set_postfix_str(left + name)
             if name != last:
                 shown.update()
             last = name

@@ -48,7 +48,8 @@ def run_cases(
         device: ``cpu``, ``cuda``; ``auto``: a GPU if there is one.
         dtype: Types of data; default: both.
         threads: Threads of each process; default: torch's own choice.
-        peers: Contenders beside ours and eager: inplace, compile, diffusers, or none; default: all.
+        peers: Contenders beside ours and eager: inplace, compile, compile-float32 (a training loop without the
+            precision and layout of ours), diffusers, or none; default: all.
         passes: What to time: forward, both (forward and backward), step; default: all that a case has.
         processes: Fresh processes, one after the other; their differences are part of the interval.
         time_limit: Minutes for all of it.
@@ -95,7 +96,7 @@ def run_cases(
 
 
 def _check_peers(peers: list[str], own: Case | None) -> None:
-    known = ["inplace", "compile", "diffusers"] if own is None else [*own.contenders, "compile"]
+    known = ["inplace", "compile", "compile-float32", "diffusers"] if own is None else [*own.contenders, "compile"]
     for name in peers:
         if name not in (*known, "none"):
             hint = did_you_mean(name, known)

@@ -22,7 +22,9 @@ def add_option(parser: argparse._ActionsContainer, option: Option) -> None:
     else:
         settings |= {"dest": option.name, "required": required}
     if option.type is bool:
-        action: Any = argparse.BooleanOptionalAction if option.default is True else "store_true"
+        # One that may be None has three values: yes, no, and not said.
+        both = option.default is True or option.optional
+        action: Any = argparse.BooleanOptionalAction if both else "store_true"
         parser.add_argument(option.flag, action=action, **settings)
         return
     reader, choices, number = option.takes()
@@ -44,12 +46,13 @@ def add_function(
 ) -> Parser:
     """Add a function as a command.
 
-    Positional parameters are positional arguments, keyword-only ones are flags: ``bool = False`` a switch,
-    ``Literal`` choices, ``X | None = None`` what may be left out, a list one value or more, a tuple that many. The
-    types of :mod:`genimg_fast.options` have ranges. A name that Python keeps for itself has an underscore behind:
-    ``class_`` is ``--class``. What several commands have in common is a dataclass: a parameter of such a type
-    stands for a flag for each field. Of the docstring, the first line is the help, ``Args:`` the help of each flag
-    (its first sentence), ``Example:`` the examples, the rest the description.
+    Positional parameters are positional arguments, keyword-only ones are flags: ``bool = False`` a switch, ``bool
+    | None = None`` a switch and its opposite, ``Literal`` choices, ``X | None = None`` what may be left out, a
+    list one value or more, a tuple that many. The types of :mod:`genimg_fast.options` have ranges. A name that
+    Python keeps for itself has an underscore behind: ``class_`` is ``--class``. What several commands have in
+    common is a dataclass: a parameter of such a type stands for a flag for each field. Of the docstring, the first
+    line is the help, ``Args:`` the help of each flag (its first sentence), ``Example:`` the examples, the rest the
+    description.
 
     What the function finds wrong with an argument, it raises as a ValueError that begins with the parameter's name
     and "must": of "n must be at most 5, got 9" the user reads "argument --n: must be at most 5, got 9". In other

@@ -1,35 +1,41 @@
 """``genimg-fast demo``."""
 
 import copy
+import os
 import shlex
+import shutil
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from genimg_fast._fuse import unfuse
 from genimg_fast._info import info
 from genimg_fast.bench import timing
+from genimg_fast.bench.entries import OURS
 from genimg_fast.bench.machine import Watch, unsound
 from genimg_fast.bench.own import quick
+from genimg_fast.bench.shares import FUSED, seconds_by_kind
 from genimg_fast.bench.statistics import ratio_of
 from genimg_fast.cli.arguments import Device
 from genimg_fast.cli.train import run_training
 from genimg_fast.data import ImageDataset, batches
 from genimg_fast.options import Folder, PositiveInt, Seed
-from genimg_fast.training import GANTrainer, Trainer, find_trainable
+from genimg_fast.training import GANTrainer, Recipe, Trainer, find_trainable
 
 # With the defaults, that gives recognisable digits in about a minute on two cores.
 DEMO: dict[str, Any] = {"data": "digits"}
-# About ten seconds of them show what the kernels gain here.
-OPERATORS = (
-    "batch_norm_act 64x128x16x16 leaky_relu float32 NCHW",
-    "group_norm_act 8x256x32x32/32 silu float32 NCHW",
-    "reparameterize_kl 512x512 float32",
-    "GRU T28 B64 I28 H64 float32",
-)
+# About five seconds of them show what the kernels gain here.
+OPERATORS = {
+    "batch norm + LeakyReLU, 64x128x16x16": "batch_norm_act 64x128x16x16 leaky_relu float32 NCHW",
+    "group norm + SiLU, 8x256x32x32": "group_norm_act 8x256x32x32/32 silu float32 NCHW",
+    "a VAE's latent and its KL, 512x512": "reparameterize_kl 512x512 float32",
+    "GRU, 28 steps of 64x28": "GRU T28 B64 I28 H64 float32",
+}
 
 
 def demo(
@@ -49,38 +55,73 @@ def demo(
     print(f"genimg-fast train dcgan {shlex.join(flags)}")
     run, trainer, dataset = run_training(find_trainable("dcgan"), values)
 
-    batch_size = run.config["batch_size"]
-    watch = Watch()
-    plain, fused = _time_steps(trainer, dataset, batch_size)
     print(f"\ngenerated digits: {run.path / f'samples-{trainer.steps_done:06d}.png'}")
     print(f"real digits:      {run.path / 'real.png'}")
-    kernels = "fused kernels" if info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
-    rates = [batch_size / statistics.median(times) for times in (fused, plain)]
-    print(
-        f"training: {rates[0]:.0f} images/s with {kernels}, {rates[1]:.0f} with plain torch.nn: "
-        f"{ratio_of([plain], [fused])} times as fast; convolutions take most of it"
-    )
-    print("\noperators on this machine, forward + backward, times as fast as eager PyTorch [interval of 95%]:")
-    for name, ratio in quick(trainer.device.type, OPERATORS):
-        print(f"  {name:<58} {ratio}  {ratio.verdict}")
+    watch = Watch()
+    for line in (*_step_lines(trainer, dataset, run.config["batch_size"]), *_operator_lines(trainer.device.type)):
+        print(line, flush=True)
     for words in unsound(watch.quiet(), []):
-        print(f"these figures are rough: {words}")
-    print(
-        f"\nnext:\n  genimg-fast interpolate {run.path}\n  genimg-fast train cvae --data digits\n"
-        "  genimg-fast bench ops --time-limit 5"
-    )
+        print(f"These figures are rough: {words}.")
+    commands = {
+        shlex.join(["interpolate", str(run.path)]): "from digit to digit",
+        "train cvae --data digits": "then, of its run: sample RUN --class 7",
+        "bench ops --time-limit 5": "all kernels, against torch.compile, too",
+    }
+    print("\nTry next:")
+    for command, words in commands.items():
+        print(f"  {_program()} {command:<{max(map(len, commands))}}  # {words}")
     return 0
 
 
-def _time_steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> tuple[list[float], list[float]]:
-    """Seconds of training steps with plain torch.nn, and with this package."""
-    models = (unfuse(copy.deepcopy(trainer.model)), copy.deepcopy(trainer.model))
+def _program() -> str:
+    """What to type for this program: that of an environment that is not active has a folder before its name."""
+    name = "genimg-fast"
+    beside = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else os.path.relpath(beside)
+
+
+def _step_lines(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> Iterator[str]:
+    """Say how fast training is, and what bounds it."""
+    device = trainer.device.type
+    calls = _steps(trainer, dataset, batch_size)
+    times = timing.rounds(calls, "warm", device, 3.0, np.random.default_rng(0))
+    ratio = ratio_of([times["eager"]], [times[OURS]])
+    rates = {name: batch_size / statistics.median(seconds) for name, seconds in times.items()}
+    kernels = "fused kernels" if info().native else "genimg_fast.nn (not fused: see genimg-fast info)"
+    yield f"\ntraining: {rates[OURS]:,.0f} images/s with {kernels}, {rates['eager']:,.0f} with plain torch.nn"
+    yield f"          ({ratio} times as fast: {ratio.verdict})"
+    kinds = seconds_by_kind(calls, device)
+    whole = sum(kinds["eager"].values())
+    shares = sorted(((seconds / whole, kind) for kind, seconds in kinds["eager"].items()), reverse=True)
+    words = ", ".join(f"{kind} {share:.0%}" for share, kind in shares if share >= 0.005)
+    fused = sum(kinds["eager"][kind] for kind in FUSED) / whole
+    yield f"          of plain torch.nn's time: {words}"
+    yield f"          norms and activations, which are fused here, alone: {1 / (1 - fused):.2f} times at most"
+
+
+def _operator_lines(device: str) -> Iterator[str]:
+    """A table of what operators gain."""
+    labels = {name: label for label, name in OPERATORS.items()}
+    yield f"\n{'forward + backward, on this machine':<38} {'ours':>9} {'eager':>9}   times as fast"
+    for row in quick(device, tuple(OPERATORS.values())):
+        ratio, ours, theirs = row.ratio("eager"), row.median() or 0.0, row.median("eager") or 0.0
+        if ratio is not None:
+            yield (
+                f"{labels[row.name]:<38} {ours * 1e3:6.2f} ms {theirs * 1e3:6.2f} ms   "
+                f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}] {ratio.verdict}"
+            )
+
+
+def _steps(trainer: Trainer, dataset: ImageDataset, batch_size: int) -> dict[str, Callable[[], Any]]:
+    """Training steps with this package, and with plain torch.nn, as it lays tensors out."""
     stream = batches(dataset.to(trainer.device), batch_size)
 
-    def stepping(model: Any) -> Callable[[], Any]:
-        stepper = GANTrainer(model)
+    def stepping(model: Any, recipe: Recipe) -> Callable[[], Any]:
+        stepper = GANTrainer(model, recipe=recipe)
         return lambda: stepper.step(*next(stream))["loss_g"].item()
 
-    calls = dict(zip(("plain", "fused"), map(stepping, models), strict=True))
-    found = timing.rounds(calls, "warm", trainer.device.type, 4.0, np.random.default_rng(0))
-    return found["plain"], found["fused"]
+    plain = unfuse(copy.deepcopy(trainer.model)).to(memory_format=torch.contiguous_format)
+    return {
+        OURS: stepping(copy.deepcopy(trainer.model), Recipe()),
+        "eager": stepping(plain, Recipe(channels_last=False)),
+    }

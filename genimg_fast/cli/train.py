@@ -294,6 +294,7 @@ def _run_training(
     trainer = thing.make_trainer(dataset, options, device=device, sync_batch_norm=session.sync_batch_norm)
     if options["batch_size"] < 2 and any(isinstance(m, _BatchNorm) for m in trainer.model.modules()):
         raise OptionError("batch_size", "must be at least 2 for batch norm, got 1")
+    recipe = getattr(trainer, "recipe", thing.recipe(options))
     model_args = thing.model_args(dataset, options)
     if rank() == 0 and model_args.get("num_classes") == 1:
         say(f"{thing.name} on one class only, {dataset.class_names[0]}: subfolders make classes")
@@ -306,7 +307,7 @@ def _run_training(
         **held_out_config,
         "image_size": options["image_size"],
         **thing.trainer_args(options),
-        "recipe": asdict(thing.recipe(options)),
+        "recipe": asdict(recipe),
         "sync_batch_norm": session.sync_batch_norm,
         "batch_size": options["batch_size"],
         "processes": world_size(),
@@ -327,7 +328,8 @@ def _run_training(
         source = session.val_data or sources
         held_out = "" if validation is None else f" ({len(validation)} of {source} held out)"
         what = f"{len(dataset)} {loaded.what} of {sources}{held_out}"
-        say(f"{thing.name} on {what}, {device}, writing to {run.path}")
+        layout = ", channels_last" if recipe.channels_last else ""
+        say(f"{thing.name} on {what}, {device}{layout}, writing to {run.path}")
         if before is None and session.resume == "auto":
             say("no run to go on with: starting anew")
     with blaming("resume", (CheckpointError,)):

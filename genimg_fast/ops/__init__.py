@@ -17,6 +17,12 @@ from genimg_fast.ops.group_norm_act import group_norm_act, group_norm_act_refere
 from genimg_fast.ops.image_conv_act import image_conv_act, image_conv_act_reference
 from genimg_fast.ops.recurrent import gru, gru_reference, lstm, lstm_reference, rnn, rnn_reference
 from genimg_fast.ops.reparameterize_kl import normal_from_seed, reparameterize_kl, reparameterize_kl_reference
+from genimg_fast.ops.winograd_conv import (
+    winograd_conv2d,
+    winograd_conv2d_reference,
+    winograd_conv_transpose2d,
+    winograd_conv_transpose2d_reference,
+)
 
 __all__ = [
     "batch_norm_act",
@@ -38,4 +44,8 @@ __all__ = [
     "reparameterize_kl_reference",
     "rnn",
     "rnn_reference",
+    "winograd_conv2d",
+    "winograd_conv2d_reference",
+    "winograd_conv_transpose2d",
+    "winograd_conv_transpose2d_reference",
 ]

@@ -203,7 +203,8 @@ class Trainable:
         """Get the values of all options: those given, and the defaults of the others.
 
         Args:
-            recorded: Settings of the run to go on with: where its trainer or model was given None, that is kept.
+            recorded: Settings of the run to go on with: where its trainer or model was given None, that is kept,
+                and so is the memory format that it took.
             **given: Values by name. None stands for a default that follows from other options, or, as of
                 ``batch_size`` and of ``frames``, from the data.
 
@@ -216,6 +217,9 @@ class Trainable:
                 raise TypeError(f"{self.name} has no option {name}{did_you_mean(name, options)}")
         values = {name: o.default for name, o in options.items() if o.default is not REQUIRED} | given
         settings = recorded or {}
+        before = settings.get("recipe")
+        if isinstance(before, dict) and values["channels_last"] is None:
+            values["channels_last"] = before.get("channels_last", False)
         arguments = settings.get("model_args")
         settings = {**settings, **(arguments if isinstance(arguments, dict) else {})}
         for name, default in {**self.data.defaults, **self.defaults}.items():
@@ -291,7 +295,7 @@ class Trainable:
         return {
             "model_args": _defaults(options_of(self.model)),
             **_defaults(options_of(self.trainer)),
-            "recipe": asdict(Recipe()),
+            "recipe": asdict(Recipe(channels_last=False)),
         }
 
 

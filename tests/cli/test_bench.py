@@ -106,7 +106,7 @@ def test_a_case_that_fails_stops_no_other_one(
         (["ops", "--filter", "2x8", "--base", "no-such-revision"], "argument --base: must be a revision"),
         (
             ["ops", "--peers", "comple"],
-            "argument --peers: must be of inplace, compile, diffusers, or none, got 'comple'",
+            "argument --peers: must be of inplace, compile, compile-float32, diffusers, or none, got 'comple'",
         ),
         (["ops", "--plot", "x.docx"], "argument --plot: must end in .svg, .png or .pdf"),
         (["ops", "--plot", "no/x.svg"], "argument --plot: must be in a folder that exists"),

@@ -97,6 +97,18 @@ def test_a_flag_turns_off_what_a_file_turns_on(capsys: pytest.CaptureFixture[str
         assert f"\nflip: {expected}\n" in capsys.readouterr().out
 
 
+def test_a_flag_of_three_values(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text("channels_last: false")
+    Path("b.yaml").write_text("channels_last: null")
+    for words, expected in (
+        ((), "null"), (("--channels-last",), "true"), (("--no-channels-last",), "false"),
+        (("--config", "a.yaml"), "false"), (("--config", "a.yaml", "--channels-last"), "true"),
+        (("--config", "b.yaml"), "null"),
+    ):  # fmt: skip
+        assert main(["train", "dcgan", *words, "--print-config"]) == 0
+        assert f"\nchannels_last: {expected}\n" in capsys.readouterr().out
+
+
 def test_two_files_of_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["train", "dcgan", "--config", "a.yaml", "--config=b.yaml"])

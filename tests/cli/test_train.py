@@ -556,6 +556,33 @@ def test_a_run_of_before_an_option_is_resumed(tmp_path: Path, capsys: pytest.Cap
     assert "--betas was [0.9, 0.999] and is [0.5, 0.9]" in capsys.readouterr().err
 
 
+def test_the_memory_format_is_told_and_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*TINY, "--schedule", "constant", "--out", str(tmp_path), "--device", "cpu"]
+    run = tmp_path / "00000-dcgan-digits"
+
+    def train(*more: str, told: bool, written: object) -> None:
+        assert main([*flags, *more]) == 0
+        assert (", cpu, channels_last, writing to" in capsys.readouterr().out) == told
+        (folder, *_) = sorted(tmp_path.iterdir(), reverse=True)
+        config = torch.load(folder / "checkpoint.pt", weights_only=True)["config"]
+        assert config["recipe"]["channels_last"] is written
+
+    train("--steps", "1", told=True, written=True)
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["config"]["recipe"]["channels_last"] = False  # as it was when the other format had to be asked for
+    torch.save(state, run / "checkpoint.pt")
+    (run / "config.json").write_text(json.dumps(state["config"]))
+    train("--steps", "2", "--resume", "auto", told=False, written=False)
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--steps", "3", "--resume", "auto", "--channels-last"])
+    assert "--channels-last was False and is True" in capsys.readouterr().err
+    del state["config"]["recipe"]["channels_last"]  # before there was a choice
+    torch.save(state, run / "checkpoint.pt")
+    (run / "config.json").write_text(json.dumps(state["config"]))
+    train("--steps", "2", "--resume", "auto", told=False, written=False)
+    train("--steps", "1", "--no-channels-last", told=False, written=False)
+
+
 def test_what_a_run_of_before_left_out_stays_left_out(tmp_path: Path) -> None:
     flags = ["train", "cdcgan", *SMALL, "--channels", "2", "--schedule", "constant", "--lr", "0.004"]
     flags += ["--out", str(tmp_path), "--device", "cpu"]

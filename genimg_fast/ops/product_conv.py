@@ -1,0 +1,245 @@
+"""Convolutions of few pixels as matrix products, on a CPU.
+
+oneDNN walks over the pixels of an image. Where a layer has a handful of them and many weights, as in the middle of
+a U-Net or at the end of a discriminator, putting weights in order takes most of its time. A product does without:
+
+    windows (pixels, kh * kw * Ci) @ weight^T (kh * kw * Ci, Cf) = features (pixels, Cf)
+    features^T (Cf, pixels) @ windows (pixels, kh * kw * Ci) = gradient of the weight
+
+where a row of the windows is what the kernel sees of the image for one pixel of the features. In a transposed
+convolution, image and features change places: the first line is the gradient of its input.
+
+A kernel as large as the image has one window, the image itself, and all three passes are products of what is
+there. Elsewhere, the pass from features to image stays oneDNN's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
+
+from genimg_fast import _native
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
+
+Pair = tuple[int, int]
+_Order = tuple[int, int, int, int]
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_NCHW, _CHANNELS_LAST = (0, 1, 2, 3), (0, 2, 3, 1)  # orders of a weight's dimensions in memory
+# From how many weights on for each pixel of the features a product takes less time than oneDNN, by a tenth or more
+# of the layer's (docs/benchmarks.md).
+_FORWARD = {_NCHW: 1 << 16, _CHANNELS_LAST: 1 << 16}
+_GRADIENT = {_NCHW: 1 << 15, _CHANNELS_LAST: 1 << 13}
+# So does, with fewer weights, the gradient in bfloat16 and channels_last where a stride leads to few pixels.
+_FEW_PIXELS = 16
+# For less, it is not worth to call a function of Python's.
+_FEWEST_WEIGHTS = 1 << 17
+
+
+class _Plan(NamedTuple):
+    """The convolution from image to features, in rows and columns, and what to do by products."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    image: Pair
+    features: Pair
+    transposed: bool
+    whole: bool  # the kernel is as large as the image
+    forward: bool  # the pass from image to features
+    gradient: bool  # the weight's gradient
+
+
+def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Tell whether :func:`product_conv` may do something for a layer, whatever its input is."""
+    whole = layer.padding == (0, 0) and max(layer.kernel_size) > 1
+    weights = layer.in_channels * layer.out_channels * math.prod(layer.kernel_size)
+    return layer.groups == 1 and (whole or weights >= _FEWEST_WEIGHTS)
+
+
+def product_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    *,
+    transposed: bool = False,
+    output_padding: Pair = (0, 0),
+) -> Tensor | None:
+    """Convolve with matrix products where these are faster than PyTorch's own convolution.
+
+    Args:
+        input: (N, Ci, H, W), the image; with ``transposed`` (N, Cf, h, w), the features.
+        weight: (Cf, Ci, kh, kw), as ``nn.Conv2d(Ci, Cf)`` and ``nn.ConvTranspose2d(Cf, Ci)`` have it.
+        bias: One value per channel of the result, or None.
+        stride: Step of the window over the image, in rows and columns.
+        padding: Zeros around the image.
+        transposed: Whether it goes from the features to the image.
+        output_padding: With ``transposed``, rows and columns that the image has more than the smallest that fits.
+
+    Returns:
+        What ``F.conv2d`` or ``F.conv_transpose2d`` does, to rounding, with gradients of every order. None where
+        that is to run: it is as fast, someone has to see it, or it has an error to raise.
+    """
+    plan = _plan(input, weight, bias, stride, padding, transposed, output_padding)
+    if plan is None:
+        return None
+    dtype = _dtype_of(input)
+    input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    output: Tensor = _whole(input, weight, transposed) if plan.whole else _ProductConv.apply(input, weight, plan)
+    return output if bias is None else output + bias[:, None, None]
+
+
+def _dtype_of(tensor: Tensor) -> torch.dtype:
+    """Return the dtype in which convolutions take a tensor, which autocast may change."""
+    cast = torch.is_autocast_enabled("cpu") and tensor.dtype in (*_DTYPES, torch.float16)
+    return torch.get_autocast_dtype("cpu") if cast else tensor.dtype
+
+
+def _plan(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    transposed: bool,
+    output_padding: Pair,
+) -> _Plan | None:
+    """Decide what to do by products; None if nothing, or if the arguments are not valid."""
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if not all(type(t) in PLAIN_TENSORS and t.is_cpu for t in tensors):
+        return None
+    if torch.compiler.is_compiling() or _native._backend == "reference" or is_transformed(input):
+        return None
+    if input.dim() != 4 or weight.dim() != 4 or input.numel() == 0 or weight.numel() == 0:
+        return None
+    inputs, outputs = weight.shape[:2] if transposed else (weight.shape[1], weight.shape[0])
+    if input.shape[1] != inputs or (bias is not None and bias.shape != (outputs,)):
+        return None
+    dtype = _dtype_of(input)
+    if dtype not in _DTYPES or any(_dtype_of(t) is not dtype for t in tensors):
+        return None
+    if min(stride) < 1 or min(padding) < 0:
+        return None
+    kernel, given = _pair(weight.shape[2:]), _pair(input.shape[2:])
+    if transposed:
+        if not all(0 <= more < s for more, s in zip(output_padding, stride, strict=True)):
+            return None
+        sizes = zip(given, kernel, stride, padding, output_padding, strict=True)
+        image, features = _pair((n - 1) * s - 2 * p + k + more for n, k, s, p, more in sizes), given
+    else:
+        sizes_ = zip(given, kernel, stride, padding, strict=True)
+        image, features = given, _pair((n + 2 * p - k) // s + 1 for n, k, s, p in sizes_)
+    if min(*image, *features) < 1:
+        return None
+    order, weights, pixels = _order(weight), weight.numel(), len(input) * math.prod(features)
+    few = dtype is torch.bfloat16 and order is _CHANNELS_LAST and min(stride) > 1
+    few = few and math.prod(features) <= _FEW_PIXELS
+    whole = image == kernel and padding == (0, 0) and max(kernel) > 1
+    enough = weights >= _FEWEST_WEIGHTS
+    forward = enough and weights >= _FORWARD[order] * pixels
+    gradient = enough and (few or weights >= _GRADIENT[order] * pixels)
+    if not (whole or forward or gradient):
+        return None
+    return _Plan(kernel, stride, padding, image, features, transposed, whole, forward, gradient)
+
+
+def _pair(values: Iterable[int]) -> Pair:
+    rows, columns = values
+    return rows, columns
+
+
+def _order(weight: Tensor) -> _Order:
+    """Return the order in which a weight's dimensions lie in memory, about."""
+    return _NCHW if weight.is_contiguous() else _CHANNELS_LAST
+
+
+def _nchw(tensor: Tensor, order: _Order) -> Tensor:
+    """Name the dimensions of a tensor that has them in an order as usual."""
+    return tensor if order is _NCHW else tensor.permute(0, 3, 1, 2)
+
+
+def _whole(input: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+    """Convolve with a kernel as large as the image."""
+    order = _order(weight)
+    matrix = weight.permute(order).flatten(1)
+    if not transposed:
+        return _unflat(F.linear(input.permute(order).flatten(1), matrix), (1, 1), order)
+    image = input.flatten(1) @ matrix
+    return _nchw(image.unflatten(1, [weight.shape[axis] for axis in order[1:]]), order)
+
+
+def _unflat(rows: Tensor, size: Pair, order: _Order) -> Tensor:
+    """Make features of a row for each pixel, in the memory format that goes with a weight's order."""
+    images = rows.unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
+    return images.clone(memory_format=torch.contiguous_format) if order is _NCHW else images
+
+
+class _ProductConv(torch.autograd.Function):
+    """A convolution by a plan."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+        need_input, need_weight, _ = ctx.needs_input_grad
+        # The gradient of the weight needs its shape and order, and it is there anyhow.
+        ctx.save_for_backward(input if need_weight else None, weight)
+        ctx.plan, ctx.need_input = plan, need_input
+        return (_to_image if plan.transposed else _to_features)(input, weight, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Compute the gradients, in operations that can be differentiated again."""
+        (input, weight), plan = ctx.saved_tensors, ctx.plan
+        if is_legacy_batchedtensor(grad):  # many gradients at a time, which views do not take
+            plan = plan._replace(forward=False, gradient=False)
+        grad_input = grad_weight = None
+        if ctx.need_input:
+            grad_input = (_to_features if plan.transposed else _to_image)(grad, weight, plan)
+        if input is not None:
+            image, features = (grad, input) if plan.transposed else (input, grad)
+            grad_weight = _weight_gradient(image, features, weight, plan)
+        return grad_input, grad_weight, None
+
+
+def _windows(image: Tensor, plan: _Plan, order: _Order) -> Tensor:
+    """Return what the kernel sees, a row for each pixel of the features, in the order of a weight."""
+    (kh, kw), (sh, sw), (ph, pw) = plan.kernel, plan.stride, plan.padding
+    seen = F.pad(image, (pw, pw, ph, ph)).unfold(2, kh, sh).unfold(3, kw, sw)  # N, Ci, h, w, kh, kw
+    inner = (1, 4, 5) if order is _NCHW else (4, 5, 1)
+    return seen.permute(0, 2, 3, *inner).flatten(3).flatten(0, 2)
+
+
+def _to_features(image: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    if not plan.forward:
+        return F.conv2d(image, weight, None, plan.stride, plan.padding)
+    order = _order(weight)
+    rows = _windows(image, plan, order) @ weight.permute(order).flatten(1).t()
+    # PyTorch's are in channels_last if either the image or the weight is.
+    return _unflat(rows, plan.features, _NCHW if order is _NCHW and image.is_contiguous() else _CHANNELS_LAST)
+
+
+def _to_image(features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    sizes = zip(plan.image, plan.features, plan.kernel, plan.stride, plan.padding, strict=True)
+    more = [n - ((f - 1) * s - 2 * p + k) for n, f, k, s, p in sizes]
+    return F.conv_transpose2d(features, weight, None, plan.stride, plan.padding, more)
+
+
+def _weight_gradient(image: Tensor, features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+    """Compute the gradient of a weight of which the shape and the order count."""
+    if not plan.gradient:
+        backward, mask = torch.ops.aten.convolution_backward, (False, True, False)
+        one, none = (1, 1), (0, 0)
+        gradient: Tensor = backward(
+            features, image, weight, None, plan.stride, plan.padding, one, False, none, 1, mask
+        )[1]
+        return gradient
+    order = _order(weight)
+    gradient = features.permute(0, 2, 3, 1).flatten(0, 2).t() @ _windows(image, plan, order)
+    return _nchw(gradient.view([weight.shape[axis] for axis in order]), order)

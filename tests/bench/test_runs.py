@@ -1,0 +1,102 @@
+"""How a run spends its time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genimg_fast.bench import Result, report, runs
+from genimg_fast.bench.machine import Ceilings
+from genimg_fast.bench.runs import chosen, run
+
+
+class Processes:
+    """Stands for processes that measure: a pass takes the budget, and in the first one a check and a compiler.
+
+    Attributes:
+        clock: Seconds since the beginning.
+        jobs: What each process was to do.
+    """
+
+    def __init__(self, check: float, compiler: float) -> None:
+        self.clock = 0.0
+        self.check, self.compiler = check, compiler
+        self.jobs: list[dict[str, Any]] = []
+
+    def rows(
+        self, job: dict[str, Any], version: Path, ends: float | None, module: str = "worker"
+    ) -> Iterator[dict[str, Any]]:
+        if module == "shares":
+            self.clock += 10
+            kinds = {"eager": {"other": 1.0}, "genimg_fast": {"other": 1.0}}
+            yield from ({"name": n, "pass": "step", "kinds": kinds, "memory": {}} for n in job["names"])
+            return
+        self.jobs.append(job)
+        for name in job["names"]:
+            passes = ["step"] if " step " in name else ["forward", "both"]
+            yield {"name": name, "passes": passes}
+            for direction in passes:
+                compiled = "compile" not in job["without"].get(f"{name}, {direction}", ())
+                takes = job["budget"] + job["whole"] * (self.check + compiled * self.compiler)
+                if ends is not None and self.clock + takes > ends:
+                    self.clock = ends
+                    return
+                self.clock += takes
+                contenders = ("genimg_fast", "eager", *(["compile"] if compiled else []))
+                times = {contender: [1e-3, 1e-3] for contender in contenders}
+                yield {
+                    "name": name, "pass": direction, "moved": 0, "operations": 0, "images": 0,
+                    "judged": "genimg_fast", "canary": 1e-3, "wrong": {}, "errors": {}, "memory": {},
+                    "first_call": {}, "seconds": dict.fromkeys(job["states"], times), "yardsticks": {},
+                }  # fmt: skip
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, limit: float, **takes: float) -> tuple[Processes, Result]:
+    processes = Processes(**takes)
+    monkeypatch.setattr(runs, "_rows_of", processes.rows)
+    monkeypatch.setattr(runs.time, "monotonic", lambda: processes.clock)
+    monkeypatch.setattr(runs.machine, "ceilings", lambda device: Ceilings({1: 1e9}, {1: 1e9}, 1e9, 1e9))
+    monkeypatch.setattr(runs.machine, "canary", lambda device: 1e-3)
+    (result,) = run(chosen("all", [], [])[0], time_limit=limit)
+    return processes, result
+
+
+def test_a_limit_that_suffices_is_used_and_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, result = measured(monkeypatch, 600, check=1, compiler=1)
+    assert 450 < processes.clock <= 600
+    assert all(row.counts() == (3, 2) for row in result.rows)
+    assert not any(row.hurried for row in result.rows)
+    assert all("compile" in row.peers() for row in result.rows)
+
+
+def test_where_compilers_take_too_long_every_case_has_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, result = measured(monkeypatch, 600, check=1, compiler=9)
+    assert processes.clock <= 600
+    hurried = [row for row in result.rows if row.hurried]
+    assert 0 < len(hurried) < len(result.rows)
+    assert all(row.counts()[0] >= 1 for row in result.rows)
+    assert all(row.ratio("eager") is not None for row in result.rows)
+    assert all(("compile" in row.peers()) != row.hurried for row in result.rows)
+    assert all(row.ratio("compile") for row in result.rows if row.name.startswith("DCGAN-64"))  # those come first
+    assert any(line.startswith("without compile") for line in report.notes_of(result))
+
+
+def test_rows_stand_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, result = measured(monkeypatch, 60, check=1, compiler=1)
+    names = [entry.name for entry in chosen("all", [], [])[0]]
+    assert list(dict.fromkeys(row.name for row in result.rows)) == names
+
+
+def test_what_the_limit_does_not_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, result = measured(monkeypatch, 30, check=5, compiler=5)
+    assert processes.clock <= 30
+    missing = [row for row in result.rows if row.skipped]
+    assert missing
+    assert {row.skipped for row in missing} == {runs.NOT_REACHED}
+
+
+def test_without_a_limit_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, result = measured(monkeypatch, None, check=5, compiler=60)  # type: ignore[arg-type]
+    assert len(processes.jobs) == 3
+    assert all(row.counts()[0] == 3 and not row.hurried for row in result.rows)
