@@ -113,9 +113,9 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"inputs and weights whose numbers of elements have a product below {SMALLEST_NATIVE_WORK} and, of "
-            f"bfloat16 and more than {MOST_NATIVE_TAPS_BFLOAT16} products to a feature, for the convolution from the "
-            "image and the weight's gradient",
+            f"inputs and weights whose sizes have a product below {SMALLEST_NATIVE_WORK}; for bfloat16, with "
+            f"weights of more than {MOST_NATIVE_TAPS_BFLOAT16} elements to a channel of features, all but the way "
+            "to an image",
             _is_slower,
         )
     },
