@@ -322,9 +322,13 @@ def test_torch_fx_takes_new_layers_as_leaves(layer, arguments):
     torch.testing.assert_close(traced.eval()(*arguments), layer.eval()(*arguments))
 
 
-# Tracers look into Sequential anyhow, and torch's group norm asks nothing of its input.
+# Tracers look into Sequential anyhow, and torch's group norm and convolutions ask nothing of their input.
 @pytest.mark.parametrize(
-    "name", [*(n for n in ARGUMENTS if n not in ("Sequential", "GroupNorm")), "BatchNormAct2d"]
+    "name",
+    [
+        *(n for n in ARGUMENTS if n not in ("Sequential", "GroupNorm", "Conv2d", "ConvTranspose2d")),
+        "BatchNormAct2d",
+    ],
 )
 def test_torch_fx_looks_into_derived_layers_and_its_root_as_into_torchs(name):
     layer = getattr(nn, name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from genimg_fast import _native
 from genimg_fast.ops._dispatch import (
     EMPTY,
     INVALID,
@@ -25,7 +28,9 @@ from genimg_fast.ops.image_conv_act.operands import Operands, Options
 
 # To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
 # built-in ones.
-SMALLEST_NATIVE_OPERATIONS = 1 << 20
+SMALLEST_NATIVE_WORK = 2 << 20
+# PyTorch multiplies bfloat16 as pairs, which pays from so many products to a feature on.
+MOST_NATIVE_TAPS_BFLOAT16 = 31
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 _SLOWER = "PyTorch is faster"
@@ -99,14 +104,21 @@ def image_size(input: Tensor, weight: Tensor, options: Options) -> tuple[int, ..
 def _is_slower(call: tuple[Tensor, Tensor, bool]) -> bool:
     """Whether PyTorch is faster for an input, a weight, and a convolution that is transposed or not."""
     input, weight, _ = call
-    return input.is_cpu and input.numel() * weight.numel() < SMALLEST_NATIVE_OPERATIONS
+    return input.is_cpu and input.numel() * weight.numel() < SMALLEST_NATIVE_WORK
 
 
 KERNELS = Kernels(
     "image_conv_from",
     [_BATCHES, _CHANNELS, _WINDOWS],
     _unlike,
-    {"cpu": Preference("little work", _is_slower)},
+    {
+        "cpu": Preference(
+            f"inputs and weights whose sizes have a product below {SMALLEST_NATIVE_WORK}; for bfloat16, with "
+            f"weights of more than {MOST_NATIVE_TAPS_BFLOAT16} elements to a channel of features, all but the way "
+            "to an image",
+            _is_slower,
+        )
+    },
     devices=["cpu"],
     dtypes=_DTYPES,
 )
@@ -120,3 +132,16 @@ def why_not(operands: Operands, options: Options) -> str | None:
     if KERNELS.is_slower("cpu", (input, weight, options.transposed)):
         return _SLOWER
     return KERNELS.why_not(operands, options)
+
+
+def torch_is_faster(data: Tensor, weight_shape: Sequence[int]) -> bool:
+    """Whether PyTorch convolves from an image, or computes the weight's gradient, faster; to one it never does.
+
+    Args:
+        data: The image or the features.
+        weight_shape: (Cf, Ci, kh, kw).
+    """
+    if _native._backend != "auto" or data.dtype is not torch.bfloat16:
+        return False
+    _, channels, rows, columns = weight_shape
+    return channels * rows * columns > MOST_NATIVE_TAPS_BFLOAT16

@@ -30,7 +30,8 @@ def from_image(
 ) -> Tensor:
     """Do what the operator ``image_conv_from`` does with the same arguments."""
     weight, bias = weight.to(image.dtype), None if bias is None else bias.to(image.dtype)
-    return activate(F.conv2d(image, weight, bias, stride, padding), _NAMES[activation], negative_slope)
+    features = F.conv2d(image, weight, bias, stride, padding)
+    return activate(features, _NAMES[activation], negative_slope, in_place=True)
 
 
 def to_image(
@@ -50,7 +51,7 @@ def to_image(
         for n, f, s, p, k in zip(size, features.shape[2:], stride, padding, weight.shape[2:], strict=True)
     ]
     image = F.conv_transpose2d(features, weight, bias, stride, padding, more)
-    return activate(image, _NAMES[activation], negative_slope)
+    return activate(image, _NAMES[activation], negative_slope, in_place=True)
 
 
 def weight_gradient(

@@ -13,7 +13,7 @@ from genimg_fast.ops._autograd import call_backward
 from genimg_fast.ops._checks import WIDE_DTYPE
 from genimg_fast.ops._layout import dense
 from genimg_fast.ops.image_conv_act.checks import check_call
-from genimg_fast.ops.image_conv_act.dispatch import KERNELS, dtype_of, image_size
+from genimg_fast.ops.image_conv_act.dispatch import KERNELS, dtype_of, image_size, torch_is_faster
 from genimg_fast.ops.image_conv_act.gradients import (
     before_activation,
     from_image,
@@ -48,13 +48,19 @@ def run_native(operands: Operands, options: Options) -> Tensor:
 
 
 def _run(name: str, recorded: bool, *arguments: Any) -> Tensor:
-    operator = getattr(torch.ops.genimg_fast, name).default
     if torch.compiler.is_compiling():
-        return operator(*arguments)
+        return getattr(torch.ops.genimg_fast, name).default(*arguments)
     if recorded:
         return _FUNCTIONS[name].apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return operator(*arguments)
+        return _chosen(name, *arguments)
+
+
+def _chosen(name: str, data: Tensor, weight: Tensor, *others: Any) -> Tensor:
+    """Run what is faster for a convolution from or to an image."""
+    if name == "image_conv_from" and torch_is_faster(data, weight.shape):
+        return from_image(data, weight, *others)
+    return getattr(torch.ops.genimg_fast, name).default(data, weight, *others)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -114,6 +120,8 @@ def _weight_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _from_image(image: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    if torch_is_faster(image, weight.shape):
+        return from_image(image, weight, None, stride, padding, *_LINEAR)
     operator = torch.ops.genimg_fast.image_conv_from.default
     return call_backward(operator, from_image, (dense(image), weight), None, stride, padding, *_LINEAR)
 
@@ -125,6 +133,8 @@ def _to_image(features: Tensor, weight: Tensor, stride: Pair, padding: Pair, siz
 
 def _weight_gradient(image: Tensor, features: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """Autograd rounds it for 16-bit weights."""
+    if torch_is_faster(image, (features.shape[1], image.shape[1], *kernel)):
+        return weight_gradient(image, features, kernel, stride, padding)
     operator = torch.ops.genimg_fast.image_conv_weight.default
     return call_backward(operator, weight_gradient, (dense(image), dense(features)), kernel, stride, padding)
 
@@ -138,7 +148,7 @@ def _function(name: str, backward: Callable[..., Any]) -> Any:
 
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            output: Tensor = getattr(torch.ops.genimg_fast, name).default(*arguments)
+            output = _chosen(name, *arguments)
         _keep(ctx, arguments, output)
         return output
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from ops.image_conv_act.calls import SMALL, both_ways, make, ran_natively
+from ops.image_conv_act.calls import ACTIVATIONS, SMALL, Shape, both_ways, check, make, ran_natively
 
 import genimg_fast as gf
 from genimg_fast.ops import image_conv_act, image_conv_act_reference
+from genimg_fast.ops.image_conv_act import operator
 
 
 def call(function, tensors, transposed, **options):
@@ -53,6 +54,23 @@ def test_auto_leaves_to_torch_what_the_kernels_do_not_take_or_is_faster_there():
         assert not ran_natively(
             image_conv_act(torch.randn(8, 6, 64, 64), torch.randn(8, 6, 3, 3).requires_grad_())
         )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@both_ways
+def test_auto_mixes_torchs_products_and_the_kernels(activation, layout, transposed, monkeypatch):
+    shape = Shape((4, 3, 32, 32), 32)
+    called = []
+    for name in ("from_image", "weight_gradient"):
+        plain = getattr(operator, name)
+        monkeypatch.setattr(operator, name, lambda *a, n=name, f=plain: called.append(n) or f(*a))
+    with gf.backend("auto"):
+        check(shape, make(shape, transposed, torch.bfloat16, layout=layout), transposed, activation=activation)
+        assert sorted(called) == ["from_image", "weight_gradient"]
+        called.clear()
+        check(shape, make(shape, transposed, layout=layout), transposed, activation=activation)
+    assert called == []
 
 
 @both_ways
