@@ -1,4 +1,4 @@
-"""Convolutions from and to images on the fused operator."""
+"""Convolutions from and to images on the fused operator, and those of few pixels as matrix products."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
 from genimg_fast.ops.image_conv_act.dispatch import why_not
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 from genimg_fast.ops.image_conv_act.operator import run_native
+from genimg_fast.ops.product_conv import Pair, may_gain, product_conv
 
 
 def run_image_conv(
@@ -29,6 +30,27 @@ def run_image_conv(
     Returns:
         The result; None if torch's own is to run, be it for an error.
     """
+    numbers = _numbers(layer)
+    if numbers is None:
+        return None
+    operands = new(Operands, (input, layer.weight, layer.bias))
+    options = new(Options, (*numbers, activation, negative_slope))
+    return run_native(operands, options) if why_not(operands, options) is None else None
+
+
+def _run_conv(layer: Any, input: Tensor) -> Tensor | None:
+    """Do what a convolution does in ``forward``, if it is from or to images, or of few pixels."""
+    output = run_image_conv(layer, input)
+    if output is not None or (numbers := _numbers(layer)) is None:
+        return output
+    stride, padding, transposed, more = numbers
+    return product_conv(
+        input, layer.weight, layer.bias, stride, padding, transposed=transposed, output_padding=more
+    )
+
+
+def _numbers(layer: Any) -> tuple[Pair, Pair, bool, Pair] | None:
+    """Get stride, padding, whether it is transposed, and output padding; None if torch's own is to run."""
     if layer.dilation != (1, 1) or layer.groups != 1 or layer.padding_mode != "zeros":
         return None
     stride, padding, more, transposed = layer.stride, layer.padding, layer.output_padding, layer.transposed
@@ -37,13 +59,14 @@ def run_image_conv(
     # Some tools convolve in another way in place of this method.
     if not transposed and getattr(layer._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward:
         return None
-    operands = new(Operands, (input, layer.weight, layer.bias))
-    options = new(Options, (stride, padding, transposed, more, activation, negative_slope))
-    return run_native(operands, options) if why_not(operands, options) is None else None
+    return stride, padding, transposed, more
 
 
 class Conv2d(nn.Conv2d, StandIn):
-    """Here on the fused operator: from images of at most four channels, on a CPU. Others are of torch's class."""
+    """Here on the fused operator: from images of at most four channels, on a CPU. Others are of torch's class.
+
+    Those with many weights run as matrix products where there are few pixels, on a CPU.
+    """
 
     _smallest = (1, 1, 1, 1, 0, 1, 1, True, "zeros", "meta")
 
@@ -55,16 +78,19 @@ class Conv2d(nn.Conv2d, StandIn):
 
     @staticmethod
     def _gains(layer: nn.Conv2d) -> bool:
-        return layer.in_channels <= MAX_IMAGE_CHANNELS
+        return layer.in_channels <= MAX_IMAGE_CHANNELS or may_gain(layer)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, (N, C, H, W) or (C, H, W)."""
-        output = run_image_conv(self, input)
+        output = _run_conv(self, input)
         return super().forward(input) if output is None else output
 
 
 class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
-    """Here on the fused operator: to images of at most four channels, on a CPU. Others are of torch's class."""
+    """Here on the fused operator: to images of at most four channels, on a CPU. Others are of torch's class.
+
+    Those with many weights run as matrix products where there are few pixels, on a CPU.
+    """
 
     _smallest = (1, 1, 1, 1, 0, 0, 1, True, 1, "zeros", "meta")
 
@@ -76,9 +102,9 @@ class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
 
     @staticmethod
     def _gains(layer: nn.ConvTranspose2d) -> bool:
-        return layer.out_channels <= MAX_IMAGE_CHANNELS
+        return layer.out_channels <= MAX_IMAGE_CHANNELS or may_gain(layer)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Transpose a convolution of ``input``, (N, C, H, W) or (C, H, W)."""
-        output = run_image_conv(self, input) if output_size is None else None
+        output = _run_conv(self, input) if output_size is None else None
         return super().forward(input, output_size) if output is None else output
