@@ -19,7 +19,7 @@ COLUMNS = (
     "",
     "cold",
     "fresh",
-    "of best",
+    "of bound",
     "MB",
     "x eager",
     "error",
@@ -27,7 +27,8 @@ COLUMNS = (
 EXPLAINED = """\
 x: the other's time over ours, above 1 ours is faster, with the interval of 95% over processes and rounds;
 strongest: the fastest of all others; cold: x strongest with inputs in no cache; fresh: with new memory;
-of best: of what bytes and operations take at this machine's rates, just measured; MB: memory at the peak;
+of bound: of the least time, and whether bytes, operations or calls take it at this machine's rates, just measured;
+MB: memory at the peak;
 error: largest against float64; no figure stands here that did not pass that comparison; ?: the run is unsound"""
 
 
@@ -46,7 +47,7 @@ def cells_of(row: Row, result: Result) -> list[str]:
         return [row.name, row.pass_, "-", *[""] * 8, reason]
     seconds, strongest = row.median(), row.strongest()
     eager, best = row.ratio(REFERENCE), row.ratio(strongest) if strongest else None
-    share = row.share_of_best(result.ceilings)
+    bound = row.bound(result.ceilings)
     memory, error = row.memory.get(row.judged), row.errors.get(row.judged)
     theirs = row.memory.get(REFERENCE)
     others = []
@@ -62,7 +63,7 @@ def cells_of(row: Row, result: Result) -> list[str]:
         f"{strongest} {best}" if best and strongest != REFERENCE else "eager" if best else "-",
         best.verdict + "?" * bool(result.unsound) if best else "-",
         *others,
-        f"{share:.0%}" if share else "-",
+        f"{bound.seconds / seconds:.0%} {bound.what}" if bound and seconds else "-",
         f"{memory[0] / 1e6:.1f}" if memory else "-",
         f"{theirs[0] / memory[0]:.1f}" if memory and theirs and memory[0] else "-",
         f"{error:.0e}" if error is not None else "-",
