@@ -228,7 +228,7 @@ def entries() -> Iterator[Entry]:
         for blocks in (3, 4, 5):
             short = blocks == 4 and recipe != "float32 channels_last"
             name = f"DCGAN-{4 << blocks} step {recipe}"
-            yield Entry(name, "models", dtype, short, partial(dcgan_case, blocks, options))
+            yield Entry(name, "models", dtype, short, partial(dcgan_case, blocks, options), step=True)
         for name, (make, trainer, loop, shape, classes, short) in _STEPS.items():
             build_step = partial(step_case, make, trainer, loop, shape, classes, options)
-            yield Entry(f"{name} step {recipe}", "models", dtype, short and not options, build_step)
+            yield Entry(f"{name} step {recipe}", "models", dtype, short and not options, build_step, step=True)

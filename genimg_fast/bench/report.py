@@ -135,9 +135,10 @@ def step_lines(row: Row) -> list[str]:
             for kind, seconds in sorted(theirs.items(), key=lambda item: -item[1])
             if seconds >= 0.005 * whole
         ]
+        fused = [kind for kind in FUSED if theirs[kind] >= 0.005 * whole]
         lines.append(
-            f"{row.name}, eager's time: {', '.join(shares)}; {' and '.join(FUSED)} alone predict "
-            f"{gain_of(theirs, ours, FUSED):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; measured "
+            f"{row.name}, eager's time: {', '.join(shares)}; {' and '.join(fused) or 'fused ones'} alone predict "
+            f"{gain_of(theirs, ours, fused):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; measured "
             f"{ratio.value:.2f}x"
         )
     return lines

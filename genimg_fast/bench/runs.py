@@ -96,8 +96,9 @@ def run(
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
     common = {"own": own, "device": device, "threads": threads}
     kinds: list[dict[str, Any]] = []
-    stepping = [entry.name for entry in entries if entry.kind != "ops"]
-    if stepping and (not passes or "step" in passes):
+    # Where the time of steps goes, first: a pass of its own, in a process of its own.
+    stepping = [entry.name for entry in entries if entry.step]
+    if stepping and base is None and (not passes or "step" in passes):
         until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
         kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
