@@ -344,4 +344,4 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
     axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
     axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="upper left")
+    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
