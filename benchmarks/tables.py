@@ -32,6 +32,8 @@ OPERATORS = {
     "group norm, channels_last": "group_norm_act 8x128x64x64/32 silu float32 channels_last",
     "group norm, channels_last, bf16": "group_norm_act 8x128x64x64/32 silu bfloat16 channels_last",
     "instance norm + LeakyReLU, 4x64x128x128": "group_norm_act 4x64x128x128/64 instance leaky_relu float32 NCHW",
+    "first layer of a discriminator": "image_conv_act from 64x3x64x64 64 4x4 stride 2 leaky_relu float32 NCHW",
+    "last layer of a generator": "image_conv_act to 64x3x64x64 64 4x4 stride 2 tanh float32 NCHW",
     "a VAE's latent and its KL, 4096x1024": "reparameterize_kl 4096x1024 float32",
     "a VAE's latent and its KL, 128x128": "reparameterize_kl 128x128 float32",
     "RNN, 28 steps of 64x28, H = 64": "RNN T28 B64 I28 H64 float32",

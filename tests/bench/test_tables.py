@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from genimg_fast.bench import Result, Row, load
+from genimg_fast.bench.catalog import all_entries
+from genimg_fast.bench.entries import choose
 from genimg_fast.bench.machine import Ceilings
 
 ROOT = Path(__file__).parents[2]
@@ -126,3 +128,8 @@ def test_a_text_without_a_place_is_an_error(root: Path, tmp_path: Path) -> None:
     (root / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match="one place for operators"):
         tables.main([saved(result_of(), tmp_path / "x.json")], root)
+
+
+def test_the_short_list_has_what_readme_shows() -> None:
+    short = {entry.name for entry in choose(all_entries(), "ops")}
+    assert set(tables.OPERATORS.values()) <= short
