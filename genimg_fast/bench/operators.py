@@ -205,8 +205,11 @@ def _image_conv(
     features = F.conv2d(image, weight.detach().float(), None, stride, 1)
     transposed = direction == "to"
     x = _laid_out((features if transposed else image).to(dtype), layout).requires_grad_()
-    behind = {"leaky_relu": partial(F.leaky_relu, negative_slope=SLOPE), "silu": F.silu}
-    activate = behind.get(activation) or getattr(torch, activation)
+    behind: dict[str, Callable[..., Tensor]] = {
+        "leaky_relu": partial(F.leaky_relu, negative_slope=SLOPE),
+        "silu": F.silu,
+    }
+    activate: Callable[..., Tensor] = behind.get(activation) or getattr(torch, activation)
     convolve = F.conv_transpose2d if transposed else F.conv2d
 
     def eager(x: Tensor, weight: Tensor) -> Tensor:
