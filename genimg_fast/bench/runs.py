@@ -80,8 +80,8 @@ def run(
     started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     ends = None if time_limit is None else started + time_limit
     watch, limits, canaries = machine.Watch(), machine.ceilings(device), [machine.canary(device)]
-    # Those first that a compiler takes long for, and that most people look for.
-    names = [entry.name for entry in sorted(entries, key=lambda entry: entry.kind == "ops")]
+    # Should the time not suffice: steps first, which have to be compiled; last networks, which take longest.
+    names = [entry.name for entry in sorted(entries, key=lambda entry: (not entry.step, entry.kind == "models"))]
     if own is not None:  # processes run in the folder of the version that they measure
         file, _, function = own.rpartition(":")
         own = f"{Path(file).absolute()}:{function}"
