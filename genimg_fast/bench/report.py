@@ -133,8 +133,8 @@ def step_lines(row: Row) -> list[str]:
         fused = [kind for kind in FUSED if theirs[kind] >= LEAST_SHARE * sum(theirs.values())]
         lines.append(
             f"{row.name}, eager's time: {shares_of(theirs, ours)}; {' and '.join(fused) or 'fused ones'} alone "
-            f"predict {gain_of(theirs, ours, fused):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; measured "
-            f"{ratio.value:.2f}x"
+            f"predict {gain_of(theirs, ours, fused):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; "
+            f"measured {ratio.value:.2f}x"
         )
     return lines
 
