@@ -5,7 +5,7 @@
     python benchmarks/tables.py                 # from the files that are there
     python benchmarks/tables.py --check         # exit status 1 if texts or pictures are not those of the files
 
-A file that is kept has the first rounds of each process, `KEPT` of them, whatever they say. What stands between
+A file that is kept has the first rounds of each process, `KEPT` in all, whatever they say. What stands between
 `<!-- bench: NAME -->` and `<!-- bench: end -->` is this script's.
 """
 
@@ -20,7 +20,7 @@ from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.statistics import Ratio
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = {"warm": 24, "cold": 6, "fresh": 6}  # rounds of a process: a file of some 300 kB
+KEPT = {"warm": 60, "cold": 15, "fresh": 15}  # rounds of all processes of a row: a file of some 300 kB
 
 # What README has of the operators: what a row is called there, and the case.
 OPERATORS = {
@@ -54,7 +54,7 @@ def keep(path: Path, folder: Path) -> Path:
     for row in result.rows:
         for state, contenders in row.seconds.items():
             for name, processes in contenders.items():
-                contenders[name] = [rounds[: KEPT[state]] for rounds in processes]
+                contenders[name] = [rounds[: KEPT[state] // len(processes)] for rounds in processes]
     facts = result.machine
     words = f"{facts['device']} {facts['cores']} cores {facts['SIMD']}"
     kept = folder / f"bench-{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
