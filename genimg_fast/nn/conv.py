@@ -1,4 +1,4 @@
-"""Convolutions from and to images on the fused operator, and those of few pixels as matrix products."""
+"""Convolutions that run as whatever computes them fastest on a CPU; torch's own where that is torch's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, become_torchs
+from genimg_fast.ops import product_conv, winograd_conv
 from genimg_fast.ops._dispatch import new
 from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
 from genimg_fast.ops.image_conv_act.dispatch import why_not
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 from genimg_fast.ops.image_conv_act.operator import run_native
-from genimg_fast.ops.product_conv import Pair, may_gain, product_conv
+from genimg_fast.ops.product_conv import Pair
 
 
 def run_image_conv(
@@ -39,14 +40,22 @@ def run_image_conv(
 
 
 def _run_conv(layer: Any, input: Tensor) -> Tensor | None:
-    """Do what a convolution does in ``forward``, if it is from or to images, or of few pixels."""
+    """Do what a convolution does in ``forward``, if there is a faster way than torch's."""
     output = run_image_conv(layer, input)
     if output is not None or (numbers := _numbers(layer)) is None:
         return output
     stride, padding, transposed, more = numbers
-    return product_conv(
-        input, layer.weight, layer.bias, stride, padding, transposed=transposed, output_padding=more
-    )
+    for run in (winograd_conv.run_layer, product_conv.product_conv):
+        output = run(input, layer.weight, layer.bias, stride, padding, transposed=transposed, output_padding=more)
+        if output is not None:
+            break
+    return output
+
+
+def _may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Tell whether there is a faster way than torch's for a layer, whatever its input is."""
+    image_channels = layer.out_channels if layer.transposed else layer.in_channels
+    return image_channels <= MAX_IMAGE_CHANNELS or winograd_conv.may_gain(layer) or product_conv.may_gain(layer)
 
 
 def _numbers(layer: Any) -> tuple[Pair, Pair, bool, Pair] | None:
@@ -63,9 +72,10 @@ def _numbers(layer: Any) -> tuple[Pair, Pair, bool, Pair] | None:
 
 
 class Conv2d(nn.Conv2d, StandIn):
-    """Here on the fused operator: from images of at most four channels, on a CPU. Others are of torch's class.
+    """Here, on a CPU: from images of at most four channels on the fused operator. Others are of torch's class.
 
-    Those with many weights run as matrix products where there are few pixels, on a CPU.
+    But for, in float32, 4x4 kernels with stride 2 and 3x3 kernels, which take Winograd's products, and for many
+    weights on few pixels, which are matrix products.
     """
 
     _smallest = (1, 1, 1, 1, 0, 1, 1, True, "zeros", "meta")
@@ -76,9 +86,7 @@ class Conv2d(nn.Conv2d, StandIn):
         if not self._gains(self):
             become_torchs(self)
 
-    @staticmethod
-    def _gains(layer: nn.Conv2d) -> bool:
-        return layer.in_channels <= MAX_IMAGE_CHANNELS or may_gain(layer)
+    _gains = staticmethod(_may_gain)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, (N, C, H, W) or (C, H, W)."""
@@ -87,10 +95,7 @@ class Conv2d(nn.Conv2d, StandIn):
 
 
 class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
-    """Here on the fused operator: to images of at most four channels, on a CPU. Others are of torch's class.
-
-    Those with many weights run as matrix products where there are few pixels, on a CPU.
-    """
+    """Here, on a CPU, as :class:`Conv2d`: to images of at most four channels on the fused operator."""
 
     _smallest = (1, 1, 1, 1, 0, 0, 1, True, 1, "zeros", "meta")
 
@@ -100,9 +105,7 @@ class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
         if not self._gains(self):
             become_torchs(self)
 
-    @staticmethod
-    def _gains(layer: nn.ConvTranspose2d) -> bool:
-        return layer.out_channels <= MAX_IMAGE_CHANNELS or may_gain(layer)
+    _gains = staticmethod(_may_gain)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Transpose a convolution of ``input``, (N, C, H, W) or (C, H, W)."""
