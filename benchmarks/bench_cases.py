@@ -4,6 +4,8 @@ One case: `-k "batch_norm_act and 128x64x32x32 and float32 and both"`. The comma
 a limit of time, and cold and fresh memory.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -37,7 +39,8 @@ def test_case(entry: Entry, direction: str, benchmark, rows: list) -> None:
     except ImportError as error:
         pytest.skip(str(error))
     found = measure(
-        case, direction, device=DEVICE, states=["warm"], peers=None, budget=3.0, seed=0, whole=True
+        case, direction, device=DEVICE, states=["warm"], peers=None, budget=3.0, seed=0, whole=True,
+        again=partial(entry.case, DEVICE),
     )  # fmt: skip
     rows.append({
         "name": entry.name, "pass": direction, "moved": case.moved.get(direction, 0),

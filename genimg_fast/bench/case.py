@@ -7,8 +7,44 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from genimg_fast.bench.graphed import Graphed
+
 Pass = Literal["forward", "both", "step"]
 REFERENCE = "eager"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of training, and what it changes: both are compared with the reference's before it is timed.
+
+    Attributes:
+        run: Takes all of the step and returns the numbers that it reports, such as losses. Noise has to come from
+            PyTorch's global generator.
+        networks: What it trains, with the same weights in every contender at the start.
+        like: Makes from the start the step that this one must train like; default: the reference is that.
+
+    Example:
+        >>> import torch, genimg_fast as gf
+        >>> net, x = torch.nn.Linear(4, 1), torch.ones(8, 4)
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> def descend():
+        ...     optimizer.zero_grad()
+        ...     loss = net(x).square().mean()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     return loss.detach()
+        >>> step = gf.bench.Step(descend, [net])
+        >>> bool(step() > step())
+        True
+    """
+
+    run: Callable[[], Any]
+    networks: Sequence[nn.Module]
+    like: Callable[[], "Step"] | None = None
+
+    def __call__(self) -> Any:
+        """Take the step."""
+        return self.run()
 
 
 @dataclass(frozen=True)
@@ -18,7 +54,8 @@ class Case:
     Attributes:
         contenders: Functions or modules by name. Each takes ``inputs`` and returns a tensor, or a tuple of some;
             the one called ``"eager"`` must also run in float64, in which it is the reference. Of the pass
-            ``"step"``, functions without arguments that do all of a training step and return what it reports.
+            ``"step"``, functions without arguments that do all of a training step and return what it reports; the
+            judged one has to be a :class:`Step`, and those that are none are timed without a comparison.
         inputs: Tensors, and other values that are handed on as they are. Gradients are taken of those that require
             them, and of the parameters of modules.
         passes: What is timed: ``"forward"``, ``"both"`` (forward and backward) or ``"step"``.
@@ -28,6 +65,7 @@ class Case:
         compiled: Whether ``torch.compile`` of the reference is a contender, too.
         images: Images of a step, for images a second.
         slack: What the error may be is multiplied by this: of recurrent layers, in which rounding grows.
+        precision: What steps compute in, where it is less than what the reference computes in.
 
     Raises:
         ValueError: If none of the contenders is called ``"eager"``.
@@ -49,6 +87,7 @@ class Case:
     compiled: bool = True
     images: int = 0
     slack: float = 1.0
+    precision: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         if REFERENCE not in self.contenders:
@@ -65,7 +104,7 @@ class Case:
         """Get the contenders that run: the judged one, the reference, and of the others those that are wanted.
 
         Args:
-            wanted: Names; default: all there are, ``"compile"`` included.
+            wanted: Names; default: all there are, ``"compile"`` included, and on a GPU ``"graph"``.
 
         Returns:
             Contenders by name.
@@ -73,8 +112,15 @@ class Case:
         found = dict(self.contenders)
         if self.compiled and "step" not in self.passes:
             found["compile"] = torch.compile(self.contenders[REFERENCE], dynamic=False)
+        if "step" not in self.passes and on_cuda(self.inputs):
+            found["graph"] = Graphed(self.contenders[REFERENCE])
         kept = {self.judged, REFERENCE}
         return {name: f for name, f in found.items() if wanted is None or name in kept or name in wanted}
+
+
+def on_cuda(inputs: Sequence[Any]) -> bool:
+    """Tell whether inputs lie on a GPU."""
+    return any(t.is_cuda for t in inputs if isinstance(t, Tensor))
 
 
 def tensors_of(value: Any) -> tuple[Tensor, ...]:

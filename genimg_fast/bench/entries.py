@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -40,6 +42,30 @@ class Entry(NamedTuple):
         return self.build(device)
 
 
+def said(error: BaseException) -> str:
+    """Say an error in one line, with the place in the user's code, if it came from there."""
+    lines = str(error).strip().splitlines() or [""]
+    words = f"{type(error).__name__}: {lines[0][:200]}" if lines[0] else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename is not None:  # its file has not run
+        return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
+    package = Path(__file__).parents[1]
+    libraries = str(package), *(str(Path(module.__file__ or "").parent) for module in (torch, importlib))
+    places = [
+        f"{frame.filename}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((*libraries, "<"))
+    ]
+    return f"{words} ({places[-1]})" if places else words
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"must run without an error, but {where} raises {said(error)}") from error
+
+
 def own_entries(where: str) -> list[Entry]:
     """List the cases that a function of the user's returns.
 
@@ -50,7 +76,8 @@ def own_entries(where: str) -> list[Entry]:
         Their entries.
 
     Raises:
-        ValueError: If there is no such file or function, or it returns something else.
+        ValueError: If there is no such file or function, or it raises an error, which is named with its file and
+            line, or returns something else.
     """
     file, _, name = where.rpartition(":")
     path = Path(file)
@@ -63,7 +90,8 @@ def own_entries(where: str) -> list[Entry]:
     sys.modules[spec.name] = module  # torch.compile and pickle look there
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        with _blaming(file):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     function = getattr(module, name, None)
@@ -71,7 +99,8 @@ def own_entries(where: str) -> list[Entry]:
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise ValueError(f"must be FILE.py:FUNCTION; {file} has no function {name!r}{did_you_mean(name, public)}")
     torch.manual_seed(0)
-    found = function()
+    with _blaming(name):
+        found = function()
     cases = {name: found} if isinstance(found, Case) else found
     if not isinstance(cases, Mapping) or not all(isinstance(case, Case) for case in cases.values()) or not cases:
         raise ValueError(f"must return a gf.bench.Case, or a dictionary of some; {name} returns {found!r:.200}")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.entries import OURS, Entry
+from genimg_fast.data.optional import optional_import
 from genimg_fast.nn import GRU, LSTM, RNN
 from genimg_fast.ops import (
     batch_norm_act,
@@ -167,6 +169,8 @@ def group_norm_case(
     contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager}
     if activation == "leaky_relu":
         contenders["inplace"] = partial(eager, inplace=True)
+    if x.is_cuda and find_spec("liger_kernel") is not None and norm == "" and layout == "NCHW" and x.dim() == 4:
+        contenders["liger"] = partial(_liger_group_norm, groups, activation)
     if kind == "autocast":
         contenders = {name: torch.autocast(device, torch.bfloat16)(f) for name, f in contenders.items()}
     size, n = x.nbytes, x.numel()
@@ -230,6 +234,15 @@ def _image_conv(
         contenders, (x, weight), moved={"forward": before + after, "both": 3 * before + 3 * after},
         operations={"forward": products, "both": 3 * products},
     )  # fmt: skip
+
+
+def _liger_group_norm(
+    groups: int, activation: str, x: Tensor, weight: Any, bias: Any, scale: None, shift: None
+) -> Tensor:
+    """Liger Kernel's group norm, in Triton, which knows no activation; it takes one dimension of space."""
+    function = optional_import("liger_kernel.ops.group_norm").LigerGroupNormFunction
+    y = function.apply(x.flatten(2), weight, bias, x.shape[1], groups, 1e-5)
+    return _activated(y.view_as(x), activation, inplace=activation != "silu")
 
 
 # Shapes of mu and logvar; packed: both are halves of one tensor, as an encoder's last convolution gives them.

@@ -20,6 +20,8 @@ from genimg_fast.bench.results import Row
 from genimg_fast.bench.statistics import Ratio
 from genimg_fast.bench.worker import measure
 
+PARTS = 5  # of a measurement in one process
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -116,8 +118,8 @@ def compare(
     generator = np.random.default_rng(0)
     calls = timing.calls(case, contenders, direction, "warm", device)
     # Parts, each as if it were a process: what drifts slowly shows as a wider interval.
-    for _ in range(3):
-        for name, times in timing.rounds(calls, "warm", device, seconds / 3, generator).items():
+    for _ in range(PARTS):
+        for name, times in timing.rounds(calls, "warm", device, seconds / PARTS, generator).items():
             row.seconds.setdefault("warm", {}).setdefault(name, []).append(times)
     for name, call in calls.items():
         gate.check_again(name, call, case.inputs)
@@ -140,14 +142,14 @@ def quick(device: str, names: Sequence[str], seconds: float = 1.0) -> Iterator[R
     for name in names:
         case = find(name).case(device)
         row = Row(name, "both", case.judged)
-        for part in range(3):  # as if each were a process: what drifts slowly shows as a wider interval
+        for part in range(PARTS):  # as if each were a process: what drifts slowly shows as a wider interval
             found = measure(
                 case,
                 "both",
                 device=device,
                 states=["warm"],
                 peers=[],
-                budget=seconds / 3,
+                budget=seconds / PARTS,
                 seed=part,
                 whole=part == 0,
             )

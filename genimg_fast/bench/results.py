@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,11 +13,11 @@ from typing import Any
 
 import torch
 
-from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.machine import Bound, Ceilings, bound_of
 from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
 
-SCHEMA = 1
+SCHEMA = 2
+OLDER = (1,)  # forms that lack what has a default here
 NOT_REACHED = "not reached within the time limit"
 
 
@@ -40,6 +41,7 @@ class Row:
         seconds: By state, then contender, of each process, of each round.
         kinds: Of a step, seconds under a profiler by contender, then kind of operator.
         hurried: Whether compiled contenders, and memory that is cold or fresh, were left out for want of time.
+        yardsticks: Seconds, of each process and each warm round, of what no version of the package changes.
 
     Example:
         >>> import genimg_fast as gf
@@ -63,6 +65,7 @@ class Row:
     seconds: dict[str, dict[str, list[list[float]]]] = field(default_factory=dict)
     kinds: dict[str, dict[str, float]] = field(default_factory=dict)
     hurried: bool = False
+    yardsticks: dict[str, list[list[float]]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -122,6 +125,7 @@ class Result:
         commit: That the package's files are of.
         command: The command line.
         when: Date and time of the start.
+        turns: What two results share that were measured in turns, round by round; nothing for one alone.
         schema: Version of this form.
 
     Example:
@@ -142,6 +146,7 @@ class Result:
     commit: str
     command: str
     when: str
+    turns: str = ""
     schema: int = SCHEMA
 
     def save(self, path: Path) -> None:
@@ -217,8 +222,9 @@ def load(path: str | Path) -> Result:
         schema = body["schema"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"must be a result of genimg-fast bench, which {path} is not") from error
-    if schema != SCHEMA:
+    if schema not in (*OLDER, SCHEMA):
         raise ValueError(f"must be a result of form {SCHEMA}; {path} is of form {schema}")
+    body["schema"] = SCHEMA
     try:
         body["rows"] = [Row(**row) for row in body["rows"]]
         limits = body["ceilings"]
@@ -272,6 +278,8 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         for state, contenders in part["seconds"].items():
             for contender, times in contenders.items():
                 row.seconds.setdefault(state, {}).setdefault(contender, []).append(times)
+        for yardstick, times in part["yardsticks"].items():
+            row.yardsticks.setdefault(yardstick, []).append(times)
     for row in found.values():
         row.hurried = row.name in hurried
         _drop_wrong(row)
@@ -281,7 +289,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
 def _drop_wrong(row: Row) -> None:
     """Leave no figure of what is wrong in any process."""
     if row.judged in row.wrong:
-        row.seconds, row.memory, row.first_call, row.kinds = {}, {}, {}, {}
+        row.seconds, row.yardsticks, row.memory, row.first_call, row.kinds = {}, {}, {}, {}, {}
     for name in row.wrong:
         row.memory.pop(name, None)
         row.first_call.pop(name, None)
@@ -296,7 +304,7 @@ class Change:
     Attributes:
         key: The row.
         ratio: By how many times the second is faster.
-        beside: What both were counted in: the reference's time in the same rounds, or seconds.
+        beside: How both were compared: in turns, in seconds and in times of yardsticks, or in seconds.
     """
 
     key: str
@@ -307,8 +315,9 @@ class Change:
 def changes(first: Result, second: Result) -> tuple[list[Change], list[str]]:
     """Compare two results, row by row.
 
-    Where both have the same versions of torch on the same kind of machine, times are counted in those of the
-    reference in the same rounds: what slowed the machine as a whole is no change.
+    Of two that were measured in turns, rounds are pairs. Of other times, but of the same versions of torch on the
+    same kind of machine, the interval holds what each way to count says: in seconds, and in the times that
+    yardsticks took in the same rounds. Where these disagree, the machine has changed, and it cannot be told.
 
     Args:
         first: The earlier.
@@ -317,23 +326,45 @@ def changes(first: Result, second: Result) -> tuple[list[Change], list[str]]:
     Returns:
         The changes of the rows that both have, and the rows that one alone has.
     """
-    facts = ("device", "threads", "torch", "torch's SIMD")
-    beside = all(first.machine.get(fact) == second.machine.get(fact) for fact in facts)
     rows = [{row.key: row for row in result.rows if row.seconds.get("warm")} for result in (first, second)]
-    found = []
-    for key in rows[0].keys() & rows[1].keys():
-        pair = [rows[0][key], rows[1][key]]
-        times = [row.seconds["warm"][row.judged] for row in pair]
-        yardstick = [row.seconds["warm"].get(REFERENCE) for row in pair]
-        if beside and all(yardstick) and pair[0].judged != REFERENCE:
-            words, measures = f"in times of {REFERENCE}", [y for y in yardstick if y is not None]
-        else:
-            words, measures = "in seconds", [_ones(t) for t in times]
-        found.append(Change(key, change_of((times[0], measures[0]), (times[1], measures[1])), words))
-    order = list(rows[0])
-    found.sort(key=lambda change: order.index(change.key))
+    turns = bool(first.turns) and first.turns == second.turns
+    facts = ("device", "threads", "torch", "torch's SIMD")
+    alike = all(first.machine.get(fact) == second.machine.get(fact) for fact in facts)
+    common = [key for key in rows[0] if key in rows[1]]
     alone = [key for key in {**rows[0], **rows[1]} if (key in rows[0]) != (key in rows[1])]
-    return found, alone
+    return [_change(key, rows[0][key], rows[1][key], turns, alike) for key in common], alone
+
+
+def _change(key: str, first: Row, second: Row, turns: bool, alike: bool) -> Change:
+    if turns and (ratio := change_in_turns(first, second)) is not None:
+        return Change(key, ratio, "in turns")
+    before, after = (row.seconds["warm"][row.judged] for row in (first, second))
+    ways = [(_ones(before), _ones(after))]
+    if alike:
+        common = [name for name in first.yardsticks if name in second.yardsticks]
+        ways += [(first.yardsticks[name], second.yardsticks[name]) for name in common]
+    found = [change_of((before, yardstick[0]), (after, yardstick[1])) for yardstick in ways]
+    value = statistics.median(ratio.value for ratio in found)
+    ratio = Ratio(value, min(ratio.low for ratio in found), max(ratio.high for ratio in found))
+    return Change(key, ratio, "in seconds and in times of yardsticks" if len(ways) > 1 else "in seconds")
+
+
+def change_in_turns(first: Row, second: Row) -> Ratio | None:
+    """Estimate how rows differ whose rounds are pairs.
+
+    Args:
+        first: The earlier.
+        second: The later.
+
+    Returns:
+        By how many times the second is faster; None if their rounds are no pairs.
+    """
+    before, after = (row.seconds["warm"][row.judged] for row in (first, second))
+    pairs = list(zip(before, after, strict=False))  # the last process may have had the time for one of both
+    if any(len(a) != len(b) for a, b in pairs):
+        return None
+    ratio = ratio_of([a for a, _ in pairs], [b for _, b in pairs])
+    return ratio if len(pairs) > 1 else Ratio(ratio.value, 0.0, math.inf)
 
 
 def _ones(times: Sequence[Sequence[float]]) -> list[list[float]]:

@@ -10,7 +10,9 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,15 +22,17 @@ from genimg_fast.bench import machine
 from genimg_fast.bench.case import Pass
 from genimg_fast.bench.catalog import all_entries
 from genimg_fast.bench.entries import Entry, choose, own_entries
-from genimg_fast.bench.results import NOT_REACHED, Result, Row, join
+from genimg_fast.bench.results import NOT_REACHED, Result, Row, change_in_turns, join
 from genimg_fast.bench.timing import State
 
-PROCESSES = 3
+PROCESSES = 5  # an interval over three would have to be twice as wide
+FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
 HURRY = 0.7  # of the time limit, after which the first process leaves out what a compiler needs
 COMPILED = ("compile", "compile-float32")
+NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -57,9 +61,10 @@ def chosen(what: str, words: Sequence[str], dtypes: Sequence[str]) -> tuple[list
 def run(
     entries: Sequence[Entry], *, own: str | None = None, device: str = "cpu", threads: int | None = None,
     peers: Sequence[str] | None = None, passes: Sequence[str] = (), states: Sequence[State] = get_args(State),
-    processes: int = PROCESSES, time_limit: float | None = None, progress: bool = False, base: Path | None = None,
+    processes: int | None = None, time_limit: float | None = None, progress: bool = False,
+    base: Path | None = None,
 ) -> list[Result]:  # fmt: skip
-    """Measure cases in several fresh processes, one after the other.
+    """Measure cases in several fresh processes, one after the other; beside another version, in pairs of them.
 
     Args:
         entries: The cases.
@@ -69,10 +74,11 @@ def run(
         peers: Contenders beside the judged one and the reference; default: all.
         passes: Those to time; default: all that a case has.
         states: Of inputs and memory.
-        processes: How many.
+        processes: How many, default 5; of pairs how many at most, default 12: a case whose intervals are narrow
+            needs no more than 5. In pairs, the judged contender alone is timed, of warm inputs.
         time_limit: Seconds, after which nothing begins; what runs is stopped.
         progress: Whether to show a progress bar.
-        base: Folder with another version of the package, which is measured in turns with this one.
+        base: Folder with another version of the package, which is measured in turns with this one, round by round.
 
     Returns:
         The result; with a base two: the base's and this one's.
@@ -86,7 +92,12 @@ def run(
         file, _, function = own.rpartition(":")
         own = f"{Path(file).absolute()}:{function}"
     versions = [PACKAGE.parent] if base is None else [base, PACKAGE.parent]
-    passes_of_all = 2 * len(names)
+    if base is None:
+        processes = processes or PROCESSES
+    else:
+        processes, states = processes or PAIRS, ["warm"]
+    dtypes = {entry.name: entry.dtype for entry in entries}
+    open_names, passes_of_all = names, 2 * len(names)
     # The first process also checks results and compiles: less of its time is for timing.
     budget = (
         BUDGET
@@ -106,18 +117,33 @@ def run(
     with _bar(progress, processes * len(versions) * len(names), ends) as advance:
         for number in range(processes):
             begun = time.monotonic()
-            for index, version in enumerate(versions):
-                job = {
-                    **common, "names": names, "peers": peers, "passes": list(passes), "states": list(states),
-                    "budget": budget, "seed": number, "whole": number == 0, "without": without[index],
-                }  # fmt: skip
-                for row in _in_time(job, version, ends, hurry if number == 0 else None):
-                    found[index].append(row)
+            job = {
+                **common, "names": open_names, "peers": peers, "passes": list(passes), "states": list(states),
+                "budget": budget * len(versions), "seed": number, "whole": number == 0,
+            }  # fmt: skip
+            hurried = hurry if number == 0 else None
+
+            def measure(
+                version: Path, rows: list[dict[str, Any]], wrong: dict[str, list[str]], turns: list[int] | None,
+                job: dict[str, Any] = job, hurried: float | None = hurried,
+            ) -> None:  # fmt: skip
+                for row in _in_time({**job, "without": wrong, "turns": turns}, version, ends, hurried):
+                    rows.append(row)
                     if "canary" in row:
                         canaries.append(row["canary"])
-                        without[index].setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
+                        wrong.setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
                     if "left_out" not in row:
                         advance(row["name"])
+
+            with ThreadPoolExecutor(len(versions)) as pool:
+                list(pool.map(measure, versions, found, without, _talk(len(versions))))
+            if base is not None and number + 1 >= FEWEST_PAIRS:
+                open_names = [
+                    name for name in names if name in _unsettled(*(join(rows, dtypes) for rows in found))
+                ]
+                passes_of_all = 2 * len(open_names)
+                if not open_names:
+                    break
             if ends is None or number + 1 == processes:
                 continue
             left, took = ends - time.monotonic(), time.monotonic() - begun
@@ -130,9 +156,8 @@ def run(
     found[-1] += kinds
     canaries.append(machine.canary(device))
     quiet = watch.quiet()
-    dtypes = {entry.name: entry.dtype for entry in entries}
     listed = [entry.name for entry in entries]
-    results = []
+    results, shared = [], uuid.uuid4().hex if base is not None else ""
     for version, rows in zip(versions, found, strict=True):
         joined = join(rows, dtypes)
         missing = [name for name in names if name not in {row.name for row in joined}]
@@ -142,9 +167,29 @@ def run(
         revision = machine.commit() if version == PACKAGE.parent else _revision(version)
         results.append(Result(
             joined, facts, limits, quiet._asdict(), canaries, machine.unsound(quiet, canaries), revision,
-            shlex.join(["genimg-fast", *sys.argv[1:]]), when,
+            shlex.join(["genimg-fast", *sys.argv[1:]]), when, shared,
         ))  # fmt: skip
     return results
+
+
+def _unsettled(before: list[Row], after: list[Row]) -> set[str]:
+    """Name the cases of which more pairs of processes would tell more.
+
+    It is the width of an interval that counts, not where it lies: to go on until it lies beside 1 would find
+    changes that are none.
+    """
+    first, second = ({row.key: row for row in rows if row.seconds} for rows in (before, after))
+    pairs = [(first[key], second[key]) for key in first if key in second]
+    ratios = [(row.name, change_in_turns(row, other)) for row, other in pairs]
+    return {name for name, ratio in ratios if ratio is not None and ratio.high > NARROW * ratio.low}
+
+
+def _talk(count: int) -> list[list[int] | None]:
+    """Open what two processes talk through: of each, what it reads from, what it writes to, and its number."""
+    if count == 1:
+        return [None]
+    (reads, theirs), (their_reads, writes) = os.pipe(), os.pipe()
+    return [[reads, writes, 0], [their_reads, theirs, 1]]
 
 
 def _in_time(
@@ -179,14 +224,19 @@ def _rows_of(
 ) -> Iterator[dict[str, Any]]:
     """Run a process of a module and yield its rows as they come; stop it when the time is over."""
     reads, writes = os.pipe()
+    handed = [
+        writes,
+        *(job.get("turns") or ())[:2],
+    ]  # closed here, so that the other hears when this process has gone
     places = [str(version), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=version, pass_fds=[writes], text=True,
+            stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=version, pass_fds=handed, text=True,
         )  # fmt: skip
-        os.close(writes)
+        for descriptor in handed:
+            os.close(descriptor)
         forget = _ending(process, ends)
         try:
             assert process.stdin is not None

@@ -1,5 +1,6 @@
 """From samples to a verdict: intervals by the bootstrap (Efron 1979), first over processes, then over rounds."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -86,25 +87,43 @@ def change_of(
         2.0
     """
     generator = np.random.default_rng(seed)
-    first, second = (_draws(_logarithms(yardstick, own), generator) for own, yardstick in (before, after))
-    values = (_middle(_logarithms(before[1], before[0])), _middle(_logarithms(after[1], after[0])))
-    low, high = np.quantile(second - first, (0.025, 0.975))
-    return Ratio(*np.exp([values[1] - values[0], low, high]).tolist())
+    logarithms = [_logarithms(yardstick, own) for own, yardstick in (before, after)]
+    if min(map(len, logarithms)) < 2:  # which says nothing about what another process would have found
+        return Ratio(math.exp(_middle(logarithms[1]) - _middle(logarithms[0])), 0.0, math.inf)
+    (first, second), draws = map(_middle, logarithms), [_draws(each, generator) for each in logarithms]
+    low, high = np.quantile(draws[1] - draws[0], (0.025, 0.975))
+    change = second - first
+    return Ratio(*np.exp([change, min(low, change), max(high, change)]).tolist())
 
 
 def _logarithms(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> list[np.ndarray]:
     def logarithms(times: Sequence[float]) -> np.ndarray:
         return np.log(np.maximum(np.asarray(times), 1e-9))  # no clock shows less
 
-    return [logarithms(p) - logarithms(o) for p, o in zip(peer, ours, strict=True)]
+    # A file may have the first rounds alone of some.
+    rounds = [min(len(p), len(o)) for p, o in zip(peer, ours, strict=True)]
+    return [logarithms(p[:n]) - logarithms(o[:n]) for p, o, n in zip(peer, ours, rounds, strict=True)]
 
 
 def _middle(processes: Sequence[np.ndarray]) -> float:
     return float(np.median([np.median(rounds) for rounds in processes]))
 
 
+# Student's t of 95 percent over the normal distribution's, by degrees of freedom.
+_STUDENT = (6.48, 2.20, 1.62, 1.42, 1.31, 1.25, 1.21, 1.18, 1.15, 1.14)
+
+
+def _widening(processes: int) -> float:
+    """What resampling few processes leaves out: they differ by more than they show, and by how much is a guess."""
+    if processes == 1:
+        return 1.0  # of rounds alone
+    freedom = processes - 1
+    student = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1 + 1.25 / freedom
+    return student * math.sqrt(processes / freedom)
+
+
 def _draws(processes: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
-    """Medians of the medians of resampled rounds in resampled processes."""
+    """Medians of the medians of resampled rounds in resampled processes, as far off the middle as they may be."""
     medians = np.stack(
         [
             np.median(rounds[generator.integers(0, len(rounds), (RESAMPLES, len(rounds)))], axis=1)
@@ -112,7 +131,8 @@ def _draws(processes: list[np.ndarray], generator: np.random.Generator) -> np.nd
         ]
     )
     chosen = generator.integers(0, len(processes), (len(processes), RESAMPLES))
-    return np.median(medians[chosen, np.arange(RESAMPLES)], axis=0)
+    draws, middle = np.median(medians[chosen, np.arange(RESAMPLES)], axis=0), _middle(processes)
+    return middle + _widening(len(processes)) * (draws - middle)
 
 
 def _interval(processes: list[np.ndarray], generator: np.random.Generator) -> tuple[float, float, float]:

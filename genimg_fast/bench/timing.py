@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from typing import Any, Literal, NamedTuple
 
@@ -25,12 +26,15 @@ from torch import Tensor
 from genimg_fast import _native
 from genimg_fast.bench.case import Case, Pass, calls_of
 from genimg_fast.bench.machine import last_cache
+from genimg_fast.bench.turns import Turns
 
 State = Literal["warm", "cold", "fresh"]
 MOST_BYTES = 1 << 30  # of inputs that are cold
 MOST_SETS = 256
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+FEWEST_ROUNDS, MOST_ROUNDS, MOST_PAIRS = 5, 100, 300
 LONG = 0.1  # seconds of a call, of which nothing from before it is a part
+MEMORY, ARITHMETIC = "yardstick of memory", "yardstick of arithmetic"
+MOST_YARDSTICK = 64 << 20  # bytes
 Call = Callable[[], Any]
 
 
@@ -84,14 +88,39 @@ def calls(
     return found
 
 
+def yardsticks(case: Case, direction: Pass, device: str) -> dict[str, Call]:
+    """Make calls that no version of the package changes, for a comparison of results of different times.
+
+    They allocate nothing: new memory may take twice the time in the next process.
+
+    Args:
+        case: The case, whose size they have.
+        direction: The pass.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        A pass over as many bytes as the case has to move, and a product of matrices.
+    """
+    moved = case.moved.get(direction, 0) or 2 * sum(t.nbytes for t in case.inputs if isinstance(t, Tensor))
+    x = torch.ones(max(1 << 14, min(moved, MOST_YARDSTICK)) // 8, device=device)
+    y = torch.empty_like(x)
+    a = torch.ones(128, 128, device=device)
+    b = torch.empty_like(a)
+    return {
+        MEMORY: torch.no_grad()(partial(torch.mul, x, 0.5, out=y)),
+        ARITHMETIC: torch.no_grad()(partial(torch.mm, a, a, out=b)),
+    }
+
+
 def _in_turn(several: Sequence[Call]) -> Call:
     turns = cycle(several)
     return lambda: next(turns)()
 
 
 def rounds(
-    calls: dict[str, Call], state: State, device: str, budget: float, generator: np.random.Generator
-) -> dict[str, list[float]]:
+    calls: dict[str, Call], state: State, device: str, budget: float, generator: np.random.Generator,
+    turns: Turns | None = None, place: Sequence[int] = (),
+) -> dict[str, list[float]]:  # fmt: skip
     """Time contenders in rounds.
 
     Args:
@@ -100,6 +129,8 @@ def rounds(
         device: ``"cpu"`` or ``"cuda"``.
         budget: Seconds for all of it, beyond which no round begins once there are enough.
         generator: Draws the orders.
+        turns: With another process that times the same; the budget is for both.
+        place: Where in the job this is, at which that process is waited for.
 
     Returns:
         Seconds of each round, by contender.
@@ -112,18 +143,29 @@ def rounds(
         for _ in range(0 if long[name] else 5):  # until caches, branches and the allocator know it
             first[name] = seconds_of(calls[name], device)
     fewest = max(FEWEST_ROUNDS, min(30, int(0.1 / sum(first.values()))))
-    ends = time.perf_counter() + budget
+    together = turns if turns is not None and turns.meet(place) else None
+    most = MOST_ROUNDS if together is None else MOST_PAIRS
+    ends, done = time.perf_counter() + budget, 0
+
+    def work() -> None:
+        for index in generator.permutation(len(names)):
+            name = names[index]
+            if not long[name]:
+                calls[name]()
+            if state == "fresh":
+                forget_memory(device)
+            times[name].append(float(f"{seconds_of(calls[name], device):.4g}"))  # as in a file
+
     with _without_collections():
-        for done in range(MOST_ROUNDS):
-            if done >= fewest and time.perf_counter() > ends:
+        while True:
+            done += 1
+            enough = done >= most or (done >= fewest and time.perf_counter() > ends)
+            if together is not None:
+                enough = together.pair(work, enough)
+            else:
+                work()
+            if enough:
                 break
-            for index in generator.permutation(len(names)):
-                name = names[index]
-                if not long[name]:
-                    calls[name]()
-                if state == "fresh":
-                    forget_memory(device)
-                times[name].append(float(f"{seconds_of(calls[name], device):.4g}"))  # as in a file
     return times
 
 

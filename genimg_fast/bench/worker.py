@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 # The compiler's pool of worker processes would still be starting while the first figures are taken.
@@ -18,16 +19,21 @@ import numpy as np
 import torch
 
 from genimg_fast.bench import machine, timing
-from genimg_fast.bench.case import REFERENCE, Case, Pass, calls_of, leaves_of
+from genimg_fast.bench.case import REFERENCE, Case, Pass, Step, calls_of, leaves_of
 from genimg_fast.bench.catalog import find
+from genimg_fast.bench.entries import said
 from genimg_fast.bench.gate import Gate, WrongResultError, copy_of
+from genimg_fast.bench.step_gate import SEED, StepGate
+from genimg_fast.bench.turns import Turns
 
+STEPS_COMPARED = 3
 STEPS_BEFORE = 4  # steps before one is timed: a CUDA graph is recorded in the fourth
 
 
 def measure(
     case: Case, direction: Pass, *, device: str, states: list[timing.State], peers: list[str] | None,
-    budget: float, seed: int, whole: bool, without: Sequence[str] = (),
+    budget: float, seed: int, whole: bool, without: Sequence[str] = (), turns: Turns | None = None,
+    place: Sequence[int] = (), again: Callable[[], Case] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Check and time one pass of a case in this process.
 
@@ -41,24 +47,38 @@ def measure(
         seed: Of the order of calls.
         whole: Whether to check the results and measure memory, too, which need be done once.
         without: Contenders that were found to be wrong before.
+        turns: With a process that measures another version; the judged contender alone is timed then.
+        place: Where in the job this is.
+        again: Makes the case again, from the start, which a comparison of training steps needs.
 
     Returns:
         What was found, for a row.
     """
-    found: dict[str, Any] = {"first_call": {}, "errors": {}, "wrong": {}, "memory": {}, "seconds": {}}
+    found: dict[str, Any] = nothing()
     contenders = {name: function for name, function in case.peers(peers).items() if name not in without}
+    if turns is not None:
+        contenders = {name: contenders[name] for name in contenders if name == case.judged}
     gate = Gate(case, direction) if direction != "step" and whole else None
+    steps = None
+    if direction == "step" and whole:
+        if again is None:
+            raise ValueError("again must be given for training steps, which start from the same weights")
+        steps = StepGate(case, again, STEPS_COMPARED if device == "cpu" else STEPS_BEFORE + 2)
     for name, function in list(contenders.items()):
         try:
             # Of copies: what changes its inputs is not to spoil those of others.
             inputs = [copy_of(t) for t in case.inputs]
+            torch.manual_seed(SEED)
             started = time.perf_counter()
-            call = calls_of(function, inputs, direction)  # of backward, it runs forward to see what comes of it
-            call()
+            # Of backward, it runs forward to see what comes of it.
+            call = function if isinstance(function, Step) else calls_of(function, inputs, direction)
+            first = call()
             timing.synchronize(device)
             found["first_call"][name] = time.perf_counter() - started
             if gate is not None:
                 found["errors"][name] = gate.check(name, function)
+            if steps is not None and name != REFERENCE and isinstance(function, Step):
+                found["errors"][name] = steps.check(name, function, first)
             for _ in range(STEPS_BEFORE - 1 if direction == "step" else 0):
                 call()
         except WrongResultError as error:
@@ -70,13 +90,18 @@ def measure(
     if case.judged not in contenders:
         return found
     generator = np.random.default_rng(seed)
-    for state in states:
+    for number, state in enumerate(states):
         if direction == "step" and state != "warm":
             continue
         running = timing.calls(case, contenders, direction, state, device)
         share = 0.5 if state == "warm" and len(states) > 1 else 0.5 / max(1, len(states) - 1)
         share = 1.0 if len(states) == 1 or direction == "step" else share
-        found["seconds"][state] = timing.rounds(running, state, device, budget * share, generator)
+        beside = timing.yardsticks(case, direction, device) if state == "warm" else {}
+        times = timing.rounds(
+            {**running, **beside}, state, device, budget * share, generator, turns, [*place, number]
+        )
+        found["yardsticks"] |= {name: times.pop(name) for name in beside}
+        found["seconds"][state] = times
         if state == "warm":
             for name, call in running.items():
                 if gate is not None:
@@ -88,17 +113,16 @@ def measure(
                     found["memory"][name] = list(timing.memory_of(call, device))
         del running
     if case.judged in found["wrong"]:
-        found["seconds"] = {}
+        found["seconds"], found["yardsticks"] = {}, {}
     for times in found["seconds"].values():
         for name in found["wrong"]:
             times.pop(name, None)
     return found
 
 
-def said(error: BaseException) -> str:
-    """Say an error in one line."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines[0] else type(error).__name__
+def nothing() -> dict[str, dict[str, Any]]:
+    """What was found, before anything was."""
+    return {key: {} for key in ("first_call", "errors", "wrong", "memory", "seconds", "yardsticks")}
 
 
 def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
@@ -110,12 +134,16 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
     """
     if job["threads"]:
         torch.set_num_threads(job["threads"])
-    device = job["device"]
-    for name in job["names"]:
+    device, turns = job["device"], None
+    if job["turns"] is not None:
+        reads, writes, number = job["turns"]
+        turns = Turns(reads, writes, number, job["seed"])
+    for index, name in enumerate(job["names"]):
         started = time.perf_counter()
         try:
             torch._dynamo.reset()
-            case = find(name, job["own"]).case(device)
+            entry = find(name, job["own"])
+            case = entry.case(device)
         except ImportError as error:
             write({"name": name, "skipped": str(error)})
             continue
@@ -123,25 +151,39 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         if not leaves_of(case.contenders[REFERENCE], case.inputs):
             passes = [direction for direction in passes if direction != "both"]
         write({"name": name, "passes": passes})
-        for direction in passes:
+        for number, direction in enumerate(passes):
             try:
                 found = measure(
                     case, direction, device=device, states=job["states"], peers=job["peers"], budget=job["budget"],
                     seed=job["seed"], whole=job["whole"], without=job["without"].get(f"{name}, {direction}", ()),
+                    turns=turns, place=[index, number], again=partial(entry.case, device),
                 )  # fmt: skip
             except (
                 RuntimeError,
                 ValueError,
                 TypeError,
             ) as error:  # of the reference itself: the next case goes on
-                found = {"first_call": {}, "errors": {}, "memory": {}, "seconds": {}}
-                found["wrong"] = {case.judged: said(error)}
+                found = {**nothing(), "wrong": {case.judged: said(error)}}
             write({
                 "name": name, "pass": direction, "moved": case.moved.get(direction, 0),
                 "operations": case.operations.get(direction, 0), "images": case.images, "judged": case.judged,
-                "canary": machine.canary(device), "took": time.perf_counter() - started, **found,
+                "canary": _canary(device, turns, [index, number, len(job["states"])]),
+                "took": time.perf_counter() - started, **found,
             })  # fmt: skip
             started = time.perf_counter()
+
+
+def _canary(device: str, turns: Turns | None, place: Sequence[int]) -> float:
+    found: list[float] = []
+
+    def work() -> None:
+        found.append(machine.canary(device))
+
+    if turns is not None and turns.meet(place):
+        turns.pair(work, enough=True)
+    else:
+        work()
+    return found[0]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from genimg_fast._close_names import did_you_mean
 from genimg_fast.bench import report
 from genimg_fast.bench.case import Case, Pass
 from genimg_fast.bench.results import Result, changes, load
-from genimg_fast.bench.runs import PROCESSES, built, chosen, run
+from genimg_fast.bench.runs import built, chosen, run
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.cli.commands import add_function
 from genimg_fast.options import File, Folder, OptionError, PositiveFloat, PositiveInt
@@ -33,14 +33,15 @@ def add(commands: Any) -> None:
 def run_cases(
     what: str = "ops", *, filter: list[str] | None = None, device: Device = "auto",
     dtype: list[Literal["float32", "bfloat16"]] | None = None, threads: PositiveInt | None = None,
-    peers: list[str] | None = None, passes: list[Pass] | None = None, processes: PositiveInt = PROCESSES,
+    peers: list[str] | None = None, passes: list[Pass] | None = None, processes: PositiveInt | None = None,
     time_limit: PositiveFloat | None = None, base: str | None = None, out: Folder = Path("bench-results"),
     json: File | None = None, csv: File | None = None, plot: File | None = None,
 ) -> int:  # fmt: skip
     """Time cases in several fresh processes, after a look whether all contenders compute the same.
 
     The short list of cases runs without a filter; a filter looks in the long one. Of your own file, FUNCTION takes
-    nothing and returns a gf.bench.Case, or a dictionary of some. The exit status is 1 if a contender is wrong.
+    nothing and returns a gf.bench.Case, or a dictionary of some. The exit status is 1 if a judged contender is
+    wrong, or slower than --base.
 
     Args:
         what: ``ops``, ``models``, ``all``, or ``FILE.py:FUNCTION``.
@@ -49,11 +50,14 @@ def run_cases(
         dtype: Types of data; default: both.
         threads: Threads of each process; default: torch's own choice.
         peers: Contenders beside ours and eager: inplace, compile, compile-float32 (a training loop without the
-            precision and layout of ours), diffusers, or none; default: all.
+            precision and layout of ours), diffusers; on a GPU graph (eager as a CUDA graph), and liger where Liger
+            Kernel is installed; or none; default: all.
         passes: What to time: forward, both (forward and backward), step; default: all that a case has.
-        processes: Fresh processes, one after the other; their differences are part of the interval.
+        processes: Fresh processes, one after the other; their differences are part of the interval; default: 5.
+            With --base pairs of them, as many as it takes until intervals are narrow, at most 12 by default.
         time_limit: Minutes for all of it.
-        base: Revision of a checkout to build and measure in turns with this one, and to compare with.
+        base: Revision of a checkout to build and to compare with: in pairs of processes that take turns, round by
+            round; no other contender is timed.
         out: Folder of all results; nothing in it is overwritten.
         json: File for the result, instead of one in that folder.
         csv: File for a line of each row and contender.
@@ -75,6 +79,10 @@ def run_cases(
     if plot is not None:
         with blaming("plot"):
             report.check_picture(plot)
+    if base is not None:
+        for name, given in (("peers", peers not in (None, ["none"])), ("plot", plot is not None)):
+            if given:
+                raise OptionError(name, "cannot go with --base, of which the judged contender alone is timed")
     _check_peers(peers or [], entries[0].case(where) if own else None)
     limit = None if time_limit is None else 60 * time_limit
     options: dict[str, Any] = {
@@ -88,15 +96,19 @@ def run_cases(
             results = run(entries, base=place, **options)
     result = results[-1]
     print(report.table(result))
+    slower = False
     if base is not None:
-        print(f"\nagainst {results[0].commit}:\n{report.changes_table(*changes(*results))}")
+        found, alone = changes(*results)
+        slower = any(change.ratio.verdict == "slower" for change in found)
+        print(f"\nagainst {results[0].commit}:\n{report.changes_table(found, alone)}")
         results[0].save_in(out)
     _write(result, out, json, csv, plot)
-    return 1 if any(row.judged in row.wrong for row in result.rows) else 0
+    return 1 if slower or any(row.judged in row.wrong for row in result.rows) else 0
 
 
 def _check_peers(peers: list[str], own: Case | None) -> None:
-    known = ["inplace", "compile", "compile-float32", "diffusers"] if own is None else [*own.contenders, "compile"]
+    known = ["inplace", "compile-float32", "diffusers", "liger"] if own is None else list(own.contenders)
+    known += ["compile", "graph"]
     for name in peers:
         if name not in (*known, "none"):
             hint = did_you_mean(name, known)
@@ -124,8 +136,9 @@ def _write(result: Result, out: Path, json: Path | None, csv: Path | None, plot:
 def compare_results(first: Path, second: Path) -> int:
     """Compare two results row by row: faster, slower, the same, or cannot tell.
 
-    Where both are of the same machine and torch, times are counted in those of eager PyTorch in the same rounds.
-    The exit status is 1 if a row is slower in the second.
+    Of two that --base measured in turns, rounds are pairs. Of other times, a change counts that shows both in
+    seconds and in the times of yardsticks, which were timed in the same rounds and never change. The exit status
+    is 1 if a row is slower in the second.
 
     Args:
         first: JSON file of a run, the earlier.

@@ -66,7 +66,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, limit: float, **takes: float) -> t
 def test_a_limit_that_suffices_is_used_and_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
     processes, result = measured(monkeypatch, 600, check=1, compiler=1)
     assert 450 < processes.clock <= 600
-    assert all(row.counts() == (3, 2) for row in result.rows)
+    assert all(row.counts() == (runs.PROCESSES, 2) for row in result.rows)
     assert not any(row.hurried for row in result.rows)
     assert all("compile" in row.peers() for row in result.rows)
 
@@ -99,5 +99,5 @@ def test_what_the_limit_does_not_reach_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_a_limit_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     processes, result = measured(monkeypatch, None, check=5, compiler=60)  # type: ignore[arg-type]
-    assert len(processes.jobs) == 3
-    assert all(row.counts()[0] == 3 and not row.hurried for row in result.rows)
+    assert len(processes.jobs) == runs.PROCESSES
+    assert all(row.counts()[0] == runs.PROCESSES and not row.hurried for row in result.rows)

@@ -25,6 +25,10 @@ def wrong():
 def number():
     return 3
 
+def careless():
+    x = torch.randn(4, 3)
+    return x @ x
+
 def several():
     import os, sys, time
     if "worker" in sys.argv[0] and os.fork() == 0:  # a child that holds everything open
@@ -43,6 +47,7 @@ def several():
 def mine(tmp_path: Path) -> Path:
     file = tmp_path / "mine.py"
     file.write_text(MINE)
+    Path(f"{file}.broken.py").write_text("import torch\nx = (1\n")
     return file
 
 
@@ -87,7 +92,7 @@ def test_a_case_that_fails_stops_no_other_one(
     assert main(["bench", "mine.py:several", *flags]) == 1
     assert time.monotonic() - started < 45
     out = capsys.readouterr().out
-    assert "mine does not run: ZeroDivisionError" in out
+    assert f"mine does not run: ZeroDivisionError: division by zero ({mine}:" in out
     assert "broken, forward: RuntimeError: mat1 and mat2 shapes" in out
     rows = load(tmp_path / "x.json").rows
     assert [(row.key, bool(row.seconds)) for row in rows] == [
@@ -101,13 +106,18 @@ def test_a_case_that_fails_stops_no_other_one(
         (["nothing"], "argument WHAT: must be ops, models, all or FILE.py:FUNCTION, got 'nothing'"),
         (["none.py:f"], "argument WHAT: must be FILE.py:FUNCTION; there is no file 'none.py'"),
         (["{mine}:rihgt"], "has no function 'rihgt'; did you mean right?"),
+        (["{mine}:careless"], "WHAT: must run without an error, but careless raises RuntimeError: mat1 and mat2"),
+        (["{mine}:careless"], "(4x3 and 4x3) ({mine}:19)"),
+        (["{mine}.broken.py:f"], "broken.py raises SyntaxError: '(' was never closed ({mine}.broken.py:2)"),
         (["{mine}:number"], "argument WHAT: must return a gf.bench.Case"),
         (["ops", "--filter", "no-such-case"], "argument --filter: must leave a case; none has 'no-such-case'"),
         (["ops", "--filter", "2x8", "--base", "no-such-revision"], "argument --base: must be a revision"),
         (
             ["ops", "--peers", "comple"],
-            "argument --peers: must be of inplace, compile, compile-float32, diffusers, or none, got 'comple'",
+            "must be of inplace, compile-float32, diffusers, liger, compile, graph, or none, got 'comple'",
         ),
+        (["ops", "--base", "HEAD", "--plot", "x.svg"], "argument --plot: cannot go with --base"),
+        (["ops", "--base", "HEAD", "--peers", "compile"], "argument --peers: cannot go with --base"),
         (["ops", "--plot", "x.docx"], "argument --plot: must end in .svg, .png or .pdf"),
         (["ops", "--plot", "no/x.svg"], "argument --plot: must be in a folder that exists"),
         (["compare", "{mine}", "{mine}"], "argument FIRST: must be a result of genimg-fast bench"),
@@ -120,7 +130,7 @@ def test_what_is_wrong_with_arguments_is_said(
     with pytest.raises(SystemExit) as stopped:
         main(["bench", *(argument.format(mine=mine) for argument in arguments)])
     assert stopped.value.code == 2
-    assert words in " ".join(capsys.readouterr().err.split())
+    assert words.format(mine=mine) in " ".join(capsys.readouterr().err.split())
 
 
 def test_names_are_of_one_case_each_and_the_short_list_holds_every_operator() -> None:
