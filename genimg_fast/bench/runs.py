@@ -31,6 +31,7 @@ BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
 HURRY = 0.7  # of the time limit, after which the first process leaves out what a compiler needs
+LEAST_HURRIED = 120.0  # seconds of a limit below which to start another process costs more than it saves
 COMPILED = ("compile", "compile-float32")
 NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
 PACKAGE = Path(__file__).parents[1]
@@ -113,7 +114,9 @@ def run(
         until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
         kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
-    hurry = None if ends is None or base is not None else started + HURRY * (ends - started)
+    hurry = None
+    if base is None and time_limit is not None and time_limit >= LEAST_HURRIED:
+        hurry = started + HURRY * time_limit
     with _bar(progress, processes * len(versions) * len(names), ends) as advance:
         for number in range(processes):
             begun = time.monotonic()

@@ -24,7 +24,7 @@ def result_of(device: str = "some CPU", rounds: int = 5) -> Result:
     rows = [
         Row(
             name, direction, "genimg_fast", "float32", moved=1 << 20, operations=1 << 20,
-            seconds={"warm": {"genimg_fast": ours, "eager": eager}},
+            seconds={"warm": {"genimg_fast": ours, "eager": eager}}, yardsticks={"a copy": eager},
         )
         for direction in ("forward", "both")
     ]  # fmt: skip
@@ -120,8 +120,9 @@ def test_a_file_has_the_first_rounds(root: Path, tmp_path: Path) -> None:
     result = result_of(rounds=30)
     tables.main([saved(result, tmp_path / "x.json")], root)
     (path,) = (root / "benchmarks" / "results").iterdir()
-    kept = load(path).rows[0].seconds["warm"]["eager"]
-    assert kept == [rounds[:20] for rounds in result.rows[0].seconds["warm"]["eager"]]
+    row, kept = result.rows[0], load(path).rows[0]
+    assert kept.seconds["warm"]["eager"] == [rounds[:20] for rounds in row.seconds["warm"]["eager"]]
+    assert kept.yardsticks["a copy"] == [rounds[:20] for rounds in row.yardsticks["a copy"]]
 
 
 def test_a_text_without_a_place_is_an_error(root: Path, tmp_path: Path) -> None:
