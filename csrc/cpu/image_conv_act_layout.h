@@ -182,6 +182,7 @@ struct FromJob {
   Epilogue epilogue;
   T* features;
   Strides feature_strides;
+  bool columns;  // channels are innermost in the features
 };
 
 template <class T>
