@@ -181,13 +181,14 @@ Tensor weight_gradient(Tensor image, Tensor features, std::vector<int64_t> kerne
   if (features.numel() == 0) return torch::stable::zero_(weight);
   const FeatureBlocks blocks(shape, rows_of(image));
   const int64_t sum_stride = round_up(shape.channels, line_floats), sums_size = shape.taps() * sum_stride;
-  const int64_t parts = std::min(max_parts, blocks.units());
+  const int64_t positions = shape.samples * shape.y.features * shape.x.features;
+  const int64_t parts = std::min({max_parts, blocks.units(), std::max<int64_t>(1, positions / part_positions)});
   const Buffer sums(parts * sums_size);
   with_element(image, [&](auto element) {
     using T = decltype(element);
     const WeightJob<T> job{blocks, data<T>(image), strides(image), data<T>(features), strides(features), sum_stride};
     parallel(parts, shape.products(), [&](int64_t begin, int64_t end) {
-      const Buffer strip(blocks.strip_size()), copied(blocks.rows * shape.x.features * sum_stride);
+      const Buffer strip(blocks.strip_size()), copied(blocks.rows * shape.x.features * 2 * line_floats);
       for (int64_t part = begin; part < end; ++part)
         for (int64_t unit = part * blocks.units() / parts; unit < (part + 1) * blocks.units() / parts; ++unit)
           SIMD_DISPATCH(image_conv_weight_unit(job, unit, strip.get(), copied.get(), sums.get() + part * sums_size));

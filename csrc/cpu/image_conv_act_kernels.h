@@ -295,26 +295,31 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
   const int64_t rows = std::min(blocks.rows, shape.y.features - y), columns = shape.x.features;
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   const T* const given = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  const float* features = copied;
-  int64_t stride = job.sum_stride;
-  if (std::is_same<T, float>::value && job.feature_strides.channels_last() && shape.channels % L == 0) {
-    features = reinterpret_cast<const float*>(given);
-    stride = shape.channels;
-  } else {
-    copy_features(given, job.feature_strides, shape.channels, rows * columns, stride, copied);
-  }
   const int64_t taps = shape.taps(), groups = ceil_div(taps, tap_rows);
-  for (int64_t c = 0; c < shape.channels; c += tap_vectors * L)
+  const bool in_place = std::is_same<T, float>::value && job.feature_strides.channels_last() &&
+                        shape.channels % L == 0 && shape.channels <= most_in_place;
+  for (int64_t c = 0; c < shape.channels; c += tap_vectors * L) {
+    const int64_t count = std::min<int64_t>(tap_vectors * L, shape.channels - c);
+    const T* const panel = given + c * job.feature_strides.channel;
+    const float* features = copied;
+    int64_t stride = round_up(count, L);
+    if (in_place) {
+      features = reinterpret_cast<const float*>(panel);
+      stride = shape.channels;
+    } else {
+      copy_features(panel, job.feature_strides, count, rows * columns, stride, copied);
+    }
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
       const auto add = [&](auto vectors) {
         some_products_of_taps<decltype(vectors)::value, tap_rows>(
-            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns,
-            features + c, stride, sums + first * job.sum_stride + c, job.sum_stride);
+            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns, features,
+            stride, sums + first * job.sum_stride + c, job.sum_stride);
       };
-      if (shape.channels - c > L)
+      if (count > L)
         add(std::integral_constant<int, tap_vectors>());
       else
         add(std::integral_constant<int, 1>());
     }
+  }
 }
