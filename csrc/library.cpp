@@ -60,8 +60,8 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
   m.def(
       "image_conv_from(Tensor image, Tensor weight, Tensor? bias, int[] stride, int[] padding, int activation, "
       "float negative_slope) -> Tensor");
-  // image = activation(conv_transpose2d(features, weight) + bias), of the given size.  Without bias and activation it is
-  // the gradient of image_conv_from at the image.
+  // image = activation(conv_transpose2d(features, weight) + bias), of the given size.  Without bias and activation it
+  // is the gradient of image_conv_from at the image.
   m.def(
       "image_conv_to(Tensor features, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] size, "
       "int activation, float negative_slope) -> Tensor");

@@ -1,5 +1,5 @@
-// The activations of the normalisations and convolutions for one SIMD level, of data that is stored as T.  Included after vec_math.h,
-// once per level; no include guard.
+// The activations of the normalisations and convolutions for one SIMD level, of data that is stored as T.  Included
+// after vec_math.h, once per level; no include guard.
 
 // The identity is a leaky ReLU of slope 1.
 template <Activation Kind, class T>

@@ -6,7 +6,8 @@
 //  - from: a block of rows of the features.  The strip holds rows of the image; a tap is the strip plus an offset.
 //  Lanes
 //    are channels when the output is channels_last.  When it is NCHW they are positions, and the strip's rows are split
-//    into phases of the stride, in which what a tap meets at neighbouring positions are neighbours;
+//    into phases of the stride, in which what a tap meets at neighbouring positions are neighbours; but if that left
+//    vectors half empty, lanes are channels, and a block's sums are transposed;
 //  - to: a tile of the image.  Its phases of the stride are convolutions of the features with the taps that reach them;
 //    lanes are positions, and the strip holds some channels of features at a time, whose sums are one chain each.  Then
 //    the phases' sums are put together to rows;
@@ -105,10 +106,13 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
   if (features.numel() == 0) return features;
   // Features of one channel have both layouts.
   const bool columns = strides(features).channels_last() || strides(image).channels_last();
-  const FeatureBlocks blocks(shape, columns ? rows_of(image) : Strip::phases);
+  // Whether vectors of positions would be filled to three quarters.
+  const int64_t width = shape.x.features;
+  const bool wide = !columns && 4 * width >= 3 * round_up(width, line_floats);
+  const FeatureBlocks blocks(shape, wide ? Strip::phases : rows_of(image));
   const int64_t weight_stride = round_up(shape.channels, line_floats);
   const Buffer packed(shape.taps() * weight_stride), biases = packed_bias(bias, shape.channels);
-  const int64_t run = columns ? shape.channels : shape.x.features;
+  const int64_t run = columns ? shape.channels : width;
   for_elements(weight, [&](int64_t c, int64_t ci, int64_t ky, int64_t kx, float w) {
     packed.get()[((ci * shape.y.kernel + ky) * shape.x.kernel + kx) * weight_stride + c] = w;
   });
@@ -121,10 +125,13 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
                          weight_stride,
                          epilogue(biases, activation, negative_slope, features, run),
                          data<T>(features),
-                         strides(features)};
+                         strides(features),
+                         columns};
     parallel(blocks.units(), shape.products(), [&](int64_t begin, int64_t end) {
       const Buffer strip(blocks.strip_size());
-      for (int64_t unit = begin; unit < end; ++unit) SIMD_DISPATCH(image_conv_from_unit(job, unit, strip.get()));
+      const Buffer scratch(columns || wide ? 0 : 2 * 64 * round_up(blocks.rows * width, line_floats));
+      for (int64_t unit = begin; unit < end; ++unit)
+        SIMD_DISPATCH(image_conv_from_unit(job, unit, strip.get(), scratch.get()));
     });
   });
   return features;
@@ -174,13 +181,14 @@ Tensor weight_gradient(Tensor image, Tensor features, std::vector<int64_t> kerne
   if (features.numel() == 0) return torch::stable::zero_(weight);
   const FeatureBlocks blocks(shape, rows_of(image));
   const int64_t sum_stride = round_up(shape.channels, line_floats), sums_size = shape.taps() * sum_stride;
-  const int64_t parts = std::min(max_parts, blocks.units());
+  const int64_t positions = shape.samples * shape.y.features * shape.x.features;
+  const int64_t parts = std::min({max_parts, blocks.units(), std::max<int64_t>(1, positions / part_positions)});
   const Buffer sums(parts * sums_size);
   with_element(image, [&](auto element) {
     using T = decltype(element);
     const WeightJob<T> job{blocks, data<T>(image), strides(image), data<T>(features), strides(features), sum_stride};
     parallel(parts, shape.products(), [&](int64_t begin, int64_t end) {
-      const Buffer strip(blocks.strip_size()), copied(blocks.rows * shape.x.features * sum_stride);
+      const Buffer strip(blocks.strip_size()), copied(blocks.rows * shape.x.features * 2 * line_floats);
       for (int64_t part = begin; part < end; ++part)
         for (int64_t unit = part * blocks.units() / parts; unit < (part + 1) * blocks.units() / parts; ++unit)
           SIMD_DISPATCH(image_conv_weight_unit(job, unit, strip.get(), copied.get(), sums.get() + part * sums_size));

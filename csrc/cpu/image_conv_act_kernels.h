@@ -106,8 +106,10 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
   }
 }
 
-template <int V, class T>
-void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel, T* to) {
+// Channels from `channel` on, at to[y * row + x * column + i].
+template <int V, class T, class Out>
+void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel, const Epilogue& epilogue,
+                  Out* to, int64_t row, int64_t column) {
   constexpr int L = lanes<float>, P = max_pixels<V>;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
@@ -122,40 +124,70 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
                                         blocks.offsets.data() + k, depth, job.weight + k * job.weight_stride + channel,
                                         job.weight_stride, sums, k > 0);
       });
-      with_activation(job.epilogue.activation, [&](auto kind) {
+      with_activation(epilogue.activation, [&](auto kind) {
         for (int64_t x = first; x < last; ++x)
-          finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
-                                           to + y * job.feature_strides.row + x * job.feature_strides.column + channel);
+          finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, epilogue.bias, epilogue,
+                                           to + y * row + x * column);
       });
     }
 }
 
+// Likewise of as many channels as are taken together.
+template <class T, class Out>
+void from_some_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel,
+                       const Epilogue& epilogue, Out* to, int64_t row, int64_t column) {
+  switch (std::min<int64_t>(widest, ceil_div(job.blocks.shape.channels - channel, lanes<float>))) {
+    case 1:
+      return from_columns<1>(job, strip, rows, channel, epilogue, to, row, column);
+    case 2:
+      return from_columns<2>(job, strip, rows, channel, epilogue, to, row, column);
+    case 3:
+      return from_columns<std::min(3, widest)>(job, strip, rows, channel, epilogue, to, row, column);
+    default:
+      return from_columns<widest>(job, strip, rows, channel, epilogue, to, row, column);
+  }
+}
+
+// Narrow planes, in which vectors of positions would be half empty: lanes are channels, and the sums are transposed.
 template <class T>
-void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
+void from_narrow_planes(const FromJob<T>& job, const float* strip, int64_t rows, float* scratch, T* to) {
   constexpr int L = lanes<float>;
+  constexpr float no_bias[widest * L] = {};
+  const ConvShape& shape = job.blocks.shape;
+  const int64_t width = shape.x.features, positions = rows * width, pitch = round_up(positions, line_floats);
+  float *const columns = scratch, *const planes = scratch + positions * widest * L;
+  for (int64_t channel = 0; channel < shape.channels; channel += widest * L) {
+    const int64_t count = std::min<int64_t>(widest * L, shape.channels - channel);
+    from_some_columns(job, strip, rows, channel, Epilogue{no_bias, Activation::identity, 1, false}, columns,
+                      width * widest * L, widest * L);
+    transpose(columns, widest * L, positions, count, planes, pitch);
+    with_activation(job.epilogue.activation, [&](auto kind) {
+      for (int64_t c = 0; c < count; ++c)
+        finish<0, decltype(kind)::value>(planes + c * pitch, positions, job.epilogue.bias + channel + c, job.epilogue,
+                                         to + (channel + c) * job.feature_strides.channel);
+    });
+  }
+}
+
+template <class T>
+void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip, float* scratch) {
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
+  const Strides& strides = job.feature_strides;
   const int64_t sample = unit / blocks.blocks, y = unit % blocks.blocks * blocks.rows;
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
-  T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
+  T* const to = job.features + sample * strides.sample + y * strides.row;
   if (blocks.form == Strip::phases) {
     from_planes(job, strip, rows, to);
+  } else if (job.columns) {
+    for (int64_t c = 0; c < shape.channels; c += widest * lanes<float>) {
+      Epilogue epilogue = job.epilogue;
+      epilogue.bias += c;
+      from_some_columns(job, strip, rows, c, epilogue, to + c, strides.row, strides.column);
+    }
   } else {
-    for (int64_t c = 0; c < shape.channels; c += widest * L)
-      switch (std::min<int64_t>(widest, ceil_div(shape.channels - c, L))) {
-        case 1:
-          from_columns<1>(job, strip, rows, c, to);
-          break;
-        case 2:
-          from_columns<2>(job, strip, rows, c, to);
-          break;
-        case 3:
-          from_columns<std::min(3, widest)>(job, strip, rows, c, to);
-          break;
-        default:
-          from_columns<widest>(job, strip, rows, c, to);
-      }
+    from_narrow_planes(job, strip, rows, scratch, to);
   }
   if (job.epilogue.streams) stream_fence();
 }
@@ -263,26 +295,31 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
   const int64_t rows = std::min(blocks.rows, shape.y.features - y), columns = shape.x.features;
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   const T* const given = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  const float* features = copied;
-  int64_t stride = job.sum_stride;
-  if (std::is_same<T, float>::value && job.feature_strides.channels_last() && shape.channels % L == 0) {
-    features = reinterpret_cast<const float*>(given);
-    stride = shape.channels;
-  } else {
-    copy_features(given, job.feature_strides, shape.channels, rows * columns, stride, copied);
-  }
   const int64_t taps = shape.taps(), groups = ceil_div(taps, tap_rows);
-  for (int64_t c = 0; c < shape.channels; c += tap_vectors * L)
+  const bool in_place = std::is_same<T, float>::value && job.feature_strides.channels_last() &&
+                        shape.channels % L == 0 && shape.channels <= most_in_place;
+  for (int64_t c = 0; c < shape.channels; c += tap_vectors * L) {
+    const int64_t count = std::min<int64_t>(tap_vectors * L, shape.channels - c);
+    const T* const panel = given + c * job.feature_strides.channel;
+    const float* features = copied;
+    int64_t stride = round_up(count, L);
+    if (in_place) {
+      features = reinterpret_cast<const float*>(panel);
+      stride = shape.channels;
+    } else {
+      copy_features(panel, job.feature_strides, count, rows * columns, stride, copied);
+    }
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
       const auto add = [&](auto vectors) {
         some_products_of_taps<decltype(vectors)::value, tap_rows>(
-            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns,
-            features + c, stride, sums + first * job.sum_stride + c, job.sum_stride);
+            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns, features,
+            stride, sums + first * job.sum_stride + c, job.sum_stride);
       };
-      if (shape.channels - c > L)
+      if (count > L)
         add(std::integral_constant<int, tap_vectors>());
       else
         add(std::integral_constant<int, 1>());
     }
+  }
 }

@@ -16,7 +16,10 @@ constexpr int64_t thread_products = 1 << 18;      // a thread is not worth wakin
 constexpr int64_t strip_floats = (24 << 10) / 4;  // of a strip that is to stay in the L1 cache
 constexpr int64_t chain = 96;                     // additions in a row, whose error grows with its length
 constexpr int64_t block_positions = 128;          // of features, two vectors of which are read again from the L1 cache
+constexpr int64_t most_in_place =
+    128;  // channels of features: lines further apart would drive each other from the cache
 constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
+constexpr int64_t part_positions = 512;                 // a part's sums are not worth adding to the others' for fewer
 constexpr int64_t max_parts = 32;                       // of the weight's gradient
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -182,6 +185,7 @@ struct FromJob {
   Epilogue epilogue;
   T* features;
   Strides feature_strides;
+  bool columns;  // channels are innermost in the features
 };
 
 template <class T>

@@ -139,12 +139,12 @@ void copy_features(const ImageTiles& tiles, const T* features, const Strides& st
   }
 }
 
-// Features [position][channel] of a block from row y on, the channels padded with zeros to `width`.
+// Some channels of a block's features, to[position][channel], in rows of `width`.
 template <class T>
 void copy_features(const T* features, const Strides& strides, int64_t channels, int64_t positions, int64_t width,
                    float* to) {
   if (!strides.channels_last()) return transpose(features, strides.channel, channels, positions, to, width);
-  for (int64_t i = 0; i < positions; ++i) widen_row(features + i * channels, channels, to + i * width);
+  for (int64_t i = 0; i < positions; ++i) widen_row(features + i * strides.column, channels, to + i * width);
 }
 
 // A row of one channel from its phases: to[i] = sums[i % phases][i / phases] + bias.
