@@ -17,9 +17,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def passes_of(entry: Entry) -> tuple[str, ...]:
-    if entry.kind == "models":
-        return ("step",) if " step " in entry.name else ("both",)
-    return ("forward", "both")
+    if entry.step:
+        return ("step",)
+    return ("both",) if entry.kind == "models" else ("forward", "both")
 
 
 CASES = [(entry, direction) for entry in all_entries() for direction in passes_of(entry)]

@@ -5,7 +5,7 @@
     python benchmarks/tables.py                 # from the files that are there
     python benchmarks/tables.py --check         # exit status 1 if texts or pictures are not those of the files
 
-A file that is kept has the first rounds of each process, `KEPT` of them, whatever they say. What stands between
+A file that is kept has the first rounds of each process, `KEPT` in all, whatever they say. What stands between
 `<!-- bench: NAME -->` and `<!-- bench: end -->` is this script's.
 """
 
@@ -20,25 +20,27 @@ from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.statistics import Ratio
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = 12  # rounds of a process: a file of some 300 kB
+KEPT = {"warm": 60, "cold": 15, "fresh": 15}  # rounds of all processes of a row: a file of some 300 kB
 
 # What README has of the operators: what a row is called there, and the case.
-OPERATORS = (
-    ("batch norm + LeakyReLU, 128x64x32x32", "batch_norm_act 128x64x32x32 leaky_relu float32 NCHW"),
-    ("the same, channels_last", "batch_norm_act 128x64x32x32 leaky_relu float32 channels_last"),
-    ("the same, channels_last, bf16", "batch_norm_act 128x64x32x32 leaky_relu bfloat16 channels_last"),
-    ("batch norm + LeakyReLU, 128x256x8x8", "batch_norm_act 128x256x8x8 leaky_relu float32 NCHW"),
-    ("group norm + SiLU, 8x128x64x64", "group_norm_act 8x128x64x64/32 silu float32 NCHW"),
-    ("the same, channels_last", "group_norm_act 8x128x64x64/32 silu float32 channels_last"),
-    ("the same, channels_last, bf16", "group_norm_act 8x128x64x64/32 silu bfloat16 channels_last"),
-    ("instance norm + LeakyReLU, 4x64x128x128", "group_norm_act 4x64x128x128/64 instance leaky_relu float32 NCHW"),
-    ("a VAE's latent and its KL, 4096x1024", "reparameterize_kl 4096x1024 float32"),
-    ("the same, 128x128", "reparameterize_kl 128x128 float32"),
-    ("RNN, 28 steps of 64x28, H = 64", "RNN T28 B64 I28 H64 float32"),
-    ("GRU, the same", "GRU T28 B64 I28 H64 float32"),
-    ("LSTM, the same", "LSTM T28 B64 I28 H64 float32"),
-    ("LSTM, 64 steps of 64x128, H = 128", "LSTM T64 B64 I128 H128 float32"),
-)
+OPERATORS = {
+    "batch norm + LeakyReLU, 128x64x32x32": "batch_norm_act 128x64x32x32 leaky_relu float32 NCHW",
+    "batch norm, channels_last": "batch_norm_act 128x64x32x32 leaky_relu float32 channels_last",
+    "batch norm, channels_last, bf16": "batch_norm_act 128x64x32x32 leaky_relu bfloat16 channels_last",
+    "batch norm, 128x256x8x8": "batch_norm_act 128x256x8x8 leaky_relu float32 NCHW",
+    "group norm + SiLU, 8x128x64x64": "group_norm_act 8x128x64x64/32 silu float32 NCHW",
+    "group norm, channels_last": "group_norm_act 8x128x64x64/32 silu float32 channels_last",
+    "group norm, channels_last, bf16": "group_norm_act 8x128x64x64/32 silu bfloat16 channels_last",
+    "instance norm + LeakyReLU, 4x64x128x128": "group_norm_act 4x64x128x128/64 instance leaky_relu float32 NCHW",
+    "first layer of a discriminator": "image_conv_act from 64x3x64x64 64 4x4 stride 2 leaky_relu float32 NCHW",
+    "last layer of a generator": "image_conv_act to 64x3x64x64 64 4x4 stride 2 tanh float32 NCHW",
+    "a VAE's latent and its KL, 4096x1024": "reparameterize_kl 4096x1024 float32",
+    "a VAE's latent and its KL, 128x128": "reparameterize_kl 128x128 float32",
+    "RNN, 28 steps of 64x28, H = 64": "RNN T28 B64 I28 H64 float32",
+    "GRU, 28 steps of 64x28, H = 64": "GRU T28 B64 I28 H64 float32",
+    "LSTM, 28 steps of 64x28, H = 64": "LSTM T28 B64 I28 H64 float32",
+    "LSTM, 64 steps of 64x128, H = 128": "LSTM T64 B64 I128 H128 float32",
+}
 
 
 def results(folder: Path) -> dict[str, Result]:
@@ -50,11 +52,11 @@ def keep(path: Path, folder: Path) -> Path:
     """Put a result among those that texts are made of."""
     result = load(path)
     for row in result.rows:
-        for contenders in row.seconds.values():
+        for state, contenders in row.seconds.items():
             for name, processes in contenders.items():
-                contenders[name] = [rounds[:KEPT] for rounds in processes]
+                contenders[name] = [rounds[: KEPT[state] // len(processes)] for rounds in processes]
     facts = result.machine
-    words = f"{facts['device']} {facts['threads']} threads {facts['SIMD']}"
+    words = f"{facts['device']} {facts['cores']} cores {facts['SIMD']}"
     kept = folder / f"bench-{re.sub(r'[^a-z0-9]+', '-', words.lower()).strip('-')}.json"
     folder.mkdir(parents=True, exist_ok=True)
     result.save(kept)
@@ -89,7 +91,11 @@ def operators(found: dict[str, Result]) -> str:
     for letter in letters(found):
         header += [f"{letter}ms", "x eager", "x compile"]
     lines = []
-    for label, name in OPERATORS:
+    for label, name in OPERATORS.items():
+        if not any(
+            row_of(result, name, direction) for result in found.values() for direction in ("forward", "both")
+        ):
+            continue
         cells = [label]
         for result in found.values():
             pair = [row_of(result, name, direction) for direction in ("forward", "both")]
@@ -144,7 +150,8 @@ def machines(found: dict[str, Result]) -> str:
     for letter, result in zip(letters(found), found.values(), strict=True):
         facts = result.machine
         lines.append(
-            f"{letter}{facts['device']}, {facts['cores']} cores, {facts['threads']} threads, {facts['SIMD']}, "
+            f"{letter}{facts['device']}, {facts['cores']} cores, {facts['threads']} thread"
+            f"{'s' * (facts['threads'] != '1')}, {facts['SIMD']}, "
             f"last cache {facts['last cache']}, torch {facts['torch']}, commit {result.commit}, "
             f"{result.when[:10]}: `{result.command}`."
             + "".join(f" **Unsound: {words}.**" for words in result.unsound)
@@ -156,7 +163,7 @@ def all_rows(found: dict[str, Result]) -> str:
     """The part of docs/benchmarks.md that has a picture and every row of every file."""
     parts = []
     for name, result in found.items():
-        title = f"{result.machine['device']}, {result.machine['threads']} threads"
+        title = f"{result.machine['device']}, {result.machine['cores']} cores"
         picture = f"![Times as fast as others, and the roofline, on {title}]({name}.png)"
         parts.append(f"### {title}\n\n{picture}\n\n{report.markdown(result)}")
     return "\n\n".join(parts)
@@ -205,9 +212,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         picture = root / "docs" / f"{name}.png"
         if not drawn(result, picture):
             stale.append(picture)
-            if not options.check:
-                shown = [row for row in result.rows if row.name in dict(map(reversed, OPERATORS)) or row.images]
-                report.draw(result, picture, shown)
+        if not options.check:
+            shown = [row for row in result.rows if row.name in OPERATORS.values() or row.images]
+            report.draw(result, picture, shown)
     for name, parts in TEXTS.items():
         path = root / name
         text = path.read_text()

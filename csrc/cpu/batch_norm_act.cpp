@@ -130,6 +130,7 @@ struct Operands {
 
   template <class T>
   Job<T> job(const Plan& plan, const T* g, T* y, T* dr, double slope, bool training) const {
+    const int tensors = 1 + bool(residual) + (g != nullptr) + (y != nullptr) + (dr != nullptr);
     Job<T> job{plan,
                static_cast<const T*>(x.const_data_ptr()),
                data_or_null<T>(residual),
@@ -137,7 +138,7 @@ struct Operands {
                y,
                dr,
                activation,
-               streams(plan, y) && streams(plan, dr),
+               streams(plan, y, tensors) && streams(plan, dr, tensors),
                Acc<T>(activation == Activation::leaky_relu ? slope : 1),
                training,
                {},

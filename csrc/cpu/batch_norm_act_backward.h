@@ -35,12 +35,19 @@ template <Activation Kind, bool Residual, class T>
 void column_gradient_tile(const Job<T>& job, int64_t start, int64_t column, int rows, int n, double* sum, double* dot) {
   constexpr int L = lanes<Acc<T>>;
   alignas(64) Acc<T> tile_sum[max_block] = {}, tile_dot[max_block] = {};
+  const bool ahead = n == job.plan.width && reads_ahead(job);
   for (int r = 0; r < rows; r += 4) {
     const int quad = std::min(4, rows - r);
     const int64_t row = start + r * job.plan.width;
+    ReadAhead<T> ahead_x(job.x + row + 4 * job.plan.width), ahead_g(job.g + row + 4 * job.plan.width);
     int j = 0;
-    for (; j + L <= n; j += L)
+    for (; j + L <= n; j += L) {
+      if (ahead) {
+        ahead_x.advance(4);
+        ahead_g.advance(4);
+      }
       column_gradients<false, Kind, Residual>(job, row + j, column + j, quad, 0, tile_sum + j, tile_dot + j);
+    }
     if (j < n)
       column_gradients<true, Kind, Residual>(job, row + j, column + j, quad, n - j, tile_sum + j, tile_dot + j);
   }
@@ -58,14 +65,22 @@ void piece_gradient_tile(const Job<T>& job, int64_t channel, int64_t first, int6
   // Additions in a float chain, whose error grows with its length, before the sums move on to double.
   constexpr int64_t chain = 16;
   const Parameters<A> p = parameters<false, false>(job, channel);
+  const bool ahead = reads_ahead(job);
   for (int64_t k = first; k < last; ++k) {
     const int64_t start = job.plan.piece_start(channel, k), end = start + job.plan.piece_size(k);
+    const int64_t next = job.plan.piece_start(channel, k + 1) - start;  // is read after this piece
     for (int64_t from = start; from < end; from += 4 * L * chain) {
       const int64_t to = std::min(end, from + 4 * L * chain);
       V s[4] = {}, d[4] = {};
       int64_t i = from;
       for (; i + 4 * L <= to; i += 4 * L)
-        for (int u = 0; u < 4; ++u) add_gradients<false, Kind, Residual>(job, p, i + u * L, 0, s[u], d[u]);
+        for (int u = 0; u < 4; ++u) {
+          if (ahead) {
+            __builtin_prefetch(job.x + i + next + u * L);
+            __builtin_prefetch(job.g + i + next + u * L);
+          }
+          add_gradients<false, Kind, Residual>(job, p, i + u * L, 0, s[u], d[u]);
+        }
       for (; i + L <= to; i += L) add_gradients<false, Kind, Residual>(job, p, i, 0, s[0], d[0]);
       if (i < to) add_gradients<true, Kind, Residual>(job, p, i, to - i, s[1], d[1]);
       sum += horizontal_sum<A>((s[0] + s[1]) + (s[2] + s[3]));

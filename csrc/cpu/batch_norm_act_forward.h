@@ -11,21 +11,24 @@ void statistics(const Job<T>& job, int64_t group, int64_t segment) {
   double* m2 = job.partial[1] + segment * plan.width + j0;
   std::fill_n(mean, j1 - j0, 0.0);
   std::fill_n(m2, j1 - j0, 0.0);
+  const bool ahead = reads_ahead(job);
   if (!plan.columns) {
     const auto piece = [&](int64_t k) {
       return std::make_pair(job.x + plan.piece_start(group, k), plan.piece_size(k));
     };
     for (int64_t k = first; k < last; k += plan.tile) {
       const int64_t end = std::min(k + plan.tile, last), before = plan.elements_before(k);
-      run_tile<T>(piece, k, end, plan.elements_before(end) - before, before - plan.elements_before(first), *mean, *m2);
+      run_tile<T>(piece, k, end, plan.elements_before(end) - before, before - plan.elements_before(first), ahead, *mean,
+                  *m2);
     }
     return;
   }
   const int64_t full = std::min(last, plan.rows);
   for (int64_t r = first; r < full; r += plan.tile)
-    column_tile(job.x + r * plan.width + j0, plan.width, std::min(plan.tile, full - r), j1 - j0, r - first, mean, m2);
+    column_tile(job.x + r * plan.width + j0, plan.width, std::min(plan.tile, full - r), j1 - j0, r - first, ahead, mean,
+                m2);
   if (last > plan.rows && j0 < plan.rest)
-    column_tile(job.x + plan.rows * plan.width + j0, 0, 1, std::min(j1, plan.rest) - j0, full - first, mean, m2);
+    column_tile(job.x + plan.rows * plan.width + j0, 0, 1, std::min(j1, plan.rest) - j0, full - first, false, mean, m2);
 }
 
 // Mean and sum of squared deviations of the channels, in two passes over the columns' ones.

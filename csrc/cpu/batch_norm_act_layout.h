@@ -7,17 +7,17 @@
 
 #include "../batch_norm_act.h"
 #include "common.h"
+#include "output_memory.h"
 
 namespace genimg_fast {
 namespace {
 
-constexpr int max_block = 256;                          // columns of a group, at most
-constexpr int64_t tile_rows = 32;                       // tile of max_block columns: 32 KiB of floats
-constexpr int64_t tile_elements = 2048;                 // tile of a channel's pieces
-constexpr int64_t plane_elements = 128;                 // smaller planes are seen as columns
-constexpr int64_t padding = 16;                         // per-column arrays may be read by whole vectors
-constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
-constexpr int64_t thread_elements = 16384;              // a thread is not worth waking for less
+constexpr int max_block = 256;              // columns of a group, at most
+constexpr int64_t tile_rows = 32;           // tile of max_block columns: 32 KiB of floats
+constexpr int64_t tile_elements = 2048;     // tile of a channel's pieces
+constexpr int64_t plane_elements = 128;     // smaller planes are seen as columns
+constexpr int64_t padding = 16;             // per-column arrays may be read by whole vectors
+constexpr int64_t thread_elements = 16384;  // a thread is not worth waking for less
 
 struct Plan {
   Geometry shape;
@@ -81,14 +81,15 @@ struct Plan {
   }
 };
 
-// Whether to write an output past the caches: none of a large one would still be there when it is read.  Needs every
-// run of a group to begin at a cache line and to end with one.
+// Whether to write an output past the caches, in a pass over so many tensors.  Needs every run of a group to begin at a
+// cache line and to end with one.
 template <class T>
-bool streams(const Plan& plan, const T* output) {
+bool streams(const Plan& plan, const T* output, int tensors) {
   constexpr int64_t line = 64 / sizeof(T);
   const int64_t run = plan.columns ? plan.width : plan.shape.inner, block = plan.columns ? plan.block : line;
-  return output == nullptr || (plan.shape.numel() * int64_t(sizeof(T)) >= streaming_bytes && run % line == 0 &&
-                               block % line == 0 && reinterpret_cast<uintptr_t>(output) % 64 == 0);
+  const int64_t bytes = plan.shape.numel() * int64_t(sizeof(T));
+  return output == nullptr || (goes_past_caches(bytes, tensors * bytes) && run % line == 0 && block % line == 0 &&
+                               reinterpret_cast<uintptr_t>(output) % 64 == 0);
 }
 
 template <class T>
@@ -108,6 +109,12 @@ struct Job {
   A *mean, *scale, *bias;                        // per column
   A *by_centred = nullptr, *constant = nullptr;  // per column: see backward_step
 };
+
+// Whether to read ahead of the sums.
+template <class T>
+bool reads_ahead(const Job<T>& job) {
+  return job.plan.shape.numel() * int64_t(sizeof(T)) > read_ahead_bytes;
+}
 
 // What training computes of some channels, and from what: one value per channel each.
 template <class A>

@@ -6,6 +6,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <cstdint>
 #include <type_traits>
 #include <utility>
 
@@ -24,6 +25,8 @@ using c10::Half;
 // Type of arithmetic, and of all that is summed up or kept between steps.
 template <class T>
 using Acc = std::conditional_t<std::is_same<T, double>::value, double, float>;
+
+constexpr int64_t read_ahead_bytes = int64_t(1) << 20;  // of data that is read ahead: no core's own cache holds more
 
 // Calls f with a value of the dtype's type.
 template <class F>

@@ -121,13 +121,14 @@ struct Operands {
   template <class T>
   Data<T> data(const Plan& plan, const T* g, T* y, T* dr, double slope) const {
     const bool leaky = given.activation == int(Activation::leaky_relu);
+    const int tensors = 1 + bool(residual) + (g != nullptr) + (y != nullptr) + (dr != nullptr);
     return {genimg_fast::data<T>(x),
             data_or_null<T>(residual),
             g,
             y,
             dr,
             Acc<T>(leaky ? slope : 1),
-            streams(plan, y) && streams(plan, dr)};
+            streams(plan, y, tensors) && streams(plan, dr, tensors)};
   }
 };
 

@@ -7,7 +7,7 @@ void run_moments(const T* x, int64_t size, double* mean, double* m2) {
   *mean = *m2 = 0;
   for (int64_t i = 0; i < size; i += tile_elements) {
     const int64_t n = std::min(tile_elements, size - i);
-    run_tile<T>([&](int64_t) { return std::pair<const T*, int64_t>(x + i, n); }, 0, 1, n, i, *mean, *m2);
+    run_tile<T>([&](int64_t) { return std::pair<const T*, int64_t>(x + i, n); }, 0, 1, n, i, false, *mean, *m2);
   }
 }
 
@@ -26,14 +26,15 @@ void statistics(const Job<T>& job, int64_t unit, int64_t segment, double* mean, 
   std::fill_n(mean, plan.width, 0.0);
   std::fill_n(m2, plan.width, 0.0);
   const int64_t full = std::min(last, plan.rows);
+  const bool ahead = plan.numel() * int64_t(sizeof(T)) > read_ahead_bytes;
   for (int64_t r = first; r < full; r += tile_rows)
     for (int64_t j = 0; j < plan.width; j += max_block)
       column_tile(x + r * plan.width + j, plan.width, std::min(tile_rows, full - r),
-                  std::min<int64_t>(max_block, plan.width - j), r - first, mean + j, m2 + j);
+                  std::min<int64_t>(max_block, plan.width - j), r - first, ahead, mean + j, m2 + j);
   if (last > plan.rows)
     for (int64_t j = 0; j < plan.rest; j += max_block)
       column_tile(x + plan.rows * plan.width + j, 0, 1, std::min<int64_t>(max_block, plan.rest - j), full - first,
-                  mean + j, m2 + j);
+                  false, mean + j, m2 + j);
 }
 
 // Columns view: the groups' mean and sum of squared deviations from those of their columns in every segment, in two

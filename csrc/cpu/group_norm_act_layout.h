@@ -7,19 +7,19 @@
 
 #include "../group_norm_act.h"
 #include "common.h"
+#include "output_memory.h"
 
 namespace genimg_fast {
 namespace {
 
-constexpr int max_block = 256;                          // columns that are summed up together
-constexpr int64_t tile_rows = 32;                       // tile of max_block columns: 32 KiB of floats
-constexpr int64_t tile_elements = 2048;                 // tile of consecutive elements
-constexpr int64_t segment_elements = 32768;             // smaller groups and samples are not divided
-constexpr int64_t padding = 16;                         // per-column arrays may be read by whole vectors
-constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that goes past the caches
-constexpr int64_t thread_elements = 16384;              // a thread is not worth waking for less
-constexpr int64_t kept_bytes = int64_t(2) << 20;        // of a unit's g' between backward's passes
-constexpr int64_t prefetched_bytes = 2048;              // ahead of what backward's first pass reads
+constexpr int max_block = 256;                    // columns that are summed up together
+constexpr int64_t tile_rows = 32;                 // tile of max_block columns: 32 KiB of floats
+constexpr int64_t tile_elements = 2048;           // tile of consecutive elements
+constexpr int64_t segment_elements = 32768;       // smaller groups and samples are not divided
+constexpr int64_t padding = 16;                   // per-column arrays may be read by whole vectors
+constexpr int64_t thread_elements = 16384;        // a thread is not worth waking for less
+constexpr int64_t kept_bytes = int64_t(2) << 20;  // of a unit's g' between backward's passes
+constexpr int64_t prefetched_bytes = 2048;        // ahead of what backward's first pass reads
 
 struct Plan {
   int64_t samples, channels, inner, groups;  // inner: elements of a plane
@@ -80,14 +80,15 @@ struct Plan {
   }
 };
 
-// Whether to write an output past the caches: none of a large one would still be there when it is read.  Needs every
-// run that is written to begin at a cache line and to end with one.
+// Whether to write an output past the caches, in a pass over so many tensors.  Needs every run that is written to begin
+// at a cache line and to end with one.
 template <class T>
-bool streams(const Plan& plan, const T* output) {
+bool streams(const Plan& plan, const T* output, int tensors) {
   constexpr int64_t line = 64 / sizeof(T);
   const int64_t run = plan.columns ? plan.channels : plan.inner;
-  return output == nullptr || (plan.numel() * int64_t(sizeof(T)) >= streaming_bytes && run % line == 0 &&
-                               reinterpret_cast<uintptr_t>(output) % 64 == 0);
+  const int64_t bytes = plan.numel() * int64_t(sizeof(T));
+  return output == nullptr ||
+         (goes_past_caches(bytes, tensors * bytes) && run % line == 0 && reinterpret_cast<uintptr_t>(output) % 64 == 0);
 }
 
 // The data, and what is done to it wherever it lies.

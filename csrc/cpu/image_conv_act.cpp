@@ -3,9 +3,10 @@
 // Procedure overview.  Work is split into units that depend on the shape only; a thread takes one after the other.  For
 // a unit, what lies around it in the input is copied to a strip that stays in the L1 cache, widened to float32, with
 // the padding's zeros, so that the products need no case for borders or layouts:
-//  - from: a block of rows of the features.  The strip holds rows of the image, split into phases of the stride: what a
-//    tap meets at neighbouring positions are neighbours.  A tap is the strip plus an offset.  Lanes are positions when
-//    the output is NCHW, channels when it is channels_last;
+//  - from: a block of rows of the features.  The strip holds rows of the image; a tap is the strip plus an offset.
+//  Lanes
+//    are channels when the output is channels_last.  When it is NCHW they are positions, and the strip's rows are split
+//    into phases of the stride, in which what a tap meets at neighbouring positions are neighbours;
 //  - to: a tile of the image.  Its phases of the stride are convolutions of the features with the taps that reach them;
 //    lanes are positions, and the strip holds some channels of features at a time, whose sums are one chain each.  Then
 //    the phases' sums are put together to rows;
@@ -71,6 +72,9 @@ void for_elements(const Tensor& t, const F& f) {
   });
 }
 
+// A strip for lanes that are channels: the image's rows as they are.
+Strip rows_of(const Tensor& image) { return strides(image).channels_last() ? Strip::pixels : Strip::planes; }
+
 Buffer packed_bias(const OptionalTensor& bias, int64_t channels) {
   Buffer packed(round_up(channels, line_floats));
   if (bias) for_elements(*bias, [&](int64_t c, int64_t, int64_t, int64_t, float b) { packed.get()[c] = b; });
@@ -99,10 +103,12 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
   Tensor features = empty_output(image, {shape.samples, shape.channels, shape.y.features, shape.x.features},
                                  image.scalar_type(), output_format(image, weight));
   if (features.numel() == 0) return features;
-  const FeatureBlocks blocks(shape);
+  // Features of one channel have both layouts.
+  const bool columns = strides(features).channels_last() || strides(image).channels_last();
+  const FeatureBlocks blocks(shape, columns ? rows_of(image) : Strip::phases);
   const int64_t weight_stride = round_up(shape.channels, line_floats);
   const Buffer packed(shape.taps() * weight_stride), biases = packed_bias(bias, shape.channels);
-  const int64_t run = strides(features).channels_last() ? shape.channels : shape.x.features;
+  const int64_t run = columns ? shape.channels : shape.x.features;
   for_elements(weight, [&](int64_t c, int64_t ci, int64_t ky, int64_t kx, float w) {
     packed.get()[((ci * shape.y.kernel + ky) * shape.x.kernel + kx) * weight_stride + c] = w;
   });
@@ -166,7 +172,7 @@ Tensor weight_gradient(Tensor image, Tensor features, std::vector<int64_t> kerne
   Tensor weight =
       empty_output(image, {shape.channels, shape.image_channels, shape.y.kernel, shape.x.kernel}, ScalarType::Float);
   if (features.numel() == 0) return torch::stable::zero_(weight);
-  const FeatureBlocks blocks(shape);
+  const FeatureBlocks blocks(shape, rows_of(image));
   const int64_t sum_stride = round_up(shape.channels, line_floats), sums_size = shape.taps() * sum_stride;
   const int64_t parts = std::min(max_parts, blocks.units());
   const Buffer sums(parts * sums_size);

@@ -64,6 +64,13 @@ SIMD_INLINE void for_position_groups(int64_t rows, int64_t columns, const F& f) 
   }
 }
 
+// Calls f(first, count) on taps that are summed up in one chain.
+template <class F>
+SIMD_INLINE void for_chains(int64_t taps, const F& f) {
+  const int64_t chains = ceil_div(taps, chain);
+  for (int64_t i = 0; i < chains; ++i) f(i * taps / chains, (i + 1) * taps / chains - i * taps / chains);
+}
+
 // image_conv_from
 
 template <class T>
@@ -71,7 +78,7 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
   constexpr int L = lanes<float>, V = from_vectors;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
-  const int64_t groups = ceil_div(shape.channels, from_rows), step = blocks.row_step();
+  const int64_t groups = ceil_div(shape.channels, from_rows), step = blocks.row_step;
   alignas(64) float sums[from_rows * V * L];
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t first = i * shape.channels / groups, last = (i + 1) * shape.channels / groups;
@@ -82,8 +89,11 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
         at[v] = strip + row[v] * step + column[v];
         sum[v] = sums + v * L;
       }
-      some_products_of_positions<V, from_rows, false>(last - first, at, blocks.offsets.data(), shape.taps(),
-                                                      job.weight + first, job.weight_stride, sum, V * L);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_positions<V, from_rows>(last - first, at, blocks.offsets.data() + k, depth,
+                                                 job.weight + k * job.weight_stride + first, job.weight_stride, sum,
+                                                 V * L, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t c = first; c < last; ++c)
           for (int v = 0; v < count; ++v)
@@ -107,8 +117,11 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
   for (int64_t y = 0; y < rows; ++y)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * width / groups, last = (i + 1) * width / groups;
-      some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step() + first, blocks.offsets.data(),
-                                      shape.taps(), job.weight + channel, job.weight_stride, sums);
+      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
+        some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step,
+                                        blocks.offsets.data() + k, depth, job.weight + k * job.weight_stride + channel,
+                                        job.weight_stride, sums, k > 0);
+      });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t x = first; x < last; ++x)
           finish<1, decltype(kind)::value>(sums + (x - first) * V * L, n, job.epilogue.bias + channel, job.epilogue,
@@ -126,7 +139,7 @@ void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip) {
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
   copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
   T* const to = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
-  if (!job.feature_strides.channels_last()) {
+  if (blocks.form == Strip::phases) {
     from_planes(job, strip, rows, to);
   } else {
     for (int64_t c = 0; c < shape.channels; c += widest * L)
@@ -161,7 +174,7 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
       at[v] = strip + row[v] * tiles.pitch + column[v];
       sum[v] = v < count ? sums + row[v] * C * tiles.columns + column[v] : nullptr;
     }
-    products_of_positions<V, C, true>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns);
+    products_of_positions<V, C>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns, true);
   });
 }
 
@@ -264,8 +277,8 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
       const auto add = [&](auto vectors) {
         some_products_of_taps<decltype(vectors)::value, tap_rows>(
-            last - first, strip, blocks.offsets.data() + first, rows, blocks.row_step(), columns, features + c, stride,
-            sums + first * job.sum_stride + c, job.sum_stride);
+            last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns,
+            features + c, stride, sums + first * job.sum_stride + c, job.sum_stride);
       };
       if (shape.channels - c > L)
         add(std::integral_constant<int, tap_vectors>());

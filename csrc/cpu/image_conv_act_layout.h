@@ -47,38 +47,58 @@ class Buffer {
   float* data_;
 };
 
+// How a strip holds rows of the image, padded with zeros.
+enum class Strip {
+  phases,  // [channel][row][phase of the stride][i], for lanes that are neighbouring positions
+  planes,  // [channel][row][column]
+  pixels,  // [row][column][channel]
+};
+
 // Blocks of rows of the features with the image around them: image_conv_from and image_conv_weight.
 struct FeatureBlocks {
   ConvShape shape;
+  Strip form;
   int64_t rows;                  // of features in a block; the last one of a sample may have fewer
   int64_t blocks;                // of a sample
-  int64_t image_rows, pitch;     // of the strip: [channel][row][phase][pitch]
+  int64_t image_rows;            // of the strip
+  int64_t pitch;                 // of what is innermost in the strip
+  int64_t step, row_step;        // in the strip, from one position or row of features to the next
   std::vector<int64_t> offsets;  // in the strip, of tap (channel, ky, kx), for features' position 0
 
-  explicit FeatureBlocks(const ConvShape& s) : shape(s) {
-    pitch = round_up(round_up(s.x.features, line_floats) + (s.x.kernel - 1) / s.x.stride, line_floats);
+  FeatureBlocks(const ConvShape& s, Strip f) : shape(s), form(f) {
+    const int64_t stride = s.x.stride, width = (s.x.features - 1) * stride + s.x.kernel;
+    pitch = f == Strip::phases   ? round_up(s.x.features, line_floats) + (s.x.kernel - 1) / stride
+            : f == Strip::planes ? width
+                                 : width * s.image_channels;
+    pitch = round_up(pitch, line_floats);
+    step = f == Strip::phases ? 1 : f == Strip::planes ? stride : stride * s.image_channels;
+    row_step = s.y.stride * pitch * (f == Strip::phases ? stride : 1);
     // Four vectors of a line are taken together.
     const int64_t per_row = ceil_div(s.x.features, line_floats);
-    const int64_t step = per_row % 4 == 0 ? 1 : per_row % 2 == 0 ? 2 : 4;
-    rows = std::min(step, s.y.features);
-    while (rows + step <= s.y.features && (rows + step) * s.x.features <= block_positions &&
-           strip_size(rows + step) <= strip_floats)
-      rows += step;
+    const int64_t more = per_row % 4 == 0 ? 1 : per_row % 2 == 0 ? 2 : 4;
+    rows = std::min(more, s.y.features);
+    while (rows + more <= s.y.features && (rows + more) * s.x.features <= block_positions &&
+           strip_size(rows + more) <= strip_floats)
+      rows += more;
     blocks = ceil_div(s.y.features, rows);
     image_rows = image_rows_of(rows);
     for (int64_t c = 0; c < s.image_channels; ++c)
       for (int64_t ky = 0; ky < s.y.kernel; ++ky)
-        for (int64_t kx = 0; kx < s.x.kernel; ++kx)
-          offsets.push_back(((c * image_rows + ky) * s.x.stride + kx % s.x.stride) * pitch + kx / s.x.stride);
+        for (int64_t kx = 0; kx < s.x.kernel; ++kx) {
+          const int64_t row = c * image_rows + ky;
+          offsets.push_back(f == Strip::phases   ? (row * stride + kx % stride) * pitch + kx / stride
+                            : f == Strip::planes ? row * pitch + kx
+                                                 : ky * pitch + kx * s.image_channels + c);
+        }
   }
   int64_t units() const { return shape.samples * blocks; }
   int64_t strip_size() const { return strip_size(rows); }
-  int64_t row_step() const { return shape.y.stride * shape.x.stride * pitch; }  // from one row of features to the next
 
  private:
   int64_t image_rows_of(int64_t features) const { return (features - 1) * shape.y.stride + shape.y.kernel; }
   int64_t strip_size(int64_t features) const {
-    return shape.image_channels * image_rows_of(features) * shape.x.stride * pitch;
+    return image_rows_of(features) * pitch * (form == Strip::pixels ? 1 : shape.image_channels) *
+           (form == Strip::phases ? shape.x.stride : 1);
   }
 };
 

@@ -1,6 +1,7 @@
 // Products of image_conv_act for one SIMD level.  Included by image_conv_act_kernels.h only.
 //
-// Every sum is one chain in a fixed order, however many are taken together: grouping changes no bit.
+// Every sum is one chain in a fixed order, however many are taken together: grouping changes no bit.  It replaces what
+// is there, or is added to it.
 
 #if defined(SIMD_AVX512)
 constexpr int from_rows = 6, from_vectors = 4, widest = 4, tap_rows = 12, tap_vectors = 2;
@@ -17,10 +18,9 @@ constexpr int to_vectors = C == 4 ? 2 : 4;
 #endif
 
 // Lanes are positions: sums[v][r] of the strip's vectors at[v] + offsets[k] times weight[k][r].
-template <int V, int R, bool Add>
+template <int V, int R>
 void products_of_positions(const float* const (&at)[V], const int64_t* offsets, int64_t depth, const float* weight,
-                           int64_t weight_stride, float* const (&sums)[V], int64_t sum_stride) {
-  constexpr int L = lanes<float>;
+                           int64_t weight_stride, float* const (&sums)[V], int64_t sum_stride, bool add) {
   Vec<float> sum[V * R];
   unroll<V * R>([&](auto i) __attribute__((always_inline)) { sum[i] = Vec<float>{}; });
   const float* p[V];
@@ -36,30 +36,29 @@ void products_of_positions(const float* const (&at)[V], const int64_t* offsets, 
   }
   unroll<V>([&](auto v) __attribute__((always_inline)) {
     float* const to = sums[v];
-    if (Add && to == nullptr) return;
+    if (to == nullptr) return;
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       float* const element = to + r * sum_stride;
-      store(element, Add ? load(element) + sum[r * V + v] : sum[r * V + v]);
+      store(element, add ? load(element) + sum[r * V + v] : sum[r * V + v]);
     });
   });
-  (void)L;
 }
 
-template <int V, int R, bool Add>
+template <int V, int R>
 void some_products_of_positions(int count, const float* const (&at)[V], const int64_t* offsets, int64_t depth,
-                                const float* weight, int64_t weight_stride, float* const (&sums)[V],
-                                int64_t sum_stride) {
+                                const float* weight, int64_t weight_stride, float* const (&sums)[V], int64_t sum_stride,
+                                bool add) {
   if constexpr (R > 1)
     if (count < R)
-      return some_products_of_positions<V, R - 1, Add>(count, at, offsets, depth, weight, weight_stride, sums,
-                                                       sum_stride);
-  products_of_positions<V, R, Add>(at, offsets, depth, weight, weight_stride, sums, sum_stride);
+      return some_products_of_positions<V, R - 1>(count, at, offsets, depth, weight, weight_stride, sums, sum_stride,
+                                                  add);
+  products_of_positions<V, R>(at, offsets, depth, weight, weight_stride, sums, sum_stride, add);
 }
 
-// Lanes are channels: sums[p][v] of the strip's values offsets[k] + p times the vectors weight[k][v].
+// Lanes are channels: sums[p][v] of the strip's values offsets[k] + p * step times the vectors weight[k][v].
 template <int V, int P>
-void products_of_channels(const float* strip, const int64_t* offsets, int64_t depth, const float* weight,
-                          int64_t weight_stride, float* sums) {
+void products_of_channels(const float* strip, int64_t step, const int64_t* offsets, int64_t depth, const float* weight,
+                          int64_t weight_stride, float* sums, bool add) {
   constexpr int L = lanes<float>;
   Vec<float> sum[P * V];
   unroll<P * V>([&](auto i) __attribute__((always_inline)) { sum[i] = Vec<float>{}; });
@@ -68,33 +67,35 @@ void products_of_channels(const float* strip, const int64_t* offsets, int64_t de
     Vec<float> w[V];
     unroll<V>([&](auto v) __attribute__((always_inline)) { w[v] = load(weight + v * L); });
     unroll<P>([&](auto p) __attribute__((always_inline)) {
-      const Vec<float> value = splat(x[p]);
+      const Vec<float> value = splat(x[p * step]);
       unroll<V>([&](auto v) __attribute__((always_inline)) { sum[p * V + v] = mul_add(value, w[v], sum[p * V + v]); });
     });
   }
-  unroll<P * V>([&](auto i) __attribute__((always_inline)) { store(sums + i * L, sum[i]); });
+  unroll<P * V>(
+      [&](auto i) __attribute__((always_inline)) { store(sums + i * L, add ? load(sums + i * L) + sum[i] : sum[i]); });
 }
 
 template <int V, int P>
-void some_products_of_channels(int count, const float* strip, const int64_t* offsets, int64_t depth,
-                               const float* weight, int64_t weight_stride, float* sums) {
+void some_products_of_channels(int count, const float* strip, int64_t step, const int64_t* offsets, int64_t depth,
+                               const float* weight, int64_t weight_stride, float* sums, bool add) {
   if constexpr (P > 1)
     if (count < P)
-      return some_products_of_channels<V, P - 1>(count, strip, offsets, depth, weight, weight_stride, sums);
-  products_of_channels<V, P>(strip, offsets, depth, weight, weight_stride, sums);
+      return some_products_of_channels<V, P - 1>(count, strip, step, offsets, depth, weight, weight_stride, sums, add);
+  products_of_channels<V, P>(strip, step, offsets, depth, weight, weight_stride, sums, add);
 }
 
-// Lanes are channels, the sums go over positions: sums[r][v] += strip[offsets[r] + i] times the vectors features[i][v].
+// Lanes are channels, the sums go over positions: sums[r][v] += strip[offsets[r] + i * step] times the vectors
+// features[i][v].
 template <int V, int R>
-void products_of_taps(const float* strip, const int64_t* offsets, int64_t rows, int64_t row_step, int64_t columns,
-                      const float* features, int64_t feature_stride, float* sums, int64_t sum_stride) {
+void products_of_taps(const float* strip, int64_t step, const int64_t* offsets, int64_t rows, int64_t row_step,
+                      int64_t columns, const float* features, int64_t feature_stride, float* sums, int64_t sum_stride) {
   constexpr int L = lanes<float>;
   Vec<float> sum[R * V];
   unroll<R * V>([&](auto i) __attribute__((always_inline)) { sum[i] = Vec<float>{}; });
   for (int64_t y = 0; y < rows; ++y, strip += row_step) {
     const float* x[R];
     unroll<R>([&](auto r) __attribute__((always_inline)) { x[r] = strip + offsets[r]; });
-    for (int64_t i = 0; i < columns; ++i, features += feature_stride) {
+    for (int64_t i = 0, end = columns * step; i < end; i += step, features += feature_stride) {
       Vec<float> f[V];
       unroll<V>([&](auto v) __attribute__((always_inline)) { f[v] = load(features + v * L); });
       unroll<R>([&](auto r) __attribute__((always_inline)) {
@@ -111,12 +112,12 @@ void products_of_taps(const float* strip, const int64_t* offsets, int64_t rows, 
 }
 
 template <int V, int R>
-void some_products_of_taps(int count, const float* strip, const int64_t* offsets, int64_t rows, int64_t row_step,
-                           int64_t columns, const float* features, int64_t feature_stride, float* sums,
-                           int64_t sum_stride) {
+void some_products_of_taps(int count, const float* strip, int64_t step, const int64_t* offsets, int64_t rows,
+                           int64_t row_step, int64_t columns, const float* features, int64_t feature_stride,
+                           float* sums, int64_t sum_stride) {
   if constexpr (R > 1)
     if (count < R)
-      return some_products_of_taps<V, R - 1>(count, strip, offsets, rows, row_step, columns, features, feature_stride,
-                                             sums, sum_stride);
-  products_of_taps<V, R>(strip, offsets, rows, row_step, columns, features, feature_stride, sums, sum_stride);
+      return some_products_of_taps<V, R - 1>(count, strip, step, offsets, rows, row_step, columns, features,
+                                             feature_stride, sums, sum_stride);
+  products_of_taps<V, R>(strip, step, offsets, rows, row_step, columns, features, feature_stride, sums, sum_stride);
 }

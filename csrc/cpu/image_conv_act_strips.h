@@ -72,36 +72,43 @@ SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
   int64_t i = 0;
   if (step == 2)  // the last element that is read must not lie beyond the row
     for (; i + L < n; i += L, from += 2 * L) store(to + i, even_lanes(load(from), load(from + L)));
-  typedef float Quad __attribute__((vector_size(16)));
-  for (; i + 4 <= n; i += 4, from += 4 * step) {
-    const Quad four = {float(from[0]), float(from[step]), float(from[2 * step]), float(from[3 * step])};
-    __builtin_memcpy(to + i, &four, sizeof(four));
-  }
   for (; i < n; ++i, from += step) to[i] = *from;
 }
 
-// The rows of the image that a block of features from row y on meets, in phases of the stride, zero where there are
-// none: strip[channel][row][phase][i] is pixel i * stride + phase - padding.
+// A row of a strip, to[i] = from[i * stride - padding] for those of `size` elements that there are, else zero; a null
+// row is all zeros.
+template <class T>
+SIMD_INLINE void copy_row(const T* from, int64_t size, int64_t stride, int64_t padding, int64_t pitch, float* to) {
+  const int64_t left = std::min(pitch, std::max<int64_t>(0, ceil_div(padding, stride)));
+  const int64_t right = from ? std::max(left, std::min(pitch, ceil_div(size + padding, stride))) : left;
+  std::fill_n(to, left, 0.0f);
+  if (right > left) gather_row(from + left * stride - padding, stride, right - left, to + left);
+  std::fill(to + right, to + pitch, 0.0f);
+}
+
+// The rows of the image that a block of features from row y on meets.
 template <class T>
 void copy_image(const FeatureBlocks& blocks, const T* image, const Strides& strides, int64_t y, float* strip) {
   const ConvShape& shape = blocks.shape;
-  const int64_t stride = shape.x.stride, padding = shape.x.padding, pitch = blocks.pitch;
-  const int64_t first_row = y * shape.y.stride - shape.y.padding;
-  for (int64_t c = 0; c < shape.image_channels; ++c)
+  const int64_t width = shape.x.image, padding = shape.x.padding, stride = shape.x.stride, pitch = blocks.pitch;
+  const int64_t channels = shape.image_channels, first_row = y * shape.y.stride - shape.y.padding;
+  const auto row_of = [&](int64_t c, int64_t r) {
+    const int64_t row = first_row + r;
+    return row >= 0 && row < shape.y.image ? image + c * strides.channel + row * strides.row : nullptr;
+  };
+  if (blocks.form == Strip::pixels) {
+    for (int64_t r = 0; r < blocks.image_rows; ++r, strip += pitch)
+      copy_row(row_of(0, r), width * channels, 1, padding * channels, pitch, strip);
+    return;
+  }
+  for (int64_t c = 0; c < channels; ++c)
     for (int64_t r = 0; r < blocks.image_rows; ++r) {
-      const int64_t row = first_row + r;
-      for (int64_t phase = 0; phase < stride; ++phase, strip += pitch) {
-        if (row < 0 || row >= shape.y.image) {
-          std::fill_n(strip, pitch, 0.0f);
-          continue;
-        }
-        const int64_t left = std::max<int64_t>(0, ceil_div(padding - phase, stride));
-        const int64_t right = std::min(pitch, (shape.x.image - 1 + padding - phase + stride) / stride);
-        const T* const from =
-            image + c * strides.channel + row * strides.row + (left * stride + phase - padding) * strides.column;
-        std::fill_n(strip, std::min(left, pitch), 0.0f);
-        if (left < right) gather_row(from, stride * strides.column, right - left, strip + left);
-        if (std::max(left, right) < pitch) std::fill(strip + std::max(left, right), strip + pitch, 0.0f);
+      if (blocks.form == Strip::planes) {
+        copy_row(row_of(c, r), width, 1, padding, pitch, strip);
+        strip += pitch;
+      } else {
+        for (int64_t phase = 0; phase < stride; ++phase, strip += pitch)
+          copy_row(row_of(c, r), width, stride, padding - phase, pitch, strip);
       }
     }
 }

@@ -36,10 +36,14 @@ SIMD_INLINE void column_squares(const T* x, int64_t stride, int n, const Acc<T>*
   store(squares, load(squares) + q);
 }
 template <int Rows, class T>
-SIMD_INLINE void column_sums(const T* x, int64_t stride, int n, Acc<T>* sum) {
+SIMD_INLINE void column_sums(const T* x, int64_t stride, int n, bool read_ahead, Acc<T>* sum) {
   constexpr int L = lanes<Acc<T>>;
+  ReadAhead<T> ahead(x + Rows * stride);
   int j = 0;
-  for (; j + L <= n; j += L) column_sum<false, Rows>(x + j, stride, 0, sum + j);
+  for (; j + L <= n; j += L) {
+    if (read_ahead) ahead.advance(Rows);
+    column_sum<false, Rows>(x + j, stride, 0, sum + j);
+  }
   if (j < n) column_sum<true, Rows>(x + j, stride, n - j, sum + j);
 }
 template <int Rows, class T>
@@ -50,14 +54,15 @@ SIMD_INLINE void column_squares(const T* x, int64_t stride, int n, const Acc<T>*
   if (j < n) column_squares<true, Rows>(x + j, stride, n - j, centre + j, sum + j, squares + j);
 }
 
-// Tile of rows x n columns into the columns' (mean, m2), which hold `count` rows already.
+// Tile of rows x n columns into the columns' (mean, m2), which hold `count` rows already.  read_ahead: of rows that lie
+// one after the other.
 template <class T>
-void column_tile(const T* x, int64_t stride, int rows, int n, double count, double* mean, double* m2) {
+void column_tile(const T* x, int64_t stride, int rows, int n, double count, bool read_ahead, double* mean, double* m2) {
   using A = Acc<T>;
   alignas(64) A centre[max_block] = {}, sum[max_block] = {}, squares[max_block] = {};
   int r = 0;
-  for (; r + 8 <= rows; r += 8) column_sums<8>(x + r * stride, stride, n, centre);
-  for (; r < rows; ++r) column_sums<1>(x + r * stride, stride, n, centre);
+  for (; r + 8 <= rows; r += 8) column_sums<8>(x + r * stride, stride, n, read_ahead && stride == n, centre);
+  for (; r < rows; ++r) column_sums<1>(x + r * stride, stride, n, false, centre);
   for (int j = 0; j < n; ++j) centre[j] *= A(1) / rows;
   for (r = 0; r + 4 <= rows; r += 4) column_squares<4>(x + r * stride, stride, n, centre, sum, squares);
   for (; r < rows; ++r) column_squares<1>(x + r * stride, stride, n, centre, sum, squares);
@@ -73,17 +78,23 @@ SIMD_INLINE void add_deviations(const T* x, int n, const Vec<Acc<T>>& centre, Ve
 }
 
 // Tile of the elements of several runs, piece(first) ... piece(last - 1), each a pointer and a length; `size` in all.
+// read_ahead: of piece(k + 1) while piece(k) is read; where runs lie apart, the processor would not find it.
 template <class T, class Piece>
-void run_tile(const Piece& piece, int64_t first, int64_t last, double size, double count, double& mean, double& m2) {
+void run_tile(const Piece& piece, int64_t first, int64_t last, double size, double count, bool read_ahead, double& mean,
+              double& m2) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int L = lanes<A>;
   V s[4] = {}, q[4] = {};
   for (int64_t k = first; k < last; ++k) {
     const auto [p, n] = piece(k);
+    const T* const next = piece(k + 1).first;
     int64_t i = 0;
     for (; i + 4 * L <= n; i += 4 * L)
-      for (int u = 0; u < 4; ++u) s[u] += load(p + i + u * L);
+      for (int u = 0; u < 4; ++u) {
+        if (read_ahead) __builtin_prefetch(next + i + u * L);
+        s[u] += load(p + i + u * L);
+      }
     for (; i + L <= n; i += L) s[0] += load(p + i);
     if (i < n) s[1] += load_first(p + i, n - i);
   }

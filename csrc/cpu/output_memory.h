@@ -25,4 +25,11 @@ torch::stable::Tensor empty_output(
     const torch::stable::Tensor& t, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type,
     torch::headeronly::MemoryFormat format = torch::headeronly::MemoryFormat::Contiguous);
 
+constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of an output that no cache would keep
+
+// Whether an output of so many bytes is written past the caches: a large one, and one of a pass that reads and writes
+// `touched` bytes, more than the last cache of this machine keeps.  What is read next would otherwise be replaced by
+// the output, and of that little would be left when it is read.
+bool goes_past_caches(int64_t bytes, int64_t touched);
+
 }  // namespace genimg_fast

@@ -29,13 +29,12 @@
 namespace genimg_fast {
 namespace {
 
-constexpr int64_t segment_elements = 16384;             // of an item, at most
-constexpr int64_t tile_elements = 1024;                 // of a part that needs buffers, at most
-constexpr int64_t noise_elements = 256;                 // of noise made at a time
-constexpr int64_t short_elements = 128;                 // samples of fewer are grouped
-constexpr int64_t thread_elements = 4096;               // a thread is not worth waking for less
-constexpr int64_t streaming_bytes = int64_t(16) << 20;  // of a gradient that goes past the caches
-constexpr int64_t padding = 64;                         // noise is made in whole batches
+constexpr int64_t segment_elements = 16384;  // of an item, at most
+constexpr int64_t tile_elements = 1024;      // of a part that needs buffers, at most
+constexpr int64_t noise_elements = 256;      // of noise made at a time
+constexpr int64_t short_elements = 128;      // samples of fewer are grouped
+constexpr int64_t thread_elements = 4096;    // a thread is not worth waking for less
+constexpr int64_t padding = 64;              // noise is made in whole batches
 
 // Elements [first, first + elements) of each of `samples` samples; whole samples if there are several.
 struct Part {

@@ -24,16 +24,15 @@ SIMD_INLINE void box_muller(Words x0, Words x1, Vec<float>& n0, Vec<float>& n1) 
   n1 = radius * (V)((odd ? c : s) ^ (quadrant << 30 & 0x80000000));
 }
 
-// Philox4x32-10 on the lower halves of 64-bit lanes, where the products need them; the upper halves hold rubbish.
-SIMD_INLINE void philox(const PhiloxKeys& keys, WideWords (&counter)[4]) {
+// A round of Philox4x32 on the lower halves of 64-bit lanes, where the products need them; the upper halves hold
+// rubbish.
+SIMD_INLINE void philox_round(const PhiloxKeys& keys, int r, WideWords (&counter)[4]) {
   const WideWords m0 = WideWords{} + philox_multiplier0, m1 = WideWords{} + philox_multiplier1;
-  for (int r = 0; r < philox_rounds; ++r) {
-    const WideWords p0 = multiply_lower(counter[0], m0), p1 = multiply_lower(counter[2], m1);
-    counter[0] = (p1 >> 32) ^ counter[1] ^ keys.word[0][r];
-    counter[1] = p1;
-    counter[2] = (p0 >> 32) ^ counter[3] ^ keys.word[1][r];
-    counter[3] = p0;
-  }
+  const WideWords p0 = multiply_lower(counter[0], m0), p1 = multiply_lower(counter[2], m1);
+  counter[0] = (p1 >> 32) ^ counter[1] ^ keys.word[0][r];
+  counter[1] = p1;
+  counter[2] = (p0 >> 32) ^ counter[3] ^ keys.word[1][r];
+  counter[3] = p0;
 }
 
 // A batch is one block of four normals per float lane.  To leave the blocks one after the other, transpose_blocks wants
@@ -43,8 +42,11 @@ constexpr int batch_block(int lane) { return batch_blocks / 4 * (lane % 4) + lan
 
 // The batch's normals; even and odd are the counters of the even and of the odd lanes.
 SIMD_INLINE void normals(const PhiloxKeys& keys, WideWords (&even)[4], WideWords (&odd)[4], float* out) {
-  philox(keys, even);
-  philox(keys, odd);
+  // In turns, as each waits for its products.
+  for (int r = 0; r < philox_rounds; ++r) {
+    philox_round(keys, r, even);
+    philox_round(keys, r, odd);
+  }
   Words x[4];
   for (int k = 0; k < 4; ++k) x[k] = (Words)((even[k] & 0xffffffff) | odd[k] << 32);
   Vec<float> n[4];

@@ -81,6 +81,24 @@ SIMD_INLINE void stream_fence() {
 #endif
 }
 
+// Reads ahead of a kernel that goes through several rows at a time, column by column: more streams than the processor
+// follows by itself.  The rows that come next are read in the order in which they lie in memory.
+template <class T>
+class ReadAhead {
+ public:
+  SIMD_INLINE explicit ReadAhead(const T* next) : next_(next) {}
+
+  // As much as a vector of each of so many rows.
+  SIMD_INLINE void advance(int rows) {
+    const int elements = rows * lanes<Acc<T>>;
+    for (int i = 0; i < elements; i += 64 / sizeof(T)) __builtin_prefetch(next_ + i);
+    next_ += elements;
+  }
+
+ private:
+  const T* next_;
+};
+
 // 16-bit floats pass through vectors of half the size.
 #if defined(SIMD_AVX512)
 typedef __m256i Narrow;
@@ -301,6 +319,43 @@ SIMD_INLINE Vec<double> at_most(Vec<double> v, Vec<double> bound) { return v > b
 #endif
 
 // Sum of all lanes, by halves.
+#if defined(__SSE2__)
+SIMD_INLINE float sum_of_lanes(__m128 v) {
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+SIMD_INLINE double sum_of_lanes(__m128d v) { return _mm_cvtsd_f64(_mm_add_sd(v, _mm_unpackhi_pd(v, v))); }
+#if defined(SIMD_AVX512) || defined(SIMD_AVX2)
+SIMD_INLINE float sum_of_lanes(__m256 v) {
+  return sum_of_lanes(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+}
+SIMD_INLINE double sum_of_lanes(__m256d v) {
+  return sum_of_lanes(_mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1)));
+}
+#endif
+#if defined(SIMD_AVX512)
+SIMD_INLINE float sum_of_lanes(__m512 v) {
+  return sum_of_lanes(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_maskz_extractf32x8_ps(0xff, v, 1)));
+}
+SIMD_INLINE double sum_of_lanes(__m512d v) {
+  return sum_of_lanes(_mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_maskz_extractf64x4_pd(0xf, v, 1)));
+}
+#endif
+template <class A>
+SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
+  constexpr bool is_float = std::is_same<A, float>::value;
+#if defined(SIMD_AVX512)
+  if constexpr (is_float) return sum_of_lanes((__m512)v);
+  if constexpr (!is_float) return sum_of_lanes((__m512d)v);
+#elif defined(SIMD_AVX2)
+  if constexpr (is_float) return sum_of_lanes((__m256)v);
+  if constexpr (!is_float) return sum_of_lanes((__m256d)v);
+#else
+  if constexpr (is_float) return sum_of_lanes((__m128)v);
+  if constexpr (!is_float) return sum_of_lanes((__m128d)v);
+#endif
+}
+#else
 template <class A>
 SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
   A lane[lanes<A>];
@@ -309,6 +364,7 @@ SIMD_INLINE A horizontal_sum(typename VecType<A>::type v) {
     for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
   return lane[0];
 }
+#endif
 
 // 1 / v for a normal v whose reciprocal is normal; 1 ulp.
 SIMD_INLINE Vec<float> reciprocal(Vec<float> v) {

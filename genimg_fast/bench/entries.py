@@ -24,6 +24,7 @@ class Entry(NamedTuple):
         dtype: Of the data, in words.
         short: Whether it is in the short list, which runs without a filter.
         build: Makes the case on a device.
+        step: Whether it is a training step.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     dtype: str
     short: bool
     build: Callable[[str], Case]
+    step: bool = False
 
     def case(self, device: str) -> Case:
         """Make the case, of the same random numbers at each call."""
@@ -81,7 +83,9 @@ def own_entries(where: str) -> list[Entry]:
 
         return build
 
-    return [Entry(str(label), "own", "", True, built(label)) for label in cases]
+    return [
+        Entry(str(label), "own", "", True, built(label), "step" in case.passes) for label, case in cases.items()
+    ]
 
 
 def choose(

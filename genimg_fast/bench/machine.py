@@ -21,19 +21,35 @@ BUSY = 0.05  # share of the processors' time that others, or the hypervisor, too
 
 
 class Ceilings(NamedTuple):
-    """What this machine reaches, of bytes and of operations a second.
+    """What this machine reaches, of bytes and of operations a second, and what a call takes.
 
     Attributes:
         copy: Bytes read and written, by the bytes of one of the two tensors.
         read: Bytes read, of a sum, likewise.
         float32: Operations of a product of float32 matrices.
         bfloat16: Likewise of bfloat16.
+        forward_call: Seconds of one operator of torch on four numbers, with gradients recorded; 0 if not known.
+        both_call: Likewise with its backward.
     """
 
     copy: dict[int, float]
     read: dict[int, float]
     float32: float
     bfloat16: float
+    forward_call: float = 0.0
+    both_call: float = 0.0
+
+
+class Bound(NamedTuple):
+    """The least time that a machine allows, and what it is of.
+
+    Attributes:
+        seconds: The time; 0 if nothing is known.
+        what: ``"bytes"``, ``"operations"`` or ``"calls"``.
+    """
+
+    seconds: float
+    what: str
 
 
 class Quiet(NamedTuple):
@@ -148,24 +164,39 @@ def ceilings(device: str) -> Ceilings:
     for dtype in (torch.float32, torch.bfloat16):
         a = torch.randn(n, n, device=device).to(dtype)
         products.append(_rate(2 * n**3, partial(torch.mm, a, a), device))
-    return Ceilings(copy, read, *products)
+    few = torch.randn(4, device=device, requires_grad=True)
+    ones = torch.ones_like(few)
+    silu = torch.nn.functional.silu
+    forward = 1 / _rate(1, lambda: silu(few), device, 0.05)
+    both = 1 / _rate(1, lambda: torch.autograd.grad(silu(few), few, ones), device, 0.05)
+    return Ceilings(copy, read, products[0], products[1], forward, both)
 
 
-def best_seconds(limits: Ceilings, moved: float, operations: float, dtype: torch.dtype | None) -> float:
-    """Bound a time from below: by the bytes at the rate of a copy of that size, and by the operations.
+def bound_of(
+    limits: Ceilings, moved: float, operations: float, dtype: torch.dtype | None, direction: str = ""
+) -> Bound:
+    """Bound a time from below: by the bytes at the rate of a copy of that size, the operations, and one call.
 
     Args:
         limits: The machine's.
         moved: Bytes.
         operations: Additions and multiplications.
         dtype: Of the data.
+        direction: The pass; of ``"forward"`` and ``"both"`` it is known what a call takes.
 
     Returns:
-        The larger of both times, in seconds; 0 if neither is known.
+        The longest of these times; 0 if neither bytes nor operations are known.
     """
+    if not moved and not operations:
+        return Bound(0.0, "bytes")
     size = min(limits.copy, key=lambda known: abs(known - moved / 2))
     rate = limits.float32 if dtype in (None, torch.float32) else max(limits.float32, limits.bfloat16)
-    return max(moved / limits.copy[size], operations / rate)
+    calls = {"forward": limits.forward_call, "both": limits.both_call}
+    return max(
+        Bound(moved / limits.copy[size], "bytes"),
+        Bound(operations / rate, "operations"),
+        Bound(calls.get(direction, 0.0), "calls"),
+    )
 
 
 def canary(device: str) -> float:

@@ -1,6 +1,6 @@
 """Results for people: a table, Markdown, and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,6 +10,7 @@ from genimg_fast.bench.shares import FUSED, gain_of
 from genimg_fast.bench.statistics import Verdict
 from genimg_fast.data.optional import optional_import
 
+LEAST_SHARE = 0.005  # of a step's time that is worth a word
 COLUMNS = (
     "case",
     "pass",
@@ -19,7 +20,7 @@ COLUMNS = (
     "",
     "cold",
     "fresh",
-    "of best",
+    "of bound",
     "MB",
     "x eager",
     "error",
@@ -27,7 +28,8 @@ COLUMNS = (
 EXPLAINED = """\
 x: the other's time over ours, above 1 ours is faster, with the interval of 95% over processes and rounds;
 strongest: the fastest of all others; cold: x strongest with inputs in no cache; fresh: with new memory;
-of best: of what bytes and operations take at this machine's rates, just measured; MB: memory at the peak;
+of bound: of the least time, and whether bytes, operations or calls take it at this machine's rates, just measured;
+MB: memory at the peak;
 error: largest against float64; no figure stands here that did not pass that comparison; ?: the run is unsound"""
 
 
@@ -46,7 +48,7 @@ def cells_of(row: Row, result: Result) -> list[str]:
         return [row.name, row.pass_, "-", *[""] * 8, reason]
     seconds, strongest = row.median(), row.strongest()
     eager, best = row.ratio(REFERENCE), row.ratio(strongest) if strongest else None
-    share = row.share_of_best(result.ceilings)
+    bound = row.bound(result.ceilings)
     memory, error = row.memory.get(row.judged), row.errors.get(row.judged)
     theirs = row.memory.get(REFERENCE)
     others = []
@@ -62,7 +64,7 @@ def cells_of(row: Row, result: Result) -> list[str]:
         f"{strongest} {best}" if best and strongest != REFERENCE else "eager" if best else "-",
         best.verdict + "?" * bool(result.unsound) if best else "-",
         *others,
-        f"{share:.0%}" if share else "-",
+        f"{bound.seconds / seconds:.0%} {bound.what}" if bound and seconds else "-",
         f"{memory[0] / 1e6:.1f}" if memory else "-",
         f"{theirs[0] / memory[0]:.1f}" if memory and theirs and memory[0] else "-",
         f"{error:.0e}" if error is not None else "-",
@@ -129,18 +131,31 @@ def step_lines(row: Row) -> list[str]:
     lines = [f"{row.name}: {', '.join(rates)}"]
     theirs, ours, ratio = row.kinds.get(REFERENCE), row.kinds.get(row.judged), row.ratio(REFERENCE)
     if theirs and ours and ratio:
-        whole = sum(theirs.values())
-        shares = [
-            f"{kind} {seconds / whole:.0%}" + (f" ({seconds / ours[kind]:.1f}x)" if ours[kind] else "")
-            for kind, seconds in sorted(theirs.items(), key=lambda item: -item[1])
-            if seconds >= 0.005 * whole
-        ]
+        fused = [kind for kind in FUSED if theirs[kind] >= LEAST_SHARE * sum(theirs.values())]
         lines.append(
-            f"{row.name}, eager's time: {', '.join(shares)}; {' and '.join(FUSED)} alone predict "
-            f"{gain_of(theirs, ours, FUSED):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; measured "
-            f"{ratio.value:.2f}x"
+            f"{row.name}, eager's time: {shares_of(theirs, ours)}; {' and '.join(fused) or 'fused ones'} alone "
+            f"predict {gain_of(theirs, ours, fused):.2f}x, all together {gain_of(theirs, ours, theirs):.2f}x; "
+            f"measured {ratio.value:.2f}x"
         )
     return lines
+
+
+def shares_of(theirs: Mapping[str, float], ours: Mapping[str, float]) -> str:
+    """Say where the time of a step goes, largest first, and by how many times ours is faster there.
+
+    Args:
+        theirs: Seconds of the reference's step, by kind of operator.
+        ours: Likewise of ours.
+
+    Returns:
+        Words, without the kinds that take next to nothing.
+    """
+    whole = sum(theirs.values())
+    return ", ".join(
+        f"{kind} {seconds / whole:.0%}" + (f" ({seconds / ours[kind]:.1f}x)" if ours[kind] else "")
+        for kind, seconds in sorted(theirs.items(), key=lambda item: -item[1])
+        if seconds >= LEAST_SHARE * whole
+    )
 
 
 def head_of(result: Result) -> list[str]:
@@ -343,4 +358,4 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
     axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
     axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="upper left")
+    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)

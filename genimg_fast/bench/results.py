@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from genimg_fast.bench.case import REFERENCE
-from genimg_fast.bench.machine import Ceilings, best_seconds
+from genimg_fast.bench.machine import Bound, Ceilings, bound_of
 from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
 
 SCHEMA = 1
@@ -94,12 +94,11 @@ class Row:
         known = {name: seconds for name, seconds in medians.items() if seconds is not None}
         return min(known, key=lambda name: known[name]) if known else None
 
-    def share_of_best(self, limits: Ceilings, state: str = "warm") -> float | None:
-        """Compare the time with what the machine allows for the bytes and operations: 1 is the bound."""
-        seconds = self.median(state=state)
+    def bound(self, limits: Ceilings) -> Bound | None:
+        """Get the least time that the machine allows, and what it is of, if that is known."""
         dtype = getattr(torch, self.dtype, None)
-        best = best_seconds(limits, self.moved, self.operations, dtype)
-        return best / seconds if seconds and best else None
+        bound = bound_of(limits, self.moved, self.operations, dtype, self.pass_)
+        return bound if bound.seconds else None
 
     def pays_after(self, peer: str) -> float | None:
         """Count the calls after which a peer's longer first call is made up for by faster ones, if it ever is."""

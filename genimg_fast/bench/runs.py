@@ -80,8 +80,8 @@ def run(
     started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     ends = None if time_limit is None else started + time_limit
     watch, limits, canaries = machine.Watch(), machine.ceilings(device), [machine.canary(device)]
-    # Those first that a compiler takes long for, and that most people look for.
-    names = [entry.name for entry in sorted(entries, key=lambda entry: entry.kind == "ops")]
+    # Should the time not suffice: steps first, which have to be compiled; last networks, which take longest.
+    names = [entry.name for entry in sorted(entries, key=lambda entry: (not entry.step, entry.kind == "models"))]
     if own is not None:  # processes run in the folder of the version that they measure
         file, _, function = own.rpartition(":")
         own = f"{Path(file).absolute()}:{function}"
@@ -96,8 +96,9 @@ def run(
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
     common = {"own": own, "device": device, "threads": threads}
     kinds: list[dict[str, Any]] = []
-    stepping = [entry.name for entry in entries if entry.kind != "ops"]
-    if stepping and (not passes or "step" in passes):
+    # Where the time of steps goes, first: a pass of its own, in a process of its own.
+    stepping = [entry.name for entry in entries if entry.step]
+    if stepping and base is None and (not passes or "step" in passes):
         until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
         kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong

@@ -115,7 +115,7 @@ def _write(result: Result, out: Path, json: Path | None, csv: Path | None, plot:
         with blaming("csv"):
             csv.write_text(result.as_csv())
         print(csv)
-    if plot is not None:
+    if plot is not None and any(row.peers() for row in result.rows):
         with blaming("plot"):
             report.draw(result, plot)
         print(plot)

@@ -31,6 +31,7 @@ from genimg_fast.nn.batch_norm_act import (
     BatchNormAct2d,
     BatchNormAct3d,
 )
+from genimg_fast.nn.conv import Conv2d as Conv2d, ConvTranspose2d as ConvTranspose2d
 from genimg_fast.nn.group_norm_act import (
     ConditionalInstanceNormAct2d,
     GroupNorm as GroupNorm,
@@ -40,7 +41,6 @@ from genimg_fast.nn.group_norm_act import (
     InstanceNorm3d as InstanceNorm3d,
     InstanceNormAct2d,
 )
-from genimg_fast.nn.image_conv_act import Conv2d as Conv2d, ConvTranspose2d as ConvTranspose2d
 from genimg_fast.nn.recurrent import (
     GRU as GRU,
     LSTM as LSTM,

@@ -29,7 +29,7 @@ from genimg_fast.nn.batch_norm_act import (
     forward_batch_norm,
     normalise_again,
 )
-from genimg_fast.nn.image_conv_act import run_image_conv
+from genimg_fast.nn.conv import run_image_conv
 from genimg_fast.nn.roles import (
     ACTIVATION,
     BATCH_NORM,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from genimg_fast.nn.batch_norm_act import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from genimg_fast.nn.conv import Conv2d, ConvTranspose2d
 from genimg_fast.nn.group_norm_act import (
     GroupNorm,
     InstanceNorm1d,
@@ -24,7 +25,6 @@ from genimg_fast.nn.group_norm_act import (
     forward_group_norm,
     forward_instance_norm,
 )
-from genimg_fast.nn.image_conv_act import Conv2d, ConvTranspose2d
 from genimg_fast.nn.stands_for import torch_class
 
 Role = tuple[int, Any]

@@ -57,8 +57,8 @@ class _Plan(NamedTuple):
 
 
 def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Tell whether :func:`product_conv` may do something for a layer, whatever its input is."""
-    whole = layer.padding == (0, 0) and max(layer.kernel_size) > 1
+    """Tell whether :func:`product_conv` is likely to do something for a layer."""
+    whole = layer.padding == (0, 0) and max(layer.kernel_size) > 3  # smaller kernels seldom see a whole image
     weights = layer.in_channels * layer.out_channels * math.prod(layer.kernel_size)
     return layer.groups == 1 and (whole or weights >= _FEWEST_WEIGHTS)
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from genimg_fast.ops._autograd import call_backward
 from genimg_fast.ops._checks import check_dtype, check_tensor, check_type
-from genimg_fast.ops._dispatch import AUTOCAST, EMPTY, Kernels, Preference, check_backend, refusal
+from genimg_fast.ops._dispatch import EMPTY, Kernels, Preference, check_backend, refusal
+
+Pair = tuple[int, int]
 
 _STRIDES = {3: 1, 4: 2}  # by the kernel's size; padding is 1
 
@@ -91,8 +93,8 @@ def _unlike(tensors: tuple[Any, ...], transposed: bool) -> str | None:
     input, weight = tensors[:2]
     if input.dtype != torch.float32:
         return refusal("float32", input.dtype)
-    if torch.is_autocast_enabled(input.device.type):
-        return AUTOCAST
+    if torch.is_autocast_enabled("cpu"):
+        return refusal("float32", f"{torch.get_autocast_dtype('cpu')} from autocast")
     if weight.shape[0] % _BLOCK or weight.shape[1] % _BLOCK or not weight.numel():
         return refusal(_CHANNELS, tuple(weight.shape[:2]))
     if any(size % 2 or size < 4 for size in _fine_size(input, weight, transposed)):
@@ -111,7 +113,7 @@ def _transforms_faster(call: tuple[Tensor, Tensor, bool]) -> bool:
 
 KERNELS = Kernels(
     "winograd_conv2d",
-    ["float32 on a CPU", _CHANNELS, _SIZES],
+    [_CHANNELS, _SIZES],
     _unlike,
     {
         "cpu": Preference(
@@ -119,6 +121,8 @@ KERNELS = Kernels(
             _transforms_faster,
         )
     },
+    devices=["cpu"],
+    dtypes="float32",
 )
 
 
@@ -196,6 +200,16 @@ if KERNELS.in_library:
 # Functions.
 
 
+def _call(input: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    operators = torch.ops.genimg_fast
+    operator = operators.winograd_conv_transpose2d if transposed else operators.winograd_conv2d
+    output: Tensor = operator.default(input, weight, bias)
+    suggested = torch._prims_common.suggest_memory_format
+    # PyTorch's are in channels_last if either the input or the weight is.
+    last = torch.channels_last in (suggested(input), suggested(weight))
+    return output if last else output.contiguous()
+
+
 def _run(
     name: str,
     reference: Callable[..., Tensor],
@@ -210,8 +224,52 @@ def _run(
         return reference(input, weight, bias)
     if KERNELS.is_slower("cpu", (input, weight, transposed)):
         return reference(input, weight, bias)
-    operator = getattr(torch.ops.genimg_fast, name).default
-    return operator(input, weight, bias)
+    return _call(input, weight, bias, transposed)
+
+
+def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Tell whether :func:`run_layer` may do something for a layer, whatever its input is."""
+    size = layer.kernel_size[0]
+    return (
+        size in _STRIDES
+        and layer.kernel_size == (size, size)
+        and layer.stride == (_STRIDES[size],) * 2
+        and layer.groups == 1
+        and layer.in_channels % _BLOCK == layer.out_channels % _BLOCK == 0
+    )
+
+
+def run_layer(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    *,
+    transposed: bool,
+    output_padding: Pair,
+) -> Tensor | None:
+    """Do what ``F.conv2d`` or ``F.conv_transpose2d`` does where there is a kernel that is faster.
+
+    Returns:
+        The result; None if PyTorch's own is to run, be it for an error.
+    """
+    size = weight.shape[-1]
+    if size not in _STRIDES or stride != (_STRIDES[size],) * 2 or padding != (1, 1) or output_padding != (0, 0):
+        return None
+    inputs, outputs = weight.shape[:2] if transposed else (weight.shape[1], weight.shape[0])
+    if weight.shape[2] != size or input.dim() != 4 or input.shape[1] != inputs:
+        return None
+    others = (weight,) if bias is None else (weight, bias)
+    if any(t.dtype != input.dtype or t.device != input.device for t in others):
+        return None
+    if bias is not None and bias.shape != (outputs,):
+        return None
+    if KERNELS.why_not((input, weight, bias), transposed) is not None:
+        return None
+    if KERNELS.is_slower("cpu", (input, weight, transposed)):
+        return None
+    return _call(input, weight, bias, transposed)
 
 
 def winograd_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -223,7 +281,7 @@ def winograd_conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -
     PyTorch's own. Differentiable any number of times; gradients are calls of the same kernels.
 
     Args:
-        input: (N, C, H, W), float32, H and W even; fastest in ``torch.channels_last``.
+        input: (N, C, H, W), float32, H and W even, on a CPU; fastest in ``torch.channels_last``.
         weight: (O, C, 4, 4) or (O, C, 3, 3), float32; C and O are multiples of 32. Anything else is convolved by
             PyTorch, and so is what has too few products to gain.
         bias: (O,), or None.

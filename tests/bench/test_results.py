@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genimg_fast.bench import Ratio, Result, Row, load, report
-from genimg_fast.bench.machine import Ceilings, Quiet, best_seconds, unsound
+from genimg_fast.bench.machine import Ceilings, Quiet, bound_of, unsound
 from genimg_fast.bench.results import changes, join
 from genimg_fast.bench.statistics import change_of, ratio_of
 
@@ -126,11 +126,30 @@ def test_a_pass_that_was_announced_and_not_measured_is_said() -> None:
     assert (row.key, row.skipped) == ("op, both", "not reached within the time limit")
 
 
-def test_best_time_is_that_of_the_slower_of_both_bounds() -> None:
-    limits = result_of(1e-3).ceilings
-    assert best_seconds(limits, 2 * MIB, 0, None) == pytest.approx(2 * MIB / 4e10)
-    assert best_seconds(limits, 200 * MIB, 0, None) == pytest.approx(200 * MIB / 1e10)
-    assert best_seconds(limits, 2 * MIB, 1e9, None) == pytest.approx(1e-2)
+@pytest.mark.parametrize(
+    ("moved", "operations", "direction", "seconds", "what"),
+    [
+        (2 * MIB, 0, "both", 2 * MIB / 4e10, "bytes"),
+        (200 * MIB, 0, "both", 200 * MIB / 1e10, "bytes"),
+        (2 * MIB, 1e9, "both", 1e-2, "operations"),
+        (64, 64, "forward", 3e-6, "calls"),
+        (64, 64, "both", 2e-5, "calls"),
+        (64, 64, "step", 1.6e-9, "bytes"),
+    ],
+)
+def test_what_takes_longest_bounds_the_time(
+    moved: int, operations: int, direction: str, seconds: float, what: str
+) -> None:
+    limits = result_of(1e-3).ceilings._replace(forward_call=3e-6, both_call=2e-5)
+    bound = bound_of(limits, moved, operations, None, direction)
+    assert bound == (pytest.approx(seconds), what)
+
+
+def test_the_table_says_what_bounds_a_row() -> None:
+    result = result_of(1e-3)  # 8 MiB at 4e10 bytes a second
+    assert report.cells_of(result.rows[0], result)[report.COLUMNS.index("of bound")] == "21% bytes"
+    result.rows[0].moved = result.rows[0].operations = 0
+    assert report.cells_of(result.rows[0], result)[report.COLUMNS.index("of bound")] == "-"
 
 
 def test_a_run_that_others_disturbed_is_unsound() -> None:

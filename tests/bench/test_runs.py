@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from genimg_fast.bench import Result, report, runs
+from genimg_fast.bench.catalog import find
 from genimg_fast.bench.machine import Ceilings
 from genimg_fast.bench.runs import chosen, run
 
@@ -34,7 +35,7 @@ class Processes:
             return
         self.jobs.append(job)
         for name in job["names"]:
-            passes = ["step"] if " step " in name else ["forward", "both"]
+            passes = ["step"] if find(name).step else ["forward", "both"]
             yield {"name": name, "passes": passes}
             for direction in passes:
                 compiled = "compile" not in job["without"].get(f"{name}, {direction}", ())

@@ -59,7 +59,9 @@ def test_every_model_of_the_list_is_here() -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_steps_of_ours_and_of_the_loop_train(name: str, options: dict[str, Any]) -> None:
     case = small_case(name, options)
-    assert set(case.contenders) == {OURS, "eager", "compile", *(["compile-float32"] if options else [])}
+    assert list(case.contenders)[:3] == [OURS, "eager", "compile"]
+    if options:  # where the loop in the recipe's precision and layout is another one
+        assert ("compile-float32" in case.contenders) == ("precision" in options)
     for contender in (OURS, "eager"):
         values = [case.contenders[contender]() for _ in range(2)]
         figures = [v if isinstance(v, list) else [t.item() for t in v.values()] for v in values]

@@ -18,6 +18,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert f" --channels 2 --out '{out}' --seed 0" in text
     assert f"generated digits: {out / '00000-dcgan-digits' / 'samples-000002.png'}" in text
     assert " images/s with fused kernels, " in text
-    assert "of plain torch.nn's time: " in text
+    assert re.search(r"where torch.nn's time goes, .*:\n +.* [0-9]+% \([0-9.]+x\)", text)
+    assert re.search(r"what bounds it now: .*, [0-9]+% of a step", text)
     assert re.search(r"a small one +[0-9.]+ ms +[0-9.]+ ms +[0-9.]+ \[", text)
     assert f"genimg-fast interpolate '{out / '00000-dcgan-digits'}'  # from digit to digit" in text

@@ -203,11 +203,12 @@ def test_layers_that_may_gain() -> None:
     assert may_gain(torch.nn.Conv2d(512, 1, 4))
     assert may_gain(torch.nn.ConvTranspose2d(256, 128, 4, 2, 1))
     assert not may_gain(torch.nn.Conv2d(64, 64, 1))
-    assert not may_gain(torch.nn.Conv2d(64, 64, 3, padding=1))
+    assert not may_gain(torch.nn.Conv2d(64, 64, 3))
+    assert not may_gain(torch.nn.Conv2d(64, 64, 4, padding=1))
     assert not may_gain(torch.nn.Conv2d(64, 64, 4, groups=2))
     for name, (_, weight_shape, options, _) in CASES.items():
         transposed = options.get("transposed", False)
         kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
         channels = weight_shape[:2] if transposed else weight_shape[1::-1]
         numbers = {key: value for key, value in options.items() if key != "transposed"}
-        assert may_gain(kind(*channels, weight_shape[2:], **numbers)), name
+        assert may_gain(kind(*channels, weight_shape[2:], **numbers)) == (name != "whole, not square")

@@ -1,4 +1,4 @@
-"""Convolutions from and to images on the fused operator."""
+"""Convolutions that run as whatever computes them fastest on a CPU; torch's own where that is torch's."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, become_torchs
+from genimg_fast.ops import product_conv, winograd_conv
 from genimg_fast.ops._dispatch import new
 from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
 from genimg_fast.ops.image_conv_act.dispatch import why_not
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 from genimg_fast.ops.image_conv_act.operator import run_native
+from genimg_fast.ops.product_conv import Pair
 
 
 def run_image_conv(
@@ -29,6 +31,35 @@ def run_image_conv(
     Returns:
         The result; None if torch's own is to run, be it for an error.
     """
+    numbers = _numbers(layer)
+    if numbers is None:
+        return None
+    operands = new(Operands, (input, layer.weight, layer.bias))
+    options = new(Options, (*numbers, activation, negative_slope))
+    return run_native(operands, options) if why_not(operands, options) is None else None
+
+
+def _run_conv(layer: Any, input: Tensor) -> Tensor | None:
+    """Do what a convolution does in ``forward``, if there is a faster way than torch's."""
+    output = run_image_conv(layer, input)
+    if output is not None or (numbers := _numbers(layer)) is None:
+        return output
+    stride, padding, transposed, more = numbers
+    for run in (winograd_conv.run_layer, product_conv.product_conv):
+        output = run(input, layer.weight, layer.bias, stride, padding, transposed=transposed, output_padding=more)
+        if output is not None:
+            break
+    return output
+
+
+def _may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Tell whether there is a faster way than torch's for a layer, whatever its input is."""
+    image_channels = layer.out_channels if layer.transposed else layer.in_channels
+    return image_channels <= MAX_IMAGE_CHANNELS or winograd_conv.may_gain(layer) or product_conv.may_gain(layer)
+
+
+def _numbers(layer: Any) -> tuple[Pair, Pair, bool, Pair] | None:
+    """Get stride, padding, whether it is transposed, and output padding; None if torch's own is to run."""
     if layer.dilation != (1, 1) or layer.groups != 1 or layer.padding_mode != "zeros":
         return None
     stride, padding, more, transposed = layer.stride, layer.padding, layer.output_padding, layer.transposed
@@ -37,13 +68,15 @@ def run_image_conv(
     # Some tools convolve in another way in place of this method.
     if not transposed and getattr(layer._conv_forward, "__func__", None) is not nn.Conv2d._conv_forward:
         return None
-    operands = new(Operands, (input, layer.weight, layer.bias))
-    options = new(Options, (stride, padding, transposed, more, activation, negative_slope))
-    return run_native(operands, options) if why_not(operands, options) is None else None
+    return stride, padding, transposed, more
 
 
 class Conv2d(nn.Conv2d, StandIn):
-    """Here on the fused operator: from images of at most four channels, on a CPU. Others are of torch's class."""
+    """Here, on a CPU: from images of at most four channels on the fused operator. Others are of torch's class.
+
+    But for, in float32, 4x4 kernels with stride 2 and 3x3 kernels, which take Winograd's products, and for many
+    weights on few pixels, which are matrix products.
+    """
 
     _smallest = (1, 1, 1, 1, 0, 1, 1, True, "zeros", "meta")
 
@@ -53,18 +86,16 @@ class Conv2d(nn.Conv2d, StandIn):
         if not self._gains(self):
             become_torchs(self)
 
-    @staticmethod
-    def _gains(layer: nn.Conv2d) -> bool:
-        return layer.in_channels <= MAX_IMAGE_CHANNELS
+    _gains = staticmethod(_may_gain)
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``input``, (N, C, H, W) or (C, H, W)."""
-        output = run_image_conv(self, input)
+        output = _run_conv(self, input)
         return super().forward(input) if output is None else output
 
 
 class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
-    """Here on the fused operator: to images of at most four channels, on a CPU. Others are of torch's class."""
+    """Here, on a CPU, as :class:`Conv2d`: to images of at most four channels on the fused operator."""
 
     _smallest = (1, 1, 1, 1, 0, 0, 1, True, 1, "zeros", "meta")
 
@@ -74,11 +105,9 @@ class ConvTranspose2d(nn.ConvTranspose2d, StandIn):
         if not self._gains(self):
             become_torchs(self)
 
-    @staticmethod
-    def _gains(layer: nn.ConvTranspose2d) -> bool:
-        return layer.out_channels <= MAX_IMAGE_CHANNELS
+    _gains = staticmethod(_may_gain)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Transpose a convolution of ``input``, (N, C, H, W) or (C, H, W)."""
-        output = run_image_conv(self, input) if output_size is None else None
+        output = _run_conv(self, input) if output_size is None else None
         return super().forward(input, output_size) if output is None else output

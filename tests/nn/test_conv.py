@@ -221,3 +221,33 @@ def test_compiles_as_one_graph(activations):
     output = compiled(x)
     found = [output, *torch.autograd.grad(output.square().sum(), [x, *model.parameters()])]
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(32, 1, 4), (3, 32, 4, 4)),
+        (nn.ConvTranspose2d(16, 32, 4), (3, 16, 1, 1)),
+        (nn.Conv2d(128, 64, 4, 2, 1), (1, 128, 2, 2)),
+        (nn.ConvTranspose2d(128, 64, 4, 2, 1), (1, 128, 1, 1)),
+    ],
+    ids=str,
+)
+def test_layers_of_few_pixels_are_products(layer, shape, monkeypatch):
+    products = []
+    run = layer_module.product_conv
+    monkeypatch.setattr(
+        layer_module, "product_conv", lambda *a, **o: products.append(run(*a, **o)) or products[-1]
+    )
+    plain = copy.deepcopy(gf.unfuse(copy.deepcopy(layer)))
+    assert type(plain) in PLAIN
+    x = torch.randn(shape)
+    for ours, theirs in ((layer, plain), (nn.Sequential(layer, nn.ReLU()), torch.nn.Sequential(plain, nn.ReLU()))):
+        check_equal(ours, theirs, x)
+        assert products.pop() is not None
+        with gf.backend("reference"):
+            check_equal(ours, theirs, x)
+        assert products.pop() is None
+    if isinstance(layer, torch.nn.ConvTranspose2d):
+        check_equal(layer, plain, x, output_size=plain(x).shape[2:])
+        assert not products
