@@ -9,7 +9,7 @@ from torch_samples import modules_named
 
 import genimg_fast as gf
 from genimg_fast import nn
-from genimg_fast.nn import image_conv_act as layer_module
+from genimg_fast.nn import conv as layer_module
 
 PLAIN = torch.nn.Conv2d, torch.nn.ConvTranspose2d
 

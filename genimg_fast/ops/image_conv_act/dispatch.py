@@ -27,10 +27,11 @@ from genimg_fast.ops.image_conv_act.checks import (
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 
 # To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
-# built-in ones.
+# built-in ones. Work is the product of the sizes of input and weight.
 SMALLEST_NATIVE_WORK = 2 << 20
-# PyTorch multiplies bfloat16 as pairs, which pays from so many products to a feature on.
-MOST_NATIVE_TAPS_BFLOAT16 = 31
+# PyTorch multiplies bfloat16 as pairs, which pays where more elements of a weight belong to a channel of features:
+# then only the way to an image is faster here, and what needs it as its gradient, if it is not small.
+MOST_NATIVE_TAPS_BFLOAT16, SMALLEST_NATIVE_WORK_BFLOAT16 = 31, 64 << 20
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 _SLOWER = "PyTorch is faster"
@@ -103,8 +104,20 @@ def image_size(input: Tensor, weight: Tensor, options: Options) -> tuple[int, ..
 
 def _is_slower(call: tuple[Tensor, Tensor, bool]) -> bool:
     """Whether PyTorch is faster for an input, a weight, and a convolution that is transposed or not."""
-    input, weight, _ = call
-    return input.is_cpu and input.numel() * weight.numel() < SMALLEST_NATIVE_WORK
+    input, weight, transposed = call
+    if not input.is_cpu or weight.dim() != 4:
+        return False
+    work = input.numel() * weight.numel()
+    if work < SMALLEST_NATIVE_WORK:
+        return True
+    if transposed or not _pairs_pay(dtype_of(input), weight.shape):
+        return False
+    return work < SMALLEST_NATIVE_WORK_BFLOAT16 or not (input.requires_grad and torch.is_grad_enabled())
+
+
+def _pairs_pay(dtype: torch.dtype, weight_shape: Sequence[int]) -> bool:
+    _, channels, rows, columns = weight_shape
+    return dtype is torch.bfloat16 and channels * rows * columns > MOST_NATIVE_TAPS_BFLOAT16
 
 
 KERNELS = Kernels(
@@ -141,7 +154,4 @@ def torch_is_faster(data: Tensor, weight_shape: Sequence[int]) -> bool:
         data: The image or the features.
         weight_shape: (Cf, Ci, kh, kw).
     """
-    if _native._backend != "auto" or data.dtype is not torch.bfloat16:
-        return False
-    _, channels, rows, columns = weight_shape
-    return channels * rows * columns > MOST_NATIVE_TAPS_BFLOAT16
+    return _native._backend == "auto" and _pairs_pay(data.dtype, weight_shape)

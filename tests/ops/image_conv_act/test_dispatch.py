@@ -51,6 +51,10 @@ def test_auto_leaves_to_torch_what_the_kernels_do_not_take_or_is_faster_there():
         assert not ran_natively(image_conv_act(x[:1, :, :4, :4], weight, bias))
         assert not ran_natively(image_conv_act(x[0], weight, bias))
         assert not ran_natively(image_conv_act(large.double(), weight.double()))
+        with torch.autocast("cpu", torch.bfloat16):  # without a gradient at the image, and with one
+            assert not ran_natively(image_conv_act(large, weight, bias, 2, 1))
+            wide = torch.ones(64, 3, 4, 4, requires_grad=True)
+            assert ran_natively(image_conv_act(large.clone().requires_grad_(), wide, None, 2, 1))
         assert not ran_natively(
             image_conv_act(torch.randn(8, 6, 64, 64), torch.randn(8, 6, 3, 3).requires_grad_())
         )
@@ -60,7 +64,7 @@ def test_auto_leaves_to_torch_what_the_kernels_do_not_take_or_is_faster_there():
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @both_ways
 def test_auto_mixes_torchs_products_and_the_kernels(activation, layout, transposed, monkeypatch):
-    shape = Shape((4, 3, 32, 32), 32)
+    shape = Shape((8, 3, 64, 64), 64)
     called = []
     for name in ("from_image", "weight_gradient"):
         plain = getattr(operator, name)
