@@ -79,7 +79,7 @@ STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], tuple[int, ...]]] 
 # Images, channels of the image and of the features, pixels a side of the image, kernel, stride, padding.
 LAYERS = {
     "a discriminator's last, 512→1 at 4": (64, 512, 1, 4, 4, 1, 0),
-    "a generator's first, 100→512": (64, 512, 100, 4, 4, 1, 0),
+    "a wide one, 512→100 at 4": (64, 512, 100, 4, 4, 1, 0),
     "DCGAN-64's widest, 256→512 at 8": (64, 256, 512, 8, 4, 2, 1),
     "DCGAN-128's widest, 512→1024 at 8": (64, 512, 1024, 8, 4, 2, 1),
     "a U-Net's, 512→512 at 8, batch 8": (8, 512, 512, 8, 4, 2, 1),
