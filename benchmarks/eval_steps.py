@@ -64,7 +64,9 @@ STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], tuple[int, ...]]] 
     "WGAN-GP-32, batch 64": (partial(WGAN, c_dim=3, channels=64), wasserstein, (64, 3, 32, 32)),
     "ResGAN-32, batch 64": (partial(ResidualGAN, c_dim=3, channels=32), wasserstein, (64, 3, 32, 32)),
     "VAE-32, batch 64": (partial(VAE, c_dim=1, channels=32), VAETrainer, (64, 1, 32, 32)),
-    "residual VAE-32, batch 64": (partial(ResidualVAE, c_dim=1, channels=32), VAETrainer, (64, 1, 32, 32)),
+    "residual VAE-32, batch 64": (
+        partial(ResidualVAE, c_dim=1, channels=32, n_blocks=3), VAETrainer, (64, 1, 32, 32),
+    ),
     "VQVAE-64, batch 16": (partial(VQVAE, c_dim=3, image_size=64), VQVAETrainer, (16, 3, 64, 64)),
     "Pix2Pix-64, batch norm, batch 4": (
         partial(Pix2Pix, channels=32, image_size=64, norm="batch"), Pix2PixTrainer, (4, 3, 64, 128),
@@ -79,7 +81,7 @@ STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], tuple[int, ...]]] 
 # Images, channels of the image and of the features, pixels a side of the image, kernel, stride, padding.
 LAYERS = {
     "a discriminator's last, 512→1 at 4": (64, 512, 1, 4, 4, 1, 0),
-    "a generator's first, 100→512": (64, 512, 100, 4, 4, 1, 0),
+    "a wide one, 512→100 at 4": (64, 512, 100, 4, 4, 1, 0),
     "DCGAN-64's widest, 256→512 at 8": (64, 256, 512, 8, 4, 2, 1),
     "DCGAN-128's widest, 512→1024 at 8": (64, 512, 1024, 8, 4, 2, 1),
     "a U-Net's, 512→512 at 8, batch 8": (8, 512, 512, 8, 4, 2, 1),
