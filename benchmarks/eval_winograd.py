@@ -5,18 +5,21 @@
 The first table has the forward pass, the gradient of the input and that of the weight at a batch of 64, in
 channels_last and float32: the least times of calls in turns, the rate of PyTorch's (of direct products), and the
 root mean square of the error against float64 over PyTorch's own. The second has a step of pytorch/examples'
-DCGAN-64, a batch of 64, with PyTorch's layers in both layouts, and with these operators in its strided layers.
-With one thread times are those that the process had the processor, so that others on the machine count less.
+DCGAN-64, a batch of 64, with PyTorch's layers, with these operators in its strided layers, and with
+genimg_fast.nn. With one thread times are those that the process had the processor, so that others on the machine
+count less.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import genimg_fast.nn as gf_nn
 from genimg_fast.bench.machine import commit, facts
 from genimg_fast.ops import winograd_conv2d, winograd_conv_transpose2d
 
@@ -83,18 +86,19 @@ class Up(nn.ConvTranspose2d):
 
 
 def step_of(
-    down: type[nn.Conv2d], up: type[nn.ConvTranspose2d], layout: torch.memory_format
+    kinds: ModuleType, layout: torch.memory_format, down: type[nn.Conv2d], up: type[nn.ConvTranspose2d]
 ) -> Callable[[], None]:
-    """Build a DCGAN-64 and return its training step, as pytorch/examples has it."""
+    """Build a DCGAN-64 of these kinds of layers and return its training step, as pytorch/examples has it."""
     torch.manual_seed(0)
-    layers: list[nn.Module] = [nn.ConvTranspose2d(100, 512, 4, bias=False), nn.BatchNorm2d(512), nn.ReLU(True)]
+    norm, relu, leaky = kinds.BatchNorm2d, kinds.ReLU, kinds.LeakyReLU
+    layers: list[nn.Module] = [kinds.ConvTranspose2d(100, 512, 4, bias=False), norm(512), relu(True)]
     for width in (512, 256, 128):
-        layers += [up(width, width // 2, 4, 2, 1, bias=False), nn.BatchNorm2d(width // 2), nn.ReLU(True)]
-    generator = nn.Sequential(*layers, nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh())
-    layers = [nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+        layers += [up(width, width // 2, 4, 2, 1, bias=False), norm(width // 2), relu(True)]
+    generator = kinds.Sequential(*layers, kinds.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh())
+    layers = [kinds.Conv2d(3, 64, 4, 2, 1, bias=False), leaky(0.2, True)]
     for width in (64, 128, 256):
-        layers += [down(width, 2 * width, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * width), nn.LeakyReLU(0.2, True)]
-    critic = nn.Sequential(*layers, nn.Conv2d(512, 1, 4, bias=False), nn.Flatten(0))
+        layers += [down(width, 2 * width, 4, 2, 1, bias=False), norm(2 * width), leaky(0.2, True)]
+    critic = kinds.Sequential(*layers, kinds.Conv2d(512, 1, 4, bias=False), nn.Flatten(0))
     generator, critic = generator.to(memory_format=layout), critic.to(memory_format=layout)
     optimizers = [torch.optim.Adam(m.parameters(), 2e-4, (0.5, 0.999)) for m in (generator, critic)]
     images = torch.rand(BATCH, 3, 64, 64).mul(2).sub(1).contiguous(memory_format=layout)
@@ -125,10 +129,15 @@ def main() -> None:
     print("| | pass | PyTorch, ms | GFLOP/s | ours, ms | x | error |\n|---|---|--:|--:|--:|--:|--:|")
     for shape in SHAPES:
         print("\n".join(passes(shape, options.rounds)), flush=True)
+    theirs, ours = (nn.Conv2d, nn.ConvTranspose2d), (Down, Up)
     steps = {
-        "PyTorch, NCHW": step_of(nn.Conv2d, nn.ConvTranspose2d, torch.contiguous_format),
-        "PyTorch, channels_last": step_of(nn.Conv2d, nn.ConvTranspose2d, LAST),
-        "these operators, channels_last": step_of(Down, Up, LAST),
+        "PyTorch, NCHW": step_of(nn, torch.contiguous_format, *theirs),
+        "PyTorch, channels_last": step_of(nn, LAST, *theirs),
+        "these operators in PyTorch, channels_last": step_of(nn, LAST, *ours),
+        "all of genimg_fast.nn, NCHW": step_of(
+            gf_nn, torch.contiguous_format, gf_nn.Conv2d, gf_nn.ConvTranspose2d
+        ),
+        "all of genimg_fast.nn, channels_last": step_of(gf_nn, LAST, gf_nn.Conv2d, gf_nn.ConvTranspose2d),
     }
     best = in_turns(steps, options.steps)
     print("\n| DCGAN-64, a step | ms | x |\n|---|--:|--:|")

@@ -13,7 +13,7 @@ from torch.nn.grad import conv2d_weight
 
 from genimg_fast.ops._autograd import call_backward
 from genimg_fast.ops._checks import check_dtype, check_tensor, check_type
-from genimg_fast.ops._dispatch import EMPTY, Kernels, Preference, check_backend, refusal
+from genimg_fast.ops._dispatch import EMPTY, PLAIN_TENSORS, Kernels, Preference, check_backend, refusal
 
 Pair = tuple[int, int]
 
@@ -254,6 +254,8 @@ def run_layer(
     Returns:
         The result; None if PyTorch's own is to run, be it for an error.
     """
+    if type(input) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS:
+        return None
     size = weight.shape[-1]
     if size not in _STRIDES or stride != (_STRIDES[size],) * 2 or padding != (1, 1) or output_padding != (0, 0):
         return None

@@ -10,6 +10,7 @@ from torch_samples import modules_named
 import genimg_fast as gf
 from genimg_fast import nn
 from genimg_fast.nn import conv as layer_module
+from genimg_fast.ops import product_conv, winograd_conv
 
 PLAIN = torch.nn.Conv2d, torch.nn.ConvTranspose2d
 
@@ -235,9 +236,9 @@ def test_compiles_as_one_graph(activations):
 )
 def test_layers_of_few_pixels_are_products(layer, shape, monkeypatch):
     products = []
-    run = layer_module.product_conv
+    run = product_conv.product_conv
     monkeypatch.setattr(
-        layer_module, "product_conv", lambda *a, **o: products.append(run(*a, **o)) or products[-1]
+        product_conv, "product_conv", lambda *a, **o: products.append(run(*a, **o)) or products[-1]
     )
     plain = copy.deepcopy(gf.unfuse(copy.deepcopy(layer)))
     assert type(plain) in PLAIN
@@ -251,3 +252,40 @@ def test_layers_of_few_pixels_are_products(layer, shape, monkeypatch):
     if isinstance(layer, torch.nn.ConvTranspose2d):
         check_equal(layer, plain, x, output_size=plain(x).shape[2:])
         assert not products
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_channels_in_blocks_run_with_fewer_products(layout, monkeypatch):
+    run, ran = winograd_conv.run_layer, []
+
+    def record(*arguments, **options):
+        output = run(*arguments, **options)
+        ran.append(output is not None)
+        return output
+
+    monkeypatch.setattr(winograd_conv, "run_layer", record)
+    for build, expected in (
+        (lambda nn: nn.Conv2d(32, 64, 4, 2, 1), True),
+        (lambda nn: nn.Conv2d(32, 32, 3, 1, 1, bias=False), True),
+        (lambda nn: nn.ConvTranspose2d(32, 32, 4, 2, 1), True),
+        (lambda nn: nn.ConvTranspose2d(32, 64, 3, 1, 1), True),
+        (lambda nn: nn.Conv2d(32, 32, 4, 2, 0), False),
+        (lambda nn: nn.Conv2d(32, 32, 3, 1, 0), False),
+        (lambda nn: nn.ConvTranspose2d(32, 32, 4, 2, 1, 1), False),
+    ):
+        ran.clear()
+        ours, plain = build(nn).to(memory_format=layout), build(torch.nn).to(memory_format=layout)
+        plain.load_state_dict(ours.state_dict())
+        x = torch.randn(3, 32, 8, 12).contiguous(memory_format=layout)
+        check_equal(ours, plain, x)
+        assert ours(x).stride() == plain(x).stride()
+        assert ran == [expected] * 2
+    for plain in (
+        nn.Conv2d(32, 32, 4, 1, 1), nn.Conv2d(32, 32, 5, 1, 1), nn.Conv2d(64, 64, 3, groups=2),
+        nn.Conv2d(32, 48, 3), nn.ConvTranspose2d(32, 32, 3, 2, 1),
+    ):  # fmt: skip
+        assert type(plain) in (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    ran.clear()
+    for layer in (nn.Conv2d(32, 32, 3, padding="same"), nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect")):
+        check_equal(layer, gf.unfuse(copy.deepcopy(layer)), torch.randn(2, 32, 8, 8))
+    assert not ran
