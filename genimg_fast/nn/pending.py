@@ -29,6 +29,7 @@ from genimg_fast.nn.batch_norm_act import (
     forward_batch_norm,
     normalise_again,
 )
+from genimg_fast.nn.group_norm_act import forward_group_norm
 from genimg_fast.nn.roles import (
     ACTIVATION,
     BATCH_NORM,
@@ -46,9 +47,11 @@ from genimg_fast.nn.roles import (
     role_of,
 )
 from genimg_fast.ops._activations import activate
+from genimg_fast.ops._dispatch import Kernels
 from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_KERNELS
 from genimg_fast.ops.group_norm_act import group_norm_act
+from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_KERNELS
 
 Waiting = list["Pending"]
 
@@ -351,8 +354,8 @@ def _entered(waiting: Waiting, result: Any, layer: Any) -> Any:
     return result
 
 
-def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None:
-    """Tell that an activation is the very next layer behind a batch norm, so that the two need not wait.
+def follows(layer: Any, next_layer: Any, input: Any) -> tuple[Callable[..., Tensor], str, float] | None:
+    """Tell that an activation is the very next layer behind a norm, so that the two need not wait.
 
     Args:
         layer: What is called with ``input``.
@@ -360,19 +363,31 @@ def follows(layer: Any, next_layer: Any, input: Any) -> tuple[str, float] | None
         input: No pending value.
 
     Returns:
-        The activation and its slope; None if :func:`call` is to find out, or a listener to be told.
+        What runs the norm with the activation and its slope; None if :func:`call` is to find out, or a listener to
+        be told.
     """
-    if role_of(type(layer))[0] != BATCH_NORM or _LISTENERS:
+    norm, run = role_of(type(layer))
+    if norm == BATCH_NORM:
+        run = forward_batch_norm
+    elif run is not forward_group_norm:
         return None
     kind, name = role_of(type(next_layer))
     if kind != ACTIVATION or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
         return None
-    return name, next_layer.negative_slope if name == "leaky_relu" else 0.0
+    return None if _LISTENERS else (run, name, next_layer.negative_slope if name == "leaky_relu" else 0.0)
+
+
+def _runs_alone(kernels: Kernels, call: Any) -> bool:
+    """Whether torch's own norm is to run, which need not wait for what follows it, as nothing listens."""
+    return not _LISTENERS and kernels.is_slower("cpu", call)
 
 
 def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
     """Let the call of a group or instance norm wait."""
     if input.dim() < 3 or getattr(layer, "track_running_stats", False):
+        return None
+    # Not so instance norms: torch's own are slower than group norm of as many groups as channels.
+    if run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
@@ -401,8 +416,8 @@ def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
             return None
         if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
             return None
-    if not _LISTENERS and BATCH_NORM_KERNELS.is_slower("cpu", input):
-        return None  # torch's own run by themselves, and need not wait
+    if _runs_alone(BATCH_NORM_KERNELS, input):
+        return None
     layer._check_input_dim(input)
     return Pending(
         Norm(
@@ -453,7 +468,7 @@ def _functional_group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Pending | None:
     """Let a call of ``torch.nn.functional.group_norm`` wait."""
-    if not isinstance(input, Tensor):
+    if not isinstance(input, Tensor) or _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:

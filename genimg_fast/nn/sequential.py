@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genimg_fast.nn.batch_norm_act import forward_batch_norm
 from genimg_fast.nn.pending import Pending, Waiting, call, done, follows, leave
 from genimg_fast.nn.roles import waits_with
 from genimg_fast.nn.stands_for import StandIn
@@ -21,8 +20,9 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
         module, index = modules[index], index + 1
         if type(input) is Pending:
             input = call(waiting, module, input)
-        elif index <= last and (activation := follows(module, modules[index], input)) is not None:
-            input = forward_batch_norm(module, input, *activation)  # type: ignore[arg-type]
+        elif index <= last and (pair := follows(module, modules[index], input)) is not None:
+            run, *activation = pair
+            input = run(module, input, *activation)
             index += 1
         else:
             input = call(waiting, module, input)
