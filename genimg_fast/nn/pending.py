@@ -30,6 +30,7 @@ from genimg_fast.nn.batch_norm_act import (
     normalise_again,
 )
 from genimg_fast.nn.conv import run_image_conv
+from genimg_fast.nn.group_norm_act import forward_group_norm
 from genimg_fast.nn.roles import (
     ACTIVATION,
     BATCH_NORM,
@@ -49,9 +50,11 @@ from genimg_fast.nn.roles import (
     role_of,
 )
 from genimg_fast.ops._activations import activate
+from genimg_fast.ops._dispatch import Kernels
 from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_KERNELS
 from genimg_fast.ops.group_norm_act import group_norm_act
+from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_KERNELS
 
 Waiting = list["Pending"]
 
@@ -355,7 +358,7 @@ def _entered(waiting: Waiting, result: Any, layer: Any) -> Any:
 
 
 def with_activation(layer: Any, next_layer: Any, input: Any) -> Tensor | None:
-    """Run a batch norm, or a convolution at an image, and the activation behind it, without waiting.
+    """Run a norm, or a convolution at an image, and the activation behind it, without waiting.
 
     Args:
         layer: What is called with ``input``.
@@ -365,21 +368,33 @@ def with_activation(layer: Any, next_layer: Any, input: Any) -> Tensor | None:
     Returns:
         The activation's result; None if :func:`call` is to find out what to run, or a listener to be told.
     """
-    kind = role_of(type(layer))[0]
-    if kind not in (BATCH_NORM, IMAGE_CONV) or _LISTENERS:
+    kind, run = role_of(type(layer))
+    if kind == BATCH_NORM:
+        run = forward_batch_norm
+    elif kind == IMAGE_CONV:
+        run = run_image_conv
+    elif run is not forward_group_norm:
         return None
     next_kind, name = role_of(type(next_layer))
-    if next_kind != ACTIVATION and (next_kind != LEAF or name is None or kind == BATCH_NORM):
+    if next_kind != ACTIVATION and (next_kind != LEAF or name is None or kind != IMAGE_CONV):
         return None
-    if type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+    if _LISTENERS or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
         return None
-    run = forward_batch_norm if kind == BATCH_NORM else run_image_conv
-    return run(layer, input, name, next_layer.negative_slope if name == "leaky_relu" else 0.0)
+    result: Tensor | None = run(layer, input, name, next_layer.negative_slope if name == "leaky_relu" else 0.0)
+    return result
+
+
+def _runs_alone(kernels: Kernels, call: Any) -> bool:
+    """Whether torch's own norm is to run, which need not wait for what follows it, as nothing listens."""
+    return not _LISTENERS and kernels.is_slower("cpu", call)
 
 
 def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
     """Let the call of a group or instance norm wait."""
     if input.dim() < 3 or getattr(layer, "track_running_stats", False):
+        return None
+    # Not so instance norms: torch's own are slower than group norm of as many groups as channels.
+    if run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
@@ -408,8 +423,8 @@ def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
             return None
         if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
             return None
-    if not _LISTENERS and BATCH_NORM_KERNELS.is_slower("cpu", input):
-        return None  # torch's own run by themselves, and need not wait
+    if _runs_alone(BATCH_NORM_KERNELS, input):
+        return None
     layer._check_input_dim(input)
     return Pending(
         Norm(
@@ -460,7 +475,7 @@ def _functional_group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Pending | None:
     """Let a call of ``torch.nn.functional.group_norm`` wait."""
-    if not isinstance(input, Tensor):
+    if not isinstance(input, Tensor) or _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:

@@ -81,8 +81,8 @@ def group_norm_act(
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
     group_norm = F.group_norm
     if torch._C._get_tracing_state() is None:
-        alone = code == _IDENTITY and num_groups == 1 and residual is None and scale is None and shift is None
-        if KERNELS.is_slower("cpu", (input, alone)):
+        alone = code == _IDENTITY and residual is None and scale is None and shift is None
+        if KERNELS.is_slower("cpu", (input, num_groups if alone else 0)):
             if _passes_checks(input, num_groups):
                 group_norm = torch.group_norm
         else:

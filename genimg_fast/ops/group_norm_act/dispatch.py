@@ -13,6 +13,7 @@ from genimg_fast.ops.group_norm_act.operands import Operands, Options
 # built-in ones; and what backward does for every channel takes more than PyTorch's does where a channel has few
 # elements.
 SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE = 128 << 10, 64
+SMALLEST_NATIVE_ALONE = 512 << 10  # with nothing behind the norm that could be saved
 
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
 _RESIDUAL = "a residual of the input's shape, dtype and device"
@@ -65,13 +66,15 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     return None
 
 
-def _is_slower(call: tuple[Tensor, bool]) -> bool:
-    """Whether PyTorch is faster for an input; ``alone``: it is one group, and nothing comes behind the norm."""
+def _is_slower(call: tuple[Tensor, int]) -> bool:
+    """Whether PyTorch is faster for an input; ``alone``: how many groups there are if nothing follows, else 0."""
     input, alone = call
     if type(input) is not Tensor or not input.is_cpu:
         return False
     numel = input.numel()
-    if alone or numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
+    if alone == 1 or numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
+        return True
+    if alone and numel < SMALLEST_NATIVE_ALONE and input.is_contiguous():
         return True
     return numel < SMALLEST_NATIVE_PLANE * input.shape[0] * input.shape[1]
 
@@ -82,8 +85,9 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE}, and one "
-            "group with nothing behind it, which are faster there",
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE}, and, "
+            f"with nothing behind it, one group or fewer than {SMALLEST_NATIVE_ALONE} elements in NCHW, which "
+            "are faster there",
             _is_slower,
         )
     },
