@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t line_floats = 16;               // of a cache line; vectors of every level divide it
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
 constexpr int64_t strip_floats = (24 << 10) / 4;  // of a strip that is to stay in the L1 cache
-constexpr int64_t chain = 96;                     // additions in a row, whose error grows with its length
+constexpr int64_t chain = 64;                     // additions in a row, whose error grows with its length
 constexpr int64_t block_positions = 128;          // of features, two vectors of which are read again from the L1 cache
 constexpr int64_t most_in_place =
     128;  // channels of features: lines further apart would drive each other from the cache
