@@ -49,10 +49,11 @@ def test_mean_far_from_zero(layout, activation, device):
     check(make((16, 8, 16, 16), device=device, layout=layout, offset=2000.0), activation=activation)
 
 
+@pytest.mark.parametrize("shape", [(32, 48, 28, 28), (36, 64, 44, 44)], ids=["read ahead", "past the caches"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(("dtype", "own"), [KINDS[0], KINDS[4]])
-def test_large(layout, dtype, own, device):
-    check(make((32, 48, 28, 28), dtype, own, device=device, layout=layout, residual=True))
+def test_large(layout, dtype, own, shape, device):
+    check(make(shape, dtype, own, device=device, layout=layout, residual=True))
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.5, 1.5])
