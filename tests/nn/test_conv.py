@@ -235,10 +235,9 @@ def test_compiles_as_one_graph(activations):
 )
 def test_layers_of_few_pixels_are_products(layer, shape, monkeypatch):
     products = []
-    run = layer_module.product_conv
-    monkeypatch.setattr(
-        layer_module, "product_conv", lambda *a, **o: products.append(run(*a, **o)) or products[-1]
-    )
+    module = layer_module.product_conv
+    run = module.product_conv
+    monkeypatch.setattr(module, "product_conv", lambda *a, **o: products.append(run(*a, **o)) or products[-1])
     plain = copy.deepcopy(gf.unfuse(copy.deepcopy(layer)))
     assert type(plain) in PLAIN
     x = torch.randn(shape)
