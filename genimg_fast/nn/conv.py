@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, become_torchs
 from genimg_fast.ops import product_conv, winograd_conv
-from genimg_fast.ops._dispatch import new
+from genimg_fast.ops._dispatch import PLAIN_TENSORS, new
 from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
 from genimg_fast.ops.image_conv_act.dispatch import why_not
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
@@ -42,7 +42,7 @@ def run_image_conv(
 def _run_conv(layer: Any, input: Tensor) -> Tensor | None:
     """Do what a convolution does in ``forward``, if there is a faster way than torch's."""
     output = run_image_conv(layer, input)
-    if output is not None or (numbers := _numbers(layer)) is None:
+    if output is not None or type(input) not in PLAIN_TENSORS or (numbers := _numbers(layer)) is None:
         return output
     stride, padding, transposed, more = numbers
     for run in (winograd_conv.run_layer, product_conv.product_conv):
