@@ -62,11 +62,9 @@ unsigned spin_lock(int blocks) {
   return counter;
 }
 
-Array<int> grid_barrier(int blocks, bool cooperative) {
+void grid_barrier(int blocks) {
   unsigned arrived = 0;
-  Array<int> out({2, blocks});
-  check(selftest::grid_barrier(cooperative, &arrived, out.mutable_data(), blocks));
-  return out;
+  check(selftest::grid_barrier(&arrived, blocks));
 }
 
 const std::map<std::string, selftest::WalkBug> kWalkBugs = {{"none", selftest::WalkBug::none},
@@ -147,7 +145,7 @@ void bind_selftest(py::module_& m) {
   m.def("barrier_votes", &barrier_votes, in);
   m.def("atomics", &atomics, py::arg("cells").noconvert(), py::arg("blocks"), py::arg("threads"));
   m.def("spin_lock", &spin_lock, py::arg("blocks"));
-  m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
+  m.def("grid_barrier", &grid_barrier, py::arg("blocks"));
   m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
         py::arg("bulk") = true, py::arg("bug") = "none");
   m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
@@ -181,9 +179,9 @@ void bind_selftest(py::module_& m) {
   });
   m.def("trap", [] { check(selftest::trap()); });
   m.def("large_block", [](int threads) { check(selftest::large_block(threads)); });
-  m.def("gpu_properties", [] {
-    int multiprocessors = 0, cooperative_blocks = 0, clusters_of_2 = 0;
-    check(selftest::gpu_properties(&multiprocessors, &cooperative_blocks, &clusters_of_2));
-    return py::make_tuple(multiprocessors, cooperative_blocks, clusters_of_2);
+  m.def("clusters_of_2", [] {
+    int clusters = 0;
+    check(selftest::clusters_of_2(&clusters));
+    return clusters;
   });
 }

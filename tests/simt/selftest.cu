@@ -131,15 +131,12 @@ __global__ void spin_lock_kernel(unsigned* lock, unsigned* counter) {
   atomicExch(lock, 0u);
 }
 
-__global__ void grid_barrier_kernel(unsigned* arrived, int* out) {
-  if (threadIdx.x == 0) {
-    out[blockIdx.x] = blockIdx.x;
-    gpu::red_release_add(arrived, 1);
-    while (gpu::ld_acquire(arrived) < gridDim.x) {
-    }
-    out[gridDim.x + blockIdx.x] = gpu::ld_cg(out + (blockIdx.x + 1) % gridDim.x);
+// Ends only if all blocks run at the same time.
+__global__ void grid_barrier_kernel(unsigned* arrived) {
+  if (threadIdx.x != 0) return;
+  atomicAdd(arrived, 1u);
+  while (atomicAdd(arrived, 0u) < gridDim.x) {
   }
-  __syncthreads();
 }
 
 // Clusters walk through tiles of cluster x share values, each block its share, in two buffers in turn; every value is
@@ -387,9 +384,8 @@ int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster) {
                               out, rounds);
 }
 
-int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {
-  if (cooperative) return gpu::launch_coop(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
-  return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
+int grid_barrier(unsigned* arrived, int blocks) {
+  return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived);
 }
 
 int early_launch(bool wait) { return gpu::launch_early(early_kernel, 2, 32, 0, nullptr, wait); }
@@ -436,10 +432,6 @@ int misaligned_load(const float* in, float* out) {
 int trap() { return gpu::launch(trap_kernel, 1, 1, 0, nullptr); }
 int large_block(int threads) { return gpu::launch(empty_kernel, 1, threads, 0, nullptr); }
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2) {
-  if (const int code = gpu::multiprocessor_count(multiprocessors)) return code;
-  if (const int code = gpu::max_active_clusters(empty_kernel, 2, 1024, 0, clusters_of_2)) return code;
-  return gpu::max_cooperative_blocks(grid_barrier_kernel, 32, 0, cooperative_blocks);
-}
+int clusters_of_2(int* clusters) { return gpu::max_active_clusters(empty_kernel, 2, 1024, 0, clusters); }
 
 }  // namespace selftest

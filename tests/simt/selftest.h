@@ -39,7 +39,7 @@ int atomics(unsigned* cells, int blocks, int threads);
 int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster);
 int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster);
-int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
+int grid_barrier(unsigned* arrived, int blocks);
 int early_launch(bool wait);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
@@ -61,6 +61,6 @@ int misaligned_load(const float* in, float* out);
 int trap();
 int large_block(int threads);
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2);
+int clusters_of_2(int* clusters);
 
 }  // namespace selftest

@@ -140,14 +140,6 @@ def test_spin_lock(emulator: ModuleType, seed: int) -> None:
     assert emulator.selftest.spin_lock(50) == 50
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cooperative_grid_barrier(emulator: ModuleType, seed: int) -> None:
-    emulator.seed(seed)
-    emulator.resident_blocks(1)
-    out = emulator.selftest.grid_barrier(20, cooperative=True)
-    np.testing.assert_array_equal(out[1], (np.arange(20) + 1) % 20)
-
-
 def tiles(count: int, values: int) -> np.ndarray:
     return integers(count * values).reshape(count, values)
 
@@ -372,11 +364,13 @@ def test_block_that_leaves_while_a_peer_reads_its_shared_memory(emulator: Module
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_grid_barrier_without_cooperative_launch_is_a_livelock(emulator: ModuleType, seed: int) -> None:
+def test_waiting_for_a_block_that_has_not_started_is_a_livelock(emulator: ModuleType, seed: int) -> None:
     emulator.seed(seed)
     emulator.resident_blocks(2)
     with pytest.raises(emulator.SimtError, match="livelock"):
-        emulator.selftest.grid_barrier(4, cooperative=False)
+        emulator.selftest.grid_barrier(4)
+    emulator.resident_blocks(4)
+    emulator.selftest.grid_barrier(4)
 
 
 def test_invalid_launches(emulator: ModuleType) -> None:
@@ -403,12 +397,9 @@ def test_more_than_48_kib_of_shared_memory_must_be_asked_for(emulator: ModuleTyp
         emulator.selftest.dynamic_reverse(integers(60_000), raise_limit=True)
 
 
-def test_cooperative_launch_must_fit_on_the_gpu(emulator: ModuleType) -> None:
+def test_multiprocessors_limit_the_clusters_that_run_at_a_time(emulator: ModuleType) -> None:
     emulator.multiprocessors(2)
-    assert emulator.selftest.gpu_properties() == (2, 64, 2)
-    emulator.selftest.grid_barrier(64, cooperative=True)
-    with pytest.raises(emulator.SimtError, match=r"cooperative launch of 65 blocks; 64 fit .*\[error 720\]"):
-        emulator.selftest.grid_barrier(65, cooperative=True)
+    assert emulator.selftest.clusters_of_2() == 2
 
 
 # sanitizers.
@@ -432,7 +423,6 @@ for seed in (0, 1, 2):
     selftest.barrier_votes(np.arange(70, dtype=np.int32))
     selftest.atomics(np.zeros(13, np.uint32), 6, 50)
     assert selftest.spin_lock(20) == 20
-    selftest.grid_barrier(8, cooperative=True)
     for bulk in (True, False):
         tiles = x[:4608].reshape(9, -1)
         assert (selftest.cluster_walk(tiles, 4, 2, bulk) == tiles + tiles.sum(1, keepdims=True)).all()
