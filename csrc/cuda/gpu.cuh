@@ -317,6 +317,13 @@ __device__ __forceinline__ int64_t opaque(int64_t value) {
   return value;
 }
 
+// a * b + c in one instruction; written out, the compiler also multiplies the upper halves, which are zero.
+__device__ __forceinline__ int64_t multiply_add_wide(uint32_t a, uint32_t b, int64_t c) {
+  int64_t d;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(d) : "r"(a), "r"(b), "l"(c));
+  return d;
+}
+
 // A load past the L1 cache, which may hold a stale copy of what another block wrote.
 template <class T>
 __device__ __forceinline__ T ld_cg(const T* p) {

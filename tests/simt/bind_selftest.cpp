@@ -86,6 +86,20 @@ Array<float> cluster_walk(const Array<float>& x, int blocks, int cluster, bool b
   return out;
 }
 
+// x: tiles of as many values as the blocks of a cluster have in `pieces`, 12 less for each block.
+Array<float> ring_walk(const Array<float>& x, int pieces, int slots, int blocks, int cluster, const std::string& bug) {
+  const std::map<std::string, selftest::RingBug> bugs = {{"none", selftest::RingBug::none},
+                                                         {"missing_wait", selftest::RingBug::missing_wait},
+                                                         {"wrong_phase", selftest::RingBug::wrong_phase},
+                                                         {"early_leave", selftest::RingBug::early_leave},
+                                                         {"ignored_leave", selftest::RingBug::ignored_leave}};
+  require(x.ndim() == 2 && x.shape(1) == (pieces * 128 - 3) * 4 * cluster, "tiles x (pieces * 512 - 12) * cluster");
+  const int tiles = static_cast<int>(x.shape(0));
+  Array<float> out({x.shape(0), x.shape(1)});
+  check(selftest::ring_walk(bugs.at(bug), x.data(), out.mutable_data(), tiles, pieces, slots, blocks, cluster));
+  return out;
+}
+
 Array<float> cluster_exchange(int cluster, int rounds, const std::string& bug) {
   const std::map<std::string, selftest::ExchangeBug> bugs = {{"none", selftest::ExchangeBug::none},
                                                              {"missing_wait", selftest::ExchangeBug::missing_wait},
@@ -148,6 +162,8 @@ void bind_selftest(py::module_& m) {
   m.def("grid_barrier", &grid_barrier, py::arg("blocks"));
   m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
         py::arg("bulk") = true, py::arg("bug") = "none");
+  m.def("ring_walk", &ring_walk, py::arg("x").noconvert(), py::arg("pieces"), py::arg("slots"), py::arg("blocks"),
+        py::arg("cluster"), py::arg("bug") = "none");
   m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
   m.def("early_launch", [](bool wait) { check(selftest::early_launch(wait)); }, py::arg("wait"));
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));

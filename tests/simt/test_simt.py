@@ -161,6 +161,15 @@ def test_clusters_walk_through_tiles(
         assert right_walk(x, emulator.selftest.cluster_walk(x, blocks, cluster, bulk))
 
 
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+@pytest.mark.parametrize(("pieces", "slots"), [(1, 1), (1, 2), (3, 3), (3, 4), (2, 5)])
+def test_clusters_walk_through_tiles_in_rings(emulator: ModuleType, pieces: int, slots: int, cluster: int) -> None:
+    x = tiles(7, (pieces * 512 - 12) * cluster)
+    for seed in range(3):
+        emulator.seed(seed)
+        assert right_walk(x, emulator.selftest.ring_walk(x, pieces, slots, 2 * cluster, cluster))
+
+
 def sums_of_exchange(cluster: int, rounds: int) -> np.ndarray:
     sums = np.arange(cluster * rounds, dtype=np.float32).reshape(rounds, cluster).sum(1)
     return np.tile(sums, (cluster, 1))
@@ -270,6 +279,19 @@ def test_a_cluster_that_does_not_wait_goes_wrong(emulator: ModuleType, bug: str,
             right = right_walk(x, emulator.selftest.cluster_walk(x, 4, 2, bulk, bug))
         except emulator.SimtError:
             right = not re.search("no more arrivals|are under way|at mbarriers", emulator.last_error())
+        assert not right
+
+
+@pytest.mark.parametrize("bug", ["missing_wait", "wrong_phase", "early_leave", "ignored_leave"])
+@pytest.mark.parametrize(("pieces", "slots"), [(3, 3), (3, 4)])
+def test_a_ring_that_does_not_wait_goes_wrong(emulator: ModuleType, pieces: int, slots: int, bug: str) -> None:
+    x = tiles(9, (pieces * 512 - 12) * 2)
+    for seed in range(10):
+        emulator.seed(seed)
+        try:
+            right = right_walk(x, emulator.selftest.ring_walk(x, pieces, slots, 4, 2, bug))
+        except emulator.SimtError:
+            right = not re.search("no more arrivals|are under way|at mbarriers|more bytes", emulator.last_error())
         assert not right
 
 
