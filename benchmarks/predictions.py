@@ -37,7 +37,8 @@ ON_CHIP_WARPS = 16  # one block of 512 threads a multiprocessor,
 ON_CHIP_IN_FLIGHT = ON_CHIP_WARPS * 32 * 64  # with four accesses on their way each
 
 CLUSTERS = {1: 132, 2: 66, 4: 32, 8: 16, 16: 8}  # that run at a time, by blocks; a block to a multiprocessor
-CLUSTER_SHARED = 217 << 10  # bytes of a block's buffers
+CLUSTER_SHARED = 209 << 10  # bytes of a block's ring
+CLUSTER_SLOTS = 16  # in it, at most
 CLUSTER_PORT = (
     64e9  # bytes a second of one multiprocessor, if the others leave it the memory: half of what L2 gives
 )
@@ -130,32 +131,48 @@ class ClusterPlan:
     blocks: int  # of a cluster
     clusters: int
     turns: int  # tiles of the cluster that has most
-    buffers: int
+    piece_bytes: int  # of all tensors
+    pieces: int  # of a block's share of a tile
+    slots: int  # for them
 
     @property
-    def overlaps(self) -> bool:
-        return self.buffers > 1 or self.turns == 1
+    def spare_bytes(self) -> int:
+        """What a block can load while it still holds a tile."""
+        return (self.slots - self.pieces) * self.piece_bytes
 
 
 def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
     """The plan with the least work for the busiest multiprocessor; None if to read twice is faster."""
     tiles = ceil(call.bytes / call.tile_bytes())
+    lanes = 16 // ITEM_BYTES[call.dtype] if call.layout == "NHWC" else 1
+    group = 4 * lanes if lanes > 1 else 1
     plans = []
     for blocks, most in CLUSTERS.items():
-        share = call.tile_bytes() * tensors / blocks
-        clusters = min(tiles, most)
-        for buffers in (2, 1):
-            plan = ClusterPlan(blocks, clusters, ceil(tiles / clusters), buffers)
-            if share * buffers <= CLUSTER_SHARED:
-                plans.append((plan.turns * (share * (1 if plan.overlaps else 1.6) + (16 << 10)), plan))
+        words = call.tile_bytes() / 16 / blocks
+        threads = 128
+        while threads < 512 and (words / threads * tensors > 8 or threads < group * blocks):
+            threads *= 2
+        piece = threads * (2 if lanes == 8 or (tensors == 2 and call.dtype != "float32") else 4) * 16 * tensors
+        pieces = ceil(words * 16 * tensors / piece)
+        slots = min(CLUSTER_SHARED // piece, CLUSTER_SLOTS, 2 * pieces)
+        if pieces <= slots:
+            clusters = min(tiles, most)
+            plan = ClusterPlan(blocks, clusters, ceil(tiles / clusters), piece, pieces, slots)
+            stall = max(0, (48 << 10) - plan.spare_bytes)
+            plans.append((plan.turns * (pieces * piece + (16 << 10)) + (plan.turns - 1) * stall, plan))
     if not plans:
         return None
     work, plan = min(plans, key=lambda entry: entry[0])
     return plan if work <= 1.5 * call.bytes * tensors / MULTIPROCESSORS + (96 << 10) else None
 
 
-def cluster(call: Call, reduce: Loop, write: Loop, tensors: int) -> float | None:
-    """Clusters walk tiles while their next tile loads; of the last tile nothing hides the reduction."""
+def cluster(call: Call, reduce: Loop, write: Loop, load: Loop, tensors: int) -> float | None:
+    """Clusters walk tiles while their next tile loads.
+
+    Pieces are reduced as they arrive, so of a tile's reduction only that of its last piece is not hidden. From
+    then until the first piece is written nothing leaves the ring: memory goes on with what is spare in it, and
+    if that is less, stands still, in all clusters at the same time.
+    """
     plan = cluster_plan(call, tensors)
     if plan is None:
         return None
@@ -167,15 +184,11 @@ def cluster(call: Call, reduce: Loop, write: Loop, tensors: int) -> float | None
 
     memory = (plan.turns - 1) * moving(plan.clusters) + moving(last)
     lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(ON_CHIP_WARPS)
-    reducing, writing = (
-        tile / ITEM_BYTES[call.dtype] / plan.blocks * loop.per_element / lanes for loop in (reduce, write)
-    )
-    issue = plan.turns * (reducing + writing)
-    if not plan.overlaps:  # a block loads, then works; others load meanwhile
-        alone = (tensors + 1) * tile / plan.blocks / CLUSTER_PORT
-        issue += plan.turns * (alone + CLUSTER_MEETING + 2 * LATENCY)
-    exposed = reducing + CLUSTER_MEETING + 2 * LATENCY
-    return START + LATENCY + exposed + (memory**4 + issue**4) ** 0.25
+    elements = tile / ITEM_BYTES[call.dtype] / plan.blocks
+    issue = plan.turns * elements * sum(loop.per_element for loop in (reduce, write, load)) / lanes
+    waiting = elements / plan.pieces * reduce.per_element / lanes + CLUSTER_MEETING + LATENCY
+    stall = max(0.0, waiting - plan.spare_bytes * plan.blocks * plan.clusters / COPY_RATE)
+    return START + 2 * LATENCY + waiting + (plan.turns - 1) * stall + (memory**4 + issue**4) ** 0.25
 
 
 def main_loops(direction: str, loops: Loops) -> tuple[Loop, Loop]:
@@ -193,7 +206,9 @@ def normalization(direction: str, method: str, call: Call, loops: Loops) -> floa
         return split(call, reduce, write, tensors)
     if method == "cluster":
         kernel = "train_cluster" if direction == "forward" else "backward_cluster"
-        return cluster(call, loops.get(f"{kernel}/held", reduce), loops.get(f"{kernel}/write", write), tensors)
+        load = loops.get(f"{kernel}/load", Loop(0))  # channels_last; bulk copies cost next to nothing
+        held = loops.get(f"{kernel}/held", reduce)
+        return cluster(call, held, loops.get(f"{kernel}/write", write), load, tensors)
     if call.tile_bytes() * tensors > BLOCK_BYTES:
         return None
     reduce, write = (Loop(loop.per_element, ON_CHIP_WARPS, ON_CHIP_IN_FLIGHT) for loop in (reduce, write))

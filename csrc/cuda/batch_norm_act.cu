@@ -214,52 +214,50 @@ Tiling split_tiling(Access access, int held, const DeviceFacts& facts) {
 // Shared memory of a block of the kernels for clusters, beside what they have of their own.
 int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (18 << 10); }
 
-// Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for its buffers.
-bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& facts, int blocks, int buffers,
-                         ClusterTiling* tiling) {
+int64_t piece_bytes(const ClusterTiling& t, const Access& access, int held) {
+  return int64_t{t.consumers} * words_of_piece(held, access.vector, access.lanes) * 16 * held;
+}
+
+// Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for the ring.
+bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& facts, int blocks, ClusterTiling* tiling) {
   constexpr int kWordBytes = 16, kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
-  constexpr int64_t kBulkBytes = 512;            // of a run: bulk copies of less cost more than they save
   if (access.vector * access.element_bytes != kWordBytes) return false;
   ClusterTiling t{};
-  int64_t extent = access.outer;  // what blocks share
   t.channels = access.channels;
   t.inner = access.inner;
-  t.row = access.channels * access.inner;
   t.blocks = blocks;
-  t.buffers = buffers;
-  t.group = t.width = 1;
+  t.group = 1;
+  const int64_t row = access.channels * access.inner * access.element_bytes;  // bytes
+  int64_t run = access.inner / access.vector, units = access.outer * run;
   if (access.lanes > 1) {
-    while (t.width < kRowWords && t.width < access.channels / access.lanes) t.width *= 2;
-    t.group = t.width * access.lanes;
-  } else {
-    if (access.inner / access.vector > INT32_MAX) return false;
-    t.run = static_cast<uint32_t>(access.inner / access.vector);
-    extent = access.outer * int64_t{t.run};
-    t.wrap = t.row - t.inner;
-    t.bulk = t.run * kWordBytes >= kBulkBytes;
+    for (run = 1; run < kRowWords && run < access.channels / access.lanes;) run *= 2;
+    t.group = static_cast<int>(run) * access.lanes;
+    t.step = 32 / run * row;
+    units = access.outer;
   }
-  t.tile_step = t.group * t.inner;
+  t.tile_step = t.group * access.inner * access.element_bytes;
+  const int64_t unit = access.lanes > 1 ? run : 1;
+  // Words of a tile are counted in 31 bits, tiles by threads in 32.
+  if (units * unit > INT32_MAX - 32 * kMaxConsumers || row > UINT32_MAX) return false;
   if (divide_up(t.channels, t.group) > INT32_MAX / 32) return false;
+  t.run = static_cast<uint32_t>(run);
+  t.unit = static_cast<uint32_t>(unit);
+  t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
+  t.by_run = Divider(t.run);
   t.tiles = static_cast<int>(divide_up(t.channels, t.group));
-  t.share = extent / blocks;
-  t.longer = static_cast<int>(extent % blocks);
+  t.share = units / blocks;
+  t.longer = static_cast<int>(units % blocks);
   if (t.share == 0) return false;
-  int64_t per_thread = 0;
-  for (t.threads = 128;; t.threads *= 2) {
-    per_thread = divide_up(divide_up(extent, blocks) * t.width, t.threads);
-    const bool enough = per_thread * held <= 8 && t.threads >= t.group * blocks;
-    if (enough || t.threads == kOnChipThreads) break;
+  const int64_t most = t.units(0) * unit;
+  for (t.consumers = 128; t.consumers < kMaxConsumers; t.consumers *= 2) {
+    if (divide_up(most, t.consumers) * held <= 8 && t.consumers >= t.group * blocks) break;
   }
-  t.team = std::min(32, t.threads / t.group);
-  const int64_t words = per_thread * t.threads;
-  if (words * kWordBytes * held * buffers > cluster_shared_limit(facts)) return false;
-  t.words = static_cast<int>(words);
-  if (access.lanes > 1) {
-    t.step = t.threads / t.width * t.row;
-  } else {
-    t.step_run = static_cast<uint32_t>(t.threads) % t.run;
-    t.step = static_cast<int64_t>(t.threads / t.run) * t.row + int64_t{t.step_run} * access.vector;
-  }
+  t.team = std::min(32, t.consumers / t.group);
+  const int64_t pieces = divide_up(most, t.consumers * words_of_piece(held, access.vector, access.lanes));
+  const int64_t slots = cluster_shared_limit(facts) / piece_bytes(t, access, held);
+  if (pieces > std::min<int64_t>(slots, kMaxSlots)) return false;
+  t.pieces = static_cast<int>(pieces);
+  t.slots = static_cast<int>(std::min<int64_t>({slots, kMaxSlots, 2 * pieces}));
   *tiling = t;
   return true;
 }
@@ -269,24 +267,24 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
 // bytes that a block holds.
 bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, bool forced, Plan* plan) {
   constexpr int64_t kMeeting = 16 << 10;   // what a multiprocessor would load and store while a cluster meets
+  constexpr int64_t kWaiting = 48 << 10;   // and while its consumers have nothing to write, from tile to tile
   constexpr int64_t kLaunches = 96 << 10;  // and in the time of the launches that are saved
+  constexpr int64_t kBulkBytes = 256;      // of a run: there would be too many bulk copies of less
+  if (!forced && access.lanes == 1 && access.inner * access.element_bytes < kBulkBytes) return false;
   int64_t least = INT64_MAX;
   for (int i = 0; i < 5; ++i) {
-    for (int buffers = kMaxBuffers; buffers > 0; --buffers) {
-      ClusterTiling t;
-      if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, buffers, &t)) continue;
-      const int clusters = std::min(t.tiles, facts.clusters[i]);
-      const int64_t turns = divide_up(t.tiles, clusters), bytes = int64_t{t.words} * 16 * held;
-      // With one buffer a block does not load while it works.
-      const bool overlaps = buffers > 1 || turns == 1;
-      const int64_t work = turns * ((overlaps ? bytes : bytes * 8 / 5) + kMeeting);
-      if (work < least) {
-        least = work;
-        plan->cluster = t;
-        plan->clusters = clusters;
-        plan->shared_bytes = static_cast<size_t>(bytes) * buffers;
-        plan->shared_limit = static_cast<size_t>(cluster_shared_limit(facts));
-      }
+    ClusterTiling t;
+    if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, &t)) continue;
+    const int clusters = std::min(t.tiles, facts.clusters[i]);
+    const int64_t turns = divide_up(t.tiles, clusters), bytes = piece_bytes(t, access, held);
+    const int64_t stall = std::max<int64_t>(0, kWaiting - (t.slots - t.pieces) * bytes);
+    const int64_t work = turns * (t.pieces * bytes + kMeeting) + (turns - 1) * stall;
+    if (work < least) {
+      least = work;
+      plan->cluster = t;
+      plan->clusters = clusters;
+      plan->shared_bytes = static_cast<size_t>(t.slots * bytes);
+      plan->shared_limit = static_cast<size_t>(cluster_shared_limit(facts));
     }
   }
   const double all = static_cast<double>(access.outer) * access.channels * access.inner * access.element_bytes * held;
@@ -421,7 +419,8 @@ template <class Kernel, class Arguments>
 int launch_clusters(Kernel kernel, const Plan& plan, gpu::stream_t stream, const Arguments& arguments) {
   const ClusterTiling& t = plan.cluster;
   if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
-  const dim3 grid(static_cast<unsigned>(plan.clusters * t.blocks)), block(static_cast<unsigned>(t.threads));
+  const dim3 grid(static_cast<unsigned>(plan.clusters * t.blocks)),
+      block(static_cast<unsigned>(t.consumers + kProducers));
   return gpu::launch_clusters(kernel, grid, block, static_cast<unsigned>(t.blocks), plan.shared_bytes, stream, t,
                               arguments);
 }
@@ -603,7 +602,7 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
 BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape& shape, int held, const DeviceFacts& facts) {
   Plan plan{};
   if (!choose_clusters(choose_access(shape, {}), held, facts, true, &plan)) return {};
-  return {plan.clusters, plan.cluster.blocks, plan.cluster.buffers, plan.cluster.bulk};
+  return {plan.clusters, plan.cluster.blocks, plan.cluster.pieces, plan.cluster.slots};
 }
 
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool aligned, bool elementwise, int held,

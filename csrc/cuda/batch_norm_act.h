@@ -84,8 +84,7 @@ int batch_norm_act_backward(const BatchNormActShape&, const BatchNormActBackward
 // batch_norm_act.cu.
 struct BatchNormActClusters {
   int clusters, blocks;  // blocks of a cluster
-  int buffers;
-  bool bulk;
+  int pieces, slots;     // of a block: see cluster_ring.cuh
 };
 BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape&, int held, const DeviceFacts&);
 

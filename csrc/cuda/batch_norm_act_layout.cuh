@@ -195,15 +195,6 @@ __device__ __forceinline__ void set_part(Raw<T, V>& raw, int part, const Raw<T, 
   memcpy(reinterpret_cast<unsigned char*>(&raw) + part * sizeof value, &value, sizeof value);
 }
 
-template <class T>
-__device__ __forceinline__ const T* at_byte(const T* p, int64_t offset) {
-  return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(p) + offset);
-}
-template <class T>
-__device__ __forceinline__ T* at_byte(T* p, int64_t offset) {
-  return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(p) + offset);
-}
-
 // valid is an int or Whole.
 template <class T, int V, int U, class Valid>
 __device__ __forceinline__ void load_chunk(const Tiling& tiling, const T* p, int64_t offset, Valid valid,

@@ -6,12 +6,6 @@
 
 namespace genimg_fast::cuda::batch_norm {
 
-// Partial results of the A channels of one thread.
-template <class Acc, int A>
-struct Partials {
-  Acc n, a[A], b[A];
-};
-
 // The team of channel k is threads [k * team, (k + 1) * team); its members' partial results become total[k].
 template <class Combine, class Acc>
 __device__ __forceinline__ void combine_team(const Tiling& tiling, Partial<Acc> sum, Partial<Acc>* total) {

@@ -108,6 +108,30 @@ __device__ __forceinline__ void store(T* p, Raw<T, V> raw) {
   *reinterpret_cast<Raw<T, V>*>(p) = raw;
 }
 
+template <class T>
+__device__ __forceinline__ const T* at_byte(const T* p, int64_t offset) {
+  return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(p) + offset);
+}
+template <class T>
+__device__ __forceinline__ T* at_byte(T* p, int64_t offset) {
+  return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(p) + offset);
+}
+
+// n / divisor for n < 2^31 by a multiplication (Granlund and Montgomery, Division by Invariant Integers, 1994).
+struct Divider {
+  uint32_t multiplier = 0;
+  int shift = 31;
+
+  Divider() = default;
+  explicit Divider(uint32_t divisor) {
+    while ((uint64_t{1} << (shift - 31)) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
+  }
+  __device__ __forceinline__ int operator()(int n) const {
+    return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier) >> shift);
+  }
+};
+
 // Counts the block in *arrived, which is zero at launch.  True in all threads of the block that comes last of
 // `blocks`; what the others wrote before is visible to it.
 __device__ __forceinline__ bool is_last_block(unsigned* arrived, int blocks) {

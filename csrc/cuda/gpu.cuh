@@ -7,7 +7,7 @@
 //   * Shared memory:  SHARED(float, partial, [32]);   SHARED(bool, is_last, );   DYN_SHARED(float, tile);
 //   * Launches:       gpu::launch(kernel, grid, block, dynamic_smem, stream, arguments...), never <<<...>>>.
 //   * Inline PTX and loops that wait for another thread only behind the functions of this file; a loop that spins on
-//     plain or volatile memory never ends in the emulator, one that calls gpu::ld_acquire or an atomic does.
+//     plain or volatile memory never ends in the emulator, one that calls an atomic does.
 //   * Conversions:    gpu::convert<To>(value); torch's nvcc flags disable the casts of __half and __nv_bfloat16.
 //
 // Functions of the host side return a cudaError_t as int, 0 for success; gpu::error_string says what it means.
@@ -73,16 +73,6 @@ inline int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, si
   return launch_with(&early, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
-// All blocks of the grid are resident at once, so they may wait for each other.
-template <class... Parameters, class... Arguments>
-inline int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t stream,
-                       Arguments&&... arguments) {
-  cudaLaunchAttribute cooperative{};
-  cooperative.id = cudaLaunchAttributeCooperative;
-  cooperative.val.cooperative = 1;
-  return launch_with(&cooperative, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
-}
-
 // The blocks of a cluster, 1 to 16 neighbours of a grid that they divide, start together on one part of the GPU and can
 // read each other's shared memory.  Needs compute capability 9.0; more than 8 blocks may be more than a GPU has room
 // for.
@@ -134,35 +124,8 @@ inline int set_max_dynamic_smem(void (*kernel)(Parameters...), size_t bytes) {
   return take_error(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
 }
 
-inline int multiprocessor_count(int* count) {
-  int device = 0;
-  if (const int code = take_error(cudaGetDevice(&device))) return code;
-  return take_error(cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device));
-}
-
-// The largest grid that launch_coop accepts.
-template <class... Parameters>
-inline int max_cooperative_blocks(void (*kernel)(Parameters...), int threads, size_t dynamic_smem, int* blocks) {
-  int multiprocessors = 0, per_multiprocessor = 0;
-  if (const int code = multiprocessor_count(&multiprocessors)) return code;
-  const cudaError_t code =
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, kernel, threads, dynamic_smem);
-  *blocks = multiprocessors * per_multiprocessor;
-  return take_error(code);
-}
-
 inline int memset_async(void* pointer, int value, size_t bytes, stream_t stream) {
   return take_error(cudaMemsetAsync(pointer, value, bytes, stream));
-}
-
-__device__ __forceinline__ unsigned ld_acquire(const unsigned* p) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
-}
-
-__device__ __forceinline__ void red_release_add(unsigned* p, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
 }
 
 // Of a GPU with clusters: what a kernel must not reach elsewhere, where it traps.
@@ -352,6 +315,13 @@ __device__ __forceinline__ int opaque(int value) {
 __device__ __forceinline__ int64_t opaque(int64_t value) {
   asm volatile("" : "+l"(value));
   return value;
+}
+
+// a * b + c in one instruction; written out, the compiler also multiplies the upper halves, which are zero.
+__device__ __forceinline__ int64_t multiply_add_wide(uint32_t a, uint32_t b, int64_t c) {
+  int64_t d;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(d) : "r"(a), "r"(b), "l"(c));
+  return d;
 }
 
 // A load past the L1 cache, which may hold a stale copy of what another block wrote.

@@ -212,18 +212,4 @@ __device__ __forceinline__ int64_t divide(int64_t a, int b) {
   return a >> 31 == 0 ? static_cast<int64_t>(static_cast<uint32_t>(a) / static_cast<uint32_t>(b)) : a / b;
 }
 
-// n / divisor for n < 2^31 by a multiplication (Granlund and Montgomery, Division by Invariant Integers, 1994).
-struct Divider {
-  uint32_t multiplier;
-  int shift;
-
-  explicit Divider(uint32_t divisor) : shift(31) {
-    while ((uint64_t{1} << (shift - 31)) < divisor) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
-  }
-  __device__ __forceinline__ int operator()(int n) const {
-    return static_cast<int>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier) >> shift);
-  }
-};
-
 }  // namespace genimg_fast::cuda::group_norm

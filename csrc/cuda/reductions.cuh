@@ -30,6 +30,12 @@ struct Partial {
   Acc n, a, b;
 };
 
+// Partial results of the A channels of a thread.
+template <class Acc, int A>
+struct Partials {
+  Acc n, a[A], b[A];
+};
+
 struct Moments {
   // Chan's merge.  An empty side adds nothing, whatever the other holds: no product of infinity and zero.
   template <class Acc>

@@ -148,7 +148,7 @@ std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int h
 py::tuple clusters(const std::string& dtype, std::array<int64_t, 3> shape, int held, const Device& device) {
   const Problem p = problem(dtype, shape, "cluster", device);
   const BatchNormActClusters c = batch_norm_act_clusters(p.shape, held, p.facts);
-  return py::make_tuple(c.clusters, c.blocks, c.buffers, c.bulk);
+  return py::make_tuple(c.clusters, c.blocks, c.pieces, c.slots);
 }
 
 // The accesses of one block; `kernel` is a method or "elementwise".

@@ -62,11 +62,9 @@ unsigned spin_lock(int blocks) {
   return counter;
 }
 
-Array<int> grid_barrier(int blocks, bool cooperative) {
+void grid_barrier(int blocks) {
   unsigned arrived = 0;
-  Array<int> out({2, blocks});
-  check(selftest::grid_barrier(cooperative, &arrived, out.mutable_data(), blocks));
-  return out;
+  check(selftest::grid_barrier(&arrived, blocks));
 }
 
 const std::map<std::string, selftest::WalkBug> kWalkBugs = {{"none", selftest::WalkBug::none},
@@ -85,6 +83,20 @@ Array<float> cluster_walk(const Array<float>& x, int blocks, int cluster, bool b
   const int tiles = static_cast<int>(x.shape(0)), share = static_cast<int>(x.shape(1)) / cluster;
   Array<float> out({x.shape(0), x.shape(1)});
   check(selftest::cluster_walk(kWalkBugs.at(bug), bulk, x.data(), out.mutable_data(), tiles, share, blocks, cluster));
+  return out;
+}
+
+// x: tiles of as many values as the blocks of a cluster have in `pieces`, 12 less for each block.
+Array<float> ring_walk(const Array<float>& x, int pieces, int slots, int blocks, int cluster, const std::string& bug) {
+  const std::map<std::string, selftest::RingBug> bugs = {{"none", selftest::RingBug::none},
+                                                         {"missing_wait", selftest::RingBug::missing_wait},
+                                                         {"wrong_phase", selftest::RingBug::wrong_phase},
+                                                         {"early_leave", selftest::RingBug::early_leave},
+                                                         {"ignored_leave", selftest::RingBug::ignored_leave}};
+  require(x.ndim() == 2 && x.shape(1) == (pieces * 128 - 3) * 4 * cluster, "tiles x (pieces * 512 - 12) * cluster");
+  const int tiles = static_cast<int>(x.shape(0));
+  Array<float> out({x.shape(0), x.shape(1)});
+  check(selftest::ring_walk(bugs.at(bug), x.data(), out.mutable_data(), tiles, pieces, slots, blocks, cluster));
   return out;
 }
 
@@ -147,9 +159,11 @@ void bind_selftest(py::module_& m) {
   m.def("barrier_votes", &barrier_votes, in);
   m.def("atomics", &atomics, py::arg("cells").noconvert(), py::arg("blocks"), py::arg("threads"));
   m.def("spin_lock", &spin_lock, py::arg("blocks"));
-  m.def("grid_barrier", &grid_barrier, py::arg("blocks"), py::arg("cooperative"));
+  m.def("grid_barrier", &grid_barrier, py::arg("blocks"));
   m.def("cluster_walk", &cluster_walk, py::arg("x").noconvert(), py::arg("blocks"), py::arg("cluster"),
         py::arg("bulk") = true, py::arg("bug") = "none");
+  m.def("ring_walk", &ring_walk, py::arg("x").noconvert(), py::arg("pieces"), py::arg("slots"), py::arg("blocks"),
+        py::arg("cluster"), py::arg("bug") = "none");
   m.def("cluster_exchange", &cluster_exchange, py::arg("cluster"), py::arg("rounds"), py::arg("bug") = "none");
   m.def("early_launch", [](bool wait) { check(selftest::early_launch(wait)); }, py::arg("wait"));
   m.def("dynamic_reverse", &dynamic_reverse, in, py::arg("raise_limit"));
@@ -181,9 +195,9 @@ void bind_selftest(py::module_& m) {
   });
   m.def("trap", [] { check(selftest::trap()); });
   m.def("large_block", [](int threads) { check(selftest::large_block(threads)); });
-  m.def("gpu_properties", [] {
-    int multiprocessors = 0, cooperative_blocks = 0, clusters_of_2 = 0;
-    check(selftest::gpu_properties(&multiprocessors, &cooperative_blocks, &clusters_of_2));
-    return py::make_tuple(multiprocessors, cooperative_blocks, clusters_of_2);
+  m.def("clusters_of_2", [] {
+    int clusters = 0;
+    check(selftest::clusters_of_2(&clusters));
+    return clusters;
   });
 }

@@ -1,5 +1,6 @@
 // Kernels that test the emulator itself.  They use everything of gpu.cuh, so that one nvcc run over this file checks
 // the other half of it.  Some are wrong on purpose; a comment "planted: ..." marks the line that a checker has to name.
+#include "cluster_ring.cuh"
 #include "gpu.cuh"
 #include "selftest.h"
 
@@ -131,15 +132,12 @@ __global__ void spin_lock_kernel(unsigned* lock, unsigned* counter) {
   atomicExch(lock, 0u);
 }
 
-__global__ void grid_barrier_kernel(unsigned* arrived, int* out) {
-  if (threadIdx.x == 0) {
-    out[blockIdx.x] = blockIdx.x;
-    gpu::red_release_add(arrived, 1);
-    while (gpu::ld_acquire(arrived) < gridDim.x) {
-    }
-    out[gridDim.x + blockIdx.x] = gpu::ld_cg(out + (blockIdx.x + 1) % gridDim.x);
+// Ends only if all blocks run at the same time.
+__global__ void grid_barrier_kernel(unsigned* arrived) {
+  if (threadIdx.x != 0) return;
+  atomicAdd(arrived, 1u);
+  while (atomicAdd(arrived, 0u) < gridDim.x) {
   }
-  __syncthreads();
 }
 
 // Clusters walk through tiles of cluster x share values, each block its share, in two buffers in turn; every value is
@@ -208,6 +206,76 @@ __global__ void cluster_walk_kernel(WalkBug bug, const float* x, float* out, int
   if (bug != WalkBug::early_exit) {
     gpu::cluster_arrive();
     gpu::cluster_wait();
+  }
+}
+
+// The same in a ring of pieces, with a producer.
+constexpr int kRingConsumers = 64, kRingWords = 2;
+
+__global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling tiling, const float* x, float* out) {
+  using namespace genimg_fast::cuda;
+  constexpr int U = kRingWords;
+  DYN_SHARED(uint4, slots);
+  SHARED(Ring, ring, );
+  SHARED(Exchange<float>, exchange, );
+  SHARED(float, sum, );
+  const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
+  int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
+  start_cluster<1>(tiling, ring, exchange);
+  if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
+    const float* const tensors[1] = {x};
+    if (bug != RingBug::ignored_leave) return produce<float, 1, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    const int stride = tiling.consumers * U;
+    const uint32_t end = tiling.begin(rank + 1);
+    for (Cursor next; tile < tiling.tiles; tile += clusters) {
+      for (uint32_t word = tiling.begin(rank); word < end; word += stride, next.advance(tiling.slots)) {
+        load_piece<float, 1, 1>(tiling, tensors, tile, word, min(word + stride, end), slots + next.slot * stride,
+                                stride, &ring.full[next.slot]);
+      }
+    }
+    return;
+  }
+  const auto words = tiling.words<1, U>(rank, threadIdx.x);
+  Consumers consumers{&ring.met};
+  Cursor cursor;
+  for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
+    Partials<float, 1> mine{0, {0}, {0}};
+    Cursor first = cursor;
+    for_each_piece<U, 1>(
+        tiling, words, true, first,
+        [&](const Cursor& at) {
+          if (bug == RingBug::missing_wait) return;
+          gpu::mbarrier_wait(&ring.full[at.slot], bug == RingBug::wrong_phase ? at.phase ^ 1 : at.phase);
+        },
+        [&](int place, uint32_t, auto count) {
+          for (int u = 0; u < count.value; ++u) {
+            const uint4 word = slots[place + 32 * u];
+            mine.a[0] +=
+                __uint_as_float(word.x) + __uint_as_float(word.y) + __uint_as_float(word.z) + __uint_as_float(word.w);
+          }
+        },
+        [&](const Cursor& at) {
+          if (bug == RingBug::early_leave) leave_piece(ring, at, false);
+        });
+    const auto total = combine_cluster<Sums, 4>(tiling, consumers, turn, rank, mine, exchange);
+    if (threadIdx.x == 0) sum = total.a;
+    consumers.meet();
+    for_each_piece<U, 1>(
+        tiling, words, true, cursor, [](const Cursor&) {},
+        [&](int place, uint32_t word, auto count) {
+          const Addresses<1, float> at(tiling, out, tile * tiling.tile_step, word);
+          for (int u = 0; u < count.value; ++u) {
+            uint4 value = slots[place + 32 * u];
+            for (unsigned* v : {&value.x, &value.y, &value.z, &value.w}) {
+              *v = __float_as_uint(__uint_as_float(*v) + sum);
+            }
+            gpu::store_128(at(u), value);
+          }
+        },
+        [&](const Cursor& at) {
+          if (bug != RingBug::early_leave) leave_piece(ring, at, false);
+        });
+    consumers.meet();  // `sum` has been read
   }
 }
 
@@ -382,14 +450,32 @@ int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, 
                               2 * share * sizeof(float), nullptr, bug, x, out, tiles, share, bulk);
 }
 
+int ring_walk(RingBug bug, const float* x, float* out, int tiles, int pieces, int slots, int blocks, int cluster) {
+  genimg_fast::cuda::ClusterTiling t{};
+  const int piece = kRingConsumers * kRingWords, words = pieces * piece - 3;  // of a block
+  t.channels = t.tiles = tiles;
+  t.run = static_cast<uint32_t>(words * cluster);
+  t.by_run = genimg_fast::cuda::Divider(t.run);
+  t.tile_step = int64_t{t.run} * 16;
+  t.share = words;
+  t.unit = t.group = 1;
+  t.blocks = cluster;
+  t.consumers = kRingConsumers;
+  t.team = 32;
+  t.pieces = pieces;
+  t.slots = slots;
+  return gpu::launch_clusters(ring_walk_kernel, blocks, kRingConsumers + genimg_fast::cuda::kProducers,
+                              static_cast<unsigned>(cluster), static_cast<size_t>(slots * piece * 16), nullptr, bug, t,
+                              x, out);
+}
+
 int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster) {
   return gpu::launch_clusters(cluster_exchange_kernel, cluster, 32, static_cast<unsigned>(cluster), 0, nullptr, bug,
                               out, rounds);
 }
 
-int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks) {
-  if (cooperative) return gpu::launch_coop(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
-  return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived, out);
+int grid_barrier(unsigned* arrived, int blocks) {
+  return gpu::launch(grid_barrier_kernel, blocks, 32, 0, nullptr, arrived);
 }
 
 int early_launch(bool wait) { return gpu::launch_early(early_kernel, 2, 32, 0, nullptr, wait); }
@@ -436,10 +522,6 @@ int misaligned_load(const float* in, float* out) {
 int trap() { return gpu::launch(trap_kernel, 1, 1, 0, nullptr); }
 int large_block(int threads) { return gpu::launch(empty_kernel, 1, threads, 0, nullptr); }
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2) {
-  if (const int code = gpu::multiprocessor_count(multiprocessors)) return code;
-  if (const int code = gpu::max_active_clusters(empty_kernel, 2, 1024, 0, clusters_of_2)) return code;
-  return gpu::max_cooperative_blocks(grid_barrier_kernel, 32, 0, cooperative_blocks);
-}
+int clusters_of_2(int* clusters) { return gpu::max_active_clusters(empty_kernel, 2, 1024, 0, clusters); }
 
 }  // namespace selftest

@@ -20,6 +20,15 @@ enum class WalkBug : int {
   no_init,
 };
 
+// Of a cluster that walks through tiles in a ring of pieces.
+enum class RingBug : int {
+  none,
+  missing_wait,  // reads a piece without waiting for its copy
+  wrong_phase,   // waits for the phase before it
+  early_leave,   // leaves a piece to the producer that it will read again
+  ignored_leave  // loads a piece without waiting until the slot has been left
+};
+
 // Of blocks of a cluster that send each other numbers.
 enum class ExchangeBug : int {
   none,
@@ -38,8 +47,10 @@ int barrier_votes(const int* in, int* out, int threads);
 int atomics(unsigned* cells, int blocks, int threads);
 int spin_lock(unsigned* lock, unsigned* counter, int blocks);
 int cluster_walk(WalkBug bug, bool bulk, const float* x, float* out, int tiles, int share, int blocks, int cluster);
+// slots: of 2 KiB, the room of a block; its share of a tile has `pieces`, of which the last one is not full.
+int ring_walk(RingBug bug, const float* x, float* out, int tiles, int pieces, int slots, int blocks, int cluster);
 int cluster_exchange(ExchangeBug bug, float* out, int rounds, int cluster);
-int grid_barrier(bool cooperative, unsigned* arrived, int* out, int blocks);
+int grid_barrier(unsigned* arrived, int blocks);
 int early_launch(bool wait);
 int dynamic_reverse(const float* in, float* out, int n, bool raise_limit);
 int copy_128(const void* in, void* out, int vectors);
@@ -61,6 +72,6 @@ int misaligned_load(const float* in, float* out);
 int trap();
 int large_block(int threads);
 
-int gpu_properties(int* multiprocessors, int* cooperative_blocks, int* clusters_of_2);
+int clusters_of_2(int* clusters);
 
 }  // namespace selftest

@@ -316,22 +316,15 @@ void fail(const char* why) {
   for (;;) switch_to_scheduler();
 }
 
-int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, bool cooperative,
-           void (*run)(void*), void* job) {
+int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, void (*run)(void*),
+           void* job) {
   last_code = success;
   error_message[0] = '\0';
   if (const Error code = check_configuration(kernel, grid, block, cluster, dynamic_smem)) return code;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  const int cooperative_limit = max_cooperative_blocks(threads);
-  if (cooperative && blocks > static_cast<uint64_t>(cooperative_limit)) {
-    return set_error(cooperative_launch_too_large,
-                     "simt: cooperative launch of %llu blocks; %d fit on %d multiprocessors at the same time",
-                     static_cast<unsigned long long>(blocks), cooperative_limit, settings.multiprocessors);
-  }
   const uint64_t clusters = blocks / cluster;
-  const size_t resident_limit =
-      cooperative ? clusters : std::min(clusters, std::max<uint64_t>(1, settings.resident_blocks / cluster));
+  const size_t resident_limit = std::min(clusters, std::max<uint64_t>(1, settings.resident_blocks / cluster));
 
   Launch launch(resident_limit * cluster * threads);
   launch.run = run;
@@ -384,11 +377,6 @@ int set_max_dynamic_smem(KernelPointer kernel, size_t bytes) {
   }
   settings.max_dynamic_smem[kernel] = bytes;
   return success;
-}
-
-int max_cooperative_blocks(uint64_t threads) {
-  const uint64_t fitting = threads == 0 ? 0 : std::min(kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / threads);
-  return static_cast<int>(fitting) * settings.multiprocessors;
 }
 
 int max_active_clusters(unsigned cluster, uint64_t threads, size_t dynamic_smem) {

@@ -102,26 +102,24 @@ enum Error : int {
   invalid_value = 1,
   invalid_configuration = 9,
   launch_failure = 719,
-  cooperative_launch_too_large = 720,
   invalid_cluster_size = 912,
 };
 using KernelPointer = void (*)();
-int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, bool cooperative,
-           void (*run)(void*), void* job);
+int launch(KernelPointer kernel, dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem, void (*run)(void*),
+           void* job);
 // Every thread of a kernel that is launched early has to wait for the kernel before it, even here where that has ended.
 void begin_early_launch();
 void wait_for_previous_kernel();
 int check_waits(dim3 grid, dim3 block);
 int set_max_dynamic_smem(KernelPointer kernel, size_t bytes);
-int max_cooperative_blocks(uint64_t threads);
 int max_active_clusters(unsigned cluster, uint64_t threads, size_t dynamic_smem);
 const char* error_string(int code);
 
 // Settings and counters, for the tests.
 void set_seed(uint64_t seed);         // 0: first in, first out.  Others: a random schedule each, always the same one.
-void set_resident_blocks(int count);  // how many blocks of an ordinary launch run at the same time
+void set_resident_blocks(int count);  // how many blocks run at the same time
 int resident_blocks();
-void set_multiprocessors(int count);  // of the emulated GPU: limits cooperative launches, steers launch policies
+void set_multiprocessors(int count);  // of the emulated GPU: steers launch policies
 int multiprocessors();
 void reset_settings();
 const char* last_error();  // message of the latest launch; empty if it succeeded
@@ -334,8 +332,8 @@ namespace gpu {
 using stream_t = void*;
 
 template <class... Parameters, class... Arguments>
-int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster,
-                    size_t dynamic_smem, Arguments&&... arguments) {
+int launch_emulated(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
+                    Arguments&&... arguments) {
   struct Job {
     void (*kernel)(Parameters...);
     std::tuple<std::decay_t<Parameters>...> arguments;
@@ -345,47 +343,30 @@ int launch_emulated(bool cooperative, void (*kernel)(Parameters...), dim3 grid, 
     const Job& job = *static_cast<Job*>(p);
     std::apply(job.kernel, job.arguments);
   };
-  return simt::launch(reinterpret_cast<simt::KernelPointer>(kernel), grid, block, cluster, dynamic_smem, cooperative,
-                      run, &job);
+  return simt::launch(reinterpret_cast<simt::KernelPointer>(kernel), grid, block, cluster, dynamic_smem, run, &job);
 }
 
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
            Arguments&&... arguments) {
-  return launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return launch_emulated(kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
 int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
                  Arguments&&... arguments) {
   simt::begin_early_launch();
-  const int code = launch_emulated(false, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
+  const int code = launch_emulated(kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
   return code ? code : simt::check_waits(grid, block);
-}
-template <class... Parameters, class... Arguments>
-int launch_coop(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_smem, stream_t,
-                Arguments&&... arguments) {
-  return launch_emulated(true, kernel, grid, block, 1, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 template <class... Parameters, class... Arguments>
 int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
                     stream_t, Arguments&&... arguments) {
-  return launch_emulated(false, kernel, grid, block, cluster, dynamic_smem, std::forward<Arguments>(arguments)...);
+  return launch_emulated(kernel, grid, block, cluster, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 
 template <class... Parameters>
 int set_max_dynamic_smem(void (*kernel)(Parameters...), size_t bytes) {
   return simt::set_max_dynamic_smem(reinterpret_cast<simt::KernelPointer>(kernel), bytes);
-}
-
-inline int multiprocessor_count(int* count) {
-  *count = simt::multiprocessors();
-  return simt::success;
-}
-
-template <class... Parameters>
-int max_cooperative_blocks(void (*)(Parameters...), int threads, size_t, int* blocks) {
-  *blocks = simt::max_cooperative_blocks(static_cast<uint64_t>(threads));
-  return simt::success;
 }
 
 template <class... Parameters>
@@ -404,17 +385,6 @@ inline int memset_async(void* pointer, int value, size_t bytes, stream_t) {
 }
 
 inline const char* error_string(int code) { return simt::error_string(code); }
-
-inline unsigned ld_acquire(const unsigned* p) {
-  simt::spin();
-  return std::atomic_ref<unsigned>(*const_cast<unsigned*>(p)).load(std::memory_order_acquire);
-}
-
-inline void red_release_add(unsigned* p, unsigned value) {
-  simt::preemption_point();
-  std::atomic_ref<unsigned>(*p).fetch_add(value, std::memory_order_release);
-  simt::progress();
-}
 
 inline unsigned cluster_rank() { return simt::cluster_rank(); }
 inline unsigned cluster_size() { return simt::cluster_size(); }
@@ -456,6 +426,9 @@ inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
 inline void forget_memory() {}
 inline int opaque(int value) { return value; }
 inline int64_t opaque(int64_t value) { return value; }
+inline int64_t multiply_add_wide(uint32_t a, uint32_t b, int64_t c) {
+  return static_cast<int64_t>(uint64_t{a} * b) + c;
+}
 
 struct StorePolicy {};
 inline StorePolicy store_policy(bool) { return {}; }

@@ -198,20 +198,16 @@ def check_training(emulator: ModuleType, problem: Problem, method: str) -> tuple
 
 
 def in_clusters(
-    emulator: ModuleType, problem: Problem, blocks: int, buffers: int, clusters: int = 2
-) -> tuple[tuple[str, str], bool]:
-    """The problem on a device of so many clusters of so many blocks, with the least shared memory that one buffer
-    of backward needs, or with all; the methods used, and whether copies were bulk copies."""
+    emulator: ModuleType, problem: Problem, blocks: int, *, tight: bool = False, clusters: int = 2
+) -> tuple[tuple[str, str], tuple[int, int]]:
+    """The problem on a device of so many clusters of so many blocks; the methods used, and pieces and slots of
+    backward. tight: shared memory for one tile, else for two where tiles are small."""
     problem.clusters = tuple(clusters * (size == blocks) for size in (1, 2, 4, 8, 16))
-
-    def plan(held: int) -> tuple[int, int, int, bool]:
-        return emulator.batch_norm_act.clusters(problem.name, problem.shape, held, problem.device(emulator))
-
-    sizes = range(20 << 10, 227 << 10, 1 << 10) if buffers == 1 else [227 << 10]
-    for problem.shared_bytes in sizes:
-        if plan(2)[2] == buffers:
-            return check_training(emulator, problem, "cluster"), plan(1)[3]
-    raise AssertionError(f"no plan for {blocks} blocks and {buffers} buffers")
+    for problem.shared_bytes in range(20 << 10, 228 << 10, 1 << 10) if tight else [227 << 10]:
+        planned = emulator.batch_norm_act.clusters(problem.name, problem.shape, 2, problem.device(emulator))
+        if planned[0]:
+            return check_training(emulator, problem, "cluster"), planned[2:]
+    raise AssertionError(f"no plan for {blocks} blocks")
 
 
 def check_evaluation(emulator: ModuleType, problem: Problem) -> None:
@@ -389,6 +385,7 @@ CLUSTER_SHAPES: list[Shape] = [
     (6, 5, 256),
     (3, 7, 8 * 67),  # shares of blocks begin and end inside runs
     (33, 5, 24),
+    (65, 3, 8),  # runs of one word or two
     (1, 3, 8 * 40),
     (157, 72, 1),  # the last tile is not full
     (65, 8, 1),  # one narrow tile
@@ -398,11 +395,29 @@ CLUSTER_SHAPES: list[Shape] = [
 @pytest.mark.parametrize("blocks", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("shape", CLUSTER_SHAPES, ids=str)
 def test_clusters(emulator: ModuleType, shape: Shape, blocks: int) -> None:
-    for dtype, buffers in itertools.product([torch.float32, torch.bfloat16, torch.float16], [1, 2]):
+    for dtype, tight in itertools.product([torch.float32, torch.bfloat16, torch.float16], [False, True]):
         emulator.seed(blocks)
-        used, bulk_copies = in_clusters(emulator, Problem(shape, dtype), blocks, buffers)
+        used, (pieces, slots) = in_clusters(emulator, Problem(shape, dtype), blocks, tight=tight)
         assert used == ("cluster", "cluster")
-        assert bulk_copies == (shape[2] * dtype.itemsize >= 512)
+        assert slots == (pieces if tight else 2 * pieces)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("spare", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(5, 5, 8 * 491), (1300, 96, 1)], ids=str)
+def test_rings_of_several_pieces(emulator: ModuleType, shape: Shape, spare: int, seed: int) -> None:
+    """Of which the last one is not full, with room for so many more."""
+    emulator.seed(seed)
+    problem = Problem(shape, torch.bfloat16, clusters=(0, 1, 0, 0, 0))
+    for problem.shared_bytes in range(40 << 10, 228 << 10, 1 << 10):
+        _, _, pieces, slots = emulator.batch_norm_act.clusters(
+            problem.name, problem.shape, 2, problem.device(emulator)
+        )
+        if pieces and slots == pieces + spare:
+            break
+    assert pieces >= 2
+    assert slots == pieces + spare
+    assert check_training(emulator, problem, "cluster") == ("cluster", "cluster")
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -412,14 +427,14 @@ def test_options_in_clusters(
     emulator: ModuleType, shape: Shape, activation: str, residual: bool, affine: bool
 ) -> None:
     problem = Problem(shape, torch.float32, activation=activation, residual=residual, affine=affine)
-    assert in_clusters(emulator, problem, 2, 2)[0] == ("cluster", "cluster")
+    assert in_clusters(emulator, problem, 2)[0] == ("cluster", "cluster")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype) -> None:
     for shape in ((60, 16, 1), (4, 3, 136)):
         problem = Problem(shape, dtype, own=True, residual=False, activation="silu")
-        assert in_clusters(emulator, problem, 4, 1)[0] == ("cluster", "cluster")
+        assert in_clusters(emulator, problem, 4, tight=True)[0] == ("cluster", "cluster")
 
 
 @pytest.mark.parametrize(
@@ -503,12 +518,13 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, meth
         (H200, (128 * 16 * 16, 512, 1), "bfloat16", "cluster", "split"),  # 2 MB
         (H200, (64 * 4 * 4, 512, 1), "bfloat16", "block", "block"),
         (H200, (128, 1024, 1), "float32", "block", "block"),
-        (H200, (64, 64, 64 * 64), "float32", "cluster", "split"),  # 67 MB
-        (H200, (128, 64, 64 * 64), "bfloat16", "cluster", "split"),
+        (H200, (64, 64, 64 * 64), "float32", "cluster", "cluster"),  # 67 MB
+        (H200, (128, 64, 64 * 64), "bfloat16", "cluster", "cluster"),
         (H200, (32, 128, 64 * 64), "float32", "cluster", "cluster"),
         (H200, (32, 256, 64 * 64), "bfloat16", "cluster", "cluster"),
-        (H200, (64, 512, 64 * 64), "float32", "cluster", "split"),  # 537 MB
-        (H200, (512, 64, 64 * 64), "float32", "split", "split"),  # 8 MB a channel
+        (H200, (64, 512, 64 * 64), "float32", "cluster", "cluster"),  # 537 MB
+        (H200, (128, 256, 64 * 64), "float32", "cluster", "split"),  # 2 MB a channel
+        (H200, (512, 64, 64 * 64), "float32", "split", "split"),  # 8 MB
         (A100, (128, 128, 16 * 16), "float32", "block", "split"),
         (A100, (64, 64, 32 * 32), "float32", "split", "split"),
         (A100, (64, 64, 64 * 64), "float32", "split", "split"),

@@ -140,14 +140,6 @@ def test_spin_lock(emulator: ModuleType, seed: int) -> None:
     assert emulator.selftest.spin_lock(50) == 50
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_cooperative_grid_barrier(emulator: ModuleType, seed: int) -> None:
-    emulator.seed(seed)
-    emulator.resident_blocks(1)
-    out = emulator.selftest.grid_barrier(20, cooperative=True)
-    np.testing.assert_array_equal(out[1], (np.arange(20) + 1) % 20)
-
-
 def tiles(count: int, values: int) -> np.ndarray:
     return integers(count * values).reshape(count, values)
 
@@ -167,6 +159,15 @@ def test_clusters_walk_through_tiles(
     for seed in range(4):
         emulator.seed(seed)
         assert right_walk(x, emulator.selftest.cluster_walk(x, blocks, cluster, bulk))
+
+
+@pytest.mark.parametrize("cluster", [1, 2, 8])
+@pytest.mark.parametrize(("pieces", "slots"), [(1, 1), (1, 2), (3, 3), (3, 4), (2, 5)])
+def test_clusters_walk_through_tiles_in_rings(emulator: ModuleType, pieces: int, slots: int, cluster: int) -> None:
+    x = tiles(7, (pieces * 512 - 12) * cluster)
+    for seed in range(3):
+        emulator.seed(seed)
+        assert right_walk(x, emulator.selftest.ring_walk(x, pieces, slots, 2 * cluster, cluster))
 
 
 def sums_of_exchange(cluster: int, rounds: int) -> np.ndarray:
@@ -281,6 +282,19 @@ def test_a_cluster_that_does_not_wait_goes_wrong(emulator: ModuleType, bug: str,
         assert not right
 
 
+@pytest.mark.parametrize("bug", ["missing_wait", "wrong_phase", "early_leave", "ignored_leave"])
+@pytest.mark.parametrize(("pieces", "slots"), [(3, 3), (3, 4)])
+def test_a_ring_that_does_not_wait_goes_wrong(emulator: ModuleType, pieces: int, slots: int, bug: str) -> None:
+    x = tiles(9, (pieces * 512 - 12) * 2)
+    for seed in range(10):
+        emulator.seed(seed)
+        try:
+            right = right_walk(x, emulator.selftest.ring_walk(x, pieces, slots, 4, 2, bug))
+        except emulator.SimtError:
+            right = not re.search("no more arrivals|are under way|at mbarriers|more bytes", emulator.last_error())
+        assert not right
+
+
 def test_blocks_that_exchange_numbers_too_early_go_wrong(emulator: ModuleType) -> None:
     def wrong(bug: str, seed: int) -> bool:
         emulator.seed(seed)
@@ -372,11 +386,13 @@ def test_block_that_leaves_while_a_peer_reads_its_shared_memory(emulator: Module
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_grid_barrier_without_cooperative_launch_is_a_livelock(emulator: ModuleType, seed: int) -> None:
+def test_waiting_for_a_block_that_has_not_started_is_a_livelock(emulator: ModuleType, seed: int) -> None:
     emulator.seed(seed)
     emulator.resident_blocks(2)
     with pytest.raises(emulator.SimtError, match="livelock"):
-        emulator.selftest.grid_barrier(4, cooperative=False)
+        emulator.selftest.grid_barrier(4)
+    emulator.resident_blocks(4)
+    emulator.selftest.grid_barrier(4)
 
 
 def test_invalid_launches(emulator: ModuleType) -> None:
@@ -403,12 +419,9 @@ def test_more_than_48_kib_of_shared_memory_must_be_asked_for(emulator: ModuleTyp
         emulator.selftest.dynamic_reverse(integers(60_000), raise_limit=True)
 
 
-def test_cooperative_launch_must_fit_on_the_gpu(emulator: ModuleType) -> None:
+def test_multiprocessors_limit_the_clusters_that_run_at_a_time(emulator: ModuleType) -> None:
     emulator.multiprocessors(2)
-    assert emulator.selftest.gpu_properties() == (2, 64, 2)
-    emulator.selftest.grid_barrier(64, cooperative=True)
-    with pytest.raises(emulator.SimtError, match=r"cooperative launch of 65 blocks; 64 fit .*\[error 720\]"):
-        emulator.selftest.grid_barrier(65, cooperative=True)
+    assert emulator.selftest.clusters_of_2() == 2
 
 
 # sanitizers.
@@ -432,7 +445,6 @@ for seed in (0, 1, 2):
     selftest.barrier_votes(np.arange(70, dtype=np.int32))
     selftest.atomics(np.zeros(13, np.uint32), 6, 50)
     assert selftest.spin_lock(20) == 20
-    selftest.grid_barrier(8, cooperative=True)
     for bulk in (True, False):
         tiles = x[:4608].reshape(9, -1)
         assert (selftest.cluster_walk(tiles, 4, 2, bulk) == tiles + tiles.sum(1, keepdims=True)).all()
