@@ -169,15 +169,28 @@ SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
 }
 #endif
 
+#if !defined(SIMD_AVX2) && !defined(SIMD_AVX512)
+// Without instructions for it, float16 takes tens of others: they are in the library once for each source, not at each
+// load and store.
+__attribute__((noinline)) inline Vec<float> widen_half(Narrow v) {
+  Vec<float> wide{};
+  for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<float>(Half(v[i], Half::from_bits()));
+  return wide;
+}
+__attribute__((noinline)) inline Narrow narrow_half(Vec<float> v) {
+  Narrow out;
+  for (int i = 0; i < lanes<float>; ++i) out[i] = Half(static_cast<float>(v[i])).x;
+  return out;
+}
+#endif
+
 SIMD_INLINE Vec<float> widen(Narrow v, Half) {
 #if defined(SIMD_AVX512)
   return (Vec<float>)_mm512_maskz_cvtph_ps(all_lanes, v);
 #elif defined(SIMD_AVX2)
   return (Vec<float>)_mm256_cvtph_ps(v);
 #else
-  Vec<float> wide{};
-  for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<float>(Half(v[i], Half::from_bits()));
-  return wide;
+  return widen_half(v);
 #endif
 }
 SIMD_INLINE Narrow narrow(Vec<float> v, Half) {
@@ -186,9 +199,7 @@ SIMD_INLINE Narrow narrow(Vec<float> v, Half) {
 #elif defined(SIMD_AVX2)
   return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 #else
-  Narrow out;
-  for (int i = 0; i < lanes<float>; ++i) out[i] = Half(static_cast<float>(v[i])).x;
-  return out;
+  return narrow_half(v);
 #endif
 }
 
