@@ -36,7 +36,7 @@ constexpr int64_t channel_block = 32;             // numbers of channels are mul
 constexpr int64_t core_cache = int64_t(3) << 18;  // bytes of transformed inputs that a core's L2 cache holds
 constexpr int64_t least_products = 16;            // rows that are to share a reading of transformed weights
 constexpr int64_t sum_rows = 144;                 // products summed up before they join the sum of all
-constexpr int64_t shared_cache = int64_t(4) << 20;
+constexpr int64_t shared_cache = int64_t(16) << 20;
 
 #define SIMD_BODY "winograd_conv_kernels.h"
 #include "for_each_simd_level.h"
