@@ -34,6 +34,8 @@ OPERATORS = {
     "instance norm + LeakyReLU, 4x64x128x128": "group_norm_act 4x64x128x128/64 instance leaky_relu float32 NCHW",
     "first layer of a discriminator": "image_conv_act from 64x3x64x64 64 4x4 stride 2 leaky_relu float32 NCHW",
     "last layer of a generator": "image_conv_act to 64x3x64x64 64 4x4 stride 2 tanh float32 NCHW",
+    "4x4 convolution, stride 2, 64 to 128 at 32x32": "winograd_conv2d 64x64x32x32-128 k4 float32 channels_last",
+    "its transpose": "winograd_conv_transpose2d 128-64x64x32x32 k4 float32 channels_last",
     "a VAE's latent and its KL, 4096x1024": "reparameterize_kl 4096x1024 float32",
     "a VAE's latent and its KL, 128x128": "reparameterize_kl 128x128 float32",
     "RNN, 28 steps of 64x28, H = 64": "RNN T28 B64 I28 H64 float32",
@@ -69,10 +71,10 @@ def row_of(result: Result, name: str, direction: str) -> Row | None:
 
 
 def times(ratio: Ratio | None) -> str:
-    """A ratio for a table: with a question mark where its interval does not tell."""
+    """A ratio for a table: with a tilde where its interval does not tell."""
     if ratio is None:
         return "-"
-    return f"{ratio.value:.{1 if ratio.value >= 2 else 2}f}" + "?" * (ratio.verdict == "cannot tell")
+    return f"{ratio.value:.{1 if ratio.value >= 2 else 2}f}" + "~" * (ratio.verdict == "cannot tell")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

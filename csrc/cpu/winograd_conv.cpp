@@ -62,6 +62,7 @@ Shape make_shape(int64_t kernel, bool transposed, const Tensor& input, int64_t o
   GENIMG_FAST_CHECK(kernel == 3 || kernel == 4, "winograd_conv2d: the kernel must be 3 x 3 or 4 x 4, got ", kernel);
   check_channels(input.size(1));
   check_channels(out_channels);
+  GENIMG_FAST_CHECK(input.numel() > 0, "winograd_conv2d: input is empty");
   const int64_t scale = transposed && kernel == 4 ? 2 : 1;
   return Shape(kernel, transposed, input.size(0), input.size(1), out_channels,
                phase_size(input.size(2) * scale, kernel), phase_size(input.size(3) * scale, kernel));

@@ -280,16 +280,21 @@ def latents_case(shape: tuple[int, ...], packing: str, dtype: torch.dtype, devic
     def ours(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
         return reparameterize_kl(mu, logvar, noise=noise)
 
+    # Of 16-bit data, too, the divergence is float32.
+    wide = torch.promote_types(dtype, torch.float32)
+
     def eager(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
         std = torch.exp(0.5 * logvar)
         z = mu + (torch.randn_like(std) if noise is None else noise) * std
-        return z, -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp(), dim=tuple(range(1, mu.dim())))
+        terms, over = 1 + logvar - mu.pow(2) - logvar.exp(), tuple(range(1, mu.dim()))
+        return z, -0.5 * torch.sum(terms, dim=over, dtype=torch.promote_types(mu.dtype, wide))
 
     def diffusers(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
         logvar = torch.clamp(logvar, -30.0, 20.0)
         std, var = torch.exp(0.5 * logvar), torch.exp(logvar)
         z = mu + std * (torch.randn(mu.shape, device=mu.device, dtype=mu.dtype) if noise is None else noise)
-        return z, 0.5 * torch.sum(mu.pow(2) + var - 1.0 - logvar, dim=tuple(range(1, mu.dim())))
+        terms, over = mu.pow(2) + var - 1.0 - logvar, tuple(range(1, mu.dim()))
+        return z, 0.5 * torch.sum(terms, dim=over, dtype=torch.promote_types(mu.dtype, wide))
 
     contenders: dict[str, Callable[..., Any]] = {OURS: ours, "eager": eager, "diffusers": diffusers}
     if packing:

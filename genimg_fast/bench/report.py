@@ -308,13 +308,15 @@ def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.axvspan(low, 1, color="#f6dcd9", zorder=0)
     axes.set_xlim(low, high)
     ticks = [t for t in (0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100) if low <= t <= high]
+    if high / low > 20:
+        ticks = ticks[::2]
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks], fontsize=_SIZE)
     axes.xaxis.set_minor_locator(optional_import("matplotlib.ticker").NullLocator())
     axes.axvline(1, color="black", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=_SIZE - 1)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     judged = " or ".join(dict.fromkeys(row.judged for row in rows))
-    axes.set_xlabel(f"how many times as fast {judged} is as", fontsize=_SIZE + 1)
+    axes.set_xlabel(f"time of the other / time of {judged}", fontsize=_SIZE + 1)
     axes.grid(axis="both", alpha=0.3)
     axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
 
@@ -358,4 +360,4 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
     axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
     axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)

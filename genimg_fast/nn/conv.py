@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg_fast.nn.stands_for import StandIn, become_torchs
 from genimg_fast.ops import product_conv, winograd_conv
+from genimg_fast.ops._activations import activate
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, new
 from genimg_fast.ops.image_conv_act.checks import MAX_IMAGE_CHANNELS
 from genimg_fast.ops.image_conv_act.dispatch import why_not
 from genimg_fast.ops.image_conv_act.operands import Operands, Options
 from genimg_fast.ops.image_conv_act.operator import run_native
 from genimg_fast.ops.product_conv import Pair
+
+Numbers = tuple[Pair, Pair, bool, Pair]
+"""Stride, padding, whether it is transposed, and output padding."""
 
 
 def run_image_conv(
@@ -31,25 +36,49 @@ def run_image_conv(
     Returns:
         The result; None if torch's own is to run, be it for an error.
     """
-    numbers = _numbers(layer)
-    if numbers is None:
+    if (numbers := _numbers(layer)) is None:
         return None
-    operands = new(Operands, (input, layer.weight, layer.bias))
+    weight, bias = layer.weight, layer.bias
+    output = _run_image_conv(input, weight, bias, numbers, activation, negative_slope)
+    if output is None and "parametrizations" in layer._modules:  # to compute a weight again is to change it, maybe
+        output = activate(_convolve(layer, input, weight, bias, numbers), activation, negative_slope)
+    return output
+
+
+def _run_image_conv(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    numbers: Numbers,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+) -> Tensor | None:
+    operands = new(Operands, (input, weight, bias))
     options = new(Options, (*numbers, activation, negative_slope))
     return run_native(operands, options) if why_not(operands, options) is None else None
 
 
 def _run_conv(layer: Any, input: Tensor) -> Tensor | None:
-    """Do what a convolution does in ``forward``, if there is a faster way than torch's."""
-    output = run_image_conv(layer, input)
-    if output is not None or type(input) not in PLAIN_TENSORS or (numbers := _numbers(layer)) is None:
-        return output
+    """Do what a convolution does in ``forward``, in the fastest way there is; None if torch's method is to run."""
+    if (numbers := _numbers(layer)) is None:
+        return None
+    weight, bias = layer.weight, layer.bias
+    output = _run_image_conv(input, weight, bias, numbers)
+    return _convolve(layer, input, weight, bias, numbers) if output is None else output
+
+
+def _convolve(layer: Any, input: Tensor, weight: Tensor, bias: Tensor | None, numbers: Numbers) -> Tensor:
+    """Convolve in the fastest way that is not that of images."""
     stride, padding, transposed, more = numbers
-    for run in (winograd_conv.run_layer, product_conv.product_conv):
-        output = run(input, layer.weight, layer.bias, stride, padding, transposed=transposed, output_padding=more)
-        if output is not None:
-            break
-    return output
+    if type(input) in PLAIN_TENSORS:
+        for run in (winograd_conv.run_layer, product_conv.product_conv):
+            output = run(input, weight, bias, stride, padding, transposed=transposed, output_padding=more)
+            if output is not None:
+                return output
+    if transposed:
+        return F.conv_transpose2d(input, weight, bias, stride, padding, more)
+    result: Tensor = layer._conv_forward(input, weight, bias)
+    return result
 
 
 def _may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
@@ -58,8 +87,8 @@ def _may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return image_channels <= MAX_IMAGE_CHANNELS or winograd_conv.may_gain(layer) or product_conv.may_gain(layer)
 
 
-def _numbers(layer: Any) -> tuple[Pair, Pair, bool, Pair] | None:
-    """Get stride, padding, whether it is transposed, and output padding; None if torch's own is to run."""
+def _numbers(layer: Any) -> Numbers | None:
+    """Get a layer's numbers; None if torch's own is to run."""
     if layer.dilation != (1, 1) or layer.groups != 1 or layer.padding_mode != "zeros":
         return None
     stride, padding, more, transposed = layer.stride, layer.padding, layer.output_padding, layer.transposed

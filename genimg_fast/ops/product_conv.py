@@ -40,6 +40,8 @@ _GRADIENT = {_NCHW: 1 << 15, _CHANNELS_LAST: 1 << 13}
 _FEW_PIXELS = 16
 # For less, it is not worth to call a function of Python's.
 _FEWEST_WEIGHTS = 1 << 17
+# Terms of a sum in float32: longer ones are sums of sums, with errors like those of oneDNN.
+_LONGEST_SUM = 1024
 
 
 class _Plan(NamedTuple):
@@ -54,6 +56,7 @@ class _Plan(NamedTuple):
     whole: bool  # the kernel is as large as the image
     forward: bool  # the pass from image to features
     gradient: bool  # the weight's gradient
+    order: _Order | None  # of all results: PyTorch's are channels_last if the input or the weight is
 
 
 def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
@@ -93,7 +96,7 @@ def product_conv(
         return None
     dtype = _dtype_of(input)
     input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    output: Tensor = _whole(input, weight, transposed) if plan.whole else _ProductConv.apply(input, weight, plan)
+    output: Tensor = _ProductConv.apply(input, weight, plan)
     return output if bias is None else output + bias[:, None, None]
 
 
@@ -126,7 +129,8 @@ def _plan(
     dtype = _dtype_of(input)
     if dtype not in _DTYPES or any(_dtype_of(t) is not dtype for t in tensors):
         return None
-    if min(stride) < 1 or min(padding) < 0:
+    # Less than the highest precision is allowed for products, not for convolutions.
+    if min(stride) < 1 or min(padding) < 0 or torch.get_float32_matmul_precision() != "highest":
         return None
     kernel, given = _pair(weight.shape[2:]), _pair(input.shape[2:])
     if transposed:
@@ -148,7 +152,9 @@ def _plan(
     gradient = enough and (few or weights >= _GRADIENT[order] * pixels)
     if not (whole or forward or gradient):
         return None
-    return _Plan(kernel, stride, padding, image, features, transposed, whole, forward, gradient)
+    forward, gradient = whole or forward, whole or gradient
+    results = order if order is _CHANNELS_LAST else _order(input)
+    return _Plan(kernel, stride, padding, image, features, transposed, whole, forward, gradient, results)
 
 
 def _pair(values: Iterable[int]) -> Pair:
@@ -156,9 +162,10 @@ def _pair(values: Iterable[int]) -> Pair:
     return rows, columns
 
 
-def _order(weight: Tensor) -> _Order:
-    """Return the order in which a weight's dimensions lie in memory, about."""
-    return _NCHW if weight.is_contiguous() else _CHANNELS_LAST
+def _order(tensor: Tensor) -> _Order:
+    """Return the order of a tensor's dimensions in memory, as PyTorch understands it."""
+    last = torch._prims_common.suggest_memory_format(tensor) is torch.channels_last
+    return _CHANNELS_LAST if last else _NCHW
 
 
 def _nchw(tensor: Tensor, order: _Order) -> Tensor:
@@ -166,20 +173,23 @@ def _nchw(tensor: Tensor, order: _Order) -> Tensor:
     return tensor if order is _NCHW else tensor.permute(0, 3, 1, 2)
 
 
-def _whole(input: Tensor, weight: Tensor, transposed: bool) -> Tensor:
-    """Convolve with a kernel as large as the image."""
-    order = _order(weight)
-    matrix = weight.permute(order).flatten(1)
-    if not transposed:
-        return _unflat(F.linear(input.permute(order).flatten(1), matrix), (1, 1), order)
-    image = input.flatten(1) @ matrix
-    return _nchw(image.unflatten(1, [weight.shape[axis] for axis in order[1:]]), order)
+def _laid_out(images: Tensor, order: _Order | None) -> Tensor:
+    """Bring images into an order, if there is one, their strides of single rows and columns, too."""
+    if order is _CHANNELS_LAST:
+        return images.contiguous(memory_format=torch.channels_last)
+    return images if order is None else images.flatten(1).view(images.shape)
 
 
-def _unflat(rows: Tensor, size: Pair, order: _Order) -> Tensor:
-    """Make features of a row for each pixel, in the memory format that goes with a weight's order."""
-    images = rows.unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
-    return images.clone(memory_format=torch.contiguous_format) if order is _NCHW else images
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Multiply matrices, in sums that are not too long."""
+    length = left.shape[1]
+    if length <= _LONGEST_SUM or left.dtype is not torch.float32:
+        return left @ right
+    first, *others = zip(left.split(_LONGEST_SUM, 1), right.split(_LONGEST_SUM), strict=True)
+    total = first[0] @ first[1]
+    for a, b in others:
+        total = torch.addmm(total, a, b)
+    return total
 
 
 class _ProductConv(torch.autograd.Function):
@@ -198,7 +208,7 @@ class _ProductConv(torch.autograd.Function):
         """Compute the gradients, in operations that can be differentiated again."""
         (input, weight), plan = ctx.saved_tensors, ctx.plan
         if is_legacy_batchedtensor(grad):  # many gradients at a time, which views do not take
-            plan = plan._replace(forward=False, gradient=False)
+            plan = plan._replace(whole=False, forward=False, gradient=False, order=None)
         grad_input = grad_weight = None
         if ctx.need_input:
             grad_input = (_to_features if plan.transposed else _to_image)(grad, weight, plan)
@@ -211,35 +221,43 @@ class _ProductConv(torch.autograd.Function):
 def _windows(image: Tensor, plan: _Plan, order: _Order) -> Tensor:
     """Return what the kernel sees, a row for each pixel of the features, in the order of a weight."""
     (kh, kw), (sh, sw), (ph, pw) = plan.kernel, plan.stride, plan.padding
-    seen = F.pad(image, (pw, pw, ph, ph)).unfold(2, kh, sh).unfold(3, kw, sw)  # N, Ci, h, w, kh, kw
+    if ph or pw:
+        image = F.pad(image, (pw, pw, ph, ph))
+    seen = image.unfold(2, kh, sh).unfold(3, kw, sw)  # N, Ci, h, w, kh, kw
     inner = (1, 4, 5) if order is _NCHW else (4, 5, 1)
     return seen.permute(0, 2, 3, *inner).flatten(3).flatten(0, 2)
 
 
 def _to_features(image: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
-    if not plan.forward:
-        return F.conv2d(image, weight, None, plan.stride, plan.padding)
-    order = _order(weight)
-    rows = _windows(image, plan, order) @ weight.permute(order).flatten(1).t()
-    # PyTorch's are in channels_last if either the image or the weight is.
-    return _unflat(rows, plan.features, _NCHW if order is _NCHW and image.is_contiguous() else _CHANNELS_LAST)
+    if plan.forward:
+        order = _order(weight)
+        rows = _product(_windows(image, plan, order), weight.permute(order).flatten(1).t())
+        features = rows.view(-1, *plan.features, rows.shape[1]).permute(0, 3, 1, 2)
+    else:
+        features = F.conv2d(image, weight, None, plan.stride, plan.padding)
+    return _laid_out(features, plan.order)
 
 
 def _to_image(features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
-    sizes = zip(plan.image, plan.features, plan.kernel, plan.stride, plan.padding, strict=True)
-    more = [n - ((f - 1) * s - 2 * p + k) for n, f, k, s, p in sizes]
-    return F.conv_transpose2d(features, weight, None, plan.stride, plan.padding, more)
+    if plan.whole:
+        order = _order(weight)
+        rows = _product(features.flatten(1), weight.permute(order).flatten(1))
+        image = _nchw(rows.unflatten(1, [weight.shape[axis] for axis in order[1:]]), order)
+    else:
+        sizes = zip(plan.image, plan.features, plan.kernel, plan.stride, plan.padding, strict=True)
+        more = [n - ((f - 1) * s - 2 * p + k) for n, f, k, s, p in sizes]
+        image = F.conv_transpose2d(features, weight, None, plan.stride, plan.padding, more)
+    return _laid_out(image, plan.order)
 
 
 def _weight_gradient(image: Tensor, features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
     """Compute the gradient of a weight of which the shape and the order count."""
-    if not plan.gradient:
+    if plan.gradient:
+        order = _order(weight)
+        rows = _product(features.permute(0, 2, 3, 1).flatten(0, 2).t(), _windows(image, plan, order))
+        gradient = _nchw(rows.view([weight.shape[axis] for axis in order]), order)
+    else:
         backward, mask = torch.ops.aten.convolution_backward, (False, True, False)
         one, none = (1, 1), (0, 0)
-        gradient: Tensor = backward(
-            features, image, weight, None, plan.stride, plan.padding, one, False, none, 1, mask
-        )[1]
-        return gradient
-    order = _order(weight)
-    gradient = features.permute(0, 2, 3, 1).flatten(0, 2).t() @ _windows(image, plan, order)
-    return _nchw(gradient.view([weight.shape[axis] for axis in order]), order)
+        gradient = backward(features, image, weight, None, plan.stride, plan.padding, one, False, none, 1, mask)[1]
+    return _laid_out(gradient, plan.order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from genimg_fast.ops._dispatch import EMPTY, PLAIN_TENSORS, Kernels, Preference,
 Pair = tuple[int, int]
 
 _STRIDES = {3: 1, 4: 2}  # by the kernel's size; padding is 1
+# Whether layers may use it, whose rounding errors reach a pixel or two beyond what a kernel sees.
+_IN_LAYERS = os.environ.get("GENIMG_FAST_WINOGRAD", "1") != "0"
 
 # Reference.
 
@@ -126,7 +129,13 @@ KERNELS = Kernels(
 )
 
 
-# Operator.
+# Operator. Its kernels write channels_last.
+
+
+def _laid_out(result: Tensor, *operands: Tensor) -> Tensor:
+    """Give a result PyTorch's memory format: channels_last if one of the layer's two operands is."""
+    suggested = torch._prims_common.suggest_memory_format
+    return result if torch.channels_last in map(suggested, operands) else result.contiguous()
 
 
 def _backward(transposed: bool, ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -141,7 +150,7 @@ def _backward(transposed: bool, ctx: Any, grad: Tensor | None) -> tuple[Tensor |
             operator, formula = operators.winograd_conv2d.default, winograd_conv2d_reference
         else:
             operator, formula = operators.winograd_conv_transpose2d.default, winograd_conv_transpose2d_reference
-        grad_input = call_backward(operator, formula, (grad,), weight, None)
+        grad_input = _laid_out(call_backward(operator, formula, (grad,), weight, None), input, weight)
     if need[1]:
 
         def of_sides(function: Callable[..., Tensor], grad: Tensor, input: Tensor) -> Tensor:
@@ -149,6 +158,7 @@ def _backward(transposed: bool, ctx: Any, grad: Tensor | None) -> tuple[Tensor |
 
         native = partial(of_sides, operators.winograd_conv2d_weight_gradient.default)
         grad_weight = call_backward(native, partial(of_sides, _weight_gradient_reference), (grad,), input)
+        grad_weight = _laid_out(grad_weight, input, weight)
     return grad_input, grad_weight, grad.sum((0, 2, 3)) if need[2] else None
 
 
@@ -157,11 +167,10 @@ def _weight_gradient_backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | N
         return None, None, None
     input, grad_output = ctx.saved_tensors
     need, operators = ctx.needs_input_grad, torch.ops.genimg_fast
-    return (
-        operators.winograd_conv_transpose2d.default(grad_output, grad, None) if need[0] else None,
-        operators.winograd_conv2d.default(input, grad, None) if need[1] else None,
-        None,
-    )
+    grad_input = operators.winograd_conv_transpose2d.default(grad_output, grad, None) if need[0] else None
+    grad_of_output = operators.winograd_conv2d.default(input, grad, None) if need[1] else None
+    sides = input, grad_output
+    return (*(None if g is None else _laid_out(g, *sides) for g in (grad_input, grad_of_output)), None)
 
 
 def _keep_two(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -177,12 +186,12 @@ if KERNELS.in_library:
 
     @torch.library.register_fake("genimg_fast::winograd_conv2d")
     def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride = _STRIDES[weight.shape[2]]
+        stride = 2 if weight.shape[2] == 4 else 1  # a size may be symbolic
         return _empty(input, input.shape[0], weight.shape[0], input.shape[2] // stride, input.shape[3] // stride)
 
     @torch.library.register_fake("genimg_fast::winograd_conv_transpose2d")
     def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stride = _STRIDES[weight.shape[2]]
+        stride = 2 if weight.shape[2] == 4 else 1
         return _empty(input, input.shape[0], weight.shape[1], input.shape[2] * stride, input.shape[3] * stride)
 
     @torch.library.register_fake("genimg_fast::winograd_conv2d_weight_gradient")
@@ -203,11 +212,7 @@ if KERNELS.in_library:
 def _call(input: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
     operators = torch.ops.genimg_fast
     operator = operators.winograd_conv_transpose2d if transposed else operators.winograd_conv2d
-    output: Tensor = operator.default(input, weight, bias)
-    suggested = torch._prims_common.suggest_memory_format
-    # PyTorch's are in channels_last if either the input or the weight is.
-    last = torch.channels_last in (suggested(input), suggested(weight))
-    return output if last else output.contiguous()
+    return _laid_out(operator.default(input, weight, bias), input, weight)
 
 
 def _run(
@@ -231,7 +236,8 @@ def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Tell whether :func:`run_layer` may do something for a layer, whatever its input is."""
     size = layer.kernel_size[0]
     return (
-        size in _STRIDES
+        _IN_LAYERS
+        and size in _STRIDES
         and layer.kernel_size == (size, size)
         and layer.stride == (_STRIDES[size],) * 2
         and layer.groups == 1
@@ -257,7 +263,13 @@ def run_layer(
     if type(input) not in PLAIN_TENSORS or type(weight) not in PLAIN_TENSORS:
         return None
     size = weight.shape[-1]
-    if size not in _STRIDES or stride != (_STRIDES[size],) * 2 or padding != (1, 1) or output_padding != (0, 0):
+    if (
+        not _IN_LAYERS
+        or size not in _STRIDES
+        or stride != (_STRIDES[size],) * 2
+        or padding != (1, 1)
+        or output_padding != (0, 0)
+    ):
         return None
     inputs, outputs = weight.shape[:2] if transposed else (weight.shape[1], weight.shape[0])
     if weight.shape[2] != size or input.dim() != 4 or input.shape[1] != inputs:

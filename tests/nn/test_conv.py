@@ -289,3 +289,68 @@ def test_channels_in_blocks_run_with_fewer_products(layout, monkeypatch):
     for layer in (nn.Conv2d(32, 32, 3, padding="same"), nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect")):
         check_equal(layer, gf.unfuse(copy.deepcopy(layer)), torch.randn(2, 32, 8, 8))
     assert not ran
+
+
+# One that runs by each way to convolve on a CPU, and an input.
+EVERY_WAY = {
+    "image": (lambda: nn.Conv2d(3, 16, 4, 2, 1), (2, 3, 16, 16)),
+    "to image": (lambda: nn.ConvTranspose2d(16, 3, 4, 2, 1), (2, 16, 8, 8)),
+    "winograd": (lambda: nn.Conv2d(64, 64, 3, 1, 1), (2, 64, 16, 16)),
+    "winograd, stride 2": (lambda: nn.Conv2d(64, 64, 4, 2, 1), (2, 64, 16, 16)),
+    "winograd, transposed": (lambda: nn.ConvTranspose2d(64, 64, 4, 2, 1), (2, 64, 8, 8)),
+    "torch, of a layer for winograd": (lambda: nn.Conv2d(64, 64, 3, 1, 1), (2, 64, 15, 15)),
+    "products": (lambda: nn.Conv2d(256, 256, 4, 2, 1), (2, 256, 4, 4)),
+    "whole": (lambda: nn.Conv2d(64, 33, 4, 1, 0), (2, 64, 4, 4)),
+    "whole, transposed": (lambda: nn.ConvTranspose2d(33, 64, 4, 1, 0), (2, 33, 1, 1)),
+}
+LOOKS = {
+    "NCHW": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "gaps": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "expanded": lambda x: x[:1].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_results_and_gradients_have_torchs_strides(way, look):
+    make, shape = EVERY_WAY[way]
+    layer = make()
+    x = LOOKS[look](torch.randn(shape)).requires_grad_()
+    found = []
+    for model in (layer, gf.unfuse(copy.deepcopy(layer))):
+        output = model(x)
+        found.append([output, *torch.autograd.grad(output.square().sum(), [x, model.weight], create_graph=True)])
+        if "winograd" in way:
+            found[-1] += torch.autograd.grad(found[-1][2].sum(), x)
+    for ours, theirs in zip(*found, strict=True):
+        # What is contiguous where torch's is not is no trouble: it can be viewed.
+        assert ours.stride() == theirs.stride() or (ours is found[0][2] and ours.is_contiguous())
+
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight * 1
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: nn.Sequential(layer, nn.LeakyReLU(0.2))])
+@pytest.mark.parametrize("way", EVERY_WAY)
+def test_a_weight_that_is_computed_is_computed_once(way, wrap):
+    make, shape = EVERY_WAY[way]
+    layer, counting = make(), Counting()
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", counting)
+    counting.calls = 0
+    wrap(layer)(torch.randn(shape))
+    assert counting.calls == 1
+
+
+def test_winograd_can_be_turned_off(monkeypatch):
+    monkeypatch.setattr(winograd_conv, "_IN_LAYERS", False)
+    assert type(nn.Conv2d(32, 32, 3, 1, 1)) is torch.nn.Conv2d
+    assert type(nn.Conv2d(3, 32, 3, 1, 1)) is not torch.nn.Conv2d

@@ -213,3 +213,15 @@ def test_bad_arguments():
         OPERATORS.winograd_conv2d(ones(1, 16, 8, 8), ones(32, 16, 4, 4), None)
     with pytest.raises(RuntimeError, match=r"grad_output of shape \(1, 32, 3, 4\) does not fit"):
         OPERATORS.winograd_conv2d_weight_gradient(ones(1, 32, 8, 8), ones(1, 32, 3, 4), 4)
+
+
+def test_compiles_with_symbolic_sizes():
+    compiled = torch.compile(winograd_conv2d, backend="eager", dynamic=True)
+    for channels, kernel in ((32, 4), (64, 3)):
+        x, weight = torch.randn(4, channels, 8, 8), torch.randn(32, channels, kernel, kernel)
+        torch.testing.assert_close(compiled(x, weight), winograd_conv2d(x, weight))
+
+
+def test_the_operator_refuses_what_is_empty():
+    with pytest.raises(RuntimeError, match="input is empty"):
+        OPERATORS.winograd_conv2d(torch.randn(0, 32, 8, 8), torch.randn(32, 32, 3, 3), None)
