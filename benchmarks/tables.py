@@ -120,7 +120,7 @@ def steps(found: dict[str, Result]) -> str:
             "x loop",
             "x compiled",
             "x compiled, same recipe",
-            "MB, loop's",
+            "MB ours, loop's",
             "convolutions",
         ]
     lines = []

@@ -23,9 +23,9 @@ def fuse(model: Model) -> Model:
     Batch, group or instance norm followed by ReLU, LeakyReLU or SiLU becomes one operator wherever the two meet
     when the model runs: as layers, as functions (``torch.nn.functional.relu``, ``torch.relu``, ``Tensor.relu_``),
     with an addition between them, at the end of one block and the beginning of another. ``Sequential``,
-    recurrent layers and convolutions become those of :mod:`genimg_fast.nn` where these are faster. For that, the methods of the
-    model's classes run in a form that is written anew from their source; conditions and loops stay as they are,
-    and nothing is traced. Numbers are torch's, to rounding.
+    recurrent layers and convolutions become those of :mod:`genimg_fast.nn` where these are faster. For that, the
+    methods of the model's classes run in a form that is written anew from their source; conditions and loops stay
+    as they are, and nothing is traced. Numbers are torch's, to rounding.
 
     Parameters, buffers, hooks, ``state_dict`` keys and optimizer references stay what they are. A model that was
     loaded whole, from what ``torch.save(model)`` wrote, has torch's layers: this makes them fused again. A layer

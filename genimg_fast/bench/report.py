@@ -17,18 +17,20 @@ COLUMNS = (
     "ms",
     "x eager",
     "x strongest",
-    "",
+    "verdict",
     "cold",
     "fresh",
     "of bound",
     "MB",
-    "x eager",
+    "MB x eager",
     "error",
 )
 EXPLAINED = """\
-x: the other's time over ours, above 1 ours is faster, with the interval of 95% over processes and rounds;
+x: the other's time over ours, the median of pairs, above 1 ours is faster, with the interval of 95%
+over processes and rounds;
 strongest: the fastest of all others; cold: x strongest with inputs in no cache; fresh: with new memory;
-of bound: of the least time, and whether bytes, operations or calls take it at this machine's rates, just measured;
+of bound: of the least time, and whether bytes, operations or calls take it at this machine's rates, just measured
+(of convolutions, the operations of the direct way: fewer products can be above 100%);
 MB: memory at the peak;
 error: largest against float64; no figure stands here that did not pass that comparison; ?: the run is unsound"""
 

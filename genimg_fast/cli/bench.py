@@ -7,7 +7,7 @@ from typing import Any, Literal
 from genimg_fast._close_names import did_you_mean
 from genimg_fast.bench import report
 from genimg_fast.bench.case import Case, Pass
-from genimg_fast.bench.results import Result, changes, load
+from genimg_fast.bench.results import NOT_REACHED, Result, changes, load
 from genimg_fast.bench.runs import built, chosen, run
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.cli.commands import add_function
@@ -103,6 +103,9 @@ def run_cases(
         print(f"\nagainst {results[0].commit}:\n{report.changes_table(found, alone)}")
         results[0].save_in(out)
     _write(result, out, json, csv, plot)
+    if time_limit is not None and all(row.skipped == NOT_REACHED for row in result.rows):
+        print(f"nothing was measured: {time_limit:g} minutes do not suffice; give more, or a narrower --filter")
+        return 1
     return 1 if slower or any(row.judged in row.wrong for row in result.rows) else 0
 
 

@@ -255,7 +255,6 @@ trainable(
         "batch_size": 8,
         "schedule": "cosine",
         "ema": 0.999,
-        "channels_last": True,
     },
     picture="restorations",
 )(Restorer)

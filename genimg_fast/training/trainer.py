@@ -41,8 +41,8 @@ class Recipe:
 
     Args:
         precision: Of autocast: ``"fp32"`` for none, ``"bf16"``, or ``"fp16"``, with scaled losses.
-        channels_last: Whether images and weights of convolutions are in channels_last; default: if that is faster.
-            It is on a CPU, with 2-D convolutions and without instance norm. The trainer's recipe says which it is.
+        channels_last: Whether images and weights of convolutions are in channels_last; default: on a CPU, with
+            2-D convolutions and without instance norm, where it is mostly faster. The trainer's recipe says which.
         compile: Whether to run networks through :func:`torch.compile`. Each on its own; not those with
             spectral norm.
         cuda_graph: Whether to replay steps as CUDA graphs; needs a GPU. It saves the time of launching hundreds of

@@ -133,6 +133,14 @@ def test_what_is_wrong_with_arguments_is_said(
     assert words.format(mine=mine) in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_limit_that_does_not_suffice_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "ops", "--filter", "reparameterize_kl 16x8", "--time-limit", "0.001"]) == 1
+    assert "nothing was measured: 0.001 minutes do not suffice" in capsys.readouterr().out
+
+
 def test_names_are_of_one_case_each_and_the_short_list_holds_every_operator() -> None:
     entries = all_entries()
     assert len({entry.name for entry in entries}) == len(entries)
