@@ -96,7 +96,7 @@ def facts(device: str) -> dict[str, str]:
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "last cache": f"{last_cache(device) / 2**20:.0f} MiB",
-        "system": f"{platform.system()} {platform.release()}",
+        "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "genimg_fast": __version__,

@@ -320,7 +320,7 @@ def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
     judged = " or ".join(dict.fromkeys(row.judged for row in rows))
     axes.set_xlabel(f"time of the other / time of {judged}", fontsize=_SIZE + 1)
     axes.grid(axis="both", alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
+    axes.legend(fontsize=_SIZE, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), frameon=False)
 
 
 def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
@@ -341,12 +341,13 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
         axes.loglog(
             x, np.minimum(x * memory, peak) / 1e9, ":", color="black", linewidth=2, label="memory, bfloat16"
         )
-    families = list(dict.fromkeys(row.name.split()[0] for row in rows))
+    names = {row.name: row.name.split()[0].replace("_transpose", "") for row in rows}
+    families = list(dict.fromkeys(names.values()))
     for row in rows:
         at, ours, theirs = row.operations / row.moved, row.median(), row.median(REFERENCE)
         if not ours:
             continue
-        colour = _FAMILIES[families.index(row.name.split()[0]) % len(_FAMILIES)]
+        colour = _FAMILIES[families.index(names[row.name]) % len(_FAMILIES)]
         rate = row.operations / ours / 1e9
         if theirs:
             start = row.operations / theirs / 1e9
@@ -362,4 +363,4 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
     axes.set_xlabel("operations for each byte that has to move", fontsize=_SIZE + 1)
     axes.set_ylabel("GFLOP/s, of the operations that are needed", fontsize=_SIZE + 1)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=_SIZE, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2, frameon=False)
+    axes.legend(fontsize=_SIZE, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
