@@ -5,8 +5,6 @@ not profiled, and what is profiled is not timed. The job comes as JSON on stdin;
 that it names, as in :mod:`genimg_fast.bench.worker`.
 """
 
-import json
-import os
 import re
 import statistics
 import sys
@@ -22,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from genimg_fast.bench import timing
 from genimg_fast.bench.case import REFERENCE
 from genimg_fast.bench.catalog import find
-from genimg_fast.bench.worker import STEPS_BEFORE, said
+from genimg_fast.bench.worker import STEPS_BEFORE, said, serve
 
 OTHER = "other"
 # What an operator, a node of autograd, or a kernel of a GPU is called, lower case; the first that fits counts.
@@ -165,17 +163,5 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         write(found)
 
 
-def main() -> None:
-    """Do the job on stdin."""
-    job = json.load(sys.stdin)
-    with os.fdopen(job["descriptor"], "w") as lines:
-
-        def write(row: dict[str, Any]) -> None:
-            lines.write(json.dumps(row) + "\n")
-            lines.flush()
-
-        work(job, write)
-
-
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -186,8 +186,8 @@ def _canary(device: str, turns: Turns | None, place: Sequence[int]) -> float:
     return found[0]
 
 
-def main() -> None:
-    """Do the job on stdin."""
+def serve(work: Callable[[dict[str, Any], Callable[[dict[str, Any]], None]], None]) -> None:
+    """Do the job on stdin, and write a line for each row where it says."""
     job = json.load(sys.stdin)
     with os.fdopen(job["descriptor"], "w") as lines:
 
@@ -199,4 +199,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

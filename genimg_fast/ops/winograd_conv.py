@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 _STRIDES = {3: 1, 4: 2}  # by the kernel's size; padding is 1
 # Whether layers may use it, whose rounding errors reach a pixel or two beyond what a kernel sees.
-_IN_LAYERS = os.environ.get("GENIMG_FAST_WINOGRAD", "1") != "0"
+_IN_LAYERS = os.environ.get("GENIMG_FAST_WINOGRAD", "1").lower() not in ("0", "false", "no", "off")
 
 # Reference.
 
@@ -116,7 +116,11 @@ def _transforms_faster(call: tuple[Tensor, Tensor, bool]) -> bool:
 
 KERNELS = Kernels(
     "winograd_conv2d",
-    [_CHANNELS, _SIZES],
+    [
+        _CHANNELS,
+        _SIZES,
+        *([] if _IN_LAYERS else ["calls by name, as GENIMG_FAST_WINOGRAD leaves layers to torch"]),
+    ],
     _unlike,
     {
         "cpu": Preference(
