@@ -47,11 +47,19 @@ namespace simd_avx512 {
 
 #endif
 
+// x86-64 processors without AVX2 are rare: their level is compiled to be small, which takes 2 to 40% more time.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("Os")
+#endif
 #define SIMD_BYTES 16
 namespace simd_base {
 #include "vec.h"
 #include SIMD_BODY
 }  // namespace simd_base
 #undef SIMD_BYTES
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 #undef SIMD_BODY

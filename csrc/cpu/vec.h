@@ -148,9 +148,7 @@ SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
 #if defined(SIMD_AVX2)
   return (Vec<float>)((VecType<float>::bits)_mm256_cvtepu16_epi32(v) << 16);
 #else
-  VecType<float>::bits wide{};
-  for (int i = 0; i < lanes<float>; ++i) wide[i] = static_cast<uint32_t>(v[i]) << 16;
-  return (Vec<float>)wide;
+  return (Vec<float>)(__builtin_convertvector(v, VecType<float>::bits) << 16);
 #endif
 }
 SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
@@ -162,9 +160,7 @@ SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
   const __m256i packed = _mm256_packus_epi32((__m256i)r, (__m256i)r);
   return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, _MM_SHUFFLE(3, 1, 2, 0)));
 #else
-  Narrow out;
-  for (int i = 0; i < lanes<float>; ++i) out[i] = static_cast<uint16_t>(r[i]);
-  return out;
+  return __builtin_convertvector(r, Narrow);
 #endif
 }
 #endif
