@@ -46,7 +46,7 @@ CLUSTER_PORT = (
 GROUPS, PIXELS = 32, 128 * 128  # of group norm: in a sample, and where there are so many in a channel
 GROUP_BLOCK_BYTES = 250 << 10  # that a block of group norm holds,
 GROUP_SHARED_BYTES = 128 << 10  # and if two of them share a multiprocessor
-CHANNEL_END = 60  # instructions of a warp that leaves the sums of a channel to its block
+CHANNEL_END = 90  # instructions of a warp that leaves the sums of a channel to its block
 
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

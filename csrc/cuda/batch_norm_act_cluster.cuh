@@ -14,6 +14,19 @@ __device__ __forceinline__ void store_word(T* p, uint4 word, gpu::StorePolicy po
   gpu::store_128(reinterpret_cast<uint4*>(p), word, policy);
 }
 
+// The activation, and whether there is a tensor that not every call has, as constants for call.
+template <class Acc, class Call>
+__device__ __forceinline__ void with_constants(const ActivationOf<Acc>& activation, bool more, Call call) {
+  const auto choose = [&](auto kind) { more ? call(kind, std::true_type{}) : call(kind, std::false_type{}); };
+  if (activation.kind == kSilu) {
+    choose(std::integral_constant<int, kSilu>{});
+  } else if (activation.kind == kRelu) {
+    choose(std::integral_constant<int, kRelu>{});
+  } else {
+    choose(std::integral_constant<int, kLeakyRelu>{});
+  }
+}
+
 // Procedure overview: all of training's forward, of the consumers.  For each tile of the cluster:
 //   1. Threads reduce its pieces to moments, as they arrive,
 //   2. which are combined in the block, then in the cluster: every block of it gets the same bits.

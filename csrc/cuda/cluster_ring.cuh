@@ -22,7 +22,7 @@
 // batch_norm_act's tile is a channel, or neighbouring ones, in all samples; group_norm_act's is a group of a sample,
 // whose channels lie one behind the other.  Their kernels say what is done to a piece, and have everything else from
 // here; cluster_launch.cuh cuts tensors into tiles and tiles into shares.
-#include "activation.cuh"
+#include "reductions.cuh"
 
 namespace genimg_fast::cuda {
 
@@ -285,19 +285,6 @@ __device__ __forceinline__ void leave_piece(Ring& ring, const Cursor& cursor, bo
   if (written) gpu::fence_proxy_async();
   __syncwarp();
   if (threadIdx.x % 32 == 0) gpu::mbarrier_arrive(&ring.empty[cursor.slot]);
-}
-
-// The activation, and whether there is a tensor that not every call has, as constants for call.
-template <class Activation, class Call>
-__device__ __forceinline__ void with_constants(const Activation& activation, bool more, Call call) {
-  const auto choose = [&](auto kind) { more ? call(kind, std::true_type{}) : call(kind, std::false_type{}); };
-  if (activation.kind == kSilu) {
-    choose(std::integral_constant<int, kSilu>{});
-  } else if (activation.kind == kRelu) {
-    choose(std::integral_constant<int, kRelu>{});
-  } else {
-    choose(std::integral_constant<int, kLeakyRelu>{});
-  }
 }
 
 // What the block's warps found: warp w of channel k in [w * group + k].

@@ -21,6 +21,22 @@ __device__ __forceinline__ T* word_at(T* tensor, int64_t origin, uint32_t word, 
   return at_byte(tensor, origin + int64_t{word} * 16) + u * (32 * kVector<T>);
 }
 
+// The kind of the activation as a constant, and whether there is no residual, for call: of plain calls.  All others,
+// and the words behind the whole pieces, are kAny's, which takes any call.
+using AnyCall = std::integral_constant<int, kAny>;
+template <class Acc, class Call>
+__device__ __forceinline__ void with_variant(const Activation<Acc>& activation, bool plain, Call call) {
+  if (!plain) {
+    call(AnyCall{});
+  } else if (activation.kind == kSilu) {
+    call(std::integral_constant<int, kSilu>{});
+  } else if (activation.kind == kRelu) {
+    call(std::integral_constant<int, kRelu>{});
+  } else {
+    call(std::integral_constant<int, kLeakyRelu>{});
+  }
+}
+
 // The group's first element, about which its moments are taken.
 template <class Acc>
 struct Origin {
@@ -94,39 +110,45 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     }
     consumers.meet();
 
-    with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
-      constexpr bool kResidual = residual.value;
-      for_each_piece<U, 1>(
-          tiling, words, true, cursor, [](const Cursor&) {},
-          [&](int place, uint32_t word, auto count) {
-            constexpr int N = count.value;
-            const Coefficients<Acc> of = table[tiling.by_run(static_cast<int>(word))];
-            uint4 raw[N], added[N];
+    const auto write = [&](auto kind) {
+      constexpr int kKind = kind.value;
+      return [&](int place, uint32_t word, auto count) {
+        constexpr int N = count.value;
+        const bool has_residual = kKind == kAny && args.residual;
+        const Coefficients<Acc> of = table[tiling.by_run(static_cast<int>(word))];
+        uint4 raw[N], added[N];
 #pragma unroll
-            for (int u = 0; u < N; ++u) {
-              raw[u] = slots[place + 32 * u];
-              if constexpr (kResidual) added[u] = load<T, V>(word_at(args.residual, origin, word, u));
+        for (int u = 0; u < N; ++u) {
+          raw[u] = slots[place + 32 * u];
+          if (has_residual) added[u] = load<T, V>(word_at(args.residual, origin, word, u));
+        }
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+#pragma unroll
+          for (int part = 0; part < V / P; ++part) {
+            Acc v[P], r[P];
+            unpack_part<T, V, P>(raw[u], part, v);
+            if (has_residual) unpack_part<T, V, P>(added[u], part, r);
+#pragma unroll
+            for (int j = 0; j < P; ++j) {
+              v[j] = of.preactivation(v[j] - of.mean);
+              if (has_residual) v[j] += r[j];
             }
-#pragma unroll
-            for (int u = 0; u < N; ++u) {
-#pragma unroll
-              for (int part = 0; part < V / P; ++part) {
-                Acc v[P], r[P];
-                unpack_part<T, V, P>(raw[u], part, v);
-                if constexpr (kResidual) unpack_part<T, V, P>(added[u], part, r);
-#pragma unroll
-                for (int j = 0; j < P; ++j) {
-                  v[j] = of.preactivation(v[j] - of.mean);
-                  if constexpr (kResidual) v[j] += r[j];
-                }
-                args.activation.template apply<T, activation.value>(v);
-                pack_part<T, V, P>(v, part, raw[u]);
-              }
-              store<T, V>(word_at(args.output, origin, word, u), raw[u]);
-            }
-          },
-          [&](const Cursor& at) { leave_piece(ring, at, false); });
+            args.activation.template apply<T, kKind>(v);
+            pack_part<T, V, P>(v, part, raw[u]);
+          }
+          store<T, V>(word_at(args.output, origin, word, u), raw[u]);
+        }
+      };
+    };
+    const auto stay = [](const Cursor&) {};
+    const auto leave = [&](const Cursor& at) { leave_piece(ring, at, false); };
+    uint32_t word = words.first;
+    const uint32_t end = words.end_of_whole<U>(tiling.consumers);
+    with_variant(args.activation, !args.residual, [&](auto kind) {
+      for_each_whole_piece<U, 1>(tiling, end, true, cursor, word, stay, write(kind), leave);
     });
+    last_piece<U, 1>(tiling, words, true, cursor, word, stay, write(AnyCall{}), leave);
   }
 }
 
@@ -161,7 +183,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
                      const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
-  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(2, V, 1);
+  constexpr int V = kVector<T>, P = kClusterPart, S = 2, U = words_of_piece(2, V, 1);  // S: sums side by side
   DYN_SHARED(uint4, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
@@ -213,11 +235,12 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
       const int channel = word < end_of_whole ? tiling.by_run(static_cast<int>(word)) : 0;
       const Coefficients<Acc> of{table.mean, table.coefficients[channel].x, table.coefficients[channel].y};
       const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
-      Acc plain[P] = {}, weighted[P] = {};
-      with_constants(args.activation, args.residual || args.grad_residual, [&](auto activation, auto more) {
-        constexpr bool kMore = more.value;
-        const auto body = [&](int place, [[maybe_unused]] uint32_t word, auto count) {
+      Acc plain[S] = {}, weighted[S] = {};
+      const auto reduce = [&](auto kind) {
+        constexpr int kKind = kind.value;
+        return [&](int place, [[maybe_unused]] uint32_t word, auto count) {
           constexpr int N = count.value;
+          const bool has_residual = kKind == kAny && args.residual;
           // Anew each time: registers are short here.
           [[maybe_unused]] const int64_t origin = gpu::opaque(tile) * tiling.tile_step;
           uint4 input[N], grad[N], added[N];
@@ -225,9 +248,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           for (int u = 0; u < N; ++u) {
             input[u] = slots[place + 32 * u];
             grad[u] = grads[place + 32 * u];
-            if constexpr (kMore) {
-              added[u] = args.residual ? load<T, V>(word_at(args.residual, origin, word, u)) : uint4{};
-            }
+            if (has_residual) added[u] = load<T, V>(word_at(args.residual, origin, word, u));
           }
 #pragma unroll
           for (int u = 0; u < N; ++u) {
@@ -236,31 +257,33 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
               Acc centred[P], g[P], v[P], r[P];
               unpack_part<T, V, P>(input[u], part, centred);
               unpack_part<T, V, P>(grad[u], part, g);
-              if constexpr (kMore) unpack_part<T, V, P>(added[u], part, r);
+              if (has_residual) unpack_part<T, V, P>(added[u], part, r);
 #pragma unroll
               for (int j = 0; j < P; ++j) {
                 centred[j] -= of.mean;
                 v[j] = of.preactivation(centred[j]);
-                if constexpr (kMore) v[j] += r[j];
+                if (has_residual) v[j] += r[j];
               }
-              args.activation.template differentiate<T, activation.value>(v, g);
+              args.activation.template differentiate<T, kKind>(v, g);
 #pragma unroll
               for (int j = 0; j < P; ++j) {
-                plain[j] += g[j];
-                weighted[j] = multiply_add(g[j], centred[j], weighted[j]);
+                plain[j % S] += g[j];
+                weighted[j % S] = multiply_add(g[j], centred[j], weighted[j % S]);
               }
               pack_part<T, V, P>(g, part, grad[u]);
             }
             grads[place + 32 * u] = grad[u];
-            if constexpr (kMore) {
-              if (args.grad_residual) store<T, V>(word_at(args.grad_residual, origin, word, u), grad[u]);
+            if (kKind == kAny && args.grad_residual) {
+              store<T, V>(word_at(args.grad_residual, origin, word, u), grad[u]);
             }
           }
         };
-        const auto stay = [](const Cursor&) {};
-        for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, body, stay);
-        if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, body, stay);
+      };
+      const auto stay = [](const Cursor&) {};
+      with_variant(args.activation, !args.residual && !args.grad_residual, [&](auto kind) {
+        for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce(kind), stay);
       });
+      if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce(AnyCall{}), stay);
       const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
       if (lane == 0) found[channel].a = sum;
       if (lane == 16) found[channel].b = sum;
