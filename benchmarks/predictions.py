@@ -44,9 +44,9 @@ CLUSTER_PORT = (
 )
 
 GROUPS, PIXELS = 32, 128 * 128  # of group norm: in a sample, and where there are so many in a channel
-GROUP_BLOCK_BYTES = 250 << 10  # that a block of group norm holds,
+GROUP_BLOCK_BYTES = 256 << 10  # that a block of group norm holds,
 GROUP_SHARED_BYTES = 128 << 10  # and if two of them share a multiprocessor
-CHANNEL_END = 90  # instructions of a warp that leaves the sums of a channel to its block
+CHANNEL_END = 90  # instructions with which a warp leaves the sums of a channel to its block and begins the next
 
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -250,8 +250,9 @@ def group_normalization(direction: str, method: str, call: Call, loops: Loops) -
         write = loops.get(f"{direction}_cluster/write", write)
         if direction == "backward":
             channels = max(1, call.channels // GROUPS)
-            words = call.group_bytes / channels / 16 / max(1.0, plan.blocks / channels)
-            own = max(1.0, words / (ON_CHIP_WARPS * 32)) * 16 / ITEM_BYTES[call.dtype]  # elements, of a thread
+            words = call.group_bytes / channels / 16 / max(1.0, plan.blocks / channels)  # of one in a block
+            threads = ON_CHIP_WARPS * 32
+            own = max(16.0, words / threads * 16 / ITEM_BYTES[call.dtype])  # elements of a thread, a piece at least
             held = replace(held, per_element=held.per_element + CHANNEL_END / own)
         parameters = 0 if direction == "forward" else EARLY_START + LATENCY
         seconds = cluster(call, held, write, Loop(0), tensors)
