@@ -250,8 +250,8 @@ def group_normalization(direction: str, method: str, call: Call, loops: Loops) -
         if direction == "backward":
             channels = max(1, call.channels // GROUPS)
             words = call.group_bytes / channels / 16 / max(1.0, plan.blocks / channels)  # of one in a block
-            threads = ON_CHIP_WARPS * 32
-            own = max(16.0, words / threads * 16 / ITEM_BYTES[call.dtype])  # elements of a thread, a piece at least
+            own = words / (ON_CHIP_WARPS * 32) * 16 / ITEM_BYTES[call.dtype]  # elements of a thread,
+            own = max(16.0, own)  # of at least a piece
             held = replace(held, per_element=held.per_element + CHANNEL_END / own)
         parameters = 0 if direction == "forward" else EARLY_START + LATENCY
         seconds = cluster(call, held, write, Loop(0), tensors)

@@ -424,9 +424,7 @@ def test_options_in_clusters(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype) -> None:
     for shape in ((2, 4, 2048, 2), (2, 2, 136, 2)):
-        check_clusters(
-            emulator, Problem(shape, dtype, "cluster", residual=False, own=True, clusters=of_blocks(2))
-        )
+        check_clusters(emulator, Problem(shape, dtype, "cluster", residual=False, own=True, clusters=of_blocks(2)))
 
 
 @pytest.mark.parametrize(
@@ -451,9 +449,7 @@ def test_what_clusters_cannot_do_is_split(
 
 
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3)), ids=str)
-def test_only_gradients_that_are_needed_in_clusters(
-    emulator: ModuleType, needed: tuple[bool, bool, bool]
-) -> None:
+def test_only_gradients_that_are_needed_in_clusters(emulator: ModuleType, needed: tuple[bool, bool, bool]) -> None:
     problem = Problem((2, 4, 1024, 2), torch.float32, "cluster", "relu", clusters=of_blocks(2))
     forward, _ = problem.forward(emulator)
     names = ("need_input", "need_residual", "need_parameters")
@@ -467,9 +463,7 @@ def test_mean_far_from_zero_in_clusters(emulator: ModuleType) -> None:
     problem.tensors["input"] += 1e4
     forward, used = problem.forward(emulator)
     assert used == "cluster"
-    torch.testing.assert_close(
-        forward["invstd"].double(), problem.torch(exact=True)["invstd"], rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(forward["invstd"].double(), problem.torch(exact=True)["invstd"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("residual", [False, True])
