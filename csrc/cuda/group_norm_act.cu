@@ -227,10 +227,10 @@ bool choose_clusters(const GroupNormActShape& shape, const Access& access, int h
   return make_cluster_tiles(shape, access, held, &tiles) && choose_clusters(tiles, facts, forced, plan);
 }
 
-// The whole policy of forward; that of backward is its second line, without on_chip.
+// The whole policy of forward; that of backward is the same without on_chip.
 //
 //   on_chip  Blocks can hold whole groups, and either these are small or they keep at least 3/4 of the device busy.
-//   cluster  Clusters of blocks can: preferred but for small groups.
+//   cluster  Clusters of blocks can.
 //   split    Everything else.
 GroupNormMethod choose_method(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
                               GroupNormMethod wanted, ClusterPlan* plan) {
@@ -245,9 +245,8 @@ GroupNormMethod choose_method(const GroupNormActShape& shape, const Access& acce
     busy = needs.blocks * 4 >= waves * multiprocessors * 3;
   }
   const bool automatic = wanted == GroupNormMethod::automatic;
-  if (fits && (wanted == GroupNormMethod::on_chip || (automatic && small))) return GroupNormMethod::on_chip;
-  if (choose_clusters(shape, access, 1, facts, wanted, plan)) return GroupNormMethod::cluster;
-  return fits && automatic && busy ? GroupNormMethod::on_chip : GroupNormMethod::split;
+  if (fits && (wanted == GroupNormMethod::on_chip || (automatic && (small || busy)))) return GroupNormMethod::on_chip;
+  return choose_clusters(shape, access, 1, facts, wanted, plan) ? GroupNormMethod::cluster : GroupNormMethod::split;
 }
 
 GroupNormMethod choose_backward_method(const GroupNormActShape& shape, const Access& access,
