@@ -15,7 +15,7 @@ confirmed any of this; expect a quarter more or less.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from math import ceil
 
@@ -42,6 +42,10 @@ CLUSTER_SLOTS = 16  # in it, at most
 CLUSTER_PORT = (
     64e9  # bytes a second of one multiprocessor, if the others leave it the memory: half of what L2 gives
 )
+
+GROUPS, PIXELS = 32, 128 * 128  # of group norm: in a sample, and where there are so many in a channel
+GROUP_BLOCK_BYTES = 256 << 10  # that a block of group norm holds
+CHANNEL_END = 90  # instructions with which a warp leaves the sums of a channel to its block and begins the next
 
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -94,19 +98,31 @@ def stream(elements: float, loop: Loop, read: float, written: float, again: bool
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operator on a tensor of `bytes` bytes."""
+    """One call of an operator on a tensor of `bytes` bytes.
+
+    Attributes:
+        bytes: Of the tensor.
+        dtype: Of its elements.
+        layout: "NCHW" or "NHWC".
+        channels: Of a sample.
+        group_bytes: Of group norm: of a group of a sample; 0 for GROUPS groups of pictures with PIXELS pixels.
+    """
 
     bytes: int
     dtype: str
     layout: str
     channels: int = 64
+    group_bytes: float = 0
 
     @property
     def elements(self) -> float:
         return self.bytes / ITEM_BYTES[self.dtype]
 
     def tile_bytes(self) -> float:
-        """Of what has to be together to be normalised: a channel, or 64 bytes of channels if they lie together."""
+        """Of what has to be together to be normalised: a group of a sample, if there are groups; a channel, or 64
+        bytes of channels if they lie together."""
+        if self.group_bytes:
+            return self.group_bytes
         together = 64 / ITEM_BYTES[self.dtype] if self.layout == "NHWC" else 1
         return self.bytes * min(1.0, together / self.channels)
 
@@ -126,7 +142,7 @@ def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """How clusters share the tiles of a call out, as csrc/cuda/batch_norm_act.cu decides it."""
+    """How clusters share the tiles of a call out, as csrc/cuda/cluster_launch.cuh decides it."""
 
     blocks: int  # of a cluster
     clusters: int
@@ -216,12 +232,31 @@ def normalization(direction: str, method: str, call: Call, loops: Loops) -> floa
 
 
 def group_normalization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
-    """Seconds of one pass of group_norm_act, whose groups fit a block; backward has no way to hold them yet."""
+    """Seconds of one pass of group_norm_act; None if the method cannot hold its groups."""
     reduce, write = main_loops(direction, loops)
+    tensors = 1 if direction == "forward" else 2
     if method == "split":
-        tensors, finishing = (1, 1) if direction == "forward" else (2, 2)
-        return finishing * (START + LATENCY) + split(call, reduce, write, tensors)
-    if direction == "backward":
+        return tensors * (START + LATENCY) + split(call, reduce, write, tensors)
+    if not call.group_bytes:
+        pixels = min(PIXELS, call.elements / call.channels)
+        group_bytes = pixels * max(1, call.channels // GROUPS) * ITEM_BYTES[call.dtype]
+        call = replace(call, group_bytes=group_bytes)
+    if method == "cluster":
+        plan = cluster_plan(call, tensors)
+        if call.layout == "NHWC" or plan is None:
+            return None
+        held = loops.get(f"{direction}_cluster/held", reduce)
+        write = loops.get(f"{direction}_cluster/write", write)
+        if direction == "backward":
+            channels = max(1, call.channels // GROUPS)
+            words = call.group_bytes / channels / 16 / max(1.0, plan.blocks / channels)  # of one in a block
+            own = words / (ON_CHIP_WARPS * 32) * 16 / ITEM_BYTES[call.dtype]  # elements of a thread,
+            own = max(16.0, own)  # of at least a piece
+            held = replace(held, per_element=held.per_element + CHANNEL_END / own)
+        parameters = 0 if direction == "forward" else EARLY_START + LATENCY
+        seconds = cluster(call, held, write, Loop(0), tensors)
+        return None if seconds is None else seconds + parameters
+    if direction == "backward" or call.group_bytes > GROUP_BLOCK_BYTES:
         return None
     both = Loop(reduce.per_element + write.per_element, 2 * ON_CHIP_WARPS)  # two blocks, which overlap
     return START + 3 * LATENCY + stream(call.elements, both, call.bytes, call.bytes)
@@ -236,7 +271,7 @@ def reparameterization(direction: str, method: str, call: Call, loops: Loops) ->
 OPERATORS: dict[str, tuple[Callable[[str, str, Call, Loops], float | None], tuple[str, ...], dict[str, int]]] = {
     # prediction, methods, accesses per element that no method can do without
     "batch_norm_act": (normalization, ("split", "block", "cluster"), {"forward": 2, "backward": 3}),
-    "group_norm_act": (group_normalization, ("split", "on_chip"), {"forward": 2, "backward": 3}),
+    "group_norm_act": (group_normalization, ("split", "on_chip", "cluster"), {"forward": 2, "backward": 3}),
     "reparameterize_kl": (reparameterization, ("stream",), {"forward": 3, "backward": 5}),
 }
 

@@ -252,7 +252,7 @@ def test_what_has_to_have_a_limit_has_one(check):
     for family, name, dtype, layout in check.expected_limits(families):
         kernel = f"{name}_fragments<lstm>" if family == "recurrent" else kernels.get(name, f"{name}<relu, plain>")
         role = "load"
-        if name in check.CLUSTER_LIMITS:
+        if "_cluster/" in name:
             kernel, role = name.split("/")
         row = check.Row(family, kernel, role, dtype, layout, 40, 0, 256, 6, 0, 100, 100, 1)
         assert row.duty == name
@@ -332,6 +332,26 @@ def test_clusters_hold_one_tile_and_a_little(predictions):
     assert 0.8 < predictions.predict("batch_norm_act", "forward", "cluster", call).share_of_copy < 0.9
     larger = predictions.Call(512 << 20, "float32", "NCHW", 256)  # of 2 MB: in backward 262 KB of a block's 209
     assert predictions.predict("batch_norm_act", "backward", "cluster", larger) is None
+
+
+@pytest.mark.parametrize(("direction", "tensors"), [("forward", 1), ("backward", 2)])
+def test_clusters_hold_groups_of_group_norm(predictions, direction, tensors):
+    def share(**facts):
+        call = predictions.Call(64 << 20, "float32", **{"layout": "NCHW", "channels": 128} | facts)
+        found = predictions.predict("group_norm_act", direction, "cluster", call)
+        return found and found.share_of_copy
+
+    assert 0.8 < share() < 0.95  # 256 KB
+    assert share(group_bytes=1 << 20) > 0.8
+    assert share(group_bytes=(4 << 20) // tensors) is None
+    assert share(layout="NHWC") is None
+
+
+def test_what_no_block_holds_is_not_on_chip(predictions):
+    calls = [predictions.Call(64 << 20, "float32", "NCHW", channels) for channels in (128, 256)]
+    held, too_large = (predictions.predict("group_norm_act", "forward", "on_chip", call) for call in calls)
+    assert held is not None
+    assert too_large is None
 
 
 def test_counts_change_predictions(predictions):

@@ -29,7 +29,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # The environment's variable that forces a way of computing, and what it can say.
 METHODS = {
     "batch_norm_act": ("GENIMG_FAST_BATCH_NORM_METHOD", ("split", "block", "cluster")),
-    "group_norm_act": ("GENIMG_FAST_GROUP_NORM_METHOD", ("split", "on_chip")),
+    "group_norm_act": ("GENIMG_FAST_GROUP_NORM_METHOD", ("split", "on_chip", "cluster")),
     "reparameterize_kl": ("", ()),
     "recurrent": ("GENIMG_FAST_RECURRENT_METHOD", ("persistent", "steps")),
 }

@@ -6,17 +6,12 @@
 #include "batch_norm_act_backward.cuh"
 #include "batch_norm_act_cluster.cuh"
 #include "batch_norm_act_forward.cuh"
+#include "cluster_launch.cuh"
 
 namespace genimg_fast::cuda {
 namespace {
 
 using namespace batch_norm;
-
-int power_of_two_at_most(int64_t x) {
-  int p = 1;
-  while (p * 2 <= x) p *= 2;
-  return p;
-}
 
 // Access: how wide, and along what.
 
@@ -162,12 +157,11 @@ constexpr int64_t kStreamBytes = 32 << 20;   // of a tensor: more than half of a
 
 struct Plan {
   Method method;
-  Tiling tiling;          // of the kernel that reduces
-  ClusterTiling cluster;  // of the kernel for clusters, if it is chosen
-  int clusters;           // in its grid
-  size_t shared_bytes;    // dynamic shared memory: needed,
-  size_t shared_limit;    // and available
-  size_t counter_bytes;   // at the head of the workspace, zeroed before the launch
+  Tiling tiling;         // of the kernel that reduces
+  ClusterPlan cluster;   // of the kernel for clusters, if it is chosen
+  size_t shared_bytes;   // dynamic shared memory: needed,
+  size_t shared_limit;   // and available
+  size_t counter_bytes;  // at the head of the workspace, zeroed before the launch
   size_t staged_bytes;
 };
 
@@ -211,21 +205,13 @@ Tiling split_tiling(Access access, int held, const DeviceFacts& facts) {
   return t;
 }
 
-// Shared memory of a block of the kernels for clusters, beside what they have of their own.
-int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (18 << 10); }
-
-int64_t piece_bytes(const ClusterTiling& t, const Access& access, int held) {
-  return int64_t{t.consumers} * words_of_piece(held, access.vector, access.lanes) * 16 * held;
-}
-
-// Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for the ring.
-bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& facts, int blocks, ClusterTiling* tiling) {
-  constexpr int kWordBytes = 16, kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
+// False if the kernels for clusters cannot do it.
+bool make_cluster_tiles(const Access& access, int held, ClusterTiles* tiles) {
+  constexpr int kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
   if (access.vector * access.element_bytes != kWordBytes) return false;
   ClusterTiling t{};
   t.channels = access.channels;
   t.inner = access.inner;
-  t.blocks = blocks;
   t.group = 1;
   const int64_t row = access.channels * access.inner * access.element_bytes;  // bytes
   int64_t run = access.inner / access.vector, units = access.outer * run;
@@ -236,60 +222,22 @@ bool make_cluster_tiling(const Access& access, int held, const DeviceFacts& fact
     units = access.outer;
   }
   t.tile_step = t.group * access.inner * access.element_bytes;
-  const int64_t unit = access.lanes > 1 ? run : 1;
-  // Words of a tile are counted in 31 bits, tiles by threads in 32.
-  if (units * unit > INT32_MAX - 32 * kMaxConsumers || row > UINT32_MAX) return false;
-  if (divide_up(t.channels, t.group) > INT32_MAX / 32) return false;
+  t.unit = static_cast<uint32_t>(access.lanes > 1 ? run : 1);
   t.run = static_cast<uint32_t>(run);
-  t.unit = static_cast<uint32_t>(unit);
   t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
-  t.by_run = Divider(t.run);
-  t.tiles = static_cast<int>(divide_up(t.channels, t.group));
-  t.share = units / blocks;
-  t.longer = static_cast<int>(units % blocks);
-  if (t.share == 0) return false;
-  const int64_t most = t.units(0) * unit;
-  for (t.consumers = 128; t.consumers < kMaxConsumers; t.consumers *= 2) {
-    if (divide_up(most, t.consumers) * held <= 8 && t.consumers >= t.group * blocks) break;
-  }
-  t.team = std::min(32, t.consumers / t.group);
-  const int64_t pieces = divide_up(most, t.consumers * words_of_piece(held, access.vector, access.lanes));
-  const int64_t slots = cluster_shared_limit(facts) / piece_bytes(t, access, held);
-  if (pieces > std::min<int64_t>(slots, kMaxSlots)) return false;
-  t.pieces = static_cast<int>(pieces);
-  t.slots = static_cast<int>(std::min<int64_t>({slots, kMaxSlots, 2 * pieces}));
-  *tiling = t;
+  *tiles = {t, units, access.outer * row, held, access.vector, access.lanes};
+  const int64_t number = divide_up(t.channels, t.group);
+  if (!can_count(*tiles, number) || row > UINT32_MAX) return false;
+  tiles->tiling.by_run = Divider(t.run);
+  tiles->tiling.tiles = static_cast<int>(number);
   return true;
 }
 
-// The way to cut tiles for clusters that lets the busiest multiprocessor have the least to do; false if tiles do not
-// fit, or if they would leave so much of the device idle that to read the input twice is faster.  Work is counted in
-// bytes that a block holds.
-bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, bool forced, Plan* plan) {
-  constexpr int64_t kMeeting = 16 << 10;   // what a multiprocessor would load and store while a cluster meets
-  constexpr int64_t kWaiting = 48 << 10;   // and while its consumers have nothing to write, from tile to tile
-  constexpr int64_t kLaunches = 96 << 10;  // and in the time of the launches that are saved
-  constexpr int64_t kBulkBytes = 256;      // of a run: there would be too many bulk copies of less
+bool choose_clusters(const Access& access, int held, const DeviceFacts& facts, bool forced, ClusterPlan* plan) {
+  constexpr int64_t kBulkBytes = 256;  // of a run: there would be too many bulk copies of less
   if (!forced && access.lanes == 1 && access.inner * access.element_bytes < kBulkBytes) return false;
-  int64_t least = INT64_MAX;
-  for (int i = 0; i < 5; ++i) {
-    ClusterTiling t;
-    if (facts.clusters[i] == 0 || !make_cluster_tiling(access, held, facts, 1 << i, &t)) continue;
-    const int clusters = std::min(t.tiles, facts.clusters[i]);
-    const int64_t turns = divide_up(t.tiles, clusters), bytes = piece_bytes(t, access, held);
-    const int64_t stall = std::max<int64_t>(0, kWaiting - (t.slots - t.pieces) * bytes);
-    const int64_t work = turns * (t.pieces * bytes + kMeeting) + (turns - 1) * stall;
-    if (work < least) {
-      least = work;
-      plan->cluster = t;
-      plan->clusters = clusters;
-      plan->shared_bytes = static_cast<size_t>(t.slots * bytes);
-      plan->shared_limit = static_cast<size_t>(cluster_shared_limit(facts));
-    }
-  }
-  const double all = static_cast<double>(access.outer) * access.channels * access.inner * access.element_bytes * held;
-  const double even = all / std::max(1, facts.multiprocessors);
-  return least < INT64_MAX && (forced || static_cast<double>(least) <= 1.5 * even + kLaunches);
+  ClusterTiles tiles;
+  return make_cluster_tiles(access, held, &tiles) && choose_clusters(tiles, facts, forced, plan);
 }
 
 // The whole policy: how batch statistics, or in backward sums, are computed.
@@ -308,7 +256,7 @@ Method choose_method(const Access& access, int held, const DeviceFacts& facts, M
   const int64_t small_tile = facts.clusters[0] > 0 && waves > 1 ? kSharedTile : kSmallTile;
   const bool small = tile_bytes * held <= small_tile, busy = block.tiles * 4 >= waves * multiprocessors * 3;
   if (fits && (wanted == Method::block || (automatic && small))) return Method::block;
-  if ((automatic || wanted == Method::cluster) && choose_clusters(access, held, facts, !automatic, plan)) {
+  if ((automatic || wanted == Method::cluster) && choose_clusters(access, held, facts, !automatic, &plan->cluster)) {
     return Method::cluster;
   }
   return fits && automatic && busy ? Method::block : Method::split;
@@ -413,16 +361,6 @@ int launch_on_chip(Kernel kernel, const Plan& plan, gpu::stream_t stream, const 
     if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
   }
   return gpu::launch(kernel, dim3(t.tiles), dim3(t.threads), plan.shared_bytes, stream, t, arguments...);
-}
-
-template <class Kernel, class Arguments>
-int launch_clusters(Kernel kernel, const Plan& plan, gpu::stream_t stream, const Arguments& arguments) {
-  const ClusterTiling& t = plan.cluster;
-  if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
-  const dim3 grid(static_cast<unsigned>(plan.clusters * t.blocks)),
-      block(static_cast<unsigned>(t.consumers + kProducers));
-  return gpu::launch_clusters(kernel, grid, block, static_cast<unsigned>(t.blocks), plan.shared_bytes, stream, t,
-                              arguments);
 }
 
 template <class Acc>
@@ -530,7 +468,7 @@ int batch_norm_act_train(const BatchNormActShape& shape, const BatchNormActForwa
     using T = typename I::T;
     const auto args = forward_arguments<T>(shape, call, true);
     if constexpr (I::V > 1) {
-      if (plan.method == Method::cluster) return launch_clusters(train_cluster<T, I::A>, plan, stream, args);
+      if (plan.method == Method::cluster) return launch_clusters(train_cluster<T, I::A>, plan.cluster, stream, args);
     }
     if (plan.method == Method::block) return launch_on_chip(train_on_chip<T, I::V, I::A>, plan, stream, args);
     Parts<Accumulator<T>> parts{};
@@ -571,7 +509,7 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
     using T = typename I::T;
     auto args = backward_arguments<T>(shape, call);
     if constexpr (I::V > 1) {
-      if (plan.method == Method::cluster) return launch_clusters(backward_cluster<T, I::A>, plan, stream, args);
+      if (plan.method == Method::cluster) return launch_clusters(backward_cluster<T, I::A>, plan.cluster, stream, args);
     }
     if (plan.method == Method::block) return launch_on_chip(backward_on_chip<T, I::V, I::A>, plan, stream, args);
     Parts<Accumulator<T>> parts{};
@@ -599,10 +537,9 @@ int batch_norm_act_backward(const BatchNormActShape& shape, const BatchNormActBa
   });
 }
 
-BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape& shape, int held, const DeviceFacts& facts) {
-  Plan plan{};
-  if (!choose_clusters(choose_access(shape, {}), held, facts, true, &plan)) return {};
-  return {plan.clusters, plan.cluster.blocks, plan.cluster.pieces, plan.cluster.slots};
+ClusterCounts batch_norm_act_clusters(const BatchNormActShape& shape, int held, const DeviceFacts& facts) {
+  ClusterPlan plan;
+  return choose_clusters(choose_access(shape, {}), held, facts, true, &plan) ? counts_of(plan) : ClusterCounts{};
 }
 
 BatchNormActVisits batch_norm_act_visits(const BatchNormActShape& shape, bool aligned, bool elementwise, int held,

@@ -80,13 +80,8 @@ int batch_norm_act_eval(const BatchNormActShape&, const BatchNormActForward&, vo
 int batch_norm_act_backward(const BatchNormActShape&, const BatchNormActBackward&, const DeviceFacts&, Method,
                             void* workspace, void* stream);
 
-// The grid of a kernel for clusters, for tests; zeros if there can be none.  held: see choose_clusters in
-// batch_norm_act.cu.
-struct BatchNormActClusters {
-  int clusters, blocks;  // blocks of a cluster
-  int pieces, slots;     // of a block: see cluster_ring.cuh
-};
-BatchNormActClusters batch_norm_act_clusters(const BatchNormActShape&, int held, const DeviceFacts&);
+// held: tensors that a cluster would hold, 1 in forward and 2 in backward.
+ClusterCounts batch_norm_act_clusters(const BatchNormActShape&, int held, const DeviceFacts&);
 
 // Which elements a block of a call's kernels visits, without a tensor: for tests of sizes too large to allocate.
 struct BatchNormActVisits {

@@ -18,6 +18,10 @@
 //
 // A word is 16 bytes.  The words of a tile are counted through its runs, contiguous in memory: of a channel (A == 1),
 // or of neighbouring channels where they are the fastest dimension (A == V).
+//
+// batch_norm_act's tile is a channel, or neighbouring ones, in all samples; group_norm_act's is a group of a sample,
+// whose channels lie one behind the other.  Their kernels say what is done to a piece, and have everything else from
+// here; cluster_launch.cuh cuts tensors into tiles and tiles into shares.
 #include "reductions.cuh"
 
 namespace genimg_fast::cuda {
@@ -40,6 +44,11 @@ struct Words {
   uint32_t first;
   int whole, rest;
   int local;  // channel, counted from the tile's first one
+
+  template <int U>
+  __host__ __device__ uint32_t end_of_whole(int consumers) const {
+    return first + static_cast<uint32_t>(whole * consumers * U);
+  }
 };
 
 struct ClusterTiling {
@@ -50,12 +59,12 @@ struct ClusterTiling {
   int64_t step;       // A > 1: bytes from a thread's word to its next
   uint32_t run;       // words of a contiguous run
   uint32_t wrap;      // bytes from a run's end to the next run
-  uint32_t unit;      // words that stay in one block: one, A > 1: a run
+  uint32_t unit;      // words that stay in one block; A > 1: a run
   Divider by_run;
   int tiles;
   int blocks;  // in a cluster: a power of two
   int longer;
-  int group;  // channels in a tile
+  int group;  // channels in a tile that are reduced apart
   int consumers;
   int team;    // threads that combine what a block's warps found for one channel: at most 32 and consumers / group
   int pieces;  // of the largest share
@@ -68,7 +77,7 @@ struct ClusterTiling {
   // Elements of one channel in a block's share.
   template <int V, int A>
   __host__ __device__ int64_t count(int rank) const {
-    return units(rank) * (A == 1 ? V : 1);
+    return units(rank) * (A == 1 ? int64_t{unit} * V : 1);
   }
 
   template <int A, int U>
@@ -233,29 +242,42 @@ __device__ __forceinline__ int place_of(const ClusterTiling& tiling, const Curso
 
 // A consumer goes over the pieces of a tile: enter(cursor), then body(place, word, Whole<n>) for its words, n at a
 // time, the first of which lies at `place` of the slots and has the number `word` in the tile, then leave(cursor). has:
-// the tile has the thread's channels.
+// the tile has the thread's channels.  These are its whole pieces from `word` on, which moves on with them, up to
+// `end`,
 template <int U, int N, class Enter, class Body, class Leave>
-__device__ __forceinline__ void for_each_piece(const ClusterTiling& tiling, const Words& words, bool has,
-                                               Cursor& cursor, Enter enter, Body body, Leave leave) {
+__device__ __forceinline__ void for_each_whole_piece(const ClusterTiling& tiling, uint32_t end, bool has,
+                                                     Cursor& cursor, uint32_t& word, Enter enter, Body body,
+                                                     Leave leave) {
   const int stride = tiling.consumers * U;
-  uint32_t word = words.first;
 #pragma unroll 1
-  for (int piece = 0; piece < words.whole; ++piece, word += stride) {
+  for (; word < end; word += stride) {
     enter(cursor);
     if (has) body(place_of<U, N>(tiling, cursor), word, std::integral_constant<int, U>{});
     leave(cursor);
     cursor.advance(tiling.slots);
   }
-  if (words.whole < tiling.pieces) {
-    enter(cursor);
+}
+// the one behind them, if there is one,
+template <int U, int N, class Enter, class Body, class Leave>
+__device__ __forceinline__ void last_piece(const ClusterTiling& tiling, const Words& words, bool has, Cursor& cursor,
+                                           uint32_t word, Enter enter, Body body, Leave leave) {
+  if (words.whole == tiling.pieces) return;
+  enter(cursor);
 #pragma unroll 1
-    for (int u = 0; has && u < words.rest; ++u) {
-      body(place_of<U, N>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u),
-           std::integral_constant<int, 1>{});
-    }
-    leave(cursor);
-    cursor.advance(tiling.slots);
+  for (int u = 0; has && u < words.rest; ++u) {
+    body(place_of<U, N>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u),
+         std::integral_constant<int, 1>{});
   }
+  leave(cursor);
+  cursor.advance(tiling.slots);
+}
+// and all of them.
+template <int U, int N, class Enter, class Body, class Leave>
+__device__ __forceinline__ void for_each_piece(const ClusterTiling& tiling, const Words& words, bool has,
+                                               Cursor& cursor, Enter enter, Body body, Leave leave) {
+  uint32_t word = words.first;
+  for_each_whole_piece<U, N>(tiling, words.end_of_whole<U>(tiling.consumers), has, cursor, word, enter, body, leave);
+  last_piece<U, N>(tiling, words, has, cursor, word, enter, body, leave);
 }
 
 // Tells the producer that the calling warp has left a piece.  written: it also wrote there.
@@ -265,11 +287,16 @@ __device__ __forceinline__ void leave_piece(Ring& ring, const Cursor& cursor, bo
   if (threadIdx.x % 32 == 0) gpu::mbarrier_arrive(&ring.empty[cursor.slot]);
 }
 
-// Combines what the block's consumers found in a fixed order; thread k * team returns the sum of channel k.
-template <class Combine, int A, class Acc>
-__device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tiling, Consumers& consumers,
-                                                      Partials<Acc, A> mine) {
+// What the block's warps found: warp w of channel k in [w * group + k].
+template <class Acc>
+__device__ __forceinline__ Partial<Acc>* warp_partials() {
   SHARED(Partial<Acc>, partials, [kMaxClusterPartials]);
+  return partials;
+}
+
+// Combines what the threads of each warp found, and leaves it there.
+template <class Combine, int A, class Acc>
+__device__ __forceinline__ void combine_lanes(const ClusterTiling& tiling, Partials<Acc, A> mine) {
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int width = A == 1 ? 1 : static_cast<int>(tiling.run);
   // Lanes that agree modulo `width` have the same channels.  Two of them that meet share their channels out, and each
@@ -294,18 +321,23 @@ __device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tilin
   Partial<Acc> sum{mine.n, mine.a[0], mine.b[0]};
   const bool writes = (lane & (2 * lane_mask - 1)) < width;
   for (; lane_mask >= width; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
-  if (writes) partials[warp * tiling.group + k] = sum;
-  consumers.meet();
+  if (writes) warp_partials<Acc>()[warp * tiling.group + k] = sum;
+}
 
-  const int team = tiling.team, channel = thread / team;
-  sum = {0, 0, 0};
+// Combines what the block's warps left in a fixed order; thread k * team returns the sum of channel k.
+template <class Combine, class Acc>
+__device__ __forceinline__ Partial<Acc> combine_warps(const ClusterTiling& tiling, Consumers& consumers) {
+  const Partial<Acc>* const partials = warp_partials<Acc>();
+  const int thread = threadIdx.x, warp = thread / 32, team = tiling.team, channel = thread / team;
+  consumers.meet();
+  Partial<Acc> sum{0, 0, 0};
   if (warp * 32 >= tiling.group * team) return sum;
   if (channel < tiling.group) {
     for (int w = thread % team; w < tiling.consumers / 32; w += team) {
       sum = Combine::combine(sum, partials[w * tiling.group + channel]);
     }
   }
-  for (lane_mask = team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
+  for (int lane_mask = team / 2; lane_mask > 0; lane_mask /= 2) sum = combine_with_lane<Combine>(sum, lane_mask);
   return sum;
 }
 
@@ -324,13 +356,13 @@ struct Exchange {
   }
 };
 
-// Combines what the cluster's threads found; thread k * blocks returns the sum of channel k, with the same bits in
-// every block.  `turn` counts the calls.
+// Combines what the cluster's warps left; thread k * blocks returns the sum of channel k, with the same bits in every
+// block.  `turn` counts the calls.
 template <class Combine, int V, int A, class Acc>
-__device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& tiling, Consumers& consumers, int turn,
-                                                        int own_rank, Partials<Acc, A> mine, Exchange<Acc>& exchange) {
+__device__ __forceinline__ Partial<Acc> combine_blocks(const ClusterTiling& tiling, Consumers& consumers, int turn,
+                                                       int own_rank, Exchange<Acc>& exchange) {
   const int thread = threadIdx.x, first_of_warp = thread / 32 * 32, half = turn % 2;
-  Partial<Acc> sum = combine_warps<Combine, A>(tiling, consumers, mine);
+  Partial<Acc> sum = combine_warps<Combine, Acc>(tiling, consumers);
   if (first_of_warp < tiling.group * tiling.team) {
     typename Exchange<Acc>::Pair pair;
     pair.x = __shfl_sync(0xffffffffu, sum.a, 0, tiling.team);
@@ -356,6 +388,14 @@ __device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& til
     }
   }
   return sum;
+}
+
+// Likewise, of what its threads found.
+template <class Combine, int V, int A, class Acc>
+__device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& tiling, Consumers& consumers, int turn,
+                                                        int own_rank, Partials<Acc, A> mine, Exchange<Acc>& exchange) {
+  combine_lanes<Combine, A>(tiling, mine);
+  return combine_blocks<Combine, V, A>(tiling, consumers, turn, own_rank, exchange);
 }
 
 // Initialises the mbarriers before any block of the cluster uses one.

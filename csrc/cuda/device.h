@@ -21,6 +21,12 @@ int device_facts(int device, DeviceFacts* facts);
 
 const char* error_string(int code);
 
+// The grid of a kernel for clusters, for tests; zeros if there can be none.  See cluster_ring.cuh.
+struct ClusterCounts {
+  int clusters, blocks;  // blocks of a cluster
+  int pieces, slots;     // of a block
+};
+
 constexpr int kInvalidConfiguration = 9;  // cudaErrorInvalidConfiguration
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

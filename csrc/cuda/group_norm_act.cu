@@ -3,8 +3,10 @@
 #include <initializer_list>
 #include <numeric>
 
+#include "cluster_launch.cuh"
 #include "group_norm_act.h"
 #include "group_norm_act_backward.cuh"
+#include "group_norm_act_cluster.cuh"
 #include "group_norm_act_forward.cuh"
 
 namespace genimg_fast::cuda {
@@ -195,18 +197,65 @@ Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const 
           facts.shared_bytes_per_block - kOnChipThreads / 32 * pair};
 }
 
-// The whole policy: on_chip where blocks can hold whole groups, and either these are small or they keep at least 3/4 of
-// the device busy.
+// False if the kernels for clusters cannot do it.  They leave to the others: channels_last, whose groups are rows of a
+// few bytes each; runs of channels that do not divide into a warp's words of a piece, and more channels in a group than
+// a cluster exchanges sums of; single elements.  held: tensors that a block holds, 1 in forward and 2 in backward.
+bool make_cluster_tiles(const GroupNormActShape& shape, const Access& access, int held, ClusterTiles* tiles) {
+  const int64_t group_channels = shape.channels / shape.groups, run = shape.inner / access.vector;
+  const int64_t chunk = 32 * words_of_piece(held, access.vector, 1);  // of a warp in a piece
+  if (access.columns || access.vector == 1 || group_channels > kMaxClusterGroup) return false;
+  if (group_channels > 1 && run % chunk != 0) return false;
+  ClusterTiling t{};
+  t.channels = shape.samples * shape.groups;
+  t.inner = group_channels * shape.inner;
+  t.tile_step = t.inner * access.element_bytes;
+  t.group = held == 1 ? 1 : static_cast<int>(group_channels);  // forward reduces them together
+  t.unit = static_cast<uint32_t>(group_channels > 1 ? chunk : 1);
+  *tiles = {t, group_channels * run / t.unit, t.channels * t.tile_step, held, access.vector, 1};
+  if (!can_count(*tiles, t.channels)) return false;
+  tiles->tiling.run = static_cast<uint32_t>(run);
+  tiles->tiling.by_run = Divider(tiles->tiling.run);
+  tiles->tiling.tiles = static_cast<int>(t.channels);
+  return true;
+}
+
+bool choose_clusters(const GroupNormActShape& shape, const Access& access, int held, const DeviceFacts& facts,
+                     GroupNormMethod wanted, ClusterPlan* plan) {
+  const bool forced = wanted == GroupNormMethod::cluster;
+  if (!forced && wanted != GroupNormMethod::automatic) return false;
+  ClusterTiles tiles;
+  return make_cluster_tiles(shape, access, held, &tiles) && choose_clusters(tiles, facts, forced, plan);
+}
+
+// The whole policy of forward; that of backward is the same without on_chip.
+//
+//   on_chip  Blocks can hold whole groups, and either these are small or they keep at least 3/4 of the device busy.
+//   cluster  Clusters of blocks can.
+//   split    Everything else.
 GroupNormMethod choose_method(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
-                              GroupNormMethod wanted) {
+                              GroupNormMethod wanted, ClusterPlan* plan) {
   if (wanted == GroupNormMethod::split || is_too_large(shape, access)) return GroupNormMethod::split;
-  if (access.columns && on_chip_columns(shape, access).parts > 1) return GroupNormMethod::split;
-  const Needs needs = on_chip_needs(shape, access, facts);
-  if (needs.shared > needs.shared_limit) return GroupNormMethod::split;
-  const int64_t multiprocessors = std::max(1, facts.multiprocessors);
-  const int64_t waves = divide_up(needs.blocks, multiprocessors);
-  const bool small = needs.bytes <= kSmall, busy = needs.blocks * 4 >= waves * multiprocessors * 3;
-  return small || busy || wanted == GroupNormMethod::on_chip ? GroupNormMethod::on_chip : GroupNormMethod::split;
+  bool fits = false, small = false, busy = false;
+  if (!access.columns || on_chip_columns(shape, access).parts == 1) {
+    const Needs needs = on_chip_needs(shape, access, facts);
+    const int64_t multiprocessors = std::max(1, facts.multiprocessors);
+    const int64_t waves = divide_up(needs.blocks, multiprocessors);
+    fits = needs.shared <= needs.shared_limit;
+    small = needs.bytes <= kSmall;
+    busy = needs.blocks * 4 >= waves * multiprocessors * 3;
+  }
+  const bool automatic = wanted == GroupNormMethod::automatic;
+  if (fits && (wanted == GroupNormMethod::on_chip || (automatic && (small || busy)))) return GroupNormMethod::on_chip;
+  return choose_clusters(shape, access, 1, facts, wanted, plan) ? GroupNormMethod::cluster : GroupNormMethod::split;
+}
+
+GroupNormMethod choose_backward_method(const GroupNormActShape& shape, const Access& access,
+                                       const GroupNormActBackward& call, const DeviceFacts& facts,
+                                       GroupNormMethod wanted, ClusterPlan* plan) {
+  // Sums alone have nothing to gain: the data are read once.
+  const bool cluster =
+      call.grad_input && !is_too_large(shape, access) && choose_clusters(shape, access, 2, facts, wanted, plan);
+  return cluster ? GroupNormMethod::cluster : GroupNormMethod::split;
 }
 
 Access forward_access(const GroupNormActShape& shape, const GroupNormActForward& call) {
@@ -377,13 +426,21 @@ Finish finish_plan(const GroupNormActShape& shape, int slices) {
 
 GroupNormMethod group_norm_act_forward_method(const GroupNormActShape& shape, const GroupNormActForward& call,
                                               const DeviceFacts& facts, GroupNormMethod method) {
-  return choose_method(shape, forward_access(shape, call), facts, method);
+  ClusterPlan plan;
+  return choose_method(shape, forward_access(shape, call), facts, method, &plan);
+}
+
+GroupNormMethod group_norm_act_backward_method(const GroupNormActShape& shape, const GroupNormActBackward& call,
+                                               const DeviceFacts& facts, GroupNormMethod method) {
+  ClusterPlan plan;
+  return choose_backward_method(shape, backward_access(shape, call), call, facts, method, &plan);
 }
 
 size_t group_norm_act_forward_workspace(const GroupNormActShape& shape, const GroupNormActForward& call,
                                         const DeviceFacts& facts, GroupNormMethod method) {
   const Access access = forward_access(shape, call);
-  if (choose_method(shape, access, facts, method) == GroupNormMethod::on_chip || is_too_large(shape, access)) return 0;
+  if (group_norm_act_forward_method(shape, call, facts, method) != GroupNormMethod::split) return 0;
+  if (is_too_large(shape, access)) return 0;
   int parts = 0;
   with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) { return parts = part_count(layout); });
   const size_t part = shape.dtype == DType::float64 ? sizeof(Partial<double>) : sizeof(Partial<float>);
@@ -391,9 +448,12 @@ size_t group_norm_act_forward_workspace(const GroupNormActShape& shape, const Gr
 }
 
 size_t group_norm_act_backward_workspace(const GroupNormActShape& shape, const GroupNormActBackward& call,
-                                         const DeviceFacts& facts) {
+                                         const DeviceFacts& facts, GroupNormMethod method) {
   const Access access = backward_access(shape, call);
   if (is_too_large(shape, access)) return 0;
+  if (group_norm_act_backward_method(shape, call, facts, method) == GroupNormMethod::cluster) {
+    return sizeof(float2) * static_cast<size_t>(shape.samples * shape.channels);
+  }
   const BetweenBytes bytes = between_bytes(shape, access, facts);
   return bytes.sums + bytes.terms;
 }
@@ -408,8 +468,11 @@ int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActFor
     constexpr int V = decltype(instance)::V;
     using Acc = Accumulator<T>;
     const auto args = forward_arguments<T>(shape, call);
-    if (choose_method(shape, access, facts, method) == GroupNormMethod::on_chip) {
-      return launch_on_chip<T, V>(shape, access, facts, args, stream);
+    ClusterPlan plan;
+    const GroupNormMethod chosen = choose_method(shape, access, facts, method, &plan);
+    if (chosen == GroupNormMethod::on_chip) return launch_on_chip<T, V>(shape, access, facts, args, stream);
+    if constexpr (V > 1) {
+      if (chosen == GroupNormMethod::cluster) return launch_clusters(forward_cluster<T>, plan, stream, args);
     }
     Parts<Acc> parts{static_cast<Partial<Acc>*>(workspace), 0};
     int error = with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) {
@@ -432,11 +495,14 @@ int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActFor
 }
 
 int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBackward& call, const DeviceFacts& facts,
-                            void* workspace, void* opaque_stream) {
+                            GroupNormMethod method, void* workspace, void* opaque_stream) {
   const auto stream = static_cast<gpu::stream_t>(opaque_stream);
   const Access access = backward_access(shape, call);
   if (is_too_large(shape, access)) return kInvalidConfiguration;
-  const BetweenBytes bytes = between_bytes(shape, access, facts);
+  ClusterPlan plan;
+  const bool cluster = choose_backward_method(shape, access, call, facts, method, &plan) == GroupNormMethod::cluster;
+  const BetweenBytes bytes = cluster ? BetweenBytes{} : between_bytes(shape, access, facts);
+  const bool parameters = call.grad_weight || call.grad_bias;
   return dispatch(shape.dtype, access, [&](auto instance) {
     using T = typename decltype(instance)::T;
     constexpr int V = decltype(instance)::V;
@@ -446,6 +512,14 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
     auto* const memory = static_cast<unsigned char*>(workspace);
     const Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums),
                                bytes.slices};
+    const dim3 blocks_of_channels(static_cast<unsigned>(divide_up(shape.channels, 32)));
+    if constexpr (V > 1) {
+      if (cluster) {
+        const int error = launch_clusters(backward_cluster<T>, plan, stream, args, between);
+        if (error || !parameters) return error;
+        return gpu::launch_early(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
+      }
+    }
     int error = with_layout(Pass::gradients, shape, access, facts, [&](const auto& layout) {
       return with_variant<V>(args.activation.kind, !args.residual && !args.grad_residual, [&](auto variant) {
         using Of = decltype(variant);
@@ -455,14 +529,13 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
                              table_bytes<Acc, W>(layout, 3), stream, layout, args, between);
       });
     });
-    const bool parameters = call.grad_weight || call.grad_bias;
     if (error || !(parameters || call.grad_input || call.grad_scale || call.grad_shift)) return error;
     const Finish finish = finish_plan(shape, bytes.slices);
     const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / finish.team);
     error = launch_blocks(finish_gradients<T>, finishing, 0, stream, finish, args, between);
     if (error) return error;
     if (parameters) {
-      error = launch_blocks(parameter_gradients<T>, divide_up(shape.channels, 32), 0, stream, args, between);
+      error = gpu::launch(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
     }
     if (error || !call.grad_input) return error;
     if (call.grad_residual) {
@@ -479,6 +552,13 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
       });
     });
   });
+}
+
+ClusterCounts group_norm_act_clusters(const GroupNormActShape& shape, int held, const DeviceFacts& facts) {
+  ClusterPlan plan;
+  const Access access = choose_access(shape, {});
+  const bool possible = choose_clusters(shape, access, held, facts, GroupNormMethod::cluster, &plan);
+  return possible ? counts_of(plan) : ClusterCounts{};
 }
 
 GroupNormActVisits group_norm_act_visits(const GroupNormActShape& shape, bool aligned, bool moments,

@@ -9,11 +9,12 @@
 
 namespace genimg_fast::cuda {
 
-// How forward computes; `automatic` leaves the choice to the policy in group_norm_act.cu.
+// How a call computes; `automatic` leaves the choice to the policy in group_norm_act.cu.
 enum class GroupNormMethod : int {
   automatic,
   split,    // any size: reduce over (groups x slices), finish, then a kernel over the elements
-  on_chip,  // one block holds the data of one or more groups: the input is read once
+  on_chip,  // forward: one block holds the data of one or more groups: the input is read once
+  cluster,  // contiguous: a cluster of blocks holds the data of a group, and walks from one group to the next
 };
 
 // Element i of channel c of sample n lies at (n * channels + c) * inner + i; with channels_last, at
@@ -67,17 +68,23 @@ struct GroupNormActBackward {
 // What a call will do.  A forced method that the shape or the device rules out becomes `split`.
 GroupNormMethod group_norm_act_forward_method(const GroupNormActShape&, const GroupNormActForward&, const DeviceFacts&,
                                               GroupNormMethod);
+GroupNormMethod group_norm_act_backward_method(const GroupNormActShape&, const GroupNormActBackward&,
+                                               const DeviceFacts&, GroupNormMethod);
 
 // Bytes of device memory, aligned to 16, that the launch of the same arguments needs.  Its contents do not matter.
 size_t group_norm_act_forward_workspace(const GroupNormActShape&, const GroupNormActForward&, const DeviceFacts&,
                                         GroupNormMethod);
-size_t group_norm_act_backward_workspace(const GroupNormActShape&, const GroupNormActBackward&, const DeviceFacts&);
+size_t group_norm_act_backward_workspace(const GroupNormActShape&, const GroupNormActBackward&, const DeviceFacts&,
+                                         GroupNormMethod);
 
 // The shape must have elements: the caller deals with empty tensors.
 int group_norm_act_forward(const GroupNormActShape&, const GroupNormActForward&, const DeviceFacts&, GroupNormMethod,
                            void* workspace, void* stream);
-int group_norm_act_backward(const GroupNormActShape&, const GroupNormActBackward&, const DeviceFacts&, void* workspace,
-                            void* stream);
+int group_norm_act_backward(const GroupNormActShape&, const GroupNormActBackward&, const DeviceFacts&, GroupNormMethod,
+                            void* workspace, void* stream);
+
+// held: tensors that a cluster would hold, 1 in forward and 2 in backward.
+ClusterCounts group_norm_act_clusters(const GroupNormActShape&, int held, const DeviceFacts&);
 
 // Which elements a block of a call's kernels visits, without a tensor: for tests of sizes too large to allocate.
 struct GroupNormActVisits {

@@ -17,6 +17,32 @@ struct Between {
   int slices;
 };
 
+// Of a row whose S1 and S2 are known: grad_scale, grad_shift and its parts of grad_bias and grad_weight.
+template <class T, class Acc>
+__device__ __forceinline__ void store_row(const BackwardArguments<T>& args, const Between<Acc>& between, int channel,
+                                          int64_t row, Acc invstd, Acc plain, Acc weighted) {
+  const Acc gain = args.parameters.gain_of(row);
+  if (args.grad_scale) {
+    const Acc weight = args.parameters.weight_of(channel), bias = args.parameters.bias_of(channel);
+    args.grad_scale[row] = multiply_add(weighted * invstd, weight, plain * bias);
+  }
+  if (args.grad_shift) args.grad_shift[row] = plain;
+  typename PairOf<Acc>::type parts;
+  parts.x = plain * gain;
+  parts.y = weighted * invstd * gain;
+  between.sums[row] = parts;
+}
+
+// (p, q) of a group, from its sum(u * S1) and sum(u * S2).
+template <class T, class Acc>
+__device__ __forceinline__ typename PairOf<Acc>::type terms_of(const BackwardArguments<T>& args, Acc invstd, Acc plain,
+                                                               Acc weighted) {
+  typename PairOf<Acc>::type terms;
+  terms.x = -invstd * (plain * args.inverse_count);
+  terms.y = -invstd * (invstd * (invstd * (weighted * args.inverse_count)));
+  return terms;
+}
+
 // For each chunk of a thread's accesses, calls visit(j, x - mean, g') for each part of them, whose first element is j,
 // then finish(place, n, grads) with what visit has left of g'.  Plain: there is no residual.
 template <class T, int V, class Layout, int Kind, bool Plain, int N, int P, class Visit, class Finish>
@@ -152,26 +178,15 @@ __global__ void __launch_bounds__(kThreads)
       sum = combine_with_lane<Sums>(sum, lane_mask);
     }
     if (mine && reader == 0) {
-      const Parameters<T>& parameters = args.parameters;
-      const Acc weight = parameters.weight_of(first_channel + c), gain = parameters.gain_of(row);
-      if (args.grad_scale) {
-        args.grad_scale[row] = multiply_add(sum.b * invstd, weight, sum.a * parameters.bias_of(first_channel + c));
-      }
-      if (args.grad_shift) args.grad_shift[row] = sum.a;
-      total.a = multiply_add(weight * gain, sum.a, total.a);
-      total.b = multiply_add(weight * gain, sum.b, total.b);
-      Pair parts;
-      parts.x = sum.a * gain;
-      parts.y = sum.b * invstd * gain;
-      between.sums[row] = parts;
+      const Acc u = args.parameters.u(first_channel + c, row);
+      total.a = multiply_add(u, sum.a, total.a);
+      total.b = multiply_add(u, sum.b, total.b);
+      store_row(args, between, first_channel + c, row, invstd, sum.a, sum.b);
     }
   }
   total = combine_team<Sums>(plan.team, total);
   if (valid && lane == 0) {
-    Pair terms;
-    terms.x = -invstd * (total.a * args.inverse_count);
-    terms.y = -invstd * (invstd * (invstd * (total.b * args.inverse_count)));
-    between.terms[group] = terms;
+    between.terms[group] = terms_of(args, invstd, total.a, total.b);
   }
 }
 
@@ -215,13 +230,14 @@ __global__ void __launch_bounds__(kThreads)
   SHARED(Pair, found, [kThreads]);
   const int warp = threadIdx.x / 32;
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
+  gpu::wait_for_previous_kernel();
   Pair sum;
   sum.x = sum.y = 0;
   if (channel < args.sizes.channels) {
 #pragma unroll 4
     for (int64_t row = warp * int64_t{args.sizes.channels} + channel; row < args.sizes.rows_in_all;
          row += kWarps * int64_t{args.sizes.channels}) {
-      const Pair pair = __ldg(between.sums + row);
+      const Pair pair = gpu::ld_cg(between.sums + row);
       sum.x += pair.x;
       sum.y += pair.y;
     }

@@ -69,11 +69,15 @@ struct Coefficients {
   __device__ __forceinline__ Acc preactivation(Acc centred) const { return multiply_add(centred, a, b); }
 };
 
+template <class Acc>
+__device__ __forceinline__ Coefficients<Acc> coefficients(Acc u, Acc b, Acc mean, Acc invstd) {
+  return {mean, invstd * u, b};
+}
 template <class T>
 __device__ __forceinline__ Coefficients<Accumulator<T>> coefficients(const Parameters<T>& parameters, int channel,
                                                                      int64_t row, Accumulator<T> mean,
                                                                      Accumulator<T> invstd) {
-  return {mean, invstd * parameters.u(channel, row), parameters.b(channel, row)};
+  return coefficients(parameters.u(channel, row), parameters.b(channel, row), mean, invstd);
 }
 
 // What the elements of a channel are computed with; the last two are of the input gradient,

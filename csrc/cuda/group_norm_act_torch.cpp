@@ -36,13 +36,15 @@ OptionalTensor dense(const OptionalTensor& t, MemoryFormat format) {
   return t ? OptionalTensor(as_dense(*t, format)) : std::nullopt;
 }
 
-// For benchmarks and bisection: GENIMG_FAST_GROUP_NORM_METHOD = split or on_chip overrules the policy where it can.
+// For benchmarks and bisection: GENIMG_FAST_GROUP_NORM_METHOD = split, on_chip or cluster overrules the policy where it
+// can.
 cuda::GroupNormMethod group_norm_method() {
   static const cuda::GroupNormMethod chosen = [] {
     const char* const name = std::getenv("GENIMG_FAST_GROUP_NORM_METHOD");
     const std::string_view wanted = name ? name : "";
     return wanted == "split"     ? cuda::GroupNormMethod::split
            : wanted == "on_chip" ? cuda::GroupNormMethod::on_chip
+           : wanted == "cluster" ? cuda::GroupNormMethod::cluster
                                  : cuda::GroupNormMethod::automatic;
   }();
   return chosen;
@@ -155,11 +157,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backwa
                                           pointer(need_parameters, grad_shift),
                                           static_cast<int>(activation),
                                           negative_slope};
-    const size_t bytes = cuda::group_norm_act_backward_workspace(shape, call, facts);
+    const size_t bytes = cuda::group_norm_act_backward_workspace(shape, call, facts, group_norm_method());
     const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
     void* const stream = current_cuda_stream(x.get_device_index());
-    check_cuda(cuda::group_norm_act_backward(shape, call, facts, workspace.mutable_data_ptr(), stream), kFamily,
-               "launching the backward");
+    check_cuda(
+        cuda::group_norm_act_backward(shape, call, facts, group_norm_method(), workspace.mutable_data_ptr(), stream),
+        kFamily, "launching the backward");
   }
   return {grad_input, grad_residual, grad_weight, grad_bias, grad_scale, grad_shift};
 }

@@ -147,7 +147,7 @@ std::string chosen(const std::string& dtype, std::array<int64_t, 3> shape, int h
 // How the kernels for clusters would be launched, whether or not that is chosen; (0, 0, 0, 0) if they cannot be.
 py::tuple clusters(const std::string& dtype, std::array<int64_t, 3> shape, int held, const Device& device) {
   const Problem p = problem(dtype, shape, "cluster", device);
-  const BatchNormActClusters c = batch_norm_act_clusters(p.shape, held, p.facts);
+  const ClusterCounts c = batch_norm_act_clusters(p.shape, held, p.facts);
   return py::make_tuple(c.clusters, c.blocks, c.pieces, c.slots);
 }
 

@@ -2,6 +2,7 @@
 // or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -22,7 +23,8 @@ namespace {
 
 const std::map<std::string, GroupNormMethod> kMethods = {{"automatic", GroupNormMethod::automatic},
                                                          {"split", GroupNormMethod::split},
-                                                         {"on_chip", GroupNormMethod::on_chip}};
+                                                         {"on_chip", GroupNormMethod::on_chip},
+                                                         {"cluster", GroupNormMethod::cluster}};
 
 std::string name_of(GroupNormMethod method) {
   for (const auto& [name, value] : kMethods) {
@@ -37,7 +39,14 @@ GroupNormActShape shape_of(const std::string& dtype, const Sizes& sizes, bool ch
   return {kDTypes.at(dtype), sizes[0], sizes[1], sizes[2], sizes[3], channels_last};
 }
 
-DeviceFacts facts_of(int multiprocessors, int shared_bytes) { return {multiprocessors, shared_bytes, true}; }
+// Of 1, 2, 4, 8, 16 blocks that run at a time; none of a GPU before compute capability 9.0.
+using Clusters = std::array<int, 5>;
+
+DeviceFacts facts_of(int multiprocessors, int shared_bytes, const Clusters& clusters = {}) {
+  DeviceFacts facts{multiprocessors, shared_bytes};
+  std::copy(clusters.begin(), clusters.end(), facts.clusters);
+  return facts;
+}
 
 struct Pointers {
   const py::dict& arrays;
@@ -67,9 +76,9 @@ std::unique_ptr<unsigned char[]> workspace(size_t bytes) {
 
 std::string forward(const std::string& dtype, const Sizes& sizes, bool channels_last, const py::dict& arrays,
                     double eps, int activation, double slope, const std::string& method, int multiprocessors,
-                    int shared_bytes) {
+                    int shared_bytes, const Clusters& clusters) {
   const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
-  const DeviceFacts facts = facts_of(multiprocessors, shared_bytes);
+  const DeviceFacts facts = facts_of(multiprocessors, shared_bytes, clusters);
   const Pointers at{arrays, shape};
   const GroupNormActForward call{at.data("input"),
                                  at.data("residual"),
@@ -89,10 +98,11 @@ std::string forward(const std::string& dtype, const Sizes& sizes, bool channels_
   return name_of(group_norm_act_forward_method(shape, call, facts, wanted));
 }
 
-void backward(const std::string& dtype, const Sizes& sizes, bool channels_last, const py::dict& arrays, int activation,
-              double slope, int multiprocessors) {
+std::string backward(const std::string& dtype, const Sizes& sizes, bool channels_last, const py::dict& arrays,
+                     int activation, double slope, const std::string& method, int multiprocessors, int shared_bytes,
+                     const Clusters& clusters) {
   const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
-  const DeviceFacts facts = facts_of(multiprocessors, 0);
+  const DeviceFacts facts = facts_of(multiprocessors, shared_bytes, clusters);
   const Pointers at{arrays, shape};
   const GroupNormActBackward call{at.data("grad_output"),
                                   at.data("input"),
@@ -111,15 +121,29 @@ void backward(const std::string& dtype, const Sizes& sizes, bool channels_last, 
                                   at.wide("grad_shift", at.rows()),
                                   activation,
                                   slope};
-  const auto memory = workspace(group_norm_act_backward_workspace(shape, call, facts));
-  check(group_norm_act_backward(shape, call, facts, memory.get(), nullptr));
+  const GroupNormMethod wanted = kMethods.at(method);
+  const auto memory = workspace(group_norm_act_backward_workspace(shape, call, facts, wanted));
+  check(group_norm_act_backward(shape, call, facts, wanted, memory.get(), nullptr));
+  return name_of(group_norm_act_backward_method(shape, call, facts, wanted));
 }
 
-// What the policy would choose.
-std::string chosen(const std::string& dtype, const Sizes& sizes, bool channels_last, int multiprocessors,
-                   int shared_bytes) {
-  return name_of(group_norm_act_forward_method(shape_of(dtype, sizes, channels_last), {},
-                                               facts_of(multiprocessors, shared_bytes), GroupNormMethod::automatic));
+// What the policy would choose; `held` is 1 for forward, 2 for backward.
+std::string chosen(const std::string& dtype, const Sizes& sizes, bool channels_last, int held, int multiprocessors,
+                   int shared_bytes, const Clusters& clusters) {
+  const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
+  const DeviceFacts facts = facts_of(multiprocessors, shared_bytes, clusters);
+  GroupNormActBackward call{};
+  call.grad_input = reinterpret_cast<void*>(uintptr_t{16});
+  return name_of(held == 1 ? group_norm_act_forward_method(shape, {}, facts, GroupNormMethod::automatic)
+                           : group_norm_act_backward_method(shape, call, facts, GroupNormMethod::automatic));
+}
+
+// How the kernels for clusters would be launched, whether or not that is chosen; (0, 0, 0, 0) if they cannot be.
+py::tuple clusters(const std::string& dtype, const Sizes& sizes, int held, int multiprocessors, int shared_bytes,
+                   const Clusters& of_device) {
+  const ClusterCounts c =
+      group_norm_act_clusters(shape_of(dtype, sizes, false), held, facts_of(multiprocessors, shared_bytes, of_device));
+  return py::make_tuple(c.clusters, c.blocks, c.pieces, c.slots);
 }
 
 // The accesses of one block.
@@ -141,5 +165,6 @@ void bind_group_norm_act(py::module_& m) {
   m.def("forward", &forward);
   m.def("backward", &backward);
   m.def("chosen", &chosen);
+  m.def("clusters", &clusters);
   m.def("visits", &visits);
 }

@@ -42,7 +42,9 @@ CUT = [
     ((1, 520, 6, 2), torch.float64),
     ((1, 1056, 3, 11), torch.float64),
 ]
-H200 = {"multiprocessors": 132, "shared_bytes": 227 << 10}
+NO_CLUSTERS = (0,) * 5  # of 1, 2, 4, 8, 16 blocks that run at a time
+H200 = 132, 227 << 10, (132, 66, 33, 16, 8)
+A100 = 108, 163 << 10, NO_CLUSTERS
 EPS = 1e-5
 
 
@@ -61,6 +63,7 @@ class Problem:
     shift: int = 0  # elements after an address aligned to 16 bytes
     multiprocessors: int = 8
     shared_bytes: int = 227 << 10
+    clusters: tuple[int, ...] = NO_CLUSTERS
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -84,6 +87,11 @@ class Problem:
     @property
     def channels_last(self) -> bool:
         return self.way.startswith("channels_last")
+
+    @property
+    def facts(self) -> tuple[str, int, int, tuple[int, ...]]:
+        """The method, and of the device what the launchers ask for."""
+        return self.way.split()[-1], self.multiprocessors, self.shared_bytes, self.clusters
 
     def turned(self, t: Tensor) -> Tensor:
         """Data from (samples, channels, inner) to memory order or back."""
@@ -112,8 +120,7 @@ class Problem:
         self.add_data(out, "output")
         for name in ("mean", "invstd"):
             out.add(name, n, groups, dtype=self.wide)
-        facts = self.way.split()[-1], self.multiprocessors, self.shared_bytes
-        used = self.run(emulator.group_norm_act.forward, out, {}, EPS, *ACTIVATIONS[self.activation], *facts)
+        used = self.run(emulator.group_norm_act.forward, out, {}, EPS, *ACTIVATIONS[self.activation], *self.facts)
         return out.tensors, used
 
     def backward(
@@ -124,7 +131,9 @@ class Problem:
         need_input: bool = True,
         need_residual: bool | None = None,
         need_parameters: bool = True,
+        expected: str = "split",
     ) -> dict[str, Tensor | None]:
+        """expected: the method that is used."""
         n, c, _, _ = self.shape
         out = Outputs(self.dtype, self.shift)
         self.add_data(out, "grad_input", when=need_input)
@@ -134,8 +143,8 @@ class Problem:
         for name in ("grad_scale", "grad_shift"):
             out.add(name, n, c, dtype=self.wide, when=need_parameters)
         more = {"grad_output": self.grad_output, "mean": forward["mean"], "invstd": forward["invstd"]}
-        arguments = *ACTIVATIONS[self.activation], self.multiprocessors
-        self.run(emulator.group_norm_act.backward, out, more, *arguments)
+        arguments = *ACTIVATIONS[self.activation], *self.facts
+        assert self.run(emulator.group_norm_act.backward, out, more, *arguments) == expected
         return out.tensors
 
     def torch(self, *, exact: bool) -> dict[str, Tensor]:
@@ -335,18 +344,165 @@ def test_every_kernel_sees_the_same_signs(emulator: ModuleType, way: str, activa
         assert value is None or torch.equal(value, both[name]), name
 
 
+# clusters.
+
+# With the sizes of clusters that have a share of a group for each block.
+CLUSTER_SHAPES: list[tuple[Shape, tuple[int, ...]]] = [
+    ((3, 4, 1024, 2), (1, 2)),
+    ((1, 5, 4096, 1), (1, 4, 16)),  # shares of blocks begin and end inside channels
+    ((2, 6, 3072, 2), (2, 8)),
+    ((1, 32, 1024, 1), (2, 8)),  # as many channels as there may be
+    ((5, 3, 8 * 67, 3), (1, 8, 16)),  # one channel in a group: any run of whole words
+    ((2, 3, 8, 3), (1,)),
+]
+
+
+def check_clusters(emulator: ModuleType, problem: Problem) -> None:
+    forward, used = problem.forward(emulator)
+    assert used == "cluster"
+    assert_accurate(forward, problem, times=FORWARD)
+    backward = problem.backward(emulator, forward, expected="cluster")
+    assert_accurate(backward, problem, times=GRADIENT)
+
+
+def planned(emulator: ModuleType, problem: Problem) -> tuple[int, int, int, int]:
+    """Clusters, their blocks, and pieces and slots of each, of backward."""
+    return emulator.group_norm_act.clusters(name_of(problem.dtype), problem.shape, 2, *problem.facts[1:])
+
+
+def of_blocks(blocks: int, clusters: int = 2) -> tuple[int, ...]:
+    return tuple(clusters * (size == blocks) for size in (1, 2, 4, 8, 16))
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [(shape, blocks) for shape, several in CLUSTER_SHAPES for blocks in several], ids=str
+)
+def test_clusters(emulator: ModuleType, shape: Shape, blocks: int) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        emulator.seed(blocks)
+        problem = Problem(shape, dtype, "cluster", clusters=of_blocks(blocks))
+        check_clusters(emulator, problem)
+        for problem.shared_bytes in range(20 << 10, 228 << 10, 1 << 10):  # for one group, and no more
+            if planned(emulator, problem)[0]:
+                break
+        _, _, pieces, slots = planned(emulator, problem)
+        assert slots == pieces
+        check_clusters(emulator, problem)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("spare", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(3, 3, 8 * 491, 3), (2, 9, 2048, 3)], ids=str)
+def test_rings_of_several_pieces(emulator: ModuleType, shape: Shape, spare: int, seed: int) -> None:
+    """With room for so many more."""
+    emulator.seed(seed)
+    problem = Problem(shape, torch.bfloat16, "cluster", clusters=of_blocks(2, 1))
+    for problem.shared_bytes in range(30 << 10, 228 << 10, 1 << 10):
+        _, _, pieces, slots = planned(emulator, problem)
+        if pieces and slots == pieces + spare:
+            break
+    assert pieces >= 2
+    assert slots == pieces + spare
+    check_clusters(emulator, problem)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("residual", "affine", "modulated"),
+    [(False, False, False), (False, True, False), (True, False, False), (False, False, True), (True, True, True)],
+)
+def test_options_in_clusters(
+    emulator: ModuleType, activation: str, residual: bool, affine: bool, modulated: bool
+) -> None:
+    options = {"residual": residual, "affine": affine, "modulated": modulated}
+    for shape in ((2, 4, 1024, 2), (2, 2, 136, 2)):
+        check_clusters(
+            emulator, Problem(shape, torch.float32, "cluster", activation, **options, clusters=of_blocks(2))
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype) -> None:
+    for shape in ((2, 4, 2048, 2), (2, 2, 136, 2)):
+        check_clusters(emulator, Problem(shape, dtype, "cluster", residual=False, own=True, clusters=of_blocks(2)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "way", "shift"),
+    [
+        ((2, 4, 1024, 2), torch.float64, "cluster", 0),
+        ((2, 4, 1024, 2), torch.float32, "cluster", 1),
+        ((2, 4, 1024, 2), torch.float32, "channels_last cluster", 0),
+        ((2, 4, 1000, 2), torch.float32, "cluster", 0),  # a warp would have words of two channels
+        ((2, 2, 35, 2), torch.float32, "cluster", 0),
+        ((1, 33, 512, 1), torch.float32, "cluster", 0),  # too many channels
+        ((2, 2, 12, 2), torch.float32, "cluster", 0),  # a block of the cluster would have nothing
+        ((1, 1, 40000, 1), torch.float32, "cluster", 0),  # too large
+    ],
+    ids=str,
+)
+def test_what_clusters_cannot_do_is_split(
+    emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str, shift: int
+) -> None:
+    problem = Problem(shape, dtype, way, shift=shift, clusters=of_blocks(4), shared_bytes=64 << 10)
+    assert check(emulator, problem) == "split"
+
+
+@pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3)), ids=str)
+def test_only_gradients_that_are_needed_in_clusters(emulator: ModuleType, needed: tuple[bool, bool, bool]) -> None:
+    problem = Problem((2, 4, 1024, 2), torch.float32, "cluster", "relu", clusters=of_blocks(2))
+    forward, _ = problem.forward(emulator)
+    names = ("need_input", "need_residual", "need_parameters")
+    expected = "cluster" if needed[0] else "split"
+    out = problem.backward(emulator, forward, **dict(zip(names, needed, strict=True)), expected=expected)
+    assert_accurate(out, problem, times=GRADIENT)
+
+
+def test_mean_far_from_zero_in_clusters(emulator: ModuleType) -> None:
+    problem = Problem((2, 4, 1024, 2), torch.float32, "cluster", residual=False, clusters=of_blocks(2))
+    problem.tensors["input"] += 1e4
+    forward, used = problem.forward(emulator)
+    assert used == "cluster"
+    torch.testing.assert_close(forward["invstd"].double(), problem.torch(exact=True)["invstd"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(
+    "methods", list(itertools.product(["cluster", "split", "on_chip"], ["cluster", "split"])), ids="-".join
+)
+def test_every_backward_sees_the_signs_that_every_forward_saw(
+    emulator: ModuleType, methods: tuple[str, str], residual: bool
+) -> None:
+    shape = (2, 4, 1024, 2)
+    problem = Problem(shape, torch.float32, methods[0], "relu", residual=residual, clusters=of_blocks(2))
+    forward, used = problem.forward(emulator)
+    problem.grad_output.fill_(1)
+    problem.way = methods[1]
+    backward = problem.backward(emulator, forward, need_residual=True, expected=methods[1])
+    assert used == methods[0]
+    assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
+
+
 # determinism.
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("shape", [(2, 8, 900, 2), (9, 12, 6, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "way"),
+    [
+        *itertools.product([(2, 8, 900, 2), (9, 12, 6, 4)], WAYS),
+        ((2, 6, 3072, 2), "cluster"),
+        ((3, 3, 8 * 67, 3), "cluster"),
+    ],
+    ids=str,
+)
 def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way: str) -> None:
     def run(seed: int, resident: int) -> list[bytes]:
         emulator.seed(seed)
         emulator.resident_blocks(resident)
-        problem = Problem(shape, torch.float32, way)
+        problem = Problem(shape, torch.float32, way, clusters=of_blocks(4))
         forward, _ = problem.forward(emulator)
-        results = [*forward.values(), *problem.backward(emulator, forward).values()]
+        expected = "cluster" if way == "cluster" else "split"
+        results = [*forward.values(), *problem.backward(emulator, forward, expected=expected).values()]
         return [t.numpy().tobytes() for t in results if t is not None]
 
     expected = run(0, 4)
@@ -358,21 +514,35 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "channels_last", "method"),
+    ("gpu", "shape", "dtype", "channels_last", "forward", "backward"),
     [
-        ((8, 320, 64 * 64, 32), "bfloat16", False, "on_chip"),
-        ((8, 320, 64 * 64, 32), "float32", False, "on_chip"),
-        ((1, 320, 64 * 64, 32), "float32", False, "split"),  # 32 groups of 164 kB: too few blocks
-        ((1, 128, 512 * 512, 32), "bfloat16", False, "split"),  # 2 MB
-        ((128, 512, 4 * 4, 32), "float32", False, "on_chip"),
-        ((64, 512, 1, 512), "float32", False, "on_chip"),
-        ((8, 320, 64 * 64, 32), "bfloat16", True, "split"),  # 328 kB in rows of 80 bytes
-        ((8, 512, 16 * 16, 32), "bfloat16", True, "on_chip"),
+        (H200, (8, 320, 64 * 64, 32), "bfloat16", False, "on_chip", "cluster"),
+        (H200, (8, 320, 64 * 64, 32), "float32", False, "on_chip", "cluster"),
+        (H200, (1, 320, 64 * 64, 32), "float32", False, "cluster", "cluster"),  # 32 groups of 164 kB
+        (H200, (8, 128, 128 * 128, 32), "float32", False, "on_chip", "cluster"),  # 67 MB
+        (H200, (16, 128, 128 * 128, 32), "bfloat16", False, "on_chip", "cluster"),
+        (H200, (4, 256, 128 * 128, 32), "float32", False, "cluster", "cluster"),  # 67 MB in groups of 524 kB
+        (H200, (4, 64, 256 * 256, 64), "float32", False, "on_chip", "cluster"),  # instance norm
+        (H200, (1, 64, 512 * 512, 64), "float32", False, "cluster", "cluster"),  # of 1 MB
+        (H200, (4, 256, 256 * 256, 32), "float32", False, "cluster", "split"),  # 2 MB
+        (H200, (4, 256, 256 * 256, 32), "bfloat16", False, "cluster", "cluster"),
+        (H200, (1, 128, 512 * 512, 32), "float32", False, "split", "split"),  # 4 MB
+        (H200, (1, 128, 512 * 512, 32), "bfloat16", False, "cluster", "split"),
+        (H200, (128, 512, 4 * 4, 32), "float32", False, "on_chip", "split"),  # runs of 64 bytes
+        (H200, (64, 512, 1, 512), "float32", False, "on_chip", "split"),
+        (H200, (8, 320, 64 * 64, 32), "bfloat16", True, "split", "split"),  # 328 kB in rows of 80 bytes
+        (H200, (8, 512, 16 * 16, 32), "bfloat16", True, "on_chip", "split"),
+        (A100, (8, 320, 64 * 64, 32), "bfloat16", False, "on_chip", "split"),
+        (A100, (1, 320, 64 * 64, 32), "float32", False, "split", "split"),
+        (A100, (4, 64, 256 * 256, 64), "float32", False, "split", "split"),
     ],
     ids=str,
 )
-def test_policy_on_h200(emulator: ModuleType, shape: Shape, dtype: str, channels_last: bool, method: str) -> None:
-    assert emulator.group_norm_act.chosen(dtype, shape, channels_last, *H200.values()) == method
+def test_policy(
+    emulator: ModuleType, gpu: tuple, shape: Shape, dtype: str, channels_last: bool, forward: str, backward: str
+) -> None:
+    chosen = [emulator.group_norm_act.chosen(dtype, shape, channels_last, held, *gpu) for held in (1, 2)]
+    assert chosen == [forward, backward]
 
 
 # indices.
@@ -438,9 +608,13 @@ import simt_kernels as emulator
 
 kernels = emulator.group_norm_act
 large = sys.argv[1:] == ["large"]
-shapes = [(2, 24, 60, 8), (3, 6, 35, 2), (1, 1, 5000, 1), (1, 520, 6, 2)] + ([(1, 2, 30000, 1)] if large else [])
+shapes = [(2, 24, 60, 8), (3, 6, 35, 2), (1, 1, 5000, 1), (1, 520, 6, 2), (2, 4, 2048, 2)]
+shapes += [(1, 2, 30000, 1), (3, 6, 4096, 2)] if large else []
 for seed, shape, dtype, way in itertools.product(
-    (0, 1), shapes, ("float32", "bfloat16"), ("split", "on_chip", "channels_last split", "channels_last on_chip")
+    (0, 1),
+    shapes,
+    ("float32", "bfloat16"),
+    ("split", "on_chip", "cluster", "channels_last split", "channels_last on_chip"),
 ):
     emulator.seed(seed)
     n, c, inner, groups = shape
@@ -455,8 +629,9 @@ for seed, shape, dtype, way in itertools.product(
     arrays |= {name: np.ones(c, np.float32) for name in ("grad_weight", "grad_bias")}
     arrays |= {name: np.ones((n, c), np.float32) for name in ("grad_scale", "grad_shift")}
     last = way.startswith("channels_last")
-    kernels.forward(dtype, shape, last, arrays, 1e-5, 3, 0.0, way.split()[-1], 4, 227 << 10)
-    kernels.backward(dtype, shape, last, arrays, 2, 0.2, 4)
+    facts = way.split()[-1], 4, 227 << 10, (0, 1 - seed, seed, 0, 0)
+    kernels.forward(dtype, shape, last, arrays, 1e-5, 3, 0.0, *facts)
+    kernels.backward(dtype, shape, last, arrays, 2, 0.2, *facts)
 print("done")
 """
 

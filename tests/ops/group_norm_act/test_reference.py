@@ -40,7 +40,9 @@ def test_each_parameter_alone(present, shape, device):
 @pytest.mark.parametrize("layout", ["channels_last", "strided", "expanded"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("shape", "groups"), [((5, 6, 33), 2), ((4, 12, 7, 9), 12), ((8, 64, 8, 8), 8), ((2, 4, 4, 5, 6), 1)], ids=str
+    ("shape", "groups"),
+    [((5, 6, 33), 2), ((4, 12, 7, 9), 12), ((8, 64, 8, 8), 8), ((2, 4, 4, 5, 6), 1), ((2, 6, 32, 32), 2)],
+    ids=str,
 )
 def test_layouts(layout, dtype, shape, groups, device):
     tensors = make(shape, dtype, device=device, layout=layout)
