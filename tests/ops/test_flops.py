@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[Callable[[Any], torch.nn.Module], tuple[int, ...], Any]]
     "3x3, back": (lambda nn: nn.ConvTranspose2d(32, 64, 3, 1, 1), (2, 32, 4, 6), "winograd_conv_transpose2d"),
     "from an image": (lambda nn: nn.Conv2d(3, 24, 4, 2, 1), (2, 3, 12, 8), "image_conv_from"),
     "to an image": (lambda nn: nn.ConvTranspose2d(24, 3, 4, 2, 1), (2, 24, 5, 6), "image_conv_to"),
+    "to an image, turned": (lambda nn: nn.Conv2d(24, 3, 3, 1, 1), (2, 24, 5, 6), "image_conv_to"),
     "whole image": (lambda nn: nn.Conv2d(64, 8, 4), (2, 64, 4, 4), None),
     "many weights": (lambda nn: nn.Conv2d(256, 256, 4, 3, 1), (1, 256, 5, 5), None),
     "many weights, transposed": (lambda nn: nn.ConvTranspose2d(256, 256, 4, 3, 1), (1, 256, 2, 2), None),
