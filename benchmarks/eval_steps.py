@@ -2,6 +2,7 @@
 
     python benchmarks/eval_steps.py layers    # the speed of PyTorch's, by layer, dtype and memory format
     python benchmarks/eval_steps.py products  # those of few pixels against matrix products
+    python benchmarks/eval_steps.py outputs   # those with stride 1 to an image, against ours
     python benchmarks/eval_steps.py formats   # steps of all kinds of models in both memory formats
     python benchmarks/eval_steps.py bound     # steps, and the gain if all but PyTorch's convolutions took no time
 
@@ -10,6 +11,7 @@ time that passes. That, in more threads, has ``genimg-fast bench models``.
 """
 
 import argparse
+import copy
 import time
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -88,6 +90,16 @@ LAYERS = {
     "a U-Net's, 512→512 at 4, batch 8": (8, 512, 512, 4, 4, 2, 1),
     "a U-Net's, 512→512 at 2, batch 8": (8, 512, 512, 2, 4, 2, 1),
     "a U-Net's, 256→256 at 2, batch 1": (1, 256, 256, 2, 4, 2, 1),
+}
+# Images, channels of the features and of the image, pixels a side, kernel, padding.
+OUTPUTS = {
+    "a residual GAN's, 32→3 at 32, batch 64": (64, 32, 3, 32, 3, 1),
+    "64→3 at 64, batch 8": (8, 64, 3, 64, 3, 1),
+    "64→1 at 64, batch 8": (8, 64, 1, 64, 3, 1),
+    "128→3 at 128": (1, 128, 3, 128, 3, 1),
+    "64→3 at 256": (1, 64, 3, 256, 3, 1),
+    "a style network's 7x7, 32→3 at 128": (1, 32, 3, 134, 7, 0),
+    "a patch discriminator's 4x4, 256→1 at 8, batch 4": (4, 256, 1, 8, 4, 1),
 }
 BOUND = ("DCGAN-64 step float32", "DCGAN-64 step bf16 channels_last", "DCGAN 32x32 B64 (the demo's) step float32")
 
@@ -186,6 +198,33 @@ def show_products() -> None:
             print(f"| {name} | {dtype} | {' | '.join(cells)} |", flush=True)
 
 
+def show_outputs() -> None:
+    """Print the time of layers that make an image: forward, and forward and backward."""
+    passes = "forward", "forward and backward"
+    print("| layer | dtype | format | forward: ms | gain | forward and backward: ms | gain |")
+    print("|---|---|---|--:|--:|--:|--:|")
+    for name, (n, inputs, outputs, side, kernel, padding) in OUTPUTS.items():
+        for dtype, kind in DTYPES.items():
+            for layout, memory_format in FORMATS.items():
+                theirs = torch.nn.Conv2d(inputs, outputs, kernel, padding=padding)
+                theirs.to(kind, memory_format=memory_format)
+                x = torch.randn(n, inputs, side, side).to(kind, memory_format=memory_format).requires_grad_()
+                calls: dict[Any, Callable[[], Any]] = {}
+                for whose, layer in (("torch", theirs), ("ours", gf.fuse(copy.deepcopy(theirs)))):
+                    leaves = [x, *layer.parameters()]
+                    g = torch.randn_like(layer(x))
+
+                    def both(layer: Any = layer, x: Tensor = x, leaves: Any = leaves, g: Tensor = g) -> None:
+                        torch.autograd.grad(layer(x), leaves, g)
+
+                    calls |= {(whose, passes[0]): torch.no_grad()(partial(layer, x)), (whose, passes[1]): both}
+                took = seconds(calls, 1.0, 8)
+                cells = [
+                    f"{took['torch', p] * 1e3:.2f} | {took['torch', p] / took['ours', p]:.1f}" for p in passes
+                ]
+                print(f"| {name} | {dtype} | {layout} | {' | '.join(cells)} |", flush=True)
+
+
 def show_formats() -> None:
     """Print the time of steps in both memory formats, and which one a trainer takes."""
     print("| step | float32 NCHW: ms | gain in channels_last | bf16 NCHW: ms | gain in channels_last | taken |")
@@ -242,7 +281,10 @@ def show_bound() -> None:
 
 
 def main() -> None:
-    shows = {"layers": show_layers, "products": show_products, "formats": show_formats, "bound": show_bound}
+    shows = {
+        "layers": show_layers, "products": show_products, "outputs": show_outputs, "formats": show_formats,
+        "bound": show_bound,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=shows)
     torch.set_num_threads(1)

@@ -68,10 +68,9 @@ Shape make_shape(int64_t kernel, bool transposed, const Tensor& input, int64_t o
                phase_size(input.size(2) * scale, kernel), phase_size(input.size(3) * scale, kernel));
 }
 
-// A tensor of these sizes in channels_last.
+// A tensor of these sizes in channels_last; no view, which could not be changed in place under autograd.
 Tensor empty_image(const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width) {
-  const Tensor last = empty_output(like, {batch, height, width, channels}, ScalarType::Float);
-  return torch::stable::transpose(torch::stable::transpose(last, 1, 3), 2, 3);
+  return empty_output(like, {batch, channels, height, width}, ScalarType::Float, MemoryFormat::ChannelsLast);
 }
 
 Tensor channels_last(const Tensor& t) { return torch::stable::contiguous(t, MemoryFormat::ChannelsLast); }

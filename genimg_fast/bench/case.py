@@ -18,8 +18,8 @@ class Step:
     """A step of training, and what it changes: both are compared with the reference's before it is timed.
 
     Attributes:
-        run: Takes all of the step and returns the numbers that it reports, such as losses. Noise has to come from
-            PyTorch's global generator.
+        run: Takes all of the step and returns the numbers that it reports, such as losses; if by name, those are
+            compared that the reference reports, too. Noise has to come from PyTorch's global generator.
         networks: What it trains, with the same weights in every contender at the start.
         like: Makes from the start the step that this one must train like; default: the reference is that.
 

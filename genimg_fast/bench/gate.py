@@ -27,6 +27,7 @@ from genimg_fast.bench.graphed import Graphed
 FACTOR = {"forward": 2.0, "both": 3.0}
 ULPS = 8
 IN_FLOAT64 = 1e-8  # of networks
+DOUBLE = 1e-11  # of other results in float64, in which plain PyTorch's own errors are none: float32 is off by 1e-7
 ROUGHLY = 0.05  # of networks in their own dtype; of their outputs at most so many units in the last place
 ROUGH_ULPS = 1000
 NOTHING = 1e-4  # of the largest gradient
@@ -90,8 +91,8 @@ class Gate:
         eps, output = torch.finfo(result.dtype).eps, index < self.outputs
         if self.network:
             return (min(ROUGHLY, ROUGH_ULPS * eps) if output else ROUGHLY), math.inf
-        factor = FACTOR["forward" if output else "both"]
-        rms, largest = ((factor * error + ULPS * eps) * self.case.slack for error in errors_of(result, right))
+        factor, least = FACTOR["forward" if output else "both"], max(ULPS * eps, DOUBLE * (eps < 1e-12))
+        rms, largest = ((factor * error + least) * self.case.slack for error in errors_of(result, right))
         return rms, largest
 
     def _check_in_float64(self, name: str, network: nn.Module) -> None:

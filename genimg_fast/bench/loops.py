@@ -1,7 +1,7 @@
 """The loops that people start from, with torch.nn's layers, which whole steps of ours are compared with.
 
 Each takes a model, whose layers it replaces by torch.nn's, how to run it, and a batch; it returns a function that
-takes a step and returns its losses.
+takes a step and returns its losses. Those that this package's trainers return, too, have the same names.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genimg_fast._fuse import unfuse
+from genimg_fast.ops import reparameterize_kl_reference
 from genimg_fast.training import Recipe
 from genimg_fast.training.gan import frozen
 
-Step = Callable[[], list[float]]
+Step = Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,14 @@ class Setting:
         device: Where.
         compiled: Whether networks go through ``torch.compile`` and Adam is one kernel, and not as it is published.
         recipe: Precision and memory format.
+        alike: Whether to do what this package's trainers do otherwise, to be compared with them: where a VAE's
+            noise comes from, how often WGAN's images are made, half of what CycleGAN's judges cost.
     """
 
     device: str
     compiled: bool = False
     recipe: Recipe = field(default_factory=Recipe)
+    alike: bool = False
 
     def plain(self, model: Any) -> Any:
         """Move a model to the device, with torch.nn's layers in the memory format."""
@@ -80,7 +84,7 @@ def gan(model: Any, setting: Setting, images: Tensor, labels: Tensor | None = No
         # In one function, which autocast allows.
         return F.binary_cross_entropy_with_logits(logits.float(), wanted), logits.detach().sigmoid().mean()
 
-    def step() -> list[float]:
+    def step() -> dict[str, float]:
         setting.begin()
         optimizer_d.zero_grad()
         with setting.autocast():
@@ -96,7 +100,9 @@ def gan(model: Any, setting: Setting, images: Tensor, labels: Tensor | None = No
             loss_g, mean_g = judged(fake, 1.0)
         loss_g.backward()
         optimizer_g.step()
-        return [value.item() for value in (loss_real + loss_fake, loss_g, mean_real, mean_fake, mean_g)]
+        values = loss_real + loss_fake, loss_g, mean_real, mean_fake, mean_g
+        names = "loss_d", "loss_g", "real", "fake", "fake_later"
+        return {name: value.item() for name, value in zip(names, values, strict=True)}
 
     return step
 
@@ -120,28 +126,32 @@ def wgan(model: Any, setting: Setting, images: Tensor) -> Step:
         (slope,) = torch.autograd.grad(judged, between, torch.ones_like(judged), create_graph=True)
         return ((slope.flatten(1).norm(2, dim=1) - 1) ** 2).mean()
 
-    def step() -> list[float]:
+    def step() -> dict[str, float]:
         setting.begin()
         optimizer_d.zero_grad()
+        z = torch.randn(len(images), model.generator.z_dim, device=device)
         with setting.autocast():
-            fake = generator(torch.randn(len(images), model.generator.z_dim, device=device))
+            fake = generator(z)
             loss_d = critic(fake.detach()).mean() - critic(images).mean()
         loss_d = loss_d + 10 * penalty(fake.detach().float())
         loss_d.backward()
         optimizer_d.step()
         optimizer_g.zero_grad()
         with setting.autocast():
-            fake = generator(torch.randn(len(images), model.generator.z_dim, device=device))
-            loss_g = -critic(fake).mean()
+            # The same images, made once more; what is different are running statistics.
+            loss_g = -critic(fake if setting.alike else generator(z)).mean()
         loss_g.backward()
         optimizer_g.step()
-        return [loss_d.item(), loss_g.item()]
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item()}
 
     return step
 
 
 def pix2pix(model: Any, setting: Setting, pairs: Tensor) -> Step:
-    """github.com/junyanz/pytorch-CycleGAN-and-pix2pix, models/pix2pix_model.py, on pairs side by side."""
+    """github.com/junyanz/pytorch-CycleGAN-and-pix2pix, models/pix2pix_model.py, on pairs side by side.
+
+    There, the discriminator sees real images after the others, which only its running statistics tell.
+    """
     model = setting.plain(model)
     given, real = (setting.laid_out(half.contiguous()) for half in pairs.chunk(2, dim=3))
     generator, discriminator = setting.runs(model.generator), setting.runs(model.discriminator)
@@ -154,13 +164,13 @@ def pix2pix(model: Any, setting: Setting, pairs: Tensor) -> Step:
         logits = discriminator(given, images).float()
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
-    def step() -> list[float]:
+    def step() -> dict[str, float]:
         setting.begin()
         with setting.autocast():
             fake = generator(given)
         optimizer_d.zero_grad()
         with setting.autocast():
-            loss_d = 0.5 * (judged(fake.detach(), 0.0) + judged(real, 1.0))
+            loss_d = 0.5 * (judged(real, 1.0) + judged(fake.detach(), 0.0))
         loss_d.backward()
         optimizer_d.step()
         with frozen(model.discriminator):
@@ -170,7 +180,7 @@ def pix2pix(model: Any, setting: Setting, pairs: Tensor) -> Step:
             error = (fake.float() - real).abs().mean()
             (loss_g + 100 * error).backward()
             optimizer_g.step()
-        return [loss_d.item(), loss_g.item(), error.item()]
+        return {"loss_d": loss_d.item(), "loss_g": loss_g.item(), "l1": error.item()}
 
     return step
 
@@ -185,9 +195,9 @@ def cyclegan(model: Any, setting: Setting, images: Tensor) -> Step:
 
     def judged(judge: Callable[..., Any], images: Tensor, label: float) -> Tensor:
         output = judge(images).float()
-        return F.mse_loss(output, torch.full_like(output, label))
+        return (0.5 if setting.alike else 1.0) * F.mse_loss(output, torch.full_like(output, label))
 
-    def step() -> list[float]:
+    def step() -> dict[str, float]:
         setting.begin()
         with frozen(model.judge_a), frozen(model.judge_b):
             optimizer_g.zero_grad()
@@ -199,50 +209,62 @@ def cyclegan(model: Any, setting: Setting, images: Tensor) -> Step:
             (loss_g + 10 * cycle + 5 * identity).backward()
             optimizer_g.step()
         optimizer_d.zero_grad()
+        losses_d = []
         for judge, real, fake in ((judge_a, a, fake_a), (judge_b, b, fake_b)):
             with setting.autocast():
-                loss_d = 0.5 * (judged(judge, real, 1.0) + judged(judge, fake.detach(), 0.0))
-            loss_d.backward()
+                losses_d.append(0.5 * (judged(judge, real, 1.0) + judged(judge, fake.detach(), 0.0)))
+            losses_d[-1].backward()
         optimizer_d.step()
-        return [loss_g.item(), cycle.item(), identity.item(), loss_d.item()]
+        values = {"loss_g": loss_g, "cycle": cycle, "identity": identity, "loss_d": torch.stack(losses_d).sum()}
+        return {name: value.item() for name, value in values.items()}
 
     return step
 
 
 def _one_loss(
-    model: Any, setting: Setting, losses: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor,
-    after: Callable[..., Any] | None = None,
+    model: Any, setting: Setting, losses: Callable[..., tuple[Tensor, ...]], images: Tensor,
+    *, draw: Callable[[], tuple[Tensor, ...]] = tuple, after: Callable[..., Any] | None = None, lr: float = 1e-3,
 ) -> Step:  # fmt: skip
-    """Go down the first of what ``losses`` returns; ``after`` gets the rest."""
-    computed, optimizer = setting.runs(losses), setting.adam(model.parameters(), 1e-3, (0.9, 0.999))
+    """Go down the first of what ``losses`` returns of images and what is drawn; ``after`` gets the rest."""
+    computed, optimizer = setting.runs(losses), setting.adam(model.parameters(), lr, (0.9, 0.999))
     images = setting.laid_out(images) if images.dim() == 4 else images
 
-    def step() -> list[float]:
+    def step() -> dict[str, float]:
         setting.begin()
         optimizer.zero_grad()
+        drawn = draw()
         with setting.autocast():
-            loss, *rest = computed(images)
+            loss, *rest = computed(images, *drawn)
         loss.backward()
         optimizer.step()
         if after is not None:
             after(*rest)
-        return [loss.item()]
+        return {"loss": loss.item()}
 
     return step
 
 
 def vae(model: Any, setting: Setting, images: Tensor) -> Step:
-    """github.com/pytorch/examples, vae/main.py, with the model's likelihood."""
-    model = setting.plain(model)
+    """github.com/pytorch/examples, vae/main.py, with the model's likelihood.
 
-    def losses(images: Tensor) -> tuple[Tensor, ...]:
+    Noise is drawn before what is compiled, so that all draw the same.
+    """
+    model, shape = setting.plain(model), (len(images), model.z_dim)
+
+    def draw() -> tuple[Tensor]:
+        if not setting.alike:
+            return (torch.randn(shape, device=setting.device),)
+        standard = torch.zeros(shape, device=setting.device)
+        return (reparameterize_kl_reference(standard, standard)[0],)
+
+    def losses(images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         mu, logvar = model.encode(images)
         std = torch.exp(0.5 * logvar)
-        decoded = model.decode(mu + torch.randn_like(std) * std)
+        decoded = model.decode(mu + noise * std)
         kl = -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
         return (kl / len(images) - model.log_likelihood(images, decoded.float()).mean(),)
 
-    return _one_loss(model, setting, losses, images)
+    return _one_loss(model, setting, losses, images, draw=draw)
 
 
 def vqvae(model: Any, setting: Setting, images: Tensor) -> Step:
@@ -257,7 +279,7 @@ def vqvae(model: Any, setting: Setting, images: Tensor) -> Step:
     def after(vectors: Tensor, indices: Tensor) -> None:
         model.codebook.update(model.codebook.tally(vectors, indices))
 
-    return _one_loss(model, setting, losses, images, after)
+    return _one_loss(model, setting, losses, images, after=after)
 
 
 def frames(model: Any, setting: Setting, images: Tensor) -> Step:
@@ -271,4 +293,4 @@ def frames(model: Any, setting: Setting, images: Tensor) -> Step:
             F.binary_cross_entropy_with_logits(decoded, wanted, reduction="sum") / decoded[:, :, 0, 0, 0].numel(),
         )
 
-    return _one_loss(model, setting, losses, images)
+    return _one_loss(model, setting, losses, images, lr=3e-3)

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from genimg_fast._fuse import fuse, unfuse
+from genimg_fast._fuse import fuse
 from genimg_fast.bench import loops
 from genimg_fast.bench.case import Case, Step
 from genimg_fast.bench.entries import OURS, Entry
@@ -113,7 +114,8 @@ def step_case(
     """A training step of this package's trainer, and of the loop that people start from.
 
     That loop runs as it is published (``"eager"``), compiled (``"compile-float32"``), and compiled with the
-    precision and the memory format that ours has (``"compile"``).
+    precision and the memory format that ours has (``"compile"``). All have to train like the first; the trainer,
+    where it does something otherwise, like that loop with this done likewise.
 
     Args:
         make: Makes the model, with the same weights every time.
@@ -130,41 +132,36 @@ def step_case(
     images = torch.rand(*shape, device=device).mul_(2).sub_(1)
     data = (images, torch.arange(shape[0], device=device) % classes) if classes else (images,)
 
-    def made() -> Any:
+    def looped(setting: Setting) -> Step:
         torch.manual_seed(0)
-        return make()
+        model = make()
+        return Step(loop(model, setting, *data), [model])
 
-    def step_of(stepper: Any, like: Callable[[], Step] | None = None) -> Step:
-        def step() -> dict[str, Tensor]:
-            # Of latent units in use, one more or less is no error.
-            return {name: value for name, value in stepper.step(*data).items() if name != "active_units"}
+    def compiled(recipe: Recipe) -> Callable[[], Any]:
+        step = looped(Setting(device, True, recipe))
+        # What a compiler makes of dropout draws other numbers: there is nothing to compare it with.
+        return step.run if _has_dropout(step.networks[0]) else step
 
-        return Step(step, [stepper.model], like)
-
-    def looped(setting: Setting) -> Callable[[], Any]:
-        model = made()
-        step = loop(model, setting, *data)
-        # What a compiler makes of dropout and of a VAE's noise draws other numbers.
-        return Step(step, [model]) if loop in (loops.gan, loops.wgan, loops.cyclegan) else step
-
-    stepper = trainer(made().to(device), recipe=Recipe(**options, ema=0, cuda_graph=device == "cuda"))
+    torch.manual_seed(0)
+    stepper = trainer(make().to(device), recipe=Recipe(**options, ema=0, cuda_graph=device == "cuda"))
     recipe = stepper.recipe
-
-    def like() -> Step:
-        # Loops draw their noise in another order, and dropout in that of the layout: the trainer is compared with
-        # itself, in the same layout, on torch.nn's layers.
-        plain = Recipe(ema=0, channels_last=recipe.channels_last)
-        return step_of(trainer(unfuse(made()).to(device), recipe=plain))
+    alike = Setting(device, recipe=Recipe(channels_last=recipe.channels_last), alike=True)
+    # Dropout draws in the order of the memory format.
+    otherwise = loop in (loops.vae, loops.wgan, loops.cyclegan) or _has_dropout(stepper.model)
 
     contenders: dict[str, Callable[..., Any]] = {
-        OURS: step_of(stepper, like),
+        OURS: Step(partial(stepper.step, *data), [stepper.model], partial(looped, alike) if otherwise else None),
         "eager": looped(Setting(device)),
-        "compile": looped(Setting(device, True, recipe)),
+        "compile": compiled(recipe),
     }
     if recipe.channels_last or recipe.precision != "fp32":
-        contenders["compile-float32"] = looped(Setting(device, True))
+        contenders["compile-float32"] = compiled(Recipe())
     precision = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
     return Case(contenders, passes=("step",), images=shape[0], precision=precision)
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    return any(isinstance(module, _DropoutNd) for module in model.modules())
 
 
 def dcgan_case(
@@ -229,7 +226,8 @@ _STEPS: dict[str, tuple[Callable[[], Any], Callable[..., Any], Callable[..., Any
         partial(MLPVAE, z_dim=50, c_dim=1, image_size=28), VAETrainer, loops.vae, (100, 1, 28, 28), 0, False,
     ),
     "VQVAE 32x32 B64": (
-        partial(VQVAE, c_dim=3, channels=64), VQVAETrainer, loops.vqvae, (64, 3, 32, 32), 0, False,
+        partial(VQVAE, c_dim=3, channels=64),
+        partial(VQVAETrainer, restart=0.0), loops.vqvae, (64, 3, 32, 32), 0, False,
     ),
     "FramePredictor 32x32 T10 B16": (
         FramePredictor, FramePredictorTrainer, loops.frames, (16, 10, 1, 32, 32), 0, False,

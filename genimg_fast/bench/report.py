@@ -1,5 +1,6 @@
 """Results for people: a table, Markdown, and pictures."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -110,6 +111,10 @@ def notes_of(result: Result) -> list[str]:
             f"longest first call of compile: {max(longest.first_call['compile']):.1f} s, which {words} "
             f"({longest.key})"
         )
+    for row in rows:
+        unknown = [name for name in row.peers() if name != REFERENCE and name not in row.errors]
+        if unknown:
+            notes.append(f"NOT COMPARED with eager, only timed: {', '.join(unknown)} ({row.key})")
     for row in result.rows:
         notes += [f"WRONG, no figure: {row.key}: {words}" for words in row.wrong.values()]
     notes += [f"UNSOUND: {words}" for words in result.unsound]
@@ -241,8 +246,17 @@ def check_picture(path: Path) -> None:
     """Raise a ValueError unless a picture can be written there."""
     if path.suffix.lower() not in (".svg", ".png", ".pdf"):
         raise ValueError(f"must end in .svg, .png or .pdf, got {path.name!r}")
+    check_file(path)
+
+
+def check_file(path: Path) -> None:
+    """Raise a ValueError unless a file can be written there: better before the time is spent than after."""
     if not path.absolute().parent.is_dir():
         raise ValueError(f"must be in a folder that exists, which {path.parent} does not")
+    if path.is_dir():
+        raise ValueError(f"must be a file, and {path} is a folder")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ValueError(f"must be a file that can be written, and {path} cannot")
 
 
 def draw(result: Result, path: Path, rows: Sequence[Row] | None = None) -> None:

@@ -18,7 +18,7 @@ from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
 
 SCHEMA = 2
 OLDER = (1,)  # forms that lack what has a default here
-NOT_REACHED = "not reached within the time limit"
+NOT_REACHED, INTERRUPTED = "not reached within the time limit", "not reached before the interruption"
 
 
 @dataclass
@@ -223,7 +223,8 @@ def load(path: str | Path) -> Result:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"must be a result of genimg-fast bench, which {path} is not") from error
     if schema not in (*OLDER, SCHEMA):
-        raise ValueError(f"must be a result of form {SCHEMA}; {path} is of form {schema}")
+        newer = ", of a later version of genimg-fast" if isinstance(schema, int) and schema > SCHEMA else ""
+        raise ValueError(f"must be a result of form {SCHEMA} or older; {path} is of form {schema}{newer}")
     body["schema"] = SCHEMA
     try:
         body["rows"] = [Row(**row) for row in body["rows"]]

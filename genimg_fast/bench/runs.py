@@ -22,8 +22,9 @@ from genimg_fast.bench import machine
 from genimg_fast.bench.case import Pass
 from genimg_fast.bench.catalog import all_entries
 from genimg_fast.bench.entries import Entry, choose, own_entries
-from genimg_fast.bench.results import NOT_REACHED, Result, Row, change_in_turns, join
+from genimg_fast.bench.results import INTERRUPTED, NOT_REACHED, Result, Row, change_in_turns, join
 from genimg_fast.bench.timing import State
+from genimg_fast.options import OptionError
 
 PROCESSES = 5  # an interval over three would have to be twice as wide
 FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
@@ -37,13 +38,28 @@ NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 
 PACKAGE = Path(__file__).parents[1]
 
 
-def chosen(what: str, words: Sequence[str], dtypes: Sequence[str]) -> tuple[list[Entry], str | None]:
+class InterruptedRunError(RuntimeError):
+    """A run was interrupted, by what this is raised from.
+
+    Attributes:
+        results: Of what had been measured.
+    """
+
+    def __init__(self, results: list[Result]) -> None:
+        super().__init__("interrupted")
+        self.results = results
+
+
+def chosen(
+    what: str, words: Sequence[str], dtypes: Sequence[str], passes: Sequence[str] = ()
+) -> tuple[list[Entry], str | None]:
     """Find the cases that a user asks for.
 
     Args:
         what: ``"ops"``, ``"models"``, ``"all"`` or ``FILE.py:FUNCTION``.
         words: Of the filter.
         dtypes: Of the data.
+        passes: Of which a case must have one; default: any.
 
     Returns:
         The entries, and the file and function that they are of, if they are the user's.
@@ -56,6 +72,10 @@ def chosen(what: str, words: Sequence[str], dtypes: Sequence[str]) -> tuple[list
     found = choose(entries, "all" if own else what, words, dtypes)
     if not found:
         raise ValueError(f"must leave a case; none has {' and '.join(map(repr, words))} in its name")
+    if passes:
+        found = [entry for entry in found if ("step" in passes if entry.step else {"forward", "both"} & {*passes})]
+    if not found:
+        raise OptionError("passes", f"must leave a case; none of those chosen has {' or '.join(passes)}")
     return found, own
 
 
@@ -83,6 +103,9 @@ def run(
 
     Returns:
         The result; with a base two: the base's and this one's.
+
+    Raises:
+        InterruptedRunError: If KeyboardInterrupt or SystemExit was raised meanwhile.
     """
     started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     ends = None if time_limit is None else started + time_limit
@@ -110,52 +133,63 @@ def run(
     kinds: list[dict[str, Any]] = []
     # Where the time of steps goes, first: a pass of its own, in a process of its own.
     stepping = [entry.name for entry in entries if entry.step]
-    if stepping and base is None and (not passes or "step" in passes):
-        until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
-        kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, "shares")
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
     hurry = None
     if base is None and time_limit is not None and time_limit >= LEAST_HURRIED:
         hurry = started + HURRY * time_limit
-    with _bar(progress, processes * len(versions) * len(names), ends) as advance:
-        for number in range(processes):
-            begun = time.monotonic()
-            job = {
-                **common, "names": open_names, "peers": peers, "passes": list(passes), "states": list(states),
-                "budget": budget * len(versions), "seed": number, "whole": number == 0,
-            }  # fmt: skip
-            hurried = hurry if number == 0 else None
+    running: list[subprocess.Popen[str]] = []
+    stopped: BaseException | None = None
+    try:
+        if stepping and base is None and (not passes or "step" in passes):
+            until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
+            kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, module="shares")
+        with _bar(progress, processes * len(versions) * len(names), ends) as advance:
+            for number in range(processes):
+                begun = time.monotonic()
+                job = {
+                    **common, "names": open_names, "peers": peers, "passes": list(passes), "states": list(states),
+                    "budget": budget * len(versions), "seed": number, "whole": number == 0,
+                }  # fmt: skip
+                hurried = hurry if number == 0 else None
 
-            def measure(
-                version: Path, rows: list[dict[str, Any]], wrong: dict[str, list[str]], turns: list[int] | None,
-                job: dict[str, Any] = job, hurried: float | None = hurried,
-            ) -> None:  # fmt: skip
-                for row in _in_time({**job, "without": wrong, "turns": turns}, version, ends, hurried):
-                    rows.append(row)
-                    if "canary" in row:
-                        canaries.append(row["canary"])
-                        wrong.setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
-                    if "left_out" not in row:
-                        advance(row["name"])
+                def measure(
+                    version: Path, rows: list[dict[str, Any]], wrong: dict[str, list[str]],
+                    turns: list[int] | None, job: dict[str, Any] = job, hurried: float | None = hurried,
+                ) -> None:  # fmt: skip
+                    whole_job = {**job, "without": wrong, "turns": turns}
+                    for row in _in_time(whole_job, version, ends, hurried, running):
+                        rows.append(row)
+                        if "canary" in row:
+                            canaries.append(row["canary"])
+                            wrong.setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
+                        if "left_out" not in row:
+                            advance(row["name"])
 
-            with ThreadPoolExecutor(len(versions)) as pool:
-                list(pool.map(measure, versions, found, without, _talk(len(versions))))
-            if base is not None and number + 1 >= FEWEST_PAIRS:
-                open_names = [
-                    name for name in names if name in _unsettled(*(join(rows, dtypes) for rows in found))
-                ]
-                passes_of_all = 2 * len(open_names)
-                if not open_names:
+                with ThreadPoolExecutor(len(versions)) as pool:
+                    try:
+                        list(pool.map(measure, versions, found, without, _talk(len(versions))))
+                    except BaseException:  # the pool would wait for what they do
+                        for process in running:
+                            process.kill()
+                        raise
+                if base is not None and number + 1 >= FEWEST_PAIRS:
+                    open_names = [
+                        name for name in names if name in _unsettled(*(join(rows, dtypes) for rows in found))
+                    ]
+                    passes_of_all = 2 * len(open_names)
+                    if not open_names:
+                        break
+                if ends is None or number + 1 == processes:
+                    continue
+                left, took = ends - time.monotonic(), time.monotonic() - begun
+                timed = budget * passes_of_all * len(versions)
+                overhead = max(0.0, took - timed) * (0.5 if number == 0 else 1.0)
+                each = left / (processes - number - 1)
+                budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
+                if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
                     break
-            if ends is None or number + 1 == processes:
-                continue
-            left, took = ends - time.monotonic(), time.monotonic() - begun
-            timed = budget * passes_of_all * len(versions)
-            overhead = max(0.0, took - timed) * (0.5 if number == 0 else 1.0)
-            each = left / (processes - number - 1)
-            budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
-            if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
-                break
+    except (KeyboardInterrupt, SystemExit) as error:
+        stopped = error
     found[-1] += kinds
     canaries.append(machine.canary(device))
     quiet = watch.quiet()
@@ -166,12 +200,17 @@ def run(
         missing = [name for name in names if name not in {row.name for row in joined}]
         joined += [Row(name, skipped=NOT_REACHED) for name in missing]
         joined.sort(key=lambda row: listed.index(row.name))
+        for row in joined if stopped is not None else ():
+            row.skipped = INTERRUPTED if row.skipped == NOT_REACHED else row.skipped
         facts = {**machine.facts(device), **({"threads": str(threads)} if threads else {})}
         revision = machine.commit() if version == PACKAGE.parent else _revision(version)
         results.append(Result(
-            joined, facts, limits, quiet._asdict(), canaries, machine.unsound(quiet, canaries), revision,
-            shlex.join(["genimg-fast", *sys.argv[1:]]), when, shared,
+            joined, facts, limits, quiet._asdict(), canaries,
+            [*machine.unsound(quiet, canaries), *(["it was interrupted"] if stopped is not None else [])],
+            revision, shlex.join(["genimg-fast", *sys.argv[1:]]), when, shared,
         ))  # fmt: skip
+    if stopped is not None:
+        raise InterruptedRunError(results) from stopped
     return results
 
 
@@ -196,17 +235,18 @@ def _talk(count: int) -> list[list[int] | None]:
 
 
 def _in_time(
-    job: dict[str, Any], version: Path, ends: float | None, hurry: float | None
-) -> Iterator[dict[str, Any]]:
+    job: dict[str, Any], version: Path, ends: float | None, hurry: float | None,
+    running: list[subprocess.Popen[str]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield the rows of a process; if it is not through at a time, those of another one that measures less.
 
     What is left then is measured without a compiler, and with warm inputs alone: every case is to have a figure.
     """
     if hurry is None:
-        yield from _rows_of(job, version, ends)
+        yield from _rows_of(job, version, ends, running)
         return
     case: list[dict[str, Any]] = []  # rows of the one that is being measured
-    for row in _rows_of(job, version, hurry):
+    for row in _rows_of(job, version, hurry, running):
         if case and row["name"] != case[0]["name"]:
             yield from case
             case = []
@@ -219,13 +259,17 @@ def _in_time(
         yield {"name": name, "left_out": True}
         for direction in get_args(Pass):
             job["without"].setdefault(f"{name}, {direction}", []).extend(COMPILED)
-    yield from _rows_of({**job, "names": rest, "states": ["warm"]}, version, ends)
+    yield from _rows_of({**job, "names": rest, "states": ["warm"]}, version, ends, running)
 
 
 def _rows_of(
-    job: dict[str, Any], version: Path, ends: float | None, module: str = "worker"
-) -> Iterator[dict[str, Any]]:
-    """Run a process of a module and yield its rows as they come; stop it when the time is over."""
+    job: dict[str, Any], version: Path, ends: float | None, running: list[subprocess.Popen[str]] | None = None,
+    module: str = "worker",
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Run a process of a module and yield its rows as they come; stop it when the time is over.
+
+    The process is added to those that run.
+    """
     reads, writes = os.pipe()
     handed = [
         writes,
@@ -238,6 +282,8 @@ def _rows_of(
             [sys.executable, "-m", f"genimg_fast.bench.{module}"], stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL, stderr=errors, env=environment, cwd=version, pass_fds=handed, text=True,
         )  # fmt: skip
+        if running is not None:
+            running.append(process)
         for descriptor in handed:
             os.close(descriptor)
         forget = _ending(process, ends)

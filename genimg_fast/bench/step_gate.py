@@ -2,7 +2,8 @@
 
 1. A contender takes a few steps from the same weights and of the same noise: PyTorch's global generator is seeded
    before each of them. What the steps report, and the weights and buffers after the last one, are compared with
-   those of the reference, or, if that draws its noise otherwise, of the same training with torch.nn's layers.
+   those of the reference, or of what the contender has to train like, if the reference draws its noise otherwise.
+   Of numbers with names those count that both report, of others all.
 2. Rounding alone drives two trainings apart, and an optimizer that divides by the size of a gradient makes much of
    little. How far, is measured: the reference takes the same steps from weights that are off by a unit in the last
    place of bfloat16, if that is what contenders compute in, or 16 units of float32: there it takes a rare event,
@@ -29,10 +30,13 @@ NUDGE = 16 * torch.finfo(torch.float32).eps
 SEED = 1
 
 
-class _Course(NamedTuple):
-    """What a few steps reported, a sequence for each, and each network's weights and buffers after them."""
+_Report = dict[tuple[str, int], float] | list[float]
 
-    reports: list[list[float]]
+
+class _Course(NamedTuple):
+    """What a few steps reported, and each network's weights and buffers after them."""
+
+    reports: list[_Report]
     states: list[list[Tensor]]
 
 
@@ -83,7 +87,7 @@ class StepGate:
         plain = make()
         before = _states(plain)
         course = self._course(plain, seeded_call(plain))
-        reported = [number for report in course.reports for number in report]
+        reported = [number for report in course.reports for number in _values(report)]
         if not reported or not all(map(math.isfinite, reported)):
             raise ValueError(f"{REFERENCE} must report numbers that are finite, got {course.reports[0]}")
         nudged = make()
@@ -111,9 +115,10 @@ class StepGate:
             ValueError: If the reference reports nothing, or what is not finite.
         """
         right, course = self._right(step), self._course(step, first)
-        counts, wanted = {len(report) for report in course.reports}, len(right.course.reports[0])
-        if counts != {wanted}:
-            raise WrongResultError(f"{name} reports {max(counts)} numbers a step, {REFERENCE} {wanted}")
+        common = {len(_pairs(*both)) for both in zip(course.reports, right.course.reports, strict=True)}
+        if len(common) != 1 or common == {0}:
+            words = [_said(c.reports) for c in (course, right.course)]
+            raise WrongResultError(f"{name} reports {words[0]} a step, {REFERENCE} {words[1]}")
         shapes, others = ([[t.shape for t in state] for state in c.states] for c in (course, right.course))
         if shapes != others:
             raise WrongResultError(f"{name} trains networks of other shapes than {REFERENCE}")
@@ -131,20 +136,21 @@ class StepGate:
 
     def _course(self, step: Step, first: Any) -> _Course:
         """Take the steps that follow the first one."""
-        reports = [_numbers(first)]
+        reports = [_report(first)]
         for number in range(1, self.steps):
-            reports.append(_numbers(seeded_call(step, number)))
+            reports.append(_report(seeded_call(step, number)))
         return _Course(reports, _states(step))
 
 
 def _distances(course: _Course, right: _Course, before: list[list[Tensor]]) -> list[float]:
     """Of reports, relative to each one's size; of weights and buffers, relative to how far they have come."""
-    scales = [max(map(abs, numbers)) or 1.0 for numbers in zip(*right.reports, strict=True)]
-    reports = max(
-        abs(ours - theirs) / scale if math.isfinite(ours) else math.inf
-        for both in zip(course.reports, right.reports, strict=True)
-        for ours, theirs, scale in zip(*both, scales, strict=True)
-    )
+    steps = [_pairs(*both) for both in zip(course.reports, right.reports, strict=True)]
+    reports = 0.0
+    for pairs in zip(*steps, strict=True):  # of one number, step by step
+        scale = max(abs(theirs) for _, theirs in pairs) or 1.0
+        reports = max(
+            reports, *(abs(ours - theirs) / scale if math.isfinite(ours) else math.inf for ours, theirs in pairs)
+        )
     networks = [
         _norm(ours, theirs) / (_norm(start, theirs) or 1.0)
         for ours, theirs, start in zip(course.states, right.states, before, strict=True)
@@ -183,6 +189,33 @@ def _states(step: Step) -> list[list[Tensor]]:
 
 def _norm(a: list[Tensor], b: list[Tensor]) -> float:
     return math.sqrt(sum((x - y).square().sum().item() for x, y in zip(a, b, strict=True)))
+
+
+def _report(value: Any) -> _Report:
+    """The numbers of a report, by name if it has names."""
+    if not isinstance(value, Mapping):
+        return _numbers(value)
+    return {(str(name), i): x for name, part in value.items() for i, x in enumerate(_numbers(part))}
+
+
+def _said(reports: list[_Report]) -> str:
+    """Say what reports hold: names, or how many numbers."""
+    longest = max(reports, key=len)
+    if isinstance(longest, dict):
+        return ", ".join(dict.fromkeys(name for name, _ in longest)) or "nothing"
+    return f"{len(longest)} number{'s' * (len(longest) != 1)}"
+
+
+def _values(report: _Report) -> list[float]:
+    return list(report.values()) if isinstance(report, dict) else report
+
+
+def _pairs(ours: _Report, theirs: _Report) -> list[tuple[float, float]]:
+    """Numbers of the same name, of two reports; in their order, if one has no names and both have as many."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return [(ours[name], number) for name, number in theirs.items() if name in ours]
+    both = _values(ours), _values(theirs)
+    return list(zip(*both, strict=True)) if len(both[0]) == len(both[1]) else []
 
 
 def _numbers(report: Any) -> list[float]:

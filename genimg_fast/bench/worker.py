@@ -150,6 +150,9 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
         passes = [direction for direction in case.passes if not job["passes"] or direction in job["passes"]]
         if not leaves_of(case.contenders[REFERENCE], case.inputs):
             passes = [direction for direction in passes if direction != "both"]
+        if not passes:
+            write({"name": name, "skipped": "it has none of the passes wanted, or nothing requires a gradient"})
+            continue
         write({"name": name, "passes": passes})
         for number, direction in enumerate(passes):
             try:

@@ -8,8 +8,8 @@ from genimg_fast._close_names import did_you_mean
 from genimg_fast.bench import report
 from genimg_fast.bench.case import Case, Pass
 from genimg_fast.bench.results import NOT_REACHED, Result, changes, load
-from genimg_fast.bench.runs import built, chosen, run
-from genimg_fast.cli.arguments import Device, blaming, find_device
+from genimg_fast.bench.runs import InterruptedRunError, built, chosen, run
+from genimg_fast.cli.arguments import Device, blaming, ending_at_signals, find_device
 from genimg_fast.cli.commands import add_function
 from genimg_fast.options import File, Folder, OptionError, PositiveFloat, PositiveInt
 
@@ -73,12 +73,19 @@ def run_cases(
     where = str(find_device(device)).partition(":")[0]
     if what in ("ops", "models", "all") or ":" in what:
         with blaming("what" if ":" in what else "filter", (ValueError,)):
-            entries, own = chosen(what, filter or [], dtype or [])
+            entries, own = chosen(what, filter or [], dtype or [], passes or [])
     else:
         raise OptionError("what", f"must be ops, models, all or FILE.py:FUNCTION, got {what!r}")
     if plot is not None:
         with blaming("plot"):
             report.check_picture(plot)
+    for name, file in (("json", json), ("csv", csv)):
+        if file is not None:
+            with blaming(name):
+                report.check_file(file)
+    if json is None or base is not None:
+        with blaming("out"):
+            out.mkdir(parents=True, exist_ok=True)
     if base is not None:
         for name, given in (("peers", peers not in (None, ["none"])), ("plot", plot is not None)):
             if given:
@@ -89,11 +96,18 @@ def run_cases(
         "own": own, "device": where, "threads": threads, "peers": peers, "passes": passes or [],
         "processes": processes, "time_limit": limit, "progress": True,
     }  # fmt: skip
-    if base is None:
-        results = run(entries, **options)
-    else:
-        with blaming("base", (ValueError,)), built(base, where) as place:
-            results = run(entries, base=place, **options)
+    stopped = None
+    try:
+        with ending_at_signals("measuring"):
+            if base is None:
+                results = run(entries, **options)
+            else:
+                with blaming("base", (ValueError,)), built(base, where) as place:
+                    results = run(entries, base=place, **options)
+    except InterruptedRunError as error:
+        results, stopped = error.results, error.__cause__
+        if stopped is not None and not any(row.seconds for row in results[-1].rows):
+            raise stopped from None
     result = results[-1]
     print(report.table(result))
     slower = False
@@ -103,6 +117,8 @@ def run_cases(
         print(f"\nagainst {results[0].commit}:\n{report.changes_table(found, alone)}")
         results[0].save_in(out)
     _write(result, out, json, csv, plot)
+    if stopped is not None:
+        raise stopped
     if time_limit is not None and all(row.skipped == NOT_REACHED for row in result.rows):
         print(f"nothing was measured: {time_limit:g} minutes do not suffice; give more, or a narrower --filter")
         return 1

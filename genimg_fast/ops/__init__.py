@@ -6,6 +6,7 @@ definition), `gradients` (the same of backward), `checks`, `dispatch` (the table
 one file has these as headings, in this order.
 """
 
+from genimg_fast.ops import _flops as _flops
 from genimg_fast.ops.batch_norm_act import batch_norm_act, batch_norm_act_reference
 from genimg_fast.ops.cell_update import (
     gru_cell_update,

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -118,6 +119,23 @@ def test_what_is_right_passes(dtype: torch.dtype, direction: str) -> None:
     case = case_of(right, dtype)
     error = Gate(case, direction).check("mine", right)  # type: ignore[arg-type]
     assert error <= torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_float64_may_round_otherwise(direction: Literal["forward", "both"]) -> None:
+    """Than the reference, which has no error of its own there; less precision is caught."""
+
+    def softmax(x: Tensor) -> Tensor:
+        return x.exp() / x.exp().sum(1, keepdim=True)
+
+    def narrow(x: Tensor) -> Tensor:
+        return softmax(x.float()).double()
+
+    x = torch.randn(8, 4096, dtype=torch.float64, requires_grad=True)
+    case = Case({"mine": softmax, "eager": lambda x: x.softmax(1)}, (x,), compiled=False)
+    assert Gate(case, direction).check("mine", softmax) < 1e-12
+    with pytest.raises(WrongResultError, match="differ from float64"):
+        Gate(case, direction).check("mine", narrow)
 
 
 def test_a_wrong_gradient_is_caught() -> None:

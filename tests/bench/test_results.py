@@ -164,6 +164,22 @@ def test_another_file_is_refused(tmp_path: Path, text: str) -> None:
         load(file)
 
 
+def test_a_later_form_is_said_to_be_later(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text('{"schema": 99}')
+    with pytest.raises(ValueError, match="is of form 99, of a later version of genimg-fast"):
+        load(file)
+
+
+def test_what_was_timed_and_not_compared_is_said() -> None:
+    result = result_of(1e-3)
+    times = result.rows[0].seconds["warm"]
+    times["compile"] = times["eager"]
+    assert "NOT COMPARED with eager, only timed: compile (op 1, both)" in report.notes_of(result)
+    result.rows[0].errors["compile"] = 1e-7
+    assert not any("NOT COMPARED" in note for note in report.notes_of(result))
+
+
 def test_parts_of_processes_are_joined_and_the_wrong_left_out() -> None:
     def part(wrong: dict[str, str]) -> dict[str, object]:
         return json.loads(json.dumps({

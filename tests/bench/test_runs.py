@@ -9,7 +9,7 @@ import pytest
 from genimg_fast.bench import Result, report, runs
 from genimg_fast.bench.catalog import find
 from genimg_fast.bench.machine import Ceilings
-from genimg_fast.bench.runs import chosen, run
+from genimg_fast.bench.runs import InterruptedRunError, chosen, run
 
 
 class Processes:
@@ -18,15 +18,17 @@ class Processes:
     Attributes:
         clock: Seconds since the beginning.
         jobs: What each process was to do.
+        interrupted: In which of them, and before which of its cases, Ctrl-C comes.
     """
 
-    def __init__(self, check: float, compiler: float) -> None:
+    def __init__(self, check: float, compiler: float, interrupted: tuple[int, int] = (0, 0)) -> None:
         self.clock = 0.0
         self.check, self.compiler = check, compiler
         self.jobs: list[dict[str, Any]] = []
+        self.interrupted = interrupted
 
     def rows(
-        self, job: dict[str, Any], version: Path, ends: float | None, module: str = "worker"
+        self, job: dict[str, Any], version: Path, ends: float | None, running: Any = None, module: str = "worker"
     ) -> Iterator[dict[str, Any]]:
         if module == "shares":
             self.clock += 10
@@ -34,7 +36,9 @@ class Processes:
             yield from ({"name": n, "pass": "step", "kinds": kinds, "memory": {}} for n in job["names"])
             return
         self.jobs.append(job)
-        for name in job["names"]:
+        for number, name in enumerate(job["names"]):
+            if (len(self.jobs), number) == self.interrupted:
+                raise KeyboardInterrupt
             passes = ["step"] if find(name).step else ["forward", "both"]
             yield {"name": name, "passes": passes}
             for direction in passes:
@@ -53,7 +57,7 @@ class Processes:
                 }  # fmt: skip
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, limit: float, **takes: float) -> tuple[Processes, Result]:
+def measured(monkeypatch: pytest.MonkeyPatch, limit: float | None, **takes: Any) -> tuple[Processes, Result]:
     processes = Processes(**takes)
     monkeypatch.setattr(runs, "_rows_of", processes.rows)
     monkeypatch.setattr(runs.time, "monotonic", lambda: processes.clock)
@@ -98,6 +102,20 @@ def test_what_the_limit_does_not_reach_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_a_limit_nothing_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes, result = measured(monkeypatch, None, check=5, compiler=60)  # type: ignore[arg-type]
+    processes, result = measured(monkeypatch, None, check=5, compiler=60)
     assert len(processes.jobs) == runs.PROCESSES
     assert all(row.counts()[0] == runs.PROCESSES and not row.hurried for row in result.rows)
+
+
+@pytest.mark.parametrize("interrupted", [(1, 5), (2, 5)])
+def test_an_interruption_keeps_what_was_measured(
+    interrupted: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InterruptedRunError) as stopped:
+        measured(monkeypatch, None, check=1, compiler=1, interrupted=interrupted)
+    assert isinstance(stopped.value.__cause__, KeyboardInterrupt)
+    (result,) = stopped.value.results
+    assert len({row.name for row in result.rows if row.counts()[0] == interrupted[0]}) == 5
+    missing = {row.skipped for row in result.rows if not row.seconds}
+    assert missing == ({runs.INTERRUPTED} if interrupted[0] == 1 else set())
+    assert result.unsound[-1] == "it was interrupted"

@@ -77,6 +77,16 @@ def test_less_precision_than_the_case_says_is_caught() -> None:
         checked(partial(training, precision=torch.bfloat16))
 
 
+def test_of_numbers_with_names_those_count_that_both_report() -> None:
+    def make(**cheat: Any) -> Step:
+        step = training(**cheat)
+        return Step(lambda: {"more": 1.0, **step.run()}, step.networks)
+
+    assert checked(make) == 0
+    with pytest.raises(WrongResultError, match="mine: reports after 3 steps differ"):
+        checked(partial(make, batch=32))
+
+
 def test_an_optimizer_that_is_skipped_is_seen_in_the_weights() -> None:
     """Even where what is reported is the reference's."""
 
@@ -91,7 +101,8 @@ def test_an_optimizer_that_is_skipped_is_seen_in_the_weights() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Step(lambda: [1.0, 2.0], training().networks), "mine reports 2 numbers a step, eager 1"),
+        (lambda: Step(lambda: [1.0, 2.0], training().networks), "mine reports 2 numbers a step, eager loss"),
+        (lambda: Step(lambda: {"error": 1.0}, training().networks), "mine reports error a step, eager loss"),
         (lambda: Step(lambda: float("nan"), training().networks), "mine: reports after 3 steps differ"),
         (lambda: Step(lambda: 1.0, [nn.Linear(2, 2)]), "mine trains networks of other shapes"),
     ],

@@ -56,7 +56,7 @@ def test_own_code_is_measured_compared_and_drawn(
 ) -> None:
     files = {name: tmp_path / f"x.{name}" for name in ("json", "csv", "svg")}
     flags = [f"--{n if n != 'svg' else 'plot'}={file}" for n, file in files.items()]
-    assert main(["bench", f"{mine}:right", "--processes", "2", "--time-limit", "0.5", *flags]) == 0
+    assert main(["bench", f"{mine}:right", "--processes", "2", *flags]) == 0
     out = capsys.readouterr().out
     assert "right" in out
     assert "slowest case" in out
@@ -74,7 +74,7 @@ def test_own_code_is_measured_compared_and_drawn(
 def test_what_is_wrong_has_no_figure_and_fails(
     mine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--processes", "1", "--time-limit", "0.5", "--out", str(tmp_path / "results")]
+    flags = ["--processes", "1", "--out", str(tmp_path / "results")]
     assert main(["bench", f"{mine}:wrong", *flags]) == 1
     out = capsys.readouterr().out
     assert "WRONG, no figure: wrong, forward: mine: results[0] of inputs differ from float64" in out
@@ -120,6 +120,10 @@ def test_a_case_that_fails_stops_no_other_one(
         (["ops", "--base", "HEAD", "--peers", "compile"], "argument --peers: cannot go with --base"),
         (["ops", "--plot", "x.docx"], "argument --plot: must end in .svg, .png or .pdf"),
         (["ops", "--plot", "no/x.svg"], "argument --plot: must be in a folder that exists"),
+        (["ops", "--json", "no/x.json"], "argument --json: must be in a folder that exists, which no does not"),
+        (["ops", "--csv", "{folder}"], "argument --csv: must be a file, and {folder} is a folder"),
+        (["ops", "--out", "{mine}"], "argument --out: [Errno 17] File exists"),
+        (["ops", "--passes", "step"], "argument --passes: must leave a case; none of those chosen has step"),
         (["compare", "{mine}", "{mine}"], "argument FIRST: must be a result of genimg-fast bench"),
         (["show", "{mine}.gone"], "No such file"),
     ],
@@ -128,9 +132,9 @@ def test_what_is_wrong_with_arguments_is_said(
     mine: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["bench", *(argument.format(mine=mine) for argument in arguments)])
+        main(["bench", *(argument.format(mine=mine, folder=mine.parent) for argument in arguments)])
     assert stopped.value.code == 2
-    assert words.format(mine=mine) in " ".join(capsys.readouterr().err.split())
+    assert words.format(mine=mine, folder=mine.parent) in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_limit_that_does_not_suffice_is_said(

@@ -58,7 +58,8 @@ def test_pytorchs_own_samples(module_info, dtype):
 
 def test_the_number_of_channels_at_the_image_decides():
     for layer, plain in (
-        (nn.Conv2d(4, 8, 3), False), (nn.Conv2d(5, 8, 3), True), (nn.Conv2d(64, 3, 3), True),
+        (nn.Conv2d(4, 8, 3), False), (nn.Conv2d(5, 8, 3), True), (nn.Conv2d(64, 3, 3), False),
+        (nn.Conv2d(64, 5, 3), True), (nn.Conv2d(64, 3, 3, 2), True), (nn.Conv2d(64, 3, 1), True),
         (nn.ConvTranspose2d(8, 4, 3), False), (nn.ConvTranspose2d(8, 5, 3), True),
     ):  # fmt: skip
         assert (type(layer) in PLAIN and any(type(layer) is cls for cls in PLAIN)) == plain
@@ -71,6 +72,10 @@ LAYERS = {
     "from, no bias": (lambda nn: nn.Conv2d(1, 8, 3, bias=False), (2, 1, 9, 8)),
     "to": (lambda nn: nn.ConvTranspose2d(16, 3, 4, 2, 1), (2, 16, 6, 8)),
     "to, padded": (lambda nn: nn.ConvTranspose2d(8, 1, 3, 2, 1, 1), (2, 8, 5, 4)),
+    "to, not transposed": (lambda nn: nn.Conv2d(16, 3, 3, padding=1), (2, 16, 9, 8)),
+    "to, not transposed, smaller": (lambda nn: nn.Conv2d(8, 1, (4, 2), padding=(1, 0), bias=False), (2, 8, 7, 6)),
+    "to, mirrored": (lambda nn: nn.Conv2d(8, 2, 5, padding=2, padding_mode="reflect"), (2, 8, 7, 6)),
+    "to, repeated": (lambda nn: nn.Conv2d(8, 4, 3, padding=(1, 2), padding_mode="circular"), (2, 8, 7, 6)),
 }
 BEHIND = {
     "identity": torch.nn.Identity(), "relu": torch.nn.ReLU(True), "leaky_relu": torch.nn.LeakyReLU(0.2, True),
@@ -88,6 +93,20 @@ def test_sequential_runs_the_activation_with_it(name, behind, fused, activations
     ours.load_state_dict(plain.state_dict())
     check_equal(ours, plain, torch.randn(shape))
     assert activations == [behind]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_gradients(name, activations):
+    make, shape = LAYERS[name]
+    plain = make(torch.nn)
+    ours = gf.fuse(copy.deepcopy(plain))
+    x = torch.randn(shape).requires_grad_()
+    found = []
+    for layer in (ours, plain):
+        gradients = torch.autograd.grad(layer(x).tanh().sum(), [x, layer.weight], create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), [x, layer.weight]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+    assert activations == ["identity"]
 
 
 @pytest.mark.parametrize("observed", [0, 1])
@@ -111,6 +130,13 @@ TORCHS = {
     "no batch": (lambda nn: nn.Conv2d(3, 8, 3), (3, 8, 8), {}),
     "batch of none": (lambda nn: nn.Conv2d(3, 8, 3), (0, 3, 8, 8), {}),
     "stride of one number": (lambda nn: nn.Conv2d(3, 8, 3, stride=(2,)), (2, 3, 8, 8), {}),
+    "to, padded by the kernel": (lambda nn: nn.Conv2d(8, 3, 2, padding=2), (2, 8, 5, 5), {}),
+    "to, mirrored, strided": (
+        lambda nn: nn.Conv2d(8, 3, 3, 2, padding=1, padding_mode="reflect"),
+        (2, 8, 8, 8),
+        {},
+    ),
+    "to, mirrored, no batch": (lambda nn: nn.Conv2d(8, 3, 3, padding=1, padding_mode="reflect"), (8, 8, 8), {}),
     "transposed, dilated": (lambda nn: nn.ConvTranspose2d(8, 3, 3, dilation=2), (2, 8, 5, 5), {}),
     "transposed, grouped": (lambda nn: nn.ConvTranspose2d(8, 4, 3, groups=2), (2, 8, 5, 5), {}),
     "size given": (lambda nn: nn.ConvTranspose2d(8, 3, 3, 2), (2, 8, 5, 5), {"output_size": [12, 11]}),
@@ -136,6 +162,12 @@ def test_the_rest_is_torchs(case, activations):
         (LAYERS["from"][0], lambda: torch.randn(2, 3, 8, 8).double()),
         (LAYERS["from"][0], lambda: None),
         (LAYERS["from"][0], lambda: [1.0]),
+        (LAYERS["to, not transposed"][0], lambda: torch.randn(2, 15, 8, 8)),
+        (LAYERS["to, not transposed"][0], lambda: torch.randn(2, 16, 8, 8).double()),
+        (LAYERS["to, not transposed, smaller"][0], lambda: torch.randn(2, 8, 1, 1)),
+        (LAYERS["to, mirrored"][0], lambda: torch.randn(2, 8, 2, 2)),
+        (LAYERS["to, mirrored"][0], lambda: torch.randn(2, 7, 8, 8)),
+        (LAYERS["to, mirrored"][0], lambda: None),
         (LAYERS["to"][0], lambda: torch.randn(2, 15, 8, 8)),
         (LAYERS["to"][0], lambda: torch.randn(2, 16, 8, 8).long()),
     ],
@@ -177,13 +209,15 @@ def test_another_way_to_convolve_is_kept(activations):
     assert activations == []
 
 
-def test_parametrised_layers(activations):
-    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 2, 1), torch.nn.LeakyReLU(0.2))
+@pytest.mark.parametrize("name", ["from", "to, not transposed", "to, mirrored"])
+def test_parametrised_layers(name, activations):
+    make, shape = LAYERS[name]
+    plain = torch.nn.Sequential(make(torch.nn), torch.nn.LeakyReLU(0.2))
     ours = gf.fuse(copy.deepcopy(plain))
     for model in (plain, ours):
         torch.manual_seed(0)
         spectral_norm(model[0])
-    check_equal(ours, plain, torch.randn(2, 3, 8, 8))
+    check_equal(ours, plain, torch.randn(shape))
     assert activations == ["leaky_relu"]
 
 
@@ -295,6 +329,8 @@ def test_channels_in_blocks_run_with_fewer_products(layout, monkeypatch):
 EVERY_WAY = {
     "image": (lambda: nn.Conv2d(3, 16, 4, 2, 1), (2, 3, 16, 16)),
     "to image": (lambda: nn.ConvTranspose2d(16, 3, 4, 2, 1), (2, 16, 8, 8)),
+    "to image, turned": (lambda: nn.Conv2d(16, 3, 3, 1, 1), (2, 16, 8, 8)),
+    "to image, turned, mirrored": (lambda: nn.Conv2d(16, 3, 3, 1, 1, padding_mode="reflect"), (2, 16, 8, 8)),
     "winograd": (lambda: nn.Conv2d(64, 64, 3, 1, 1), (2, 64, 16, 16)),
     "winograd, stride 2": (lambda: nn.Conv2d(64, 64, 4, 2, 1), (2, 64, 16, 16)),
     "winograd, transposed": (lambda: nn.ConvTranspose2d(64, 64, 4, 2, 1), (2, 64, 8, 8)),

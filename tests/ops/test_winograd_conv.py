@@ -90,6 +90,20 @@ def test_strided_tensors(kind):
     check(kind, [input, weight, bias[:1].expand_as(bias)])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_results_can_be_changed_in_place(kind, layout):
+    """As by an activation behind a layer without a norm."""
+    found = []
+    for function in FUNCTIONS[kind]:
+        torch.manual_seed(0)
+        x, weight, bias = (t.requires_grad_() for t in make(kind, 4, 8, 8))
+        output = function(x.contiguous(memory_format=LAYOUTS[layout]), weight, bias)
+        output = torch.nn.functional.leaky_relu(output, 0.2, inplace=True)
+        found.append(torch.autograd.grad(output.sin().sum(), (x, weight, bias)))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_results_do_not_depend_on_threads(kind):
     tensors, before = make(kind, 4, 64, 32, batch=7), torch.get_num_threads()
