@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genimg_fast.nn.batch_norm_act import weight_and_bias
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._activations import activate, activation_code
 from genimg_fast.ops._checks import WIDE_DTYPE, check_type
@@ -40,8 +41,9 @@ def forward_group_norm(
     """
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
+    weight, bias = weight_and_bias(module)
     return group_norm_act(
-        input, module.num_groups, module.weight, module.bias, module.eps, activation=activation,
+        input, module.num_groups, weight, bias, module.eps, activation=activation,
         negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
     )  # fmt: skip
 
@@ -60,8 +62,9 @@ def forward_instance_norm(
         return leaf(module, input, residual, scale=scale, shift=shift)
     if _is_group_norm(module, input):
         # As torch's does, whose result is contiguous whatever the input.
+        weight, bias = weight_and_bias(module)
         return group_norm_act(
-            input.contiguous(), module.num_features, module.weight, module.bias, module.eps, activation=activation,
+            input.contiguous(), module.num_features, weight, bias, module.eps, activation=activation,
             negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     output = nn.modules.instancenorm._InstanceNorm.forward(module, input)
