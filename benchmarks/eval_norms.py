@@ -9,7 +9,7 @@ Everything is timed in turns, in one process, and the least time counts, which o
 bound: ``MB`` have to be read or written at least, of tensors that take ``set`` together, which says where they
 lie. At the rate at which PyTorch copies within a set of that size, just measured, they take ``bytes``.
 ``operations`` is what our kernel takes for as many elements that lie in the L2 cache, in one thread, divided by
-the threads: its instructions, without memory. The larger of the two, in times of ours and of eager's, is the share,
+the threads: its instructions, without memory. The larger of the two, in times of ours and eager's, is the share,
 a little above 100% where caches hold more for us than for the copy; ``most`` is the gain of a kernel with a share
 of 100%. Eager's results lie in new memory in some processes and in used memory in others, which is twice as fast.
 

@@ -232,7 +232,7 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
             if is_leaf(role) and not (waiting and (changes or is_observed(function))):
                 if only is not None:  # a short cut, for these are most of a network's layers
                     return function(only)
-            elif not waiting and only is not None and _is_left_to_torch(role, only):
+            elif not waiting and only is not None and _is_left_to_torch(role, function, only):
                 return function(only)  # another one, as what is so short is soon longer
             elif waiting:
                 _keep_safe(waiting, None, args, kwargs)
@@ -392,10 +392,10 @@ def _runs_alone(kernels: Kernels, call: Any) -> bool:
     return not LISTENERS and kernels.is_slower("cpu", call)
 
 
-def _is_left_to_torch(role: Role, input: Any) -> bool:
+def _is_left_to_torch(role: Role, layer: Any, input: Any) -> bool:
     kind, run = role
     if kind == BATCH_NORM:
-        return _runs_alone(BATCH_NORM_KERNELS, input)
+        return _runs_alone(BATCH_NORM_KERNELS, (input, layer.training, False))
     return run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0))
 
 
@@ -433,7 +433,7 @@ def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
             return None
         if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
             return None
-    if _runs_alone(BATCH_NORM_KERNELS, input):
+    if _runs_alone(BATCH_NORM_KERNELS, (input, layer.training, False)):
         return None
     layer._check_input_dim(input)
     return Pending(

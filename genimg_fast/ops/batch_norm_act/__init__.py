@@ -76,7 +76,7 @@ def batch_norm_act(
         code = activation_code(activation)  # which raises
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
     if torch._C._get_tracing_state() is None:
-        if KERNELS.is_slower("cpu", input):
+        if KERNELS.is_slower("cpu", (input, training, code == _IDENTITY and residual is None)):
             if eps > 0 and (not training or (input.dim() > 1 and input.numel() > input.shape[1])):
                 # What F.batch_norm does once it has checked these.
                 output = torch.batch_norm(
