@@ -14,8 +14,8 @@ from genimg_fast.ops.group_norm_act.operands import Operands, Options
 # elements, in float32 in NCHW more than elsewhere.
 SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE, SMALLEST_NATIVE_FLOAT32_PLANE = 128 << 10, 64, 128
 # With nothing behind the norm that could be saved, in NCHW; in channels_last PyTorch is fast where a group has
-# this many channels.
-SMALLEST_NATIVE_ALONE, SMALLEST_NATIVE_ALONE_LAST, MANY_CHANNELS = 2 << 20, 1 << 20, 16
+# this many channels, and without gradients where a plane has this many pixels.
+SMALLEST_NATIVE_ALONE, SMALLEST_NATIVE_ALONE_LAST, MANY_CHANNELS, LARGE_PLANE = 2 << 20, 1 << 20, 16, 1024
 
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
 _RESIDUAL = "a residual of the input's shape, dtype and device"
@@ -81,6 +81,8 @@ def _is_slower(call: tuple[Tensor, int]) -> bool:
         least = SMALLEST_NATIVE_ALONE if dense else SMALLEST_NATIVE_ALONE_LAST
         if numel < least:
             return True
+    if alone and not dense and numel >= LARGE_PLANE * input.shape[0] * channels and not torch.is_grad_enabled():
+        return True
     plane = SMALLEST_NATIVE_PLANE
     if dense and input.dtype is torch.float32 and torch.is_grad_enabled():
         plane = SMALLEST_NATIVE_FLOAT32_PLANE
@@ -96,8 +98,8 @@ KERNELS = Kernels(
             f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE} "
             f"({SMALLEST_NATIVE_FLOAT32_PLANE} with gradients in float32 in NCHW), and, with nothing behind it, "
             f"one group, fewer than {SMALLEST_NATIVE_ALONE} elements in NCHW, or fewer than "
-            f"{SMALLEST_NATIVE_ALONE_LAST} in channels_last in groups of {MANY_CHANNELS} channels or more, which "
-            "are faster there",
+            f"{SMALLEST_NATIVE_ALONE_LAST} in channels_last in groups of {MANY_CHANNELS} channels or more, and "
+            f"without gradients planes of {LARGE_PLANE} in channels_last, which are faster there",
             _is_slower,
         )
     },
