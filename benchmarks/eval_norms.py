@@ -4,7 +4,8 @@
     python benchmarks/eval_norms.py parts [--threads 2]  # what their instructions are for, of data in the L2 cache
     python benchmarks/eval_norms.py sweep [--threads 1]  # layers of all sizes; exit status 1 if some are slower
 
-Everything is timed in turns, in one process, and the least time counts, which other processes disturb least.
+Everything is timed in turns, in one process, and the least time counts, of one thread that of the processor: other
+processes disturb these least.
 
 bound: ``MB`` have to be read or written at least, of tensors that take ``set`` together, which says where they
 lie. At the rate at which PyTorch copies within a set of that size, just measured, they take ``bytes``.
@@ -60,21 +61,22 @@ def least(calls: Mapping[_Key, Callable[[], Any]], budget: float, rounds: int = 
     Returns:
         The least seconds of a call.
     """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     repeats = {}
     for key, call in calls.items():
         call()
-        started = time.perf_counter()
+        started = clock()
         call()
-        repeats[key] = max(1, min(50, int(1e-3 / (time.perf_counter() - started))))
+        repeats[key] = max(1, min(50, int(1e-3 / (clock() - started))))
     best = dict.fromkeys(calls, float("inf"))
     ends = time.perf_counter() + budget
     while rounds > 0 or time.perf_counter() < ends:
         for key, call in calls.items():
             call()  # what the one before left in the caches is not part of it
-            started = time.perf_counter()
+            started = clock()
             for _ in range(repeats[key]):
                 call()
-            best[key] = min(best[key], (time.perf_counter() - started) / repeats[key])
+            best[key] = min(best[key], (clock() - started) / repeats[key])
         rounds -= 1
     return best
 
