@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from genimg_fast._fold import fold
 from genimg_fast.cli.arguments import Device, blaming, find_device
 from genimg_fast.data import ImageDataset, load_dataset, load_sequences
 from genimg_fast.data.clips import TooFewFramesError, identify_clips
@@ -116,6 +117,22 @@ def load_with_settings(run: Path, device: str = "cpu") -> tuple[Any, dict[str, A
     with blaming("run"):
         model, config = load_run(run)
     return model.to(find_device(device)), _Settings(config)  # the attributes of a Module are not typed
+
+
+def folded(model: Any, run: Callable[[Any], Any]) -> Any:
+    """Fold a model's batch norms into the layers before them; leave one that does not take that as it is.
+
+    Args:
+        model: The model, of which the command needs nothing but the results.
+        run: Calls what the command will call, the same each time.
+
+    Returns:
+        A copy, or the model.
+    """
+    try:
+        return fold(model, run)
+    except RuntimeError:
+        return model
 
 
 def load_real(

@@ -19,6 +19,7 @@ from genimg_fast.cli.runs import (
     batches,
     check_out,
     choose,
+    folded,
     load_clips,
     load_real,
     load_with_settings,
@@ -88,6 +89,7 @@ def sample(
     ):  # which may have no room for all classes
         number = n or SAMPLES_OF_A_CLASS * model.num_classes
         labels = torch.arange(number, device=labels.device) % model.num_classes
+    model = folded(model, lambda twin: twin.sample(1, generator=session.generator()))
 
     def made() -> Iterator[Picture]:
         start = 0

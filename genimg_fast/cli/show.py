@@ -18,6 +18,7 @@ from genimg_fast.cli.runs import (
     batches,
     check_out,
     choose,
+    folded,
     load_data,
     load_real,
     load_with_settings,
@@ -133,6 +134,9 @@ def translate(
     real = load_data(config, data, load, identify)
     real = real._replace(source=f"folder {real.source}")
     indices = choose(real, n, most=16, seed=session.seed, what="pairs")
+    if not batch_statistics:
+        black = torch.full((1, model.in_channels, *[model.image_size] * 2), -1.0, device=session.find_device())
+        model = folded(model, lambda twin: twin.translate(black))
 
     def made() -> Iterator[Picture]:
         for images, _ in batches(real, indices, model.image_size, session.find_device()):

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genimg_fast.nn.batch_norm_act import weight_and_bias
 from genimg_fast.nn.stands_for import StandIn, is_leaf, leaf
 from genimg_fast.ops._activations import activate, activation_code
 from genimg_fast.ops._checks import WIDE_DTYPE, check_type
 from genimg_fast.ops._dispatch import PLAIN_TENSORS
 from genimg_fast.ops.group_norm_act import group_norm_act
+from genimg_fast.ops.group_norm_act.dispatch import KERNELS, SMALLEST_NATIVE_FLOAT32_PLANE
+
+# Of small planes in all, for which torch's instance norm is faster than its group norm.
+SMALLEST_OF_SMALL_PLANES = 32 << 10
 
 
 def forward_group_norm(
@@ -40,8 +45,9 @@ def forward_group_norm(
     """
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
+    weight, bias = weight_and_bias(module)
     return group_norm_act(
-        input, module.num_groups, module.weight, module.bias, module.eps, activation=activation,
+        input, module.num_groups, weight, bias, module.eps, activation=activation,
         negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
     )  # fmt: skip
 
@@ -58,10 +64,11 @@ def forward_instance_norm(
     """Do what torch's instance norm layers do in ``forward``, and what may follow it; see the function above."""
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
-    if _is_group_norm(module, input):
-        # As torch's does, whose result is contiguous whatever the input.
+    # As torch's, whose result is contiguous whatever the input.
+    if _is_group_norm(module, input) and not _is_slower(dense := input.contiguous()):
+        weight, bias = weight_and_bias(module)
         return group_norm_act(
-            input.contiguous(), module.num_features, module.weight, module.bias, module.eps, activation=activation,
+            dense, module.num_features, weight, bias, module.eps, activation=activation,
             negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
         )  # fmt: skip
     output = nn.modules.instancenorm._InstanceNorm.forward(module, input)
@@ -86,6 +93,15 @@ def _is_group_norm(module: Any, input: Tensor) -> bool:
     if input.dtype is not wide and not input.is_cpu and torch.is_autocast_enabled(input.device.type):
         return False
     return sizes[0] > 0 and math.prod(sizes[2:]) > 1
+
+
+def _is_slower(input: Tensor) -> bool:
+    """Whether torch's instance norm is faster than its group norm, and that faster than the kernels."""
+    # Of one sample, torch's has a wrong gradient (2.14.1) where the one behind it comes in channels_last.
+    if input.dtype is not torch.float32 or input.shape[0] == 1:
+        return False
+    numel, most = input.numel(), SMALLEST_NATIVE_FLOAT32_PLANE * input.shape[0] * input.shape[1]
+    return SMALLEST_OF_SMALL_PLANES <= numel < most and KERNELS.is_slower("cpu", (input, 0))
 
 
 class GroupNorm(nn.GroupNorm, StandIn):

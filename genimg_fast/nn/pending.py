@@ -36,6 +36,7 @@ from genimg_fast.nn.roles import (
     BATCH_NORM,
     DROPOUT,
     FROZEN,
+    GROUP_NORM,
     IDENTITY,
     IMAGE_CONV,
     LEAF,
@@ -231,6 +232,8 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
             if is_leaf(role) and not (waiting and (changes or is_observed(function))):
                 if only is not None:  # a short cut, for these are most of a network's layers
                     return function(only)
+            elif not waiting and only is not None and _is_left_to_torch(role, function, only):
+                return function(only)  # another one, as what is so short is soon longer
             elif waiting:
                 _keep_safe(waiting, None, args, kwargs)
         return _call_layer(waiting, function, role, only, args, kwargs)
@@ -373,12 +376,12 @@ def with_activation(layer: Any, next_layer: Any, input: Any) -> Tensor | None:
         run = forward_batch_norm
     elif kind == IMAGE_CONV:
         run = run_image_conv
-    elif run is not forward_group_norm:
+    elif kind != GROUP_NORM:
         return None
     next_kind, name = role_of(type(next_layer))
     if next_kind != ACTIVATION and (next_kind != LEAF or name is None or kind != IMAGE_CONV):
         return None
-    if _LISTENERS or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
+    if LISTENERS or type(input) is not Tensor or is_observed(layer) or is_observed(next_layer):
         return None
     result: Tensor | None = run(layer, input, name, next_layer.negative_slope if name == "leaky_relu" else 0.0)
     return result
@@ -386,7 +389,14 @@ def with_activation(layer: Any, next_layer: Any, input: Any) -> Tensor | None:
 
 def _runs_alone(kernels: Kernels, call: Any) -> bool:
     """Whether torch's own norm is to run, which need not wait for what follows it, as nothing listens."""
-    return not _LISTENERS and kernels.is_slower("cpu", call)
+    return not LISTENERS and kernels.is_slower("cpu", call)
+
+
+def _is_left_to_torch(role: Role, layer: Any, input: Any) -> bool:
+    kind, run = role
+    if kind == BATCH_NORM:
+        return _runs_alone(BATCH_NORM_KERNELS, (input, layer.training, False))
+    return run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0))
 
 
 def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
@@ -423,7 +433,7 @@ def _of_batch_norm(kind: int, layer: Any, input: Tensor) -> Pending | None:
             return None
         if input.dim() < 2 or input.shape[1] == 0:  # it has errors of its own
             return None
-    if _runs_alone(BATCH_NORM_KERNELS, input):
+    if _runs_alone(BATCH_NORM_KERNELS, (input, layer.training, False)):
         return None
     layer._check_input_dim(input)
     return Pending(
@@ -555,19 +565,19 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
 Told = Callable[[Pending, str, str], None]
-_LISTENERS: list[Told] = []
+LISTENERS: list[Told] = []
 
 
 def listen(listener: Told) -> None:
     """Tell a function of every batch norm that runs: its value, the activation, or why there is none."""
-    _LISTENERS.append(listener)
+    LISTENERS.append(listener)
 
 
 def stop_listening(listener: Told) -> None:
     """Undo :func:`listen`."""
-    _LISTENERS.remove(listener)
+    LISTENERS.remove(listener)
 
 
 def _tell(value: Pending, activation: str, why: str) -> None:
-    for listener in _LISTENERS:
+    for listener in LISTENERS:
         listener(value, activation, why)

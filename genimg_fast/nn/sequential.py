@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from genimg_fast.nn.pending import Pending, Waiting, call, done, leave, with_activation
+from genimg_fast.nn.pending import LISTENERS, Pending, Waiting, call, done, leave, with_activation
 from genimg_fast.nn.roles import waits_with
 from genimg_fast.nn.stands_for import StandIn
 
 
-def run_in_order(self: nn.Sequential, input: Any) -> Any:
-    """Run the modules in order; the result may be pending."""
+def run_in_order(self: nn.Sequential, input: Any, ends: bool = False) -> Any:
+    """Run the modules in order; the result may be pending, unless all ends with the last one."""
     waiting: Waiting = []  # empty, or what waits is `input`
     modules = list(self._modules.values())
     index, last = 0, len(modules) - 1
@@ -22,6 +22,8 @@ def run_in_order(self: nn.Sequential, input: Any) -> Any:
             input = call(waiting, module, input)
         elif index <= last and (result := with_activation(module, modules[index], input)) is not None:
             input, index = result, index + 1
+        elif ends and index > last and not (waiting or LISTENERS):  # nothing that follows could run with it
+            return module(input)
         else:
             input = call(waiting, module, input)
     return leave(waiting, input)
@@ -37,7 +39,7 @@ class Sequential(nn.Sequential, StandIn):
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the modules in order."""
-        result: Tensor = done(run_in_order(self, input))
+        result: Tensor = done(run_in_order(self, input, ends=True))
         return result
 
 

@@ -1,12 +1,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny_runs import PLAIN, TINY_VAES, animation, image_size, png_names, side
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import genimg_fast as gf
 from genimg_fast.cli import main
@@ -107,6 +110,41 @@ def test_samples_are_the_same_in_every_form(models: dict[str, str], capsys: pyte
         assert (np.asarray(Image.open("grid.png"))[:8, :8] == arrays["arr_0"][0, ..., 0]).all()
     assert main([*command, "--class", "digit 7", "--out", "sevens"]) == 0
     assert {name[5:] for name in png_names("sevens")} == {"-digit 7.png"}
+
+
+class BatchNorms(TorchDispatchMode):
+    """Notes how many images each batch norm gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "batch_norm" in func.name():
+            self.batches.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["dcgan", "cvae", "pix2pix"])
+def test_batch_norms_are_folded(name: str, models: dict[str, str]) -> None:
+    Path("pairs").mkdir()
+    for k in range(5):
+        Image.fromarray(np.full((8, 16), 60 * k, np.uint8)).save(f"pairs/{k}.png")
+    command = ["translate", "--data", "pairs"] if name == "pix2pix" else ["sample"]
+    with BatchNorms() as seen:
+        assert main([*command, models[name], "--n", "5", "--out", "out.npz"]) == 0
+    assert set(seen.batches) == {1}  # the image that shows what can be folded
+    model, _ = gf.training.load_run(models[name])
+    with np.load("out.npz") as arrays:
+        if name == "pix2pix":
+            inputs = torch.from_numpy(arrays["input"]).permute(0, 3, 1, 2) / 127.5 - 1
+            expected, found = model.translate(inputs), arrays["output"]
+        else:
+            given = {"labels": torch.arange(5)} if name == "cvae" else {}
+            expected = model.sample(5, **given, generator=torch.Generator().manual_seed(0))
+            found = arrays["arr_0"]
+    expected = expected.permute(0, 2, 3, 1).add(1).mul(127.5)
+    torch.testing.assert_close(torch.from_numpy(found).float(), expected, rtol=0, atol=1.1)
 
 
 def test_arrays_have_all_classes_of_many() -> None:

@@ -45,6 +45,18 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul_(2).add_(1).to(dtype)
 
 
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("shape", [(1, 3, 4, 4), (2, 3, 4, 4), (1, 512, 8, 8), (2, 512, 8, 8)], ids=str)
+def test_gradients_in_channels_last(shape: tuple[int, ...], backend: str) -> None:
+    # For one image, torch 2.14.1's own instance norm has another gradient then.
+    x, grad = images(*shape).requires_grad_(), images(*shape).roll(1)
+    with gf.backend(backend):
+        output = nn.InstanceNorm2d(shape[1])(x)
+    (expected,) = torch.autograd.grad(output, x, grad, retain_graph=True)
+    (found,) = torch.autograd.grad(output, x, grad.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["group", "instance"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from genimg_fast.ops._activations import activate, activation_code
+from genimg_fast.ops._activations import ACTIVATIONS, activate, activation_code
 from genimg_fast.ops._dispatch import check_backend, new
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS
 from genimg_fast.ops.batch_norm_act.operands import Operands, Options
@@ -16,6 +16,8 @@ from genimg_fast.ops.batch_norm_act.operator import run_native
 from genimg_fast.ops.batch_norm_act.reference import batch_norm_act_reference
 
 __all__ = ["batch_norm_act", "batch_norm_act_reference"]
+
+_IDENTITY = ACTIVATIONS["identity"]
 
 
 def batch_norm_act(
@@ -69,17 +71,21 @@ def batch_norm_act(
         >>> gf.ops.batch_norm_act(x, training=True, activation="leaky_relu", negative_slope=0.2).shape
         torch.Size([8, 64, 16, 16])
     """
-    code = activation_code(activation)
+    code = ACTIVATIONS.get(activation)
+    if code is None:
+        code = activation_code(activation)  # which raises
     # To look at sizes is to be warned by torch.jit.trace, whose graph consists of PyTorch's operators anyhow.
     if torch._C._get_tracing_state() is None:
-        if KERNELS.is_slower("cpu", input):
+        if KERNELS.is_slower("cpu", (input, training, code == _IDENTITY and residual is None)):
             if eps > 0 and (not training or (input.dim() > 1 and input.numel() > input.shape[1])):
                 # What F.batch_norm does once it has checked these.
                 output = torch.batch_norm(
                     input, weight, bias, running_mean, running_var, training, momentum, eps,
                     torch.backends.cudnn.enabled,
                 )  # fmt: skip
-                return activate(output if residual is None else output + residual, activation, negative_slope)
+                if residual is not None:
+                    output = output + residual
+                return output if code == _IDENTITY else activate(output, activation, negative_slope)
         else:
             operands = new(Operands, (input, residual, weight, bias, running_mean, running_var))
             options = new(Options, (training, momentum, eps, code, negative_slope))

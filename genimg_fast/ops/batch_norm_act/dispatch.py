@@ -8,10 +8,11 @@ from genimg_fast.ops._checks import DTYPES, WIDE_DTYPE
 from genimg_fast.ops._dispatch import EMPTY, INVALID, Kernels, Preference, refusal
 from genimg_fast.ops.batch_norm_act.operands import Operands, Options
 
-# To call a custom operator from Python costs a few microseconds more than to call a built-in one. The second
-# figure is for 16-bit data in NCHW, for which PyTorch is faster than for the rest.
+# To call a custom operator from Python costs a few microseconds more than to call a built-in one. The others are
+# for 16-bit data in NCHW, for which PyTorch is faster than for the rest; for training, but for wide data in NCHW,
+# where PyTorch is slow; and for training with nothing behind the norm that could be saved.
 SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_NUMEL_16_BIT = 24 << 10, 48 << 10
-
+SMALLEST_NATIVE_TRAINING, SMALLEST_NATIVE_ALONE = 96 << 10, 384 << 10
 
 _PARAMETERS = "contiguous parameters and statistics of one dtype, the input's or, beside 16-bit input, float32"
 _STATISTICS = "running statistics that require no gradient"
@@ -63,13 +64,23 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     return None
 
 
-def _starts_faster(input: Tensor) -> bool:
+def _is_slower(call: tuple[Tensor, bool, bool]) -> bool:
+    """Whether PyTorch is faster for an input; in training or not; and if nothing follows the norm."""
+    input, training, alone = call
     if type(input) is not Tensor or not input.is_cpu:
         return False
     numel = input.numel()
-    return numel < SMALLEST_NATIVE_NUMEL or (
-        numel < SMALLEST_NATIVE_NUMEL_16_BIT and input.element_size() == 2 and input.is_contiguous()
-    )
+    if numel < SMALLEST_NATIVE_NUMEL:
+        return True
+    if numel >= SMALLEST_NATIVE_ALONE and (training or not alone):
+        return False
+    narrow, dense = input.element_size() == 2, input.is_contiguous()
+    if training:
+        least = SMALLEST_NATIVE_ALONE if alone else SMALLEST_NATIVE_TRAINING
+        return numel < least and (narrow or not dense)
+    if alone:
+        return narrow or dense
+    return narrow and dense and numel < SMALLEST_NATIVE_NUMEL_16_BIT
 
 
 KERNELS = Kernels(
@@ -78,9 +89,11 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"fewer than {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}), which "
-            "start faster there",
-            _starts_faster,
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}; in "
+            f"training, but for float32 in NCHW: {SMALLEST_NATIVE_TRAINING}, with nothing behind it "
+            f"{SMALLEST_NATIVE_ALONE}), and, in evaluation with nothing behind it, all but float32 in "
+            "channels_last, which are faster there",
+            _is_slower,
         )
     },
 )

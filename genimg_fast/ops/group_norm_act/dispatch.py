@@ -11,9 +11,11 @@ from genimg_fast.ops.group_norm_act.operands import Operands, Options
 
 # To call an operator of Python's autograd costs some fifty microseconds more, forward and backward, than to call
 # built-in ones; and what backward does for every channel takes more than PyTorch's does where a channel has few
-# elements.
-SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE = 128 << 10, 64
-SMALLEST_NATIVE_ALONE = 512 << 10  # with nothing behind the norm that could be saved
+# elements, in float32 in NCHW more than elsewhere.
+SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE, SMALLEST_NATIVE_FLOAT32_PLANE = 128 << 10, 64, 128
+# With nothing behind the norm that could be saved, in NCHW; in channels_last PyTorch is fast where a group has
+# this many channels, and without gradients where a plane has this many pixels.
+SMALLEST_NATIVE_ALONE, SMALLEST_NATIVE_ALONE_LAST, MANY_CHANNELS, LARGE_PLANE = 2 << 20, 1 << 20, 16, 1024
 
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
 _RESIDUAL = "a residual of the input's shape, dtype and device"
@@ -74,9 +76,17 @@ def _is_slower(call: tuple[Tensor, int]) -> bool:
     numel = input.numel()
     if alone == 1 or numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
         return True
-    if alone and numel < SMALLEST_NATIVE_ALONE and input.is_contiguous():
+    dense, channels = input.is_contiguous(), input.shape[1]
+    if alone and (dense or channels >= MANY_CHANNELS * alone):
+        least = SMALLEST_NATIVE_ALONE if dense else SMALLEST_NATIVE_ALONE_LAST
+        if numel < least:
+            return True
+    if alone and not dense and numel >= LARGE_PLANE * input.shape[0] * channels and not torch.is_grad_enabled():
         return True
-    return numel < SMALLEST_NATIVE_PLANE * input.shape[0] * input.shape[1]
+    plane = SMALLEST_NATIVE_PLANE
+    if dense and input.dtype is torch.float32 and torch.is_grad_enabled():
+        plane = SMALLEST_NATIVE_FLOAT32_PLANE
+    return numel < plane * input.shape[0] * channels
 
 
 KERNELS = Kernels(
@@ -85,9 +95,11 @@ KERNELS = Kernels(
     _unlike,
     {
         "cpu": Preference(
-            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE}, and, "
-            f"with nothing behind it, one group or fewer than {SMALLEST_NATIVE_ALONE} elements in NCHW, which "
-            "are faster there",
+            f"fewer than {SMALLEST_NATIVE_NUMEL} elements, planes of fewer than {SMALLEST_NATIVE_PLANE} "
+            f"({SMALLEST_NATIVE_FLOAT32_PLANE} with gradients in float32 in NCHW), and, with nothing behind it, "
+            f"one group, fewer than {SMALLEST_NATIVE_ALONE} elements in NCHW, or fewer than "
+            f"{SMALLEST_NATIVE_ALONE_LAST} in channels_last in groups of {MANY_CHANNELS} channels or more, and "
+            f"without gradients planes of {LARGE_PLANE} in channels_last, which are faster there",
             _is_slower,
         )
     },
