@@ -3,6 +3,7 @@
     python benchmarks/eval_steps.py layers    # the speed of PyTorch's, by layer, dtype and memory format
     python benchmarks/eval_steps.py products  # those of few pixels against matrix products
     python benchmarks/eval_steps.py outputs   # those with stride 1 to an image, against ours
+    python benchmarks/eval_steps.py bf16      # those of bfloat16 against kernels on the machine's products of it
     python benchmarks/eval_steps.py formats   # steps of all kinds of models in both memory formats
     python benchmarks/eval_steps.py bound     # steps, and the gain if all but PyTorch's convolutions took no time
 
@@ -38,6 +39,7 @@ from genimg_fast.models import (
     ResidualVAE,
     Restorer,
 )
+from genimg_fast.ops.bf16_conv import bf16_conv, bf16_conv_weight
 from genimg_fast.ops.product_conv import product_conv
 from genimg_fast.training import (
     CycleGANTrainer,
@@ -101,6 +103,19 @@ OUTPUTS = {
     "a style network's 7x7, 32→3 at 128": (1, 32, 3, 134, 7, 0),
     "a patch discriminator's 4x4, 256→1 at 8, batch 4": (4, 256, 1, 8, 4, 1),
 }
+# The same of layers of more pixels; batches of 64.
+BF16_LAYERS = (
+    (64, 128, 32, 4, 2, 1),
+    (128, 256, 16, 4, 2, 1),
+    (256, 512, 8, 4, 2, 1),
+    (32, 64, 16, 4, 2, 1),
+    (64, 128, 8, 4, 2, 1),
+    (512, 1024, 8, 4, 2, 1),
+    (512, 512, 4, 4, 2, 1),
+    (128, 128, 32, 3, 1, 1),
+    (256, 256, 16, 3, 1, 1),
+    (512, 512, 4, 3, 1, 1),
+)
 BOUND = ("DCGAN-64 step float32", "DCGAN-64 step bf16 channels_last", "DCGAN 32x32 B64 (the demo's) step float32")
 
 
@@ -225,6 +240,34 @@ def show_outputs() -> None:
                 print(f"| {name} | {dtype} | {layout} | {' | '.join(cells)} |", flush=True)
 
 
+def show_bf16() -> None:
+    """Print the time of convolutions in bfloat16 and channels_last, by PyTorch, and the gain by our kernels."""
+    print("| layer | forward: ms | gain | input gradient: ms | gain | weight gradient: ms | gain |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    for inputs, outputs, side, kernel, steps, around in BF16_LAYERS:
+        layer = torch.nn.Conv2d(inputs, outputs, kernel, steps, around)
+        x, w = (
+            torch.randn(shape).bfloat16().contiguous(memory_format=torch.channels_last)
+            for shape in ((64, inputs, side, side), layer.weight.shape)
+        )
+        stride, padding = (steps, steps), (around, around)
+        g = torch.randn_like(F.conv2d(x, w, None, stride, padding))
+        calls: dict[Any, Callable[[], Any]] = {
+            (word, "torch"): partial(convolve, x, w, g, layer, mask) for word, mask in PASSES.items()
+        }
+        own = (
+            partial(bf16_conv, x, w, stride, padding),
+            partial(bf16_conv, g, w, stride, padding, x.shape[2:]),
+            partial(bf16_conv_weight, x, g, (kernel, kernel), stride, padding),
+        )
+        took = seconds(calls | {(word, "ours"): call for word, call in zip(PASSES, own, strict=True)}, 3.0, 8)
+        cells = [
+            f"{took[word, 'torch'] * 1e3:.2f} | {took[word, 'torch'] / took[word, 'ours']:.2f}" for word in PASSES
+        ]
+        name = f"{inputs}→{outputs} at {side}, {kernel}x{kernel}, stride {steps}"
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def show_formats() -> None:
     """Print the time of steps in both memory formats, and which one a trainer takes."""
     print("| step | float32 NCHW: ms | gain in channels_last | bf16 NCHW: ms | gain in channels_last | taken |")
@@ -282,7 +325,8 @@ def show_bound() -> None:
 
 def main() -> None:
     shows = {
-        "layers": show_layers, "products": show_products, "outputs": show_outputs, "formats": show_formats,
+        "layers": show_layers, "products": show_products, "outputs": show_outputs, "bf16": show_bf16,
+        "formats": show_formats,
         "bound": show_bound,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -129,4 +129,10 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
   m.def("winograd_conv2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("winograd_conv_transpose2d(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("winograd_conv2d_weight_gradient(Tensor input, Tensor grad_output, int kernel_size) -> Tensor");
+  // Convolutions in bfloat16 between an image (N, Ci, H, W) and features (N, Cf, h, w), as above, on CPUs that have
+  // products of bfloat16; numbers of channels are multiples of 32.  Results are channels_last.
+  // To the features, or, with the image's size, transposed to the image; weight (Cf, Ci, kh, kw) may be float32.
+  m.def("bf16_conv(Tensor input, Tensor weight, int[] stride, int[] padding, int[] size) -> Tensor");
+  // The gradient of both at the weight, in float32.
+  m.def("bf16_conv_weight(Tensor image, Tensor features, int[] kernel, int[] stride, int[] padding) -> Tensor");
 }

@@ -11,6 +11,7 @@ import torch
 from genimg_fast import _native
 from genimg_fast._version import __version__
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_ACT
+from genimg_fast.ops.bf16_conv import KERNELS as BF16_CONV
 from genimg_fast.ops.cell_update import KERNELS as CELL_UPDATE
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_ACT
 from genimg_fast.ops.image_conv_act.dispatch import KERNELS as IMAGE_CONV_ACT
@@ -26,6 +27,7 @@ _TABLES = {
     "recurrent": RECURRENT,
     "cell_update": CELL_UPDATE,
     "winograd_conv": WINOGRAD_CONV,
+    "bf16_conv": BF16_CONV,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 import threading
@@ -141,6 +142,16 @@ def set_simd_level(level: str) -> None:
     """Make the CPU kernels use another instruction set of this machine (for tests and benchmarks)."""
     if load_error is not None or ctypes.CDLL(str(LIBRARY)).genimg_fast_set_simd_level(level.encode()):
         raise ValueError(f"this machine or build does not have SIMD level {level!r}")
+    has_bf16_products.cache_clear()
+
+
+@functools.cache
+def has_bf16_products() -> bool:
+    """Whether CPU kernels multiply pairs of bfloat16: the machine can, and their instruction set is avx512."""
+    if load_error is not None:
+        return False
+    function = getattr(ctypes.CDLL(str(LIBRARY)), "genimg_fast_has_bf16_products", None)
+    return function is not None and bool(function())
 
 
 def fill_new_tensors(fill: bool) -> None:

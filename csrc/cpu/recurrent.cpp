@@ -68,10 +68,6 @@ namespace simd_bf16 {
 #undef SIMD_BYTES
 
 constexpr bool knows_bf16_products = true;
-bool has_bf16_products() {
-  static const bool supported = __builtin_cpu_supports("avx512bf16");
-  return supported && simd_level() == SimdLevel::avx512;
-}
 #define OPERAND_DISPATCH(E, call)                     \
   do {                                                \
     if constexpr (std::is_same<E, BFloat16>::value) { \
@@ -82,7 +78,6 @@ bool has_bf16_products() {
   } while (false)
 #else
 constexpr bool knows_bf16_products = false;
-bool has_bf16_products() { return false; }
 #define OPERAND_DISPATCH(E, call) SIMD_DISPATCH(call)
 #endif
 

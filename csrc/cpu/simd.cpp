@@ -34,12 +34,25 @@ std::atomic<SimdLevel>& current() {
 
 SimdLevel simd_level() { return current().load(std::memory_order_relaxed); }
 
+bool has_bf16_products() {
+#if defined(__x86_64__)
+  static const bool supported = __builtin_cpu_supports("avx512bf16");
+  return supported && simd_level() == SimdLevel::avx512;
+#else
+  return false;
+#endif
+}
+
 }  // namespace genimg_fast
 
 // For tests and gf.info(), through ctypes.
 
 extern "C" __attribute__((visibility("default"))) const char* genimg_fast_simd_level() {
   return genimg_fast::names[static_cast<int>(genimg_fast::simd_level())];
+}
+
+extern "C" __attribute__((visibility("default"))) int genimg_fast_has_bf16_products() {
+  return genimg_fast::has_bf16_products();
 }
 
 // Returns 0, or 1 when the name is unknown or the machine lacks the level; then nothing changes.

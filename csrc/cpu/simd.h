@@ -11,6 +11,9 @@ enum class SimdLevel : int { base = 0, avx2 = 1, avx512 = 2 };
 // The best level of this machine unless genimg_fast_set_simd_level chose another.
 SimdLevel simd_level();
 
+// Whether the level in use is avx512, and the machine has the products of pairs of bfloat16 beside it.
+bool has_bf16_products();
+
 }  // namespace genimg_fast
 
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -24,6 +24,7 @@ from genimg_fast.ops import (
     winograd_conv_transpose2d,
     winograd_conv_transpose2d_reference,
 )
+from genimg_fast.ops.bf16_conv import bf16_conv_weight, bf16_conv_weight_reference
 
 SLOPE = 0.2
 DTYPES = (torch.float32, torch.bfloat16)
@@ -384,6 +385,33 @@ def _convolution(
     )  # fmt: skip
 
 
+# Shape of the image, channels of the features, kernel; and whether it is in the short list.
+_WEIGHT_GRADIENTS = [
+    ((64, 64, 32, 32), 128, 4, True),
+    ((64, 128, 16, 16), 256, 4, False),
+    ((64, 256, 8, 8), 512, 4, False),
+    ((64, 128, 32, 32), 128, 3, False),
+]
+
+
+def _weight_gradient(shape: tuple[int, ...], channels: int, kernel: int, layout: str, device: str) -> Case:
+    batch, width, *sizes = shape
+    stride = 2 if kernel == 4 else 1
+    image = _laid_out(torch.randn(shape, device=device).bfloat16(), layout)
+    features = torch.randn(batch, channels, *(size // stride for size in sizes), device=device).bfloat16()
+    numbers: dict[str, Any] = {"kernel": (kernel,) * 2, "stride": (stride,) * 2, "padding": (1, 1)}
+    products = 2 * features.numel() * width * kernel * kernel
+    return Case(
+        {
+            OURS: partial(bf16_conv_weight, **numbers),
+            "eager": partial(bf16_conv_weight_reference, **numbers),
+        },
+        (image, _laid_out(features, layout)), ("forward",),
+        moved={"forward": 2 * (image.numel() + features.numel() + channels * width * kernel * kernel)},
+        operations={"forward": products},
+    )  # fmt: skip
+
+
 def entries() -> Iterator[Entry]:
     """List the operators' cases, the long list, by name."""
     for shape, activation, short in _BATCH_NORMS:
@@ -429,3 +457,8 @@ def entries() -> Iterator[Entry]:
             name = f"winograd_conv{'_transpose' * transposed}2d {arrow} k{kernel} float32 {layout}"
             build = partial(_convolution, shape, channels, kernel, transposed, layout)
             yield Entry(name, "ops", "float32", short and layout == "channels_last", build)
+    for shape, channels, kernel, short in _WEIGHT_GRADIENTS:
+        for layout in _layouts(shape):
+            name = f"bf16_conv_weight {_by_x(shape)}-{channels} k{kernel} bfloat16 {layout}"
+            build = partial(_weight_gradient, shape, channels, kernel, layout)
+            yield Entry(name, "ops", "bfloat16", short and layout == "channels_last", build)

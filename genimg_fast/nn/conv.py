@@ -171,7 +171,8 @@ class Conv2d(nn.Conv2d, StandIn):
     """Here, on a CPU: from images of at most four channels, and with stride 1 to them, on the fused operator.
 
     Others are of torch's class, but for, in float32, 4x4 kernels with stride 2 and 3x3 kernels, which take
-    Winograd's products, and for many weights on few pixels, which are matrix products.
+    Winograd's products, for many weights on few pixels, which are matrix products, and, in bfloat16, for many
+    channels on some processors.
     """
 
     _smallest = (1, 1, 1, 1, 0, 1, 1, True, "zeros", "meta")

@@ -1,4 +1,4 @@
-"""Convolutions of few pixels as matrix products, on a CPU.
+"""Convolutions with passes that are faster than oneDNN's, on a CPU: matrix products, and products of bfloat16.
 
 oneDNN walks over the pixels of an image. Where a layer has a handful of them and many weights, as in the middle of
 a U-Net or at the end of a discriminator, putting weights in order takes most of its time. A product does without:
@@ -11,6 +11,8 @@ convolution, image and features change places: the first line is the gradient of
 
 A kernel as large as the image has one window, the image itself, and all three passes are products of what is
 there. Elsewhere, the pass from features to image stays oneDNN's.
+
+In bfloat16, there are kernels of our own for layers of more pixels (`bf16_conv`).
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from torch import Tensor, nn
 from torch._C._functorch import is_legacy_batchedtensor
 
 from genimg_fast import _native
+from genimg_fast.ops import bf16_conv as kernels
 from genimg_fast.ops._dispatch import PLAIN_TENSORS, is_transformed
+from genimg_fast.ops.bf16_conv import Pair, bf16_conv, bf16_conv_weight
 
-Pair = tuple[int, int]
 _Order = tuple[int, int, int, int]
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -56,6 +59,8 @@ class _Plan(NamedTuple):
     whole: bool  # the kernel is as large as the image
     forward: bool  # the pass from image to features
     gradient: bool  # the weight's gradient
+    kernels: bool  # bf16_conv convolves, where there is no bias
+    kernel_gradient: bool  # bf16_conv_weight computes the weight's gradient
     order: _Order | None  # of all results: PyTorch's are channels_last if the input or the weight is
 
 
@@ -63,7 +68,7 @@ def may_gain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     """Tell whether :func:`product_conv` is likely to do something for a layer."""
     whole = layer.padding == (0, 0) and max(layer.kernel_size) > 3  # smaller kernels seldom see a whole image
     weights = layer.in_channels * layer.out_channels * math.prod(layer.kernel_size)
-    return layer.groups == 1 and (whole or weights >= _FEWEST_WEIGHTS)
+    return (layer.groups == 1 and (whole or weights >= _FEWEST_WEIGHTS)) or kernels.may_gain(layer)
 
 
 def product_conv(
@@ -76,7 +81,7 @@ def product_conv(
     transposed: bool = False,
     output_padding: Pair = (0, 0),
 ) -> Tensor | None:
-    """Convolve with matrix products where these are faster than PyTorch's own convolution.
+    """Convolve with matrix products, or kernels of our own, where these are faster than PyTorch's own convolution.
 
     Args:
         input: (N, Ci, H, W), the image; with ``transposed`` (N, Cf, h, w), the features.
@@ -95,9 +100,9 @@ def product_conv(
     if plan is None:
         return None
     dtype = _dtype_of(input)
-    input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    output: Tensor = _ProductConv.apply(input, weight, plan)
-    return output if bias is None else output + bias[:, None, None]
+    bias = None if bias is None else bias.to(dtype)
+    output: Tensor = _ProductConv.apply(input.to(dtype), weight, bias, plan)
+    return output
 
 
 def _dtype_of(tensor: Tensor) -> torch.dtype:
@@ -115,7 +120,7 @@ def _plan(
     transposed: bool,
     output_padding: Pair,
 ) -> _Plan | None:
-    """Decide what to do by products; None if nothing, or if the arguments are not valid."""
+    """Decide what not to leave to PyTorch; None if nothing, or if the arguments are not valid."""
     tensors = [input, weight] if bias is None else [input, weight, bias]
     if not all(type(t) in PLAIN_TENSORS and t.is_cpu for t in tensors):
         return None
@@ -150,11 +155,18 @@ def _plan(
     enough = weights >= _FEWEST_WEIGHTS
     forward = enough and weights >= _FORWARD[order] * pixels
     gradient = enough and (few or weights >= _GRADIENT[order] * pixels)
-    if not (whole or forward or gradient):
+    convolves, of_weight = False, False
+    if not (whole or forward):
+        convolves, of_weight = kernels.gains(input, weight, dtype, math.prod(features), stride)
+        of_weight = of_weight and torch.is_grad_enabled() and weight.requires_grad
+    if not (whole or forward or gradient or convolves or of_weight):
         return None
     forward, gradient = whole or forward, whole or gradient
     results = order if order is _CHANNELS_LAST else _order(input)
-    return _Plan(kernel, stride, padding, image, features, transposed, whole, forward, gradient, results)
+    return _Plan(
+        kernel, stride, padding, image, features, transposed,
+        whole, forward, gradient, convolves, of_weight, results,
+    )  # fmt: skip
 
 
 def _pair(values: Iterable[int]) -> Pair:
@@ -193,29 +205,35 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _ProductConv(torch.autograd.Function):
-    """A convolution by a plan."""
+    """A convolution by a plan; under autocast the weight may be wider than the rest."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
-        need_input, need_weight, _ = ctx.needs_input_grad
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
+        need_input, need_weight, need_bias, _ = ctx.needs_input_grad
         # The gradient of the weight needs its shape and order, and it is there anyhow.
         ctx.save_for_backward(input if need_weight else None, weight)
-        ctx.plan, ctx.need_input = plan, need_input
-        return (_to_image if plan.transposed else _to_features)(input, weight, plan)
+        # Our kernels take both dtypes; for others, the weight is rounded once.
+        ctx.rounded = None if plan.kernels or weight.dtype is input.dtype else weight.to(input.dtype)
+        ctx.plan, ctx.need_input, ctx.need_bias = plan, need_input, need_bias
+        used = weight if ctx.rounded is None else ctx.rounded
+        return (_to_image if plan.transposed else _to_features)(input, used, bias, plan)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients, in operations that can be differentiated again."""
         (input, weight), plan = ctx.saved_tensors, ctx.plan
         if is_legacy_batchedtensor(grad):  # many gradients at a time, which views do not take
-            plan = plan._replace(whole=False, forward=False, gradient=False, order=None)
+            plan = plan._replace(
+                whole=False, forward=False, gradient=False, kernels=False, kernel_gradient=False, order=None
+            )
         grad_input = grad_weight = None
         if ctx.need_input:
-            grad_input = (_to_features if plan.transposed else _to_image)(grad, weight, plan)
+            used = weight if ctx.rounded is None or torch.is_grad_enabled() else ctx.rounded
+            grad_input = (_to_features if plan.transposed else _to_image)(grad, used, None, plan)
         if input is not None:
             image, features = (grad, input) if plan.transposed else (input, grad)
             grad_weight = _weight_gradient(image, features, weight, plan)
-        return grad_input, grad_weight, None
+        return grad_input, grad_weight, grad.sum((0, 2, 3)) if ctx.need_bias else None, None
 
 
 def _windows(image: Tensor, plan: _Plan, order: _Order) -> Tensor:
@@ -228,36 +246,52 @@ def _windows(image: Tensor, plan: _Plan, order: _Order) -> Tensor:
     return seen.permute(0, 2, 3, *inner).flatten(3).flatten(0, 2)
 
 
-def _to_features(image: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
-    if plan.forward:
-        order = _order(weight)
+def _to_features(image: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
+    if _runs_on_kernels(image, bias, plan):
+        features = bf16_conv(image, weight, plan.stride, plan.padding)
+    elif plan.forward:
+        order, weight = _order(weight), weight.to(image.dtype)
         rows = _product(_windows(image, plan, order), weight.permute(order).flatten(1).t())
-        features = rows.view(-1, *plan.features, rows.shape[1]).permute(0, 3, 1, 2)
+        features = _shifted(rows.view(-1, *plan.features, rows.shape[1]).permute(0, 3, 1, 2), bias)
     else:
-        features = F.conv2d(image, weight, None, plan.stride, plan.padding)
+        features = F.conv2d(image, weight.to(image.dtype), bias, plan.stride, plan.padding)
     return _laid_out(features, plan.order)
 
 
-def _to_image(features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
-    if plan.whole:
-        order = _order(weight)
+def _to_image(features: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
+    if _runs_on_kernels(features, bias, plan):
+        image = bf16_conv(features, weight, plan.stride, plan.padding, plan.image)
+    elif plan.whole:
+        order, weight = _order(weight), weight.to(features.dtype)
         rows = _product(features.flatten(1), weight.permute(order).flatten(1))
-        image = _nchw(rows.unflatten(1, [weight.shape[axis] for axis in order[1:]]), order)
+        image = _shifted(_nchw(rows.unflatten(1, [weight.shape[axis] for axis in order[1:]]), order), bias)
     else:
         sizes = zip(plan.image, plan.features, plan.kernel, plan.stride, plan.padding, strict=True)
         more = [n - ((f - 1) * s - 2 * p + k) for n, f, k, s, p in sizes]
-        image = F.conv_transpose2d(features, weight, None, plan.stride, plan.padding, more)
+        image = F.conv_transpose2d(features, weight.to(features.dtype), bias, plan.stride, plan.padding, more)
     return _laid_out(image, plan.order)
+
+
+def _runs_on_kernels(input: Tensor, bias: Tensor | None, plan: _Plan) -> bool:
+    """Tell whether our kernel convolves; it has no derivative."""
+    return plan.kernels and bias is None and not torch.is_grad_enabled() and not is_transformed(input)
+
+
+def _shifted(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias[:, None, None]
 
 
 def _weight_gradient(image: Tensor, features: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
     """Compute the gradient of a weight of which the shape and the order count."""
-    if plan.gradient:
+    if plan.kernel_gradient:
+        gradient = bf16_conv_weight(image, features, plan.kernel, plan.stride, plan.padding)
+    elif plan.gradient:
         order = _order(weight)
         rows = _product(features.permute(0, 2, 3, 1).flatten(0, 2).t(), _windows(image, plan, order))
         gradient = _nchw(rows.view([weight.shape[axis] for axis in order]), order)
     else:
         backward, mask = torch.ops.aten.convolution_backward, (False, True, False)
         one, none = (1, 1), (0, 0)
+        weight = weight.to(image.dtype)
         gradient = backward(features, image, weight, None, plan.stride, plan.padding, one, False, none, 1, mask)[1]
     return _laid_out(gradient, plan.order)

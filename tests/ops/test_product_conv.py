@@ -39,6 +39,13 @@ CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], str]] =
 }
 
 
+@pytest.fixture(autouse=True)
+def _products_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether this machine has products of bfloat16 or not."""
+    monkeypatch.setattr(module.kernels, "gains", lambda *_: (False, False))
+    monkeypatch.setattr(module.kernels, "may_gain", lambda _: False)
+
+
 def made(name: str, dtype: torch.dtype, memory_format: torch.memory_format, bias: bool = True) -> Any:
     """Make the input, the weight and the bias of a case, its options and what is a product."""
     shape, weight_shape, options, products = CASES[name]
