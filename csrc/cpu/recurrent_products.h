@@ -147,13 +147,29 @@ void multiply_panel(const Layout& layout, int64_t p, const E* panels, int64_t fi
   }
 }
 
-// Forward: panel[k][gate, unit] = weight[gate, unit][k], factors transposed in blocks of 4 x 4; first_gate comes first.
-// A weight's row has `columns` values, the panel's k go on to the next multiple of factor_values with zeros.
+// to[j][i] = strip[i][j] for j < n: a strip holds the rows of a vector's lanes.
+template <int Block, class Factor>
+void transpose_strip(const Factor (&strip)[lanes<Factor>][Block], int64_t n, Factor* to, int64_t to_stride) {
+  constexpr int L = lanes<Factor>;
+  int64_t j = 0;
+  if constexpr (std::is_same<Factor, float>::value) {
+    for (; j + 4 <= n; j += 4) {
+      Vec<float> v[4];
+      for (int i = 0; i < 4; ++i) v[i] = load_fours(&strip[i][j], 4 * Block);
+      transpose_blocks(v);
+      for (int i = 0; i < 4; ++i) store(to + (j + i) * to_stride, v[i]);
+    }
+  }
+  for (; j < n; ++j)
+    for (int i = 0; i < L; ++i) to[j * to_stride + i] = strip[i][j];
+}
+
+// Forward: panel[k][gate, unit] = weight[gate, unit][k]; first_gate comes first.  A weight's row has `columns` values,
+// the panel's k go on to the next multiple of factor_values with zeros.
 template <class E, class T>
 void pack_transposed(const Layout& layout, int64_t p, const T* weight, int64_t columns, int first_gate, E* panels) {
   using Factor = Acc<E>;  // as long as a pair of bfloat16
-  typedef Factor Quad __attribute__((vector_size(4 * sizeof(Factor))));
-  constexpr int L = lanes<Acc<E>>, K = factor_values<E>, block = 64;
+  constexpr int L = lanes<Factor>, K = factor_values<E>, block = 64;
   alignas(64) Factor strip[L][block];
   const int64_t width = layout.vectors(p) * L;
   Factor* const panel = reinterpret_cast<Factor*>(panels + layout.panel_offset(p));
@@ -168,21 +184,7 @@ void pack_transposed(const Layout& layout, int64_t p, const T* weight, int64_t c
         if (i < valid)
           convert(from + i * columns + k * K, std::min(n * K, columns - k * K), reinterpret_cast<E*>(strip[i]));
       }
-      Factor* const to = panel + k * width + v * L;
-      int64_t j = 0;
-      if constexpr (L % 4 == 0) {
-        for (; j + 4 <= n; j += 4)
-          for (int i = 0; i < L; i += 4) {
-            Quad a[4];
-            for (int c = 0; c < 4; ++c) __builtin_memcpy(&a[c], &strip[i + c][j], sizeof(Quad));
-            for (int c = 0; c < 4; ++c) {
-              const Quad column = {a[0][c], a[1][c], a[2][c], a[3][c]};
-              __builtin_memcpy(to + (j + c) * width + i, &column, sizeof(Quad));
-            }
-          }
-      }
-      for (; j < n; ++j)
-        for (int i = 0; i < L; ++i) to[j * width + i] = strip[i][j];
+      transpose_strip(strip, n, panel + k * width + v * L, width);
     }
   }
 }

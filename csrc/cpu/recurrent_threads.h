@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t tile_rows = 64;                 // of a tile, at most: its state stays in the L2 cache
 constexpr int64_t thread_products = 1 << 18;      // a thread is not worth waking for fewer multiplications
 constexpr int64_t thread_elements = 1 << 14;      // nor for fewer elements of an elementwise pass
-constexpr int64_t thread_packed = 1 << 16;        // nor for fewer weights to pack
+constexpr int64_t thread_packed = 1 << 15;        // nor for fewer weights to pack
 constexpr int64_t step_products = 1 << 16;        // threads are not worth joining after fewer in every step
 constexpr int64_t core_cache = int64_t(1) << 20;  // bytes of panels that a thread can reread in every step
 

@@ -29,9 +29,9 @@ SIMD_INLINE void box_muller(Words x0, Words x1, Vec<float>& n0, Vec<float>& n1) 
 SIMD_INLINE void philox_round(const PhiloxKeys& keys, int r, WideWords (&counter)[4]) {
   const WideWords m0 = WideWords{} + philox_multiplier0, m1 = WideWords{} + philox_multiplier1;
   const WideWords p0 = multiply_lower(counter[0], m0), p1 = multiply_lower(counter[2], m1);
-  counter[0] = (p1 >> 32) ^ counter[1] ^ keys.word[0][r];
+  counter[0] = exclusive_or(p1 >> 32, counter[1], WideWords{} + keys.word[0][r]);
   counter[1] = p1;
-  counter[2] = (p0 >> 32) ^ counter[3] ^ keys.word[1][r];
+  counter[2] = exclusive_or(p0 >> 32, counter[3], WideWords{} + keys.word[1][r]);
   counter[3] = p0;
 }
 
@@ -40,38 +40,89 @@ SIMD_INLINE void philox_round(const PhiloxKeys& keys, int r, WideWords (&counter
 constexpr int batch_blocks = lanes<float>;
 constexpr int batch_block(int lane) { return batch_blocks / 4 * (lane % 4) + lane / 4; }
 
-// The batch's normals; even and odd are the counters of the even and of the odd lanes.
-SIMD_INLINE void normals(const PhiloxKeys& keys, WideWords (&even)[4], WideWords (&odd)[4], float* out) {
+// The counters of a batch: of the even and of the odd lanes.
+struct Counters {
+  WideWords even[4], odd[4];
+};
+
+// The normals of Batches batches, one after the other, whose counters have been through the rounds before FirstRound.
+template <int FirstRound, int Batches>
+SIMD_INLINE void normals(const PhiloxKeys& keys, Counters (&counters)[Batches], float* out) {
   // In turns, as each waits for its products.
-  for (int r = 0; r < philox_rounds; ++r) {
-    philox_round(keys, r, even);
-    philox_round(keys, r, odd);
-  }
-  Words x[4];
-  for (int k = 0; k < 4; ++k) x[k] = (Words)((even[k] & 0xffffffff) | odd[k] << 32);
-  Vec<float> n[4];
-  box_muller(x[0], x[1], n[0], n[1]);
-  box_muller(x[2], x[3], n[2], n[3]);
-  transpose_blocks(n);
-  for (int k = 0; k < 4; ++k) store(out + k * lanes<float>, n[k]);
+  for (int r = FirstRound; r < philox_rounds; ++r)
+    unroll<Batches>([&](auto b) __attribute__((always_inline)) {
+      philox_round(keys, r, counters[b].even);
+      philox_round(keys, r, counters[b].odd);
+    });
+  unroll<Batches>([&](auto b) __attribute__((always_inline)) {
+    Words x[4];
+    for (int k = 0; k < 4; ++k) x[k] = join_lower(counters[b].even[k], counters[b].odd[k]);
+    Vec<float> n[4];
+    box_muller(x[0], x[1], n[0], n[1]);
+    box_muller(x[2], x[3], n[2], n[3]);
+    transpose_blocks(n);
+    for (int k = 0; k < 4; ++k) store(out + (4 * b + k) * lanes<float>, n[k]);
+  });
 }
 
-// The normals of one sample's blocks from `first` on, rounded up to whole batches.
-inline void fill_noise(const PhiloxKeys& keys, int64_t sample, int64_t first, int64_t blocks, float* out) {
-  WideWords even_block, odd_block;
-  for (int i = 0; i < lanes<double>; ++i) {
-    even_block[i] = batch_block(2 * i);
-    odd_block[i] = batch_block(2 * i + 1);
+// The first two rounds of blocks of one sample that share the upper half of their index: half of their words are the
+// same for all of these blocks.
+class FirstRounds {
+ public:
+  SIMD_INLINE FirstRounds(const PhiloxKeys& keys, uint64_t sample, uint32_t upper_block) {
+    const uint64_t product1 = uint64_t{philox_multiplier1} * static_cast<uint32_t>(sample);
+    const uint64_t product0 =
+        philox_multiplier0 * (product1 >> 32 ^ upper_block ^ keys.word[0][0]);  // of the second round
+    after_first_ = WideWords{} + (sample >> 32 ^ keys.word[1][0]);
+    word0_ = WideWords{} + ((product1 ^ keys.word[0][1]) & 0xffffffff);
+    word2_ = WideWords{} + (product0 >> 32 ^ keys.word[1][1]);
+    word3_ = WideWords{} + product0;
   }
-  even_block += static_cast<uint64_t>(first);
-  odd_block += static_cast<uint64_t>(first);
-  const WideWords b = WideWords{} + static_cast<uint64_t>(sample);
-  for (int64_t k = 0; k < blocks; k += batch_blocks) {
-    WideWords even[4] = {even_block, even_block >> 32, b, b >> 32};
-    WideWords odd[4] = {odd_block, odd_block >> 32, b, b >> 32};
-    normals(keys, even, odd, out + 4 * k);
-    even_block += batch_blocks;
-    odd_block += batch_blocks;
+
+  // Only the lower halves of the blocks' lanes matter.
+  SIMD_INLINE void operator()(WideWords blocks, WideWords (&counter)[4]) const {
+    const WideWords product0 = multiply_lower(blocks, WideWords{} + philox_multiplier0);
+    const WideWords product1 = multiply_lower(product0 >> 32 ^ after_first_, WideWords{} + philox_multiplier1);
+    counter[0] = product1 >> 32 ^ word0_;
+    counter[1] = product1;
+    counter[2] = product0 ^ word2_;
+    counter[3] = word3_;
+  }
+
+ private:
+  WideWords after_first_, word0_, word2_, word3_;
+};
+
+// The normals of one sample's blocks from `first` on, rounded up to whole batches.  At most noise_elements, and `first`
+// is a multiple of those: no index on the way reaches a multiple of 2^32.
+inline void fill_noise(const PhiloxKeys& keys, int64_t sample, int64_t first, int64_t blocks, float* out) {
+  WideWords even, odd;
+  for (int i = 0; i < lanes<double>; ++i) {
+    even[i] = batch_block(2 * i);
+    odd[i] = batch_block(2 * i + 1);
+  }
+  even += static_cast<uint64_t>(first);
+  odd += static_cast<uint64_t>(first);
+  const FirstRounds first_rounds(keys, sample, static_cast<uint64_t>(first) >> 32);
+  const auto next = [&](Counters& counters) __attribute__((always_inline)) {
+    first_rounds(even, counters.even);
+    first_rounds(odd, counters.odd);
+    even += batch_blocks;
+    odd += batch_blocks;
+  };
+  int64_t k = 0;
+  if constexpr (SIMD_BYTES == 64) {  // there are registers for two batches in turns
+    for (; k + batch_blocks < blocks; k += 2 * batch_blocks) {
+      Counters counters[2];
+      next(counters[0]);
+      next(counters[1]);
+      normals<2>(keys, counters, out + 4 * k);
+    }
+  }
+  for (; k < blocks; k += batch_blocks) {
+    Counters counters[1];
+    next(counters[0]);
+    normals<2>(keys, counters, out + 4 * k);
   }
 }
 
@@ -97,8 +148,8 @@ inline void fill_noise_of_samples(const PhiloxKeys& keys, int64_t first_sample, 
     WideWords b[4];  // blocks of the even and of the odd lanes, then their samples
     std::memcpy(b, block_of, sizeof(block_of));
     std::memcpy(b + 2, sample_of, sizeof(sample_of));
-    WideWords even[4] = {b[0], b[0] >> 32, b[2], b[2] >> 32}, odd[4] = {b[1], b[1] >> 32, b[3], b[3] >> 32};
-    normals(keys, even, odd, target + 4 * k);
+    Counters counters[] = {{{b[0], b[0] >> 32, b[2], b[2] >> 32}, {b[1], b[1] >> 32, b[3], b[3] >> 32}}};
+    normals<0>(keys, counters, target + 4 * k);
   }
   if (target == out) return;
   for (int64_t s = 0; s < samples; ++s)

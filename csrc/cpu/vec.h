@@ -423,6 +423,26 @@ SIMD_INLINE VecType<double>::bits multiply_lower(VecType<double>::bits a, VecTyp
 #endif
 }
 
+SIMD_INLINE VecType<double>::bits exclusive_or(VecType<double>::bits a, VecType<double>::bits b,
+                                               VecType<double>::bits c) {
+#if defined(SIMD_AVX512)
+  return (VecType<double>::bits)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+#else
+  return a ^ b ^ c;
+#endif
+}
+
+// The lower 32 bits of the lanes of a and b in turns.
+SIMD_INLINE VecType<float>::bits join_lower(VecType<double>::bits a, VecType<double>::bits b) {
+#if defined(SIMD_AVX512)
+  // 0xa0: lanes 0 0 2 2 of every four.
+  return (VecType<float>::bits)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b,
+                                                         static_cast<_MM_PERM_ENUM>(0xa0));
+#else
+  return (VecType<float>::bits)((a & 0xffffffff) | b << 32);
+#endif
+}
+
 // Within every 16 bytes, lanes of a and b in turns: those of the lower or the upper 8 bytes, one or two at a time.
 #if defined(SIMD_AVX512)
 SIMD_INLINE Vec<float> zip_lower(Vec<float> a, Vec<float> b) {
@@ -456,6 +476,20 @@ SIMD_INLINE Vec<float> zip_upper(Vec<float> a, Vec<float> b) { return Vec<float>
 SIMD_INLINE Vec<float> zip_lower_pairs(Vec<float> a, Vec<float> b) { return Vec<float>{a[0], a[1], b[0], b[1]}; }
 SIMD_INLINE Vec<float> zip_upper_pairs(Vec<float> a, Vec<float> b) { return Vec<float>{a[2], a[3], b[2], b[3]}; }
 #endif
+
+// Four numbers each from p, p + stride, p + 2 * stride, ...
+SIMD_INLINE Vec<float> load_fours(const float* p, int64_t stride) {
+#if defined(SIMD_AVX512)
+  const __m256 lower = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+  p += 2 * stride;
+  const __m256 upper = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+  return (Vec<float>)_mm512_maskz_insertf32x8(all_lanes, _mm512_castps256_ps512(lower), upper, 1);
+#elif defined(SIMD_AVX2)
+  return (Vec<float>)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+#else
+  return load(p);
+#endif
+}
 
 // Transposes every 4 x 4 block of v, a block being the four lanes of the same 16 bytes of all four vectors.
 SIMD_INLINE void transpose_blocks(Vec<float> (&v)[4]) {
