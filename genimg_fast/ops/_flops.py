@@ -29,6 +29,10 @@ def _count(features: Shape, weight: Shape) -> int:
 
 # Of the shapes of an operator's tensors and of its result.
 _FORMULAS: dict[str, Callable[..., int]] = {
+    "bf16_conv": lambda input, weight, stride, padding, size, *, out_shape, **_: _count(
+        input if size else out_shape, weight
+    ),
+    "bf16_conv_weight": lambda image, features, *_, out_shape, **__: _count(features, out_shape),
     "image_conv_from": lambda image, weight, *_, out_shape: _count(out_shape, weight),
     "image_conv_to": lambda features, weight, *_, out_shape: _count(features, weight),
     "image_conv_weight": lambda image, features, *_, out_shape: _count(features, out_shape),
