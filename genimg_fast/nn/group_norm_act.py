@@ -45,9 +45,8 @@ def forward_group_norm(
     """
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
-    weight, bias = weight_and_bias(module)
     return group_norm_act(
-        input, module.num_groups, weight, bias, module.eps, activation=activation,
+        input, module.num_groups, *weight_and_bias(module), module.eps, activation=activation,
         negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
     )  # fmt: skip
 
@@ -64,13 +63,13 @@ def forward_instance_norm(
     """Do what torch's instance norm layers do in ``forward``, and what may follow it; see the function above."""
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
-    # As torch's, whose result is contiguous whatever the input.
-    if _is_group_norm(module, input) and not _is_slower(dense := input.contiguous()):
-        weight, bias = weight_and_bias(module)
-        return group_norm_act(
-            dense, module.num_features, weight, bias, module.eps, activation=activation,
-            negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
-        )  # fmt: skip
+    if _is_group_norm(module, input):
+        input = input.contiguous()  # as torch's does, whose result is contiguous whatever the input
+        if not _is_slower(input):
+            return group_norm_act(
+                input, module.num_features, *weight_and_bias(module), module.eps, activation=activation,
+                negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
+            )  # fmt: skip
     output = nn.modules.instancenorm._InstanceNorm.forward(module, input)
     over_planes = (..., *(None,) * (input.dim() - 2))
     if scale is not None:

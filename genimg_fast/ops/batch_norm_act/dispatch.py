@@ -9,10 +9,10 @@ from genimg_fast.ops._dispatch import EMPTY, INVALID, Kernels, Preference, refus
 from genimg_fast.ops.batch_norm_act.operands import Operands, Options
 
 # To call a custom operator from Python costs a few microseconds more than to call a built-in one. The others are
-# for 16-bit data in NCHW, for which PyTorch is faster than for the rest; for training, but for wide data in NCHW,
+# for 16-bit data in NCHW, for which PyTorch is faster than for the rest; for training, but for float32 in NCHW,
 # where PyTorch is slow; and for training with nothing behind the norm that could be saved.
-SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_NUMEL_16_BIT = 24 << 10, 48 << 10
-SMALLEST_NATIVE_TRAINING, SMALLEST_NATIVE_ALONE = 96 << 10, 384 << 10
+SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_NUMEL_16_BIT, SMALLEST_NATIVE_TRAINING = 24 << 10, 48 << 10, 96 << 10
+SMALLEST_NATIVE_ALONE_16_BIT, SMALLEST_NATIVE_ALONE = 384 << 10, 2 << 20
 
 _PARAMETERS = "contiguous parameters and statistics of one dtype, the input's or, beside 16-bit input, float32"
 _STATISTICS = "running statistics that require no gradient"
@@ -72,11 +72,11 @@ def _is_slower(call: tuple[Tensor, bool, bool]) -> bool:
     numel = input.numel()
     if numel < SMALLEST_NATIVE_NUMEL:
         return True
-    if numel >= SMALLEST_NATIVE_ALONE and (training or not alone):
-        return False
     narrow, dense = input.element_size() == 2, input.is_contiguous()
     if training:
-        least = SMALLEST_NATIVE_ALONE if alone else SMALLEST_NATIVE_TRAINING
+        least = SMALLEST_NATIVE_TRAINING
+        if alone:
+            least = SMALLEST_NATIVE_ALONE_16_BIT if narrow else SMALLEST_NATIVE_ALONE
         return numel < least and (narrow or not dense)
     if alone:
         return narrow or dense
@@ -91,8 +91,8 @@ KERNELS = Kernels(
         "cpu": Preference(
             f"fewer than {SMALLEST_NATIVE_NUMEL} elements (16-bit NCHW: {SMALLEST_NATIVE_NUMEL_16_BIT}; in "
             f"training, but for float32 in NCHW: {SMALLEST_NATIVE_TRAINING}, with nothing behind it "
-            f"{SMALLEST_NATIVE_ALONE}), and, in evaluation with nothing behind it, all but float32 in "
-            "channels_last, which are faster there",
+            f"{SMALLEST_NATIVE_ALONE}, of 16 bits {SMALLEST_NATIVE_ALONE_16_BIT}), and, in evaluation with "
+            "nothing behind it, all but float32 in channels_last, which are faster there",
             _is_slower,
         )
     },
