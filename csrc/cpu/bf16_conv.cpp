@@ -44,8 +44,15 @@ struct Blocks {
   int64_t count() const { return (rows + block_rows - 1) / block_rows; }
   int64_t start(int64_t block) const { return block * rows / count(); }
   int64_t size(int64_t block) const { return start(block + 1) - start(block); }
-  bool are_full() const { return rows / count() >= block_rows - 1; }
+  bool are_full() const { return rows > 0 && rows / count() >= block_rows - 1; }
 };
+
+struct Shape : ConvShape {
+  int64_t taps() const { return y.kernel * x.kernel; }
+};
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define BF16_PRODUCTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 // Channels in panels.
 struct Panels {
@@ -53,10 +60,6 @@ struct Panels {
   int64_t count() const { return (channels + panel_channels - 1) / panel_channels; }
   int64_t start(int64_t panel) const { return panel * panel_channels; }
   int64_t width(int64_t panel) const { return std::min(panel_channels, channels - start(panel)); }
-};
-
-struct Shape : ConvShape {
-  int64_t taps() const { return y.kernel * x.kernel; }
 };
 
 // `count` steps, from pair `panel` of a packed panel and pair `block` of a block.
@@ -90,9 +93,6 @@ void parallel_each(int64_t n, const F& f) {
     for (int64_t i = begin; i < end; ++i) f(i);
   });
 }
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define BF16_PRODUCTS __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
 // Values of a and b in turns, or zeros for those of b.
 BF16_PRODUCTS void make_pairs(const BFloat16* a, const BFloat16* b, int64_t n, uint32_t* to) {

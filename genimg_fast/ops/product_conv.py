@@ -134,8 +134,10 @@ def _plan(
     dtype = _dtype_of(input)
     if dtype not in _DTYPES or any(_dtype_of(t) is not dtype for t in tensors):
         return None
+    if min(stride) < 1 or min(padding) < 0:
+        return None
     # Less than the highest precision is allowed for products, not for convolutions.
-    if min(stride) < 1 or min(padding) < 0 or torch.get_float32_matmul_precision() != "highest":
+    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
         return None
     kernel, given = _pair(weight.shape[2:]), _pair(input.shape[2:])
     if transposed:

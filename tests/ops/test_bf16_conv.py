@@ -180,6 +180,7 @@ def test_bad_arguments_of_the_gradient(change: dict[int, Any], words: str) -> No
     [
         ({0: lambda t: t.float()}, "image and features must be bfloat16 and have 4 dimensions"),
         ({0: lambda t: t[:19]}, "a batch must have at least 20 samples, got 19"),
+        ({0: lambda t: t[:0]}, "a batch must have at least 20 samples, got 0"),
         ({0: lambda t: t[:, 32:]}, NO_FIT),
         ({1: lambda t: t.double()}, "weight must be bfloat16 or float32 and have 4 dimensions"),
         ({1: lambda t: t[1:]}, "numbers of channels must be multiples of 32, got 127"),
