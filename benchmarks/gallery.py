@@ -158,7 +158,7 @@ def show_difference() -> None:
 
 
 def digits() -> None:
-    """A trained VAE, a digit that it has not seen, and folders of thin and bold ones."""
+    """Write a three and an eight, and folders of thin and bold digits; train a VAE on all digits."""
     images = sklearn.datasets.load_digits().images / 16
     pictures = [Image.fromarray((255 * image).astype("uint8")).resize((32, 32), 3) for image in images]
     ink = images.mean((1, 2)).argsort()
