@@ -242,22 +242,25 @@ __device__ __forceinline__ int place_of(const ClusterTiling& tiling, const Curso
 
 // A consumer goes over the pieces of a tile: enter(cursor), then body(place, word, Whole<n>) for its words, n at a
 // time, the first of which lies at `place` of the slots and has the number `word` in the tile, then leave(cursor). has:
-// the tile has the thread's channels.  These are its whole pieces from `word` on, which moves on with them, up to
-// `end`,
+// the tile has the thread's channels.  This is a piece that is whole,
+template <int U, int N, class Enter, class Body, class Leave>
+__device__ __forceinline__ void whole_piece(const ClusterTiling& tiling, bool has, Cursor& cursor, uint32_t word,
+                                            Enter enter, Body body, Leave leave) {
+  enter(cursor);
+  if (has) body(place_of<U, N>(tiling, cursor), word, std::integral_constant<int, U>{});
+  leave(cursor);
+  cursor.advance(tiling.slots);
+}
+// these are those from `word` on, which moves on with them, up to `end`,
 template <int U, int N, class Enter, class Body, class Leave>
 __device__ __forceinline__ void for_each_whole_piece(const ClusterTiling& tiling, uint32_t end, bool has,
                                                      Cursor& cursor, uint32_t& word, Enter enter, Body body,
                                                      Leave leave) {
   const int stride = tiling.consumers * U;
 #pragma unroll 1
-  for (; word < end; word += stride) {
-    enter(cursor);
-    if (has) body(place_of<U, N>(tiling, cursor), word, std::integral_constant<int, U>{});
-    leave(cursor);
-    cursor.advance(tiling.slots);
-  }
+  for (; word < end; word += stride) whole_piece<U, N>(tiling, has, cursor, word, enter, body, leave);
 }
-// the one behind them, if there is one,
+// this is the one behind them, if there is one,
 template <int U, int N, class Enter, class Body, class Leave>
 __device__ __forceinline__ void last_piece(const ClusterTiling& tiling, const Words& words, bool has, Cursor& cursor,
                                            uint32_t word, Enter enter, Body body, Leave leave) {
@@ -271,12 +274,16 @@ __device__ __forceinline__ void last_piece(const ClusterTiling& tiling, const Wo
   leave(cursor);
   cursor.advance(tiling.slots);
 }
-// and all of them.
+// and these are all.  They are counted: it saves an instruction.
 template <int U, int N, class Enter, class Body, class Leave>
 __device__ __forceinline__ void for_each_piece(const ClusterTiling& tiling, const Words& words, bool has,
                                                Cursor& cursor, Enter enter, Body body, Leave leave) {
+  const int stride = tiling.consumers * U;
   uint32_t word = words.first;
-  for_each_whole_piece<U, N>(tiling, words.end_of_whole<U>(tiling.consumers), has, cursor, word, enter, body, leave);
+#pragma unroll 1
+  for (int piece = 0; piece < words.whole; ++piece, word += stride) {
+    whole_piece<U, N>(tiling, has, cursor, word, enter, body, leave);
+  }
   last_piece<U, N>(tiling, words, has, cursor, word, enter, body, leave);
 }
 
