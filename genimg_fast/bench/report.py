@@ -303,8 +303,13 @@ _COLOURS = {
     "eager": "#54626f", "inplace": "#8aa17a", "compile": "#e08a1e", "compile-float32": "#f2c879",
     "diffusers": "#9a6fb0",
 }  # fmt: skip
-_FAMILIES = ("#1f6f8b", "#c0392b", "#2e8b57", "#7d3c98", "#b7950b", "#34495e")
+_FAMILIES = ("#1f6f8b", "#c0392b", "#2e8b57", "#7d3c98", "#b7950b", "#34495e", "#e67e22", "#d16ba5", "#7f8c8d")
 _SIZE = 12  # of text that is read from the last row of a room
+
+
+def _height(row: int, peer: str, peers: Sequence[str]) -> float:
+    """Where a point stands: around the line of its row, and nearer to it than to any other."""
+    return row + 0.6 / len(peers) * (peers.index(peer) - (len(peers) - 1) / 2)
 
 
 def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
@@ -314,7 +319,7 @@ def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
         found = [(i, ratio) for i, row in enumerate(rows) if (ratio := row.ratio(peer)) is not None]
         values = [ratio.value for _, ratio in found]
         ends = [[r.value - r.low for _, r in found], [r.high - r.value for _, r in found]]
-        heights = [i + 0.22 * (names.index(peer) - (len(names) - 1) / 2) for i, _ in found]
+        heights = [_height(i, peer, rows[i].peers()) for i, _ in found]
         axes.errorbar(
             values, heights, xerr=ends, fmt="o", markersize=7, elinewidth=1.5, color=_COLOURS.get(peer), label=peer
         )  # fmt: skip

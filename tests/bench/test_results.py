@@ -246,6 +246,13 @@ def test_table_and_markdown_have_every_row() -> None:
     assert "op 1,both,warm,genimg_fast," in result.as_csv()
 
 
+def test_points_of_a_row_are_nearer_to_it_than_to_others() -> None:
+    for peers in (["eager"], ["eager", "inplace", "compile", "diffusers", "compile-float32"]):
+        heights = [report._height(3, peer, peers) for peer in peers]
+        assert sum(heights) / len(heights) == pytest.approx(3)
+        assert max(abs(height - 3) for height in heights) <= 0.3
+
+
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_pictures(tmp_path: Path, ending: str) -> None:
     file = tmp_path / f"x.{ending}"
