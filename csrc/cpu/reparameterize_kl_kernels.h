@@ -93,8 +93,8 @@ class FirstRounds {
   WideWords after_first_, word0_, word2_, word3_;
 };
 
-// The normals of one sample's blocks from `first` on, rounded up to whole batches.  At most noise_elements, and `first`
-// is a multiple of those: no index on the way reaches a multiple of 2^32.
+// The normals of one sample's blocks from `first` on, rounded up to whole batches.  `first` is a multiple of the most
+// blocks that are asked for, noise_elements / 4: their indices have the same upper halves.
 inline void fill_noise(const PhiloxKeys& keys, int64_t sample, int64_t first, int64_t blocks, float* out) {
   WideWords even, odd;
   for (int i = 0; i < lanes<double>; ++i) {
