@@ -38,7 +38,7 @@ constexpr int64_t channel_block = 32;                // numbers of channels are 
 constexpr int64_t core_cache = int64_t(3) << 18;     // bytes of transformed inputs that a core's L2 cache holds
 constexpr int64_t least_products = 16;               // rows that are to share a reading of transformed weights
 constexpr int64_t sum_rows = 144;                    // products summed up before they join the sum of all
-constexpr int64_t shared_cache = int64_t(16) << 20;  // bytes of factors of a weight's gradient, all of them
+constexpr int64_t shared_cache = int64_t(24) << 20;  // bytes of factors of a weight's gradient, all of them
 constexpr int64_t group_cache = int64_t(2) << 20;    // or those of a group
 constexpr int64_t buffers = 3;  // of groups: one is transformed, one multiplied, and one may still be, by a late thread
 
