@@ -13,7 +13,8 @@
 //    outputs.
 //
 // A weight's gradient goes the other way: for each pair of points the products of the transformed inputs with the
-// transformed gradients are summed over all tiles, and the sums are transformed to the gradient.
+// transformed gradients are summed over all tiles, and the sums are transformed to the gradient.  That is done part by
+// part, of the rows of tiles or of the input's channels: a part is transformed while others are multiplied.
 //
 // Everything is channels_last, so that transforms are additions of vectors.  Sums have the same order whatever the
 // number of threads.  Winograd, "Arithmetic complexity of computations", 1980; Lavin and Gray, arXiv 1509.09308.
@@ -38,9 +39,9 @@ constexpr int64_t channel_block = 32;                // numbers of channels are 
 constexpr int64_t core_cache = int64_t(3) << 18;     // bytes of transformed inputs that a core's L2 cache holds
 constexpr int64_t least_products = 16;               // rows that are to share a reading of transformed weights
 constexpr int64_t sum_rows = 144;                    // products summed up before they join the sum of all
-constexpr int64_t shared_cache = int64_t(24) << 20;  // bytes of factors of a weight's gradient, all of them
-constexpr int64_t group_cache = int64_t(2) << 20;    // or those of a group
-constexpr int64_t buffers = 3;  // of groups: one is transformed, one multiplied, and one may still be, by a late thread
+constexpr int64_t shared_cache = int64_t(24) << 20;  // bytes of all factors of a weight's gradient,
+constexpr int64_t group_cache = int64_t(2) << 20;    // or of those of a part
+constexpr int64_t buffers = 3;  // of parts: one is transformed, one multiplied, and one may still be, by a late thread
 
 #define SIMD_BODY "winograd_conv_kernels.h"
 #include "for_each_simd_level.h"
@@ -196,12 +197,12 @@ Tensor winograd_conv2d_weight_gradient(Tensor input_, Tensor grad_output_, int64
   const int64_t threads = torch::stable::get_num_threads(), blocks = shape.out_channels / channel_block;
   const int64_t row_bytes = factors_bytes(shape, row_products(shape));
 
-  // Where factors are few, there is one group, and the input's channels are cut instead: the sums of a block of output
-  // channels are then complete when they are made, and need not be kept.  Otherwise they are read and written once a
-  // group, so where they are large a group is, too.
+  // Where factors are few, parts are slices of the input's channels: the sums of a block of output channels are then
+  // complete when they are made, and need not be kept.  Otherwise parts are groups of rows of tiles; sums are read and
+  // written once a group, so where they are large a group is, too.
   std::vector<Group> groups{Group(shape, 0, shape.tile_rows())};
   const bool few = factors_bytes(shape, groups[0].total) <= shared_cache, whole = few && blocks >= threads;
-  const int64_t slices = !whole ? 1 : shape.in_channels % (4 * channel_block) == 0 ? 4 : 1;
+  const int64_t slices = whole && shape.in_channels % (4 * channel_block) == 0 ? 4 : 1;
   const Shape part = shape.part(shape.in_channels / slices);
   const int64_t block_sums = part.slots * part.depth * channel_block;
   if (!few) {
@@ -229,8 +230,10 @@ Tensor winograd_conv2d_weight_gradient(Tensor input_, Tensor grad_output_, int64
     const Group& group = groups[whole ? 0 : g];
     float *const rows = left + g % buffers * left_size, *const panels = right + (whole ? 0 : g % buffers * right_size);
     if (transforms) {
-      SIMD_DISPATCH(make_left(part, group, group.first + i, data<float>(input) + channel, zeros.data(), rows));
-      if (!whole || g == 0) SIMD_DISPATCH(make_right(shape, group, group.first + i, data<float>(grad_output), panels));
+      SIMD_DISPATCH(
+          transform_input(part, group, group.first + i, 0, 0, data<float>(input) + channel, zeros.data(), rows));
+      if (!whole || g == 0)
+        SIMD_DISPATCH(transform_gradient(shape, group, group.first + i, data<float>(grad_output), panels));
     } else if (whole) {
       float* const own = sums + worker * block_sums;
       for (int e : used) SIMD_DISPATCH(accumulate(part, group, e, i * channel_block, rows, panels, own, false));

@@ -399,17 +399,6 @@ void convolve(const Shape& shape, const Group& group, const float* input, const 
   }
 }
 
-// Left factors of a weight's gradient, of one row of tiles.
-void make_left(const Shape& shape, const Group& group, int64_t row, const float* input, const float* zeros,
-               float* factors) {
-  transform_input(shape, group, row, 0, 0, input, zeros, factors);
-}
-
-// Its right factors.
-void make_right(const Shape& shape, const Group& group, int64_t row, const float* gradient, float* factors) {
-  transform_gradient(shape, group, row, gradient, factors);
-}
-
 // A group's products, to the gradients at transformed weights or added to them, sums[32 / panel][slot][depth][panel]:
 // at one pair of points, for the 32 output channels from `first` on.
 void accumulate(const Shape& shape, const Group& group, int e, int64_t first, const float* left, const float* right,
