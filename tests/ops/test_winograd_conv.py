@@ -106,7 +106,7 @@ def test_results_can_be_changed_in_place(kind, layout):
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
 @pytest.mark.parametrize(
-    "kernel, size, batch, channels",
+    ("kernel", "size", "batch", "channels"),
     [(4, 32, 7, (32, 64)), (4, 16, 3, (128, 128)), (3, 8, 3, (128, 128)), (3, 64, 5, (64, 64))],
     ids=["one group", "channels in parts", "channels in parts, 3 x 3", "many groups"],
 )
