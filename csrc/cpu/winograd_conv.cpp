@@ -13,7 +13,8 @@
 //    outputs.
 //
 // A weight's gradient goes the other way: for each pair of points the products of the transformed inputs with the
-// transformed gradients are summed over all tiles, and the sums are transformed to the gradient.
+// transformed gradients are summed over all tiles, and the sums are transformed to the gradient.  That is done part by
+// part, of the rows of tiles or of the input's channels: a part is transformed while others are multiplied.
 //
 // Everything is channels_last, so that transforms are additions of vectors.  Sums have the same order whatever the
 // number of threads.  Winograd, "Arithmetic complexity of computations", 1980; Lavin and Gray, arXiv 1509.09308.
@@ -21,6 +22,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,11 +35,13 @@
 namespace genimg_fast {
 namespace {
 
-constexpr int64_t channel_block = 32;             // numbers of channels are multiples of it
-constexpr int64_t core_cache = int64_t(3) << 18;  // bytes of transformed inputs that a core's L2 cache holds
-constexpr int64_t least_products = 16;            // rows that are to share a reading of transformed weights
-constexpr int64_t sum_rows = 144;                 // products summed up before they join the sum of all
-constexpr int64_t shared_cache = int64_t(16) << 20;
+constexpr int64_t channel_block = 32;                // numbers of channels are multiples of it
+constexpr int64_t core_cache = int64_t(3) << 18;     // bytes of transformed inputs that a core's L2 cache holds
+constexpr int64_t least_products = 16;               // rows that are to share a reading of transformed weights
+constexpr int64_t sum_rows = 144;                    // products summed up before they join the sum of all
+constexpr int64_t shared_cache = int64_t(24) << 20;  // bytes of all factors of a weight's gradient,
+constexpr int64_t group_cache = int64_t(2) << 20;    // or of those of a part
+constexpr int64_t buffers = 3;  // of parts: one is transformed, one multiplied, and one may still be, by a late thread
 
 #define SIMD_BODY "winograd_conv_kernels.h"
 #include "for_each_simd_level.h"
@@ -82,6 +87,24 @@ void parallel_each(int64_t n, const F& f) {
   });
 }
 
+// Runs phases of tasks, f(phase, task, worker), on all threads.  No thread waits at the end of a phase: one begins when
+// the last but one and those before it are done, and its tasks may rely on no others.  So a thread that is late,
+// because something else has its processor, does not hold up the others at once.
+template <class F>
+void run_phases(const std::vector<int64_t>& sizes, const F& f) {
+  std::vector<std::atomic<int64_t>> taken(sizes.size()), done(sizes.size());
+  parallel_each(torch::stable::get_num_threads(), [&](int64_t worker) {
+    for (size_t phase = 0; phase < sizes.size(); ++phase) {
+      while (phase >= 2 && done[phase - 2].load(std::memory_order_acquire) < sizes[phase - 2])
+        std::this_thread::yield();
+      for (int64_t i; (i = taken[phase].fetch_add(1, std::memory_order_relaxed)) < sizes[phase];) {
+        f(phase, i, worker);
+        done[phase].fetch_add(1, std::memory_order_release);
+      }
+    }
+  });
+}
+
 // Rows of tiles in groups of at most `rows`, as even as can be; the number of groups is a multiple of `parts`.
 std::vector<Group> make_groups(const Shape& shape, int64_t rows, int64_t parts) {
   const int64_t all = shape.tile_rows(), rounds = std::max<int64_t>(1, (all + rows * parts - 1) / (rows * parts));
@@ -97,6 +120,11 @@ int64_t row_products(const Shape& shape) {
   int64_t sum = 0;
   for (int64_t count : shape.x.count) sum += count;
   return sum * points;
+}
+
+// Both factors of so many products of a weight's gradient.
+int64_t factors_bytes(const Shape& shape, int64_t products) {
+  return products * (shape.row_stride() + shape.out_channels) * sizeof(float);
 }
 
 Tensor run(const Tensor& input_, const Tensor& weight_, const OptionalTensor& bias_, bool transposed) {
@@ -162,36 +190,65 @@ Tensor winograd_conv2d_weight_gradient(Tensor input_, Tensor grad_output_, int64
   const Tensor input = channels_last(input_), grad_output = channels_last(grad_output_);
   Tensor gradient = empty_image(input, shape.out_channels, shape.in_channels, kernel, kernel);
 
-  // Sums are read and written once a group, so where they are large a group is, too.
-  const int64_t sums_size = shape.slots * shape.depth * shape.out_channels;
-  const int64_t row_bytes = row_products(shape) * (shape.row_stride() + shape.out_channels) * sizeof(float);
-  const int64_t group_bytes = std::max<int64_t>(shared_cache, sums_size * sizeof(float));
-  const std::vector<Group> groups = make_groups(shape, std::max<int64_t>(1, group_bytes / row_bytes), 1);
-  int64_t most = 0;
-  for (const Group& group : groups) most = std::max(most, group.total);
-  Tensor summed = empty_output(input, {sums_size}, ScalarType::Float);
-  Tensor left = empty_output(input, {most * shape.row_stride()}, ScalarType::Float);
-  Tensor right = empty_output(input, {most * shape.out_channels}, ScalarType::Float);
-  float *const sums = data<float>(summed), *const rows = data<float>(left), *const panels = data<float>(right);
   const std::vector<float> zeros(shape.in_channels);
   std::vector<int> used;
   for (int e = 0; e < pairs; ++e)
     if (shape.slot[e] >= 0) used.push_back(e);
-  const int64_t blocks = shape.out_channels / channel_block, tasks = shape.slots * blocks;
-  // The first row of tiles has products at every pair of points in use, so the first group sets all sums.
-  for (const Group& group : groups) {
-    parallel_each(group.rows, [&](int64_t i) {
-      SIMD_DISPATCH(make_factors(shape, group, group.first + i, data<float>(input), data<float>(grad_output),
-                                 zeros.data(), rows, panels));
-    });
-    parallel_each(tasks, [&](int64_t i) {
-      SIMD_DISPATCH(
-          accumulate(shape, group, used[i / blocks], i % blocks * channel_block, rows, panels, sums, group.first > 0));
-    });
+  const int64_t threads = torch::stable::get_num_threads(), blocks = shape.out_channels / channel_block;
+  const int64_t row_bytes = factors_bytes(shape, row_products(shape));
+
+  // Where factors are few, parts are slices of the input's channels: the sums of a block of output channels are then
+  // complete when they are made, and need not be kept.  Otherwise parts are groups of rows of tiles; sums are read and
+  // written once a group, so where they are large a group is, too.
+  std::vector<Group> groups{Group(shape, 0, shape.tile_rows())};
+  const bool few = factors_bytes(shape, groups[0].total) <= shared_cache, whole = few && blocks >= threads;
+  const int64_t slices = whole && shape.in_channels % (4 * channel_block) == 0 ? 4 : 1;
+  const Shape part = shape.part(shape.in_channels / slices);
+  const int64_t block_sums = part.slots * part.depth * channel_block;
+  if (!few) {
+    const int64_t group_bytes = std::max<int64_t>(group_cache, blocks * block_sums * sizeof(float) / 4);
+    groups = make_groups(shape, std::max<int64_t>(1, group_bytes / row_bytes), 1);
   }
-  parallel_each(blocks, [&](int64_t i) {
-    SIMD_DISPATCH(unpack_weight_gradient(shape, i * channel_block, sums, data<float>(gradient)));
+  int64_t most = 0;
+  for (const Group& group : groups) most = std::max(most, group.total);
+
+  const int64_t count = whole ? slices : groups.size(), lefts = std::min(count, buffers), rights = whole ? 1 : lefts;
+  const int64_t left_size = most * part.row_stride(), right_size = most * shape.out_channels;
+  const int64_t sums_size = (whole ? threads : blocks) * block_sums;
+  Tensor scratch = empty_output(input, {lefts * left_size + rights * right_size + sums_size}, ScalarType::Float);
+  float *const left = data<float>(scratch), *const right = left + lefts * left_size;
+  float* const sums = right + rights * right_size;
+  // Part 0 is transformed in phase 0, part g in phase 2 g - 1; it is multiplied in phase 2 g + 2.
+  std::vector<int64_t> sizes(2 * count + 1, 0);
+  for (int64_t g = 0; g < count; ++g) {
+    sizes[std::max<int64_t>(0, 2 * g - 1)] = groups[whole ? 0 : g].rows;
+    sizes[2 * g + 2] = whole ? blocks : used.size() * blocks;
+  }
+  run_phases(sizes, [&](int64_t phase, int64_t i, int64_t worker) {
+    const bool transforms = phase == 0 || phase % 2 == 1;
+    const int64_t g = transforms ? (phase + 1) / 2 : phase / 2 - 1, channel = whole ? g * part.in_channels : 0;
+    const Group& group = groups[whole ? 0 : g];
+    float *const rows = left + g % buffers * left_size, *const panels = right + (whole ? 0 : g % buffers * right_size);
+    if (transforms) {
+      SIMD_DISPATCH(
+          transform_input(part, group, group.first + i, 0, 0, data<float>(input) + channel, zeros.data(), rows));
+      if (!whole || g == 0)
+        SIMD_DISPATCH(transform_gradient(shape, group, group.first + i, data<float>(grad_output), panels));
+    } else if (whole) {
+      float* const own = sums + worker * block_sums;
+      for (int e : used) SIMD_DISPATCH(accumulate(part, group, e, i * channel_block, rows, panels, own, false));
+      SIMD_DISPATCH(unpack_weight_gradient(part, i * channel_block, own, data<float>(gradient) + channel));
+    } else {
+      // The first row of tiles has products at every pair of points in use, so the first group sets all sums.
+      const int64_t block = i % blocks;
+      SIMD_DISPATCH(accumulate(part, group, used[i / blocks], block * channel_block, rows, panels,
+                               sums + block * block_sums, g > 0));
+    }
   });
+  if (!whole)
+    parallel_each(blocks, [&](int64_t i) {
+      SIMD_DISPATCH(unpack_weight_gradient(part, i * channel_block, sums + i * block_sums, data<float>(gradient)));
+    });
   return gradient;
 }
 

@@ -102,7 +102,8 @@ constexpr int64_t block_depth = 256;                 // a block of rows of the l
 inline void transform_input(const Shape& shape, const Group& group, int64_t row, int out_y, int out_x,
                             const float* input, const float* zeros, float* factors) {
   const int64_t C = shape.in_channels, ty = row % shape.y.pieces.size(), S = shape.in_phases;
-  const float* const image = input + row / shape.y.pieces.size() * shape.in_height * shape.in_width * C;
+  const int64_t pixel = shape.in_pitch;
+  const float* const image = input + row / shape.y.pieces.size() * shape.in_height * shape.in_width * pixel;
   const int64_t columns = shape.x.pieces.size(), steps = columns * S * S;
   const float* sources[2][pairs];
   const auto find_sources = [&](int64_t step, const float** from) {
@@ -112,7 +113,7 @@ inline void transform_input(const Shape& shape, const Group& group, int64_t row,
         const int64_t r = S * (shape.y.pieces[ty].start + i / x.inputs) + phase / S + out_y - 1;
         const int64_t c = S * (shape.x.pieces[tx].start + i % x.inputs) + phase % S + out_x - 1;
         const bool inside = r >= 0 && c >= 0 && r < shape.in_height && c < shape.in_width;
-        from[i] = inside ? image + (r * shape.in_width + c) * C : zeros;
+        from[i] = inside ? image + (r * shape.in_width + c) * pixel : zeros;
       }
     });
   };
@@ -264,12 +265,11 @@ void transform_weights(const Shape& shape, int64_t first, int out_y, int out_x, 
 }
 
 // Gradients at transformed weights, sums[slot][depth][panel] of the panel that starts at channel `first`, to those at
-// the weights.  Slots are `slot_stride` apart.
+// the weights.
 template <int Taps>
-void transform_weight_gradient(const Shape& shape, int64_t first, const float* sums, int64_t slot_stride,
-                               float* gradient) {
+void transform_weight_gradient(const Shape& shape, int64_t first, const float* sums, float* gradient) {
   const int K = shape.kernel();
-  const int64_t in = shape.in_channels, S = shape.in_phases;
+  const int64_t in = shape.in_channels, pitch = shape.in_pitch, S = shape.in_phases;
   for (int64_t o = first; o < first + panel; o += L)
     for (int64_t c = 0; c < in; c += L)
       for (int phase = 0; phase < S * S; ++phase) {
@@ -279,7 +279,7 @@ void transform_weight_gradient(const Shape& shape, int64_t first, const float* s
           Vec<float> u[pairs], h[Taps * points], g[Taps * Taps];
 #pragma GCC unroll 16
           for (int e = 0; e < pairs; ++e)
-            u[e] = shape.slot[e] < 0 ? Vec<float>{} : load(from + shape.slot[e] * slot_stride + i * panel);
+            u[e] = shape.slot[e] < 0 ? Vec<float>{} : load(from + (shape.slot[e] * shape.depth + i) * panel);
 #pragma GCC unroll 4
           for (int p = 0; p < points; ++p) filter_gradient<Taps>(u + p, points, h + p, points);
 #pragma GCC unroll 3
@@ -289,7 +289,7 @@ void transform_weight_gradient(const Shape& shape, int64_t first, const float* s
         }
         for (int t = 0; t < Taps * Taps; ++t) {
           const int64_t tap = shape.tap(t / Taps, phase / S, 0) * K + shape.tap(t % Taps, phase % S, 0);
-          transpose(taps[t][0], L, gradient + (o * K * K + tap) * in + c, K * K * in);
+          transpose(taps[t][0], L, gradient + (o * K * K + tap) * pitch + c, K * K * pitch);
         }
       }
 }
@@ -399,36 +399,29 @@ void convolve(const Shape& shape, const Group& group, const float* input, const 
   }
 }
 
-// Left and right factors of a weight's gradient, of one row of tiles.
-void make_factors(const Shape& shape, const Group& group, int64_t row, const float* input, const float* gradient,
-                  const float* zeros, float* left, float* right) {
-  transform_input(shape, group, row, 0, 0, input, zeros, left);
-  transform_gradient(shape, group, row, gradient, right);
-}
-
-// A group's products, to the gradients at transformed weights or added to them, sums[slot][out channels /
-// panel][depth][panel]: at one pair of points, for the 32 output channels from `first` on.
+// A group's products, to the gradients at transformed weights or added to them, sums[32 / panel][slot][depth][panel]:
+// at one pair of points, for the 32 output channels from `first` on.
 void accumulate(const Shape& shape, const Group& group, int e, int64_t first, const float* left, const float* right,
                 float* sums, bool add) {
   constexpr auto by_values = multiplies_transposed(std::make_integer_sequence<int, max_rows>());
   left += group.offset[e] * shape.row_stride();
-  right += group.offset[e] * shape.out_channels;
-  sums += shape.slot[e] * shape.out_channels * shape.depth;
-  for (int64_t o = first; o < first + channel_block; o += panel)
+  right += group.offset[e] * shape.out_channels + first * group.size[e];
+  for (int64_t o = 0; o < channel_block; o += panel, right += group.size[e] * panel) {
+    float* const to = sums + (o * shape.slots + shape.slot[e] * panel) * shape.depth;
     for (int64_t r = 0; r < group.size[e]; r += sum_rows)
       in_parts(shape.depth, [&](int64_t k, int64_t n) {
         by_values[n - 1](std::min(sum_rows, group.size[e] - r), left + r * shape.row_stride() + k, shape.row_stride(),
-                         right + o * group.size[e] + r * panel, sums + o * shape.depth + k * panel, add || r > 0);
+                         right + r * panel, to + k * panel, add || r > 0);
       });
+  }
 }
 
 // The 32 output channels from `first` on.
 void unpack_weight_gradient(const Shape& shape, int64_t first, const float* sums, float* gradient) {
-  const int64_t slot_stride = shape.out_channels * shape.depth;
-  for (int64_t o = first; o < first + channel_block; o += panel) {
+  for (int64_t o = 0; o < channel_block; o += panel, sums += shape.slots * shape.depth * panel) {
     if (shape.taps == 2)
-      transform_weight_gradient<2>(shape, o, sums + o * shape.depth, slot_stride, gradient);
+      transform_weight_gradient<2>(shape, first + o, sums, gradient);
     else
-      transform_weight_gradient<3>(shape, o, sums + o * shape.depth, slot_stride, gradient);
+      transform_weight_gradient<3>(shape, first + o, sums, gradient);
   }
 }

@@ -47,6 +47,7 @@ struct Shape {
   int64_t batch, in_channels, out_channels;
   Axis y, x;
   int64_t in_height, in_width, out_height, out_width;
+  int64_t in_pitch;                   // channels of a pixel of the input in memory
   int64_t depth;                      // channels of all phases of the input
   std::array<int64_t, pairs> slot{};  // of a pair of points among those that are used
   int64_t slots = 0;
@@ -66,6 +67,7 @@ struct Shape {
         in_width(width * in_phases),
         out_height(height * out_phases),
         out_width(width * out_phases),
+        in_pitch(in_channels),
         depth(in_phases * in_phases * in_channels) {
     for (int e = 0; e < pairs; ++e) slot[e] = y.count[e / points] > 0 && x.count[e % points] > 0 ? slots++ : -1;
   }
@@ -74,6 +76,13 @@ struct Shape {
   int tap(int i, int in_phase, int out_phase) const {
     const int stride = in_phases * out_phases;
     return transposed ? kernel() - 1 - out_phase - stride * i : stride * i + in_phase;
+  }
+  // The same for some of the input's channels, which do not lie together.
+  Shape part(int64_t channels) const {
+    Shape part = *this;
+    part.in_channels = channels;
+    part.depth = in_phases * in_phases * channels;
+    return part;
   }
   int64_t tile_rows() const { return batch * y.pieces.size(); }
   // Values between rows of transformed input: not a power of two, which would put them into the same sets of a cache.

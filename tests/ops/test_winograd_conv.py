@@ -71,7 +71,7 @@ def test_channels(kind, channels):
 @pytest.mark.parametrize("kind", FUNCTIONS)
 @pytest.mark.parametrize("kernel", [3, 4])
 def test_many_groups_of_tiles(kind, kernel):
-    check(kind, make(kind, kernel, 64, 64, batch=5, channels=(64, 64)))
+    check(kind, make(kind, kernel, 64, 64, batch=5 if kernel == 3 else 12, channels=(64, 64)))
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
@@ -105,11 +105,17 @@ def test_results_can_be_changed_in_place(kind, layout):
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
-def test_results_do_not_depend_on_threads(kind):
-    tensors, before = make(kind, 4, 64, 32, batch=7), torch.get_num_threads()
+@pytest.mark.parametrize(
+    ("kernel", "size", "batch", "channels"),
+    [(4, 32, 7, (32, 64)), (4, 16, 3, (128, 128)), (3, 8, 3, (128, 128)), (3, 64, 5, (64, 64))],
+    ids=["one group", "channels in parts", "channels in parts, 3 x 3", "many groups"],
+)
+def test_results_do_not_depend_on_threads(kind, kernel, size, batch, channels):
+    tensors = make(kind, kernel, size, size, batch=batch, channels=channels)
+    before = torch.get_num_threads()
     try:
         results = []
-        for threads in (1, 2, 3):
+        for threads in (1, 2, 3, 5):  # of blocks of channels there are four at most
             torch.set_num_threads(threads)
             results.append(run(FUNCTIONS[kind][0], tensors))
     finally:
