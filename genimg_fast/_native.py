@@ -186,8 +186,11 @@ def recurrent_fits(device: int, dtype: torch.dtype, cell: int, hidden: int) -> b
     if load_error is not None:
         return False
     function = getattr(ctypes.CDLL(str(LIBRARY)), "genimg_fast_recurrent_fits", None)
+    if function is None:
+        return False
     order = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in csrc/cuda/device.h
-    return function is not None and bool(function(device, order.index(dtype), cell, hidden))
+    with torch.cuda.device(device):
+        return bool(function(device, order.index(dtype), cell, hidden))
 
 
 def take_output_peak() -> int:

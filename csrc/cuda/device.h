@@ -16,7 +16,8 @@ struct DeviceFacts {
   int clusters[5] = {};         // of 1, 2, 4, 8, 16 blocks, each on a multiprocessor of its own, that run at a time
 };
 
-// Of a CUDA device; asked once, then remembered.  Returns a cudaError_t as int, 0 for success.
+// Of a CUDA device, which must be the current one; asked once, then remembered.  Returns a cudaError_t as int, 0 for
+// success.
 int device_facts(int device, DeviceFacts* facts);
 
 const char* error_string(int code);

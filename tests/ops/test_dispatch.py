@@ -1,5 +1,6 @@
 """The tables of what the kernels take."""
 
+import contextlib
 import re
 import threading
 import time
@@ -173,3 +174,23 @@ def test_the_library_answers_the_question(monkeypatch):
     else:
         assert error in ("cudaErrorInsufficientDriver", "cudaErrorNoDevice")
         assert "driver" in _native._in_words("cudaErrorInsufficientDriver", driver, 0)
+
+
+@needs_library
+def test_what_fits_on_a_gpu_is_asked_with_that_gpu_as_the_current_one(monkeypatch):
+    # Else its clusters would be counted on another one, and a context made there.
+    current = [0]
+
+    @contextlib.contextmanager
+    def device(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    asked = []
+    library = SimpleNamespace(genimg_fast_recurrent_fits=lambda *call: asked.append((current[-1], *call)) or 1)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(_native.ctypes, "CDLL", lambda path: library)
+    assert _native.recurrent_fits(1, torch.bfloat16, 3, 128) is True
+    assert asked == [(1, 1, 2, 3, 128)]
+    assert current == [0]

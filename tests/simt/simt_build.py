@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -212,19 +212,55 @@ def _delete_old_entries(cache: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def build(name: str = "plain") -> Path:
-    """Builds a variant if necessary; the answer is the folder to put on ``sys.path``."""
-    variant = VARIANTS[name]
+def _build(folder: str, file: str, variant: Variant, sources: Sequence[tuple[Path, tuple[str, ...]]]) -> Path:
     cache = cache_folder()
     with _exclusive(cache):
         with ThreadPoolExecutor(JOBS) as pool:
-            objects = list(pool.map(lambda source: _compile(source[0], source[1], cache), _sources(variant)))
+            objects = list(pool.map(lambda source: _compile(source[0], source[1], cache), sources))
         command = [compiler(), "-shared", *variant.link_flags, *map(str, objects)]
-        folder = cache / f"{name}-{_digest([_compiler_version(), *command], [])}"
-        folder.mkdir(exist_ok=True)
-        _make(folder / f"{MODULE}.so", command)
+        target = cache / f"{folder}-{_digest([_compiler_version(), *command], [])}" / file
+        target.parent.mkdir(exist_ok=True)
+        _make(target, command)
         _delete_old_entries(cache)
-    return folder
+    return target
+
+
+def build(name: str = "plain") -> Path:
+    """Builds a variant if necessary; the answer is the folder to put on ``sys.path``."""
+    return _build(name, f"{MODULE}.so", VARIANTS[name], _sources(VARIANTS[name])).parent
+
+
+def build_operators() -> Path:
+    """Builds the operators for CUDA, if necessary, as a library for ``torch.ops.load_library``.
+
+    Their torch side is in it as it is, csrc/cuda/*_torch.cpp; emulated_torch.h has them take tensors of the CPU.
+    A process that has loaded genimg_fast's own library cannot load this one.
+    """
+    import torch
+    from torch.utils import cpp_extension
+
+    csrc = ROOT / "csrc"
+    libraries = [
+        flag for folder in cpp_extension.library_paths() for flag in (f"-L{folder}", f"-Wl,-rpath,{folder}")
+    ]
+    variant = replace(
+        VARIANTS["plain"], link_flags=("-Wl,--no-as-needed", *libraries, "-ltorch", "-ltorch_cpu", "-lc10")
+    )
+    flags = (
+        "-O1",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000ULL",  # as in setup.py
+        *(f"-isystem{folder}" for folder in cpp_extension.include_paths()),
+        f"-DTORCH_IN_HASH={torch.__version__}",
+    )
+    emulated = (*flags, "-include", "tests/simt/emulated_torch.h")
+    sources = [(path, emulated) for path in sorted((csrc / "cuda").glob("*_torch.cpp"))]
+    sources += [(csrc / name, flags) for name in ("library.cpp", "recurrent.cpp")]
+    sources += [
+        (path, kernel_flags)
+        for path, kernel_flags in _sources(variant)
+        if path.parent == csrc / "cuda" or path.name == "simt.cpp"
+    ]
+    return _build("operators", "operators.so", variant, sources)
 
 
 def load() -> ModuleType:
