@@ -27,7 +27,7 @@ $(STAMP): $(BIN)/python pyproject.toml setup.py $(KERNELS)
 
 install: $(STAMP)  ## Create .venv, install the dependencies, build the package
 
-demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (about a minute on two cores)
+demo: $(STAMP)  ## Train a DCGAN on real handwritten digits (a minute or two on two idle cores)
 	$(BIN)/python -m genimg_fast demo
 
 test: $(STAMP)  ## Run the tests
