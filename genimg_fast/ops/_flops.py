@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -44,19 +43,24 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 def _register(counter: ModuleType) -> None:
     for name, formula in _FORMULAS.items():
-        if hasattr(torch.ops.genimg_fast, name):  # the library may be older
-            counter.register_flop_formula(getattr(torch.ops.genimg_fast, name))(formula)
+        operator = getattr(torch.ops.genimg_fast, name, None)  # the library may be older
+        if operator is not None and operator not in counter.flop_registry:
+            counter.register_flop_formula(operator)(formula)
 
 
 class _AtImport(MetaPathFinder):
-    """Registers the formulas when the counter is imported, which takes as long as Triton does."""
+    """Registers the formulas when the counter is imported, which takes as long as Triton does.
+
+    It stays: a module may be looked for and not imported, fail to import, or be imported again.
+    """
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        """Leave the search to all others, and add to what the module that they find does."""
+        """Leave the search to those behind, and add to what the module that they find does."""
         if fullname != _COUNTER:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        behind = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        found = (finder.find_spec(fullname, path, target) for finder in behind)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 

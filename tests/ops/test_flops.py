@@ -87,3 +87,26 @@ def test_formulas_are_there_whoever_is_imported_first(first: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(first != "genimg_fast"), "True"]
+
+
+def test_formulas_are_there_however_the_counter_is_imported() -> None:
+    """It was looked for, its import failed, and both modules were executed again."""
+    code = (
+        "import importlib.util, torch, genimg_fast, torch.utils._pytree as tree\n"
+        "importlib.util.find_spec('torch.utils.flop_counter')\n"
+        "importlib.reload(genimg_fast.ops._flops)\n"
+        "kept = tree.tree_map\n"
+        "del tree.tree_map\n"
+        "try:\n"
+        "    import torch.utils.flop_counter\n"
+        "except ImportError:\n"
+        "    print('failed')\n"
+        "tree.tree_map = kept\n"
+        "import torch.utils.flop_counter as counter\n"
+        "print(torch.ops.genimg_fast.image_conv_weight in counter.flop_registry)\n"
+        "importlib.reload(genimg_fast.ops._flops)\n"
+        "importlib.reload(counter)\n"
+        "print(torch.ops.genimg_fast.image_conv_weight in counter.flop_registry)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["failed", "True", "True"]
