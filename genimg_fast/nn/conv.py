@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -94,7 +95,8 @@ class _Turned(Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> Tensor:
-        return weight.transpose(0, 1).flip(2, 3)
+        memory_format = torch._prims_common.suggest_memory_format(weight)  # which the output's depends on
+        return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=memory_format)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

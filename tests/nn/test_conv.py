@@ -348,11 +348,12 @@ LOOKS = {
 }
 
 
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("look", LOOKS)
 @pytest.mark.parametrize("way", EVERY_WAY)
-def test_results_and_gradients_have_torchs_strides(way, look):
+def test_results_and_gradients_have_torchs_strides(way, look, weights):
     make, shape = EVERY_WAY[way]
-    layer = make()
+    layer = make().to(memory_format=weights)
     x = LOOKS[look](torch.randn(shape)).requires_grad_()
     found = []
     for model in (layer, gf.unfuse(copy.deepcopy(layer))):
