@@ -88,7 +88,6 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
   }
 
   const cuda::BatchNormActShape shape = shape_of(x, format);
-  const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::BatchNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(dense),
                                        per_channel(weight, x),
@@ -102,11 +101,12 @@ std::tuple<Tensor, Tensor, Tensor> train(const Tensor& input, const OptionalTens
                                        eps,
                                        static_cast<int>(activation),
                                        negative_slope};
-  const size_t bytes = cuda::batch_norm_act_train_workspace(shape, call, facts, method());
-  const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(cuda::batch_norm_act_train(shape, call, facts, method(), workspace.mutable_data_ptr(), stream), kFamily,
-             "launching the training forward");
+  launch_with_facts(x, kFamily, "launching the training forward", [&](const cuda::DeviceFacts& facts) {
+    const size_t bytes = cuda::batch_norm_act_train_workspace(shape, call, facts, method());
+    const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+    return cuda::batch_norm_act_train(shape, call, facts, method(), workspace.mutable_data_ptr(), stream);
+  });
   return {output, mean, invstd};
 }
 
@@ -180,7 +180,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
   }
 
   const cuda::BatchNormActShape shape = shape_of(x, format);
-  const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::BatchNormActBackward call{grad.const_data_ptr(),
                                         x.const_data_ptr(),
                                         data_or_null<void>(dense),
@@ -195,11 +194,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_output, c
                                         training,
                                         static_cast<int>(activation),
                                         negative_slope};
-  const size_t bytes = cuda::batch_norm_act_backward_workspace(shape, call, facts, method());
-  const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(cuda::batch_norm_act_backward(shape, call, facts, method(), workspace.mutable_data_ptr(), stream), kFamily,
-             "launching the backward");
+  launch_with_facts(x, kFamily, "launching the backward", [&](const cuda::DeviceFacts& facts) {
+    const size_t bytes = cuda::batch_norm_act_backward_workspace(shape, call, facts, method());
+    const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+    return cuda::batch_norm_act_backward(shape, call, facts, method(), workspace.mutable_data_ptr(), stream);
+  });
   return {grad_input, grad_residual, grad_weight, grad_bias};
 }
 

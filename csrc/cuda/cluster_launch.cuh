@@ -91,14 +91,16 @@ inline bool choose_clusters(const ClusterTiles& tiles, const DeviceFacts& facts,
   return least < INT64_MAX && (forced || static_cast<double>(least) <= 1.5 * even + kLaunches);
 }
 
+// kClustersRefused if the device does not take them.
 template <class Kernel, class... Arguments>
 int launch_clusters(Kernel kernel, const ClusterPlan& plan, gpu::stream_t stream, const Arguments&... arguments) {
   const ClusterTiling& t = plan.tiling;
   if (const int error = gpu::set_max_dynamic_smem(kernel, plan.shared_limit)) return error;
   const dim3 grid(static_cast<unsigned>(plan.clusters * t.blocks)),
       block(static_cast<unsigned>(t.consumers + kProducers));
-  return gpu::launch_clusters(kernel, grid, block, static_cast<unsigned>(t.blocks), plan.shared_bytes, stream, t,
-                              arguments...);
+  const int error = gpu::launch_clusters(kernel, grid, block, static_cast<unsigned>(t.blocks), plan.shared_bytes,
+                                         stream, t, arguments...);
+  return gpu::refuses_clusters(error) ? kClustersRefused : error;
 }
 
 }  // namespace genimg_fast::cuda

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 
 #include "device.h"
@@ -7,6 +8,11 @@ namespace genimg_fast::cuda {
 namespace {
 
 constexpr int kOccupyingThreads = 512;
+constexpr int kRemembered = 64;  // devices
+
+std::atomic<bool> refuses_clusters[kRemembered];
+
+bool is_remembered(int device) { return device >= 0 && device < kRemembered; }
 
 // Takes a multiprocessor's whole shared memory when it is asked how many of it run at a time.
 __global__ void occupy() {}
@@ -27,15 +33,21 @@ void count_clusters(DeviceFacts* facts) {
 
 const char* error_string(int code) { return gpu::error_string(code); }
 
+void forget_clusters(int device, DeviceFacts* facts) {
+  if (is_remembered(device)) refuses_clusters[device].store(true, std::memory_order_relaxed);
+  std::fill_n(facts->clusters, 5, 0);
+}
+
 int device_facts(int device, DeviceFacts* facts) {
+  const bool remember = is_remembered(device);
+  const bool refuses = remember && refuses_clusters[device].load(std::memory_order_relaxed);
 #if defined(__CUDACC__)
   // Two threads that ask at the same time write the same values; `known` publishes them.
-  constexpr int kRemembered = 64;
   static DeviceFacts remembered[kRemembered];
   static std::atomic<bool> known[kRemembered];
-  const bool remember = device >= 0 && device < kRemembered;
   if (remember && known[device].load(std::memory_order_acquire)) {
     *facts = remembered[device];
+    if (refuses) forget_clusters(device, facts);
     return 0;
   }
   int major = 0, minor = 0;
@@ -54,9 +66,8 @@ int device_facts(int device, DeviceFacts* facts) {
   }
   return 0;
 #else
-  (void)device;
   *facts = {simt::multiprocessors(), 227 << 10, 90, {}};
-  count_clusters(facts);
+  if (!refuses) count_clusters(facts);
   return 0;
 #endif
 }

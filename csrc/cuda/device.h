@@ -22,6 +22,13 @@ int device_facts(int device, DeviceFacts* facts);
 
 const char* error_string(int code);
 
+// What a launcher returns where the device did not take the clusters that its facts promise: those are of the whole
+// device, and a context may have a part of it (green contexts, MPS).  Nothing was launched.
+constexpr int kClustersRefused = -1;
+
+// From now on the device has no clusters, nor do these facts of it.
+void forget_clusters(int device, DeviceFacts* facts);
+
 // The grid of a kernel for clusters, for tests; zeros if there can be none.  See cluster_ring.cuh.
 struct ClusterCounts {
   int clusters, blocks;  // blocks of a cluster

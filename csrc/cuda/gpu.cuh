@@ -96,6 +96,12 @@ inline int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block,
   return launch_with(&dimension, kernel, grid, block, dynamic_smem, stream, std::forward<Arguments>(arguments)...);
 }
 
+// Whether a launch of clusters failed because there are none of this size for the context.
+inline bool refuses_clusters(int code) {
+  return code == cudaErrorInvalidClusterSize || code == cudaErrorLaunchOutOfResources ||
+         code == cudaErrorInvalidConfiguration || code == cudaErrorNotSupported;
+}
+
 // Whether the code that the current device runs was compiled for compute capability 9.0 or later.
 template <class... Parameters>
 inline bool has_code_for_clusters(void (*kernel)(Parameters...)) {

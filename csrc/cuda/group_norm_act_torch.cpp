@@ -89,7 +89,6 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(const Tensor& input, const Opt
   }
 
   const cuda::GroupNormActShape shape = group_shape(x, num_groups, format);
-  const cuda::DeviceFacts facts = facts_of(x, kFamily);
   const cuda::GroupNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(added),
                                        parameters.values(parameters.weight),
@@ -102,12 +101,12 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(const Tensor& input, const Opt
                                        eps,
                                        static_cast<int>(activation),
                                        negative_slope};
-  const size_t bytes = cuda::group_norm_act_forward_workspace(shape, call, facts, group_norm_method());
-  const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
   void* const stream = current_cuda_stream(x.get_device_index());
-  check_cuda(
-      cuda::group_norm_act_forward(shape, call, facts, group_norm_method(), workspace.mutable_data_ptr(), stream),
-      kFamily, "launching the forward");
+  launch_with_facts(x, kFamily, "launching the forward", [&](const cuda::DeviceFacts& facts) {
+    const size_t bytes = cuda::group_norm_act_forward_workspace(shape, call, facts, group_norm_method());
+    const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+    return cuda::group_norm_act_forward(shape, call, facts, group_norm_method(), workspace.mutable_data_ptr(), stream);
+  });
   return {output, mean, invstd};
 }
 
@@ -139,7 +138,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backwa
   } else if (need_input || need_residual || need_parameters) {
     const auto pointer = [](bool needed, Tensor& t) { return needed ? t.mutable_data_ptr() : nullptr; };
     const cuda::GroupNormActShape shape = group_shape(x, num_groups, format);
-    const cuda::DeviceFacts facts = facts_of(x, kFamily);
     const cuda::GroupNormActBackward call{grad.const_data_ptr(),
                                           x.const_data_ptr(),
                                           data_or_null<void>(added),
@@ -157,12 +155,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backwa
                                           pointer(need_parameters, grad_shift),
                                           static_cast<int>(activation),
                                           negative_slope};
-    const size_t bytes = cuda::group_norm_act_backward_workspace(shape, call, facts, group_norm_method());
-    const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
     void* const stream = current_cuda_stream(x.get_device_index());
-    check_cuda(
-        cuda::group_norm_act_backward(shape, call, facts, group_norm_method(), workspace.mutable_data_ptr(), stream),
-        kFamily, "launching the backward");
+    launch_with_facts(x, kFamily, "launching the backward", [&](const cuda::DeviceFacts& facts) {
+      const size_t bytes = cuda::group_norm_act_backward_workspace(shape, call, facts, group_norm_method());
+      const Tensor workspace = empty_vector(x, static_cast<int64_t>(bytes), ScalarType::Byte);
+      return cuda::group_norm_act_backward(shape, call, facts, group_norm_method(), workspace.mutable_data_ptr(),
+                                           stream);
+    });
   }
   return {grad_input, grad_residual, grad_weight, grad_bias, grad_scale, grad_shift};
 }

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdint>
+#include <utility>
 
 #include "../tensor.h"
 #include "device.h"
@@ -45,6 +46,19 @@ inline cuda::DeviceFacts facts_of(const Tensor& t, const char* family) {
   cuda::DeviceFacts facts;
   check_cuda(cuda::device_facts(t.get_device_index(), &facts), family, "asking for device properties");
   return facts;
+}
+
+// Calls launch(facts), which returns an error, with the facts of the tensor's device; once more where that does not
+// take the clusters it has.
+template <class Launch>
+void launch_with_facts(const Tensor& t, const char* family, const char* what, Launch launch) {
+  cuda::DeviceFacts facts = facts_of(t, family);
+  int error = launch(std::as_const(facts));
+  if (error == cuda::kClustersRefused) {
+    cuda::forget_clusters(t.get_device_index(), &facts);
+    error = launch(std::as_const(facts));
+  }
+  check_cuda(error, family, what);
 }
 
 }  // namespace genimg_fast

@@ -93,6 +93,24 @@ def normalizations(dtype: torch.dtype) -> None:
         assert not torch.cat([mean, invstd, *grads[2:]]).any()
 
 
+def refused_clusters(dtype: torch.dtype) -> None:
+    """Batch norm and group norm where the device does not take the clusters that it says it has."""
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    x, grad = values(4, 2, 32, 64, dtype=dtype), values(4, 2, 32, 64, dtype=dtype)
+    weight, bias = values(2, 2, dtype=statistics)
+    leaves = [wide(t) for t in (x, weight, bias)]
+
+    before = F.batch_norm(leaves[0], None, None, *leaves[1:], True)
+    y, mean, invstd = ops.batch_norm_act_train(x, None, weight, bias, None, None, 0.1, 1e-5, 1, 0.0)
+    call = (grad, x, None, weight, bias, mean, invstd)
+    check_pass(before, y, grad, leaves, ops.batch_norm_act_backward(*call, True, 1, 0.0, True, False))
+
+    before = F.group_norm(leaves[0], 1, *leaves[1:])
+    y, mean, invstd = ops.group_norm_act(x, None, weight, bias, None, None, 1, 1e-5, 1, 0.0)
+    call = (grad, x, None, weight, bias, None, None, mean, invstd)
+    check_pass(before, y, grad, leaves, ops.group_norm_act_backward(*call, 1, 1, 0.0, True, False, True))
+
+
 def reparameterize_kl(dtype: torch.dtype) -> None:
     for shape in ((4, 24), (3, 5, 7), (3, 1)):
         for mu, noise in zip(

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <type_traits>
@@ -361,6 +362,8 @@ int launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dy
 template <class... Parameters, class... Arguments>
 int launch_clusters(void (*kernel)(Parameters...), dim3 grid, dim3 block, unsigned cluster, size_t dynamic_smem,
                     stream_t, Arguments&&... arguments) {
+  // As in a context that has a part of the device.
+  if (std::getenv("SIMT_REFUSES_CLUSTERS")) return simt::invalid_cluster_size;
   return launch_emulated(kernel, grid, block, cluster, dynamic_smem, std::forward<Arguments>(arguments)...);
 }
 
@@ -368,6 +371,8 @@ template <class... Parameters>
 int set_max_dynamic_smem(void (*kernel)(Parameters...), size_t bytes) {
   return simt::set_max_dynamic_smem(reinterpret_cast<simt::KernelPointer>(kernel), bytes);
 }
+
+inline bool refuses_clusters(int code) { return code == simt::invalid_cluster_size; }
 
 template <class... Parameters>
 bool has_code_for_clusters(void (*)(Parameters...)) {
