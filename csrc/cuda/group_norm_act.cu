@@ -224,7 +224,15 @@ bool choose_clusters(const GroupNormActShape& shape, const Access& access, int h
   const bool forced = wanted == GroupNormMethod::cluster;
   if (!forced && wanted != GroupNormMethod::automatic) return false;
   ClusterTiles tiles;
-  return make_cluster_tiles(shape, access, held, &tiles) && choose_clusters(tiles, facts, forced, plan);
+  if (!make_cluster_tiles(shape, access, held, &tiles) || !choose_clusters(tiles, facts, forced, plan)) return false;
+  const int64_t number = plan->tiling.tiles, needed = divide_up(number, divide_up(number, plan->clusters));
+  if (needed == shape.groups) plan->clusters = static_cast<int>(needed);  // see sums_over_samples
+  return true;
+}
+
+// Whether each cluster has one group of every sample, and so all of grad_weight and grad_bias of its channels.
+bool sums_over_samples(const GroupNormActShape& shape, const ClusterPlan& plan) {
+  return plan.clusters == shape.groups;
 }
 
 // The whole policy of forward; that of backward is the same without on_chip.
@@ -451,7 +459,9 @@ size_t group_norm_act_backward_workspace(const GroupNormActShape& shape, const G
                                          const DeviceFacts& facts, GroupNormMethod method) {
   const Access access = backward_access(shape, call);
   if (is_too_large(shape, access)) return 0;
-  if (group_norm_act_backward_method(shape, call, facts, method) == GroupNormMethod::cluster) {
+  ClusterPlan plan;
+  if (choose_backward_method(shape, access, call, facts, method, &plan) == GroupNormMethod::cluster) {
+    if (sums_over_samples(shape, plan)) return 0;
     return sizeof(float2) * static_cast<size_t>(shape.samples * shape.channels);
   }
   const BetweenBytes bytes = between_bytes(shape, access, facts);
@@ -510,13 +520,13 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
     using Pair = typename PairOf<Acc>::type;
     auto args = backward_arguments<T>(shape, call);
     auto* const memory = static_cast<unsigned char*>(workspace);
-    const Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums),
-                               bytes.slices};
+    Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums), bytes.slices};
     const dim3 blocks_of_channels(static_cast<unsigned>(divide_up(shape.channels, 32)));
     if constexpr (V > 1) {
       if (cluster) {
+        if (sums_over_samples(shape, plan)) between.sums = nullptr;
         const int error = launch_clusters(backward_cluster<T>, plan, stream, args, between);
-        if (error || !parameters) return error;
+        if (error || !parameters || !between.sums) return error;
         return gpu::launch_early(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
       }
     }

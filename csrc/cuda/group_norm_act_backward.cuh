@@ -9,7 +9,8 @@
 namespace genimg_fast::cuda::group_norm {
 
 // Between the kernels: (S1, S2) of each row's slices in sums[slice * rows + row], then in sums[row] the row's parts of
-// (dbias, dweight); and in terms[group] the group's (p, q) of dx = a * g' + p + (x - mean) * q.
+// (dbias, dweight), unless the kernel that finds them adds them up itself and sums is null; and in terms[group] the
+// group's (p, q) of dx = a * g' + p + (x - mean) * q.
 template <class Acc>
 struct Between {
   typename PairOf<Acc>::type* sums;
@@ -17,10 +18,10 @@ struct Between {
   int slices;
 };
 
-// Of a row whose S1 and S2 are known: grad_scale, grad_shift and its parts of grad_bias and grad_weight.
+// Of a row whose S1 and S2 are known: writes grad_scale and grad_shift, returns its parts of (grad_bias, grad_weight).
 template <class T, class Acc>
-__device__ __forceinline__ void store_row(const BackwardArguments<T>& args, const Between<Acc>& between, int channel,
-                                          int64_t row, Acc invstd, Acc plain, Acc weighted) {
+__device__ __forceinline__ typename PairOf<Acc>::type store_row(const BackwardArguments<T>& args, int channel,
+                                                                int64_t row, Acc invstd, Acc plain, Acc weighted) {
   const Acc gain = args.parameters.gain_of(row);
   if (args.grad_scale) {
     const Acc weight = args.parameters.weight_of(channel), bias = args.parameters.bias_of(channel);
@@ -30,7 +31,15 @@ __device__ __forceinline__ void store_row(const BackwardArguments<T>& args, cons
   typename PairOf<Acc>::type parts;
   parts.x = plain * gain;
   parts.y = weighted * invstd * gain;
-  between.sums[row] = parts;
+  return parts;
+}
+
+template <class T>
+__device__ __forceinline__ void store_parameters(const BackwardArguments<T>& args, int64_t channel, double grad_bias,
+                                                 double grad_weight) {
+  using Acc = Accumulator<T>;
+  if (args.grad_bias) args.grad_bias[channel] = static_cast<Acc>(grad_bias);
+  if (args.grad_weight) args.grad_weight[channel] = static_cast<Acc>(grad_weight);
 }
 
 // (p, q) of a group, from its sum(u * S1) and sum(u * S2).
@@ -115,11 +124,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
         if (!Plain && args.grad_residual) store_chunk<T, V>(args.grad_residual, place, n, grads);
       });
   if constexpr (!Layout::columns) {
-    const Partial<Acc> sum = combine_team<Sums>(layout.team, Partial<Acc>{Acc(0), sum_of(plain), sum_of(weighted)});
+    // In double from here on: terms have either sign, and what is left of them is small beside the sums on the way.
+    const auto sum = combine_team<Sums>(layout.team, Partial<double>{0, sum_of(plain), sum_of(weighted)});
     if (threadIdx.x % layout.team == 0 && walk.row < layout.rows) {
       Pair pair;
-      pair.x = sum.a;
-      pair.y = sum.b;
+      pair.x = static_cast<Acc>(sum.a);
+      pair.y = static_cast<Acc>(sum.b);
       between.sums[layout.slice_of(blockIdx.x) * layout.rows + walk.row] = pair;
     }
   } else {
@@ -160,12 +170,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t first_row = valid ? group * args.sizes.group_channels : 0;
   const int first_channel = args.sizes.template spot<1>(first_row).channel;
   const Acc invstd = valid ? args.invstd[group] : Acc(0);
-  Partial<Acc> total{0, 0, 0};
+  Partial<double> total{0, 0, 0};
   for (int base = 0; base < args.sizes.group_channels; base += rows) {
     const int c = base + lane / plan.readers;
     const bool mine = valid && c < args.sizes.group_channels;
     const int64_t row = first_row + c;
-    Partial<Acc> sum{0, 0, 0};
+    Partial<double> sum{0, 0, 0};
     if (mine) {
 #pragma unroll 4
       for (int s = reader; s < between.slices; s += plan.readers) {
@@ -178,15 +188,16 @@ __global__ void __launch_bounds__(kThreads)
       sum = combine_with_lane<Sums>(sum, lane_mask);
     }
     if (mine && reader == 0) {
-      const Acc u = args.parameters.u(first_channel + c, row);
+      const double u = args.parameters.u(first_channel + c, row);
       total.a = multiply_add(u, sum.a, total.a);
       total.b = multiply_add(u, sum.b, total.b);
-      store_row(args, between, first_channel + c, row, invstd, sum.a, sum.b);
+      between.sums[row] =
+          store_row(args, first_channel + c, row, invstd, static_cast<Acc>(sum.a), static_cast<Acc>(sum.b));
     }
   }
   total = combine_team<Sums>(plan.team, total);
   if (valid && lane == 0) {
-    between.terms[group] = terms_of(args, invstd, total.a, total.b);
+    between.terms[group] = terms_of(args, invstd, static_cast<Acc>(total.a), static_cast<Acc>(total.b));
   }
 }
 
@@ -225,19 +236,18 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     parameter_gradients(const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
-  using Pair = typename PairOf<Acc>::type;
   constexpr int kWarps = kThreads / 32;
-  SHARED(Pair, found, [kThreads]);
+  SHARED(double2, found, [kThreads]);
   const int warp = threadIdx.x / 32;
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * 32 + threadIdx.x % 32;
   gpu::wait_for_previous_kernel();
-  Pair sum;
+  double2 sum;
   sum.x = sum.y = 0;
   if (channel < args.sizes.channels) {
 #pragma unroll 4
     for (int64_t row = warp * int64_t{args.sizes.channels} + channel; row < args.sizes.rows_in_all;
          row += kWarps * int64_t{args.sizes.channels}) {
-      const Pair pair = gpu::ld_cg(between.sums + row);
+      const auto pair = gpu::ld_cg(between.sums + row);
       sum.x += pair.x;
       sum.y += pair.y;
     }
@@ -249,8 +259,7 @@ __global__ void __launch_bounds__(kThreads)
       sum.x += found[w * 32 + threadIdx.x].x;
       sum.y += found[w * 32 + threadIdx.x].y;
     }
-    if (args.grad_bias) args.grad_bias[channel] = sum.x;
-    if (args.grad_weight) args.grad_weight[channel] = sum.y;
+    store_parameters(args, channel, sum.x, sum.y);
   }
 }
 

@@ -169,8 +169,9 @@ __device__ __forceinline__ Acc sum_of_lanes(Acc first, Acc second) {
   return sum;
 }
 
-// Procedure overview: all of backward but the sums over samples, as forward_cluster, with input and grad_output side by
-// side in a slot.
+// Procedure overview: all of backward, as forward_cluster, with input and grad_output side by side in a slot.  Where
+// each cluster has one group of every sample it adds up over samples what is the channels', else parameter_gradients
+// does.
 //   1. For each tile in turn: threads compute the gradient behind the activation, g', and its two sums, S1 and S2. They
 //      leave g', rounded to T, in the place of grad_output, and write it as grad_residual where that is wanted.  When a
 //      warp comes to the end of a channel it leaves its sums.
@@ -189,6 +190,8 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   SHARED(Exchange<Acc>, exchange, );
   SHARED(GroupTable<Acc>, tables, [2]);      // of this tile and the next one
   SHARED(Pair, shares, [kMaxClusterGroup]);  // u * S1 and u * S2 of a channel
+  // Its sums of grad_bias and grad_weight, which only the thread that finishes it reads and writes.
+  SHARED(double2, over_samples, [kMaxClusterGroup]);
   const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   gpu::allow_next_kernel();
@@ -202,11 +205,13 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // The channel whose sums this thread gets.
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
-  const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
+  const auto finishes = [&] {  // anew each time: registers are short here
+    return k < tiling.group && gpu::opaque(static_cast<int>(threadIdx.x)) % tiling.blocks == 0;
+  };
   const auto row_of = [&](int tile) { return int64_t{tile} * tiling.group + k; };
   const auto channel_of = [&](int tile) { return args.sizes.template spot<1>(row_of(tile)).channel; };
   const auto prepare = [&](int tile, int turn) {
-    if (!finishes) return;
+    if (!finishes()) return;
     GroupTable<Acc>& table = tables[turn % 2];
     const Acc mean = __ldg(args.mean + tile), invstd = __ldg(args.invstd + tile);
     const auto of = coefficients(args.parameters, channel_of(tile), row_of(tile), mean, invstd);
@@ -217,6 +222,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
       table.invstd = invstd;
     }
   };
+  if (finishes()) over_samples[k].x = over_samples[k].y = 0;
   Consumers consumers{&ring.met};
   Cursor cursor;
   prepare(tile, 0);
@@ -231,17 +237,17 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     Cursor first = cursor;
     uint32_t word = words.first;
     const uint32_t end_of_whole = words.end_of_whole<U>(tiling.consumers);
-    do {  // for each of the channels that the warp has words of
-      const int channel = word < end_of_whole ? tiling.by_run(static_cast<int>(word)) : 0;
-      const Coefficients<Acc> of{table.mean, table.coefficients[channel].x, table.coefficients[channel].y};
-      const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
-      Acc plain[S] = {}, weighted[S] = {};
-      const auto reduce = [&](auto kind) {
-        constexpr int kKind = kind.value;
-        return [&](int place, [[maybe_unused]] uint32_t word, auto count) {
+    with_variant(args.activation, !args.residual && !args.grad_residual, [&](auto kind) {
+      constexpr int kKind = kind.value;
+      do {  // for each of the channels that the warp has words of
+        const int channel = word < end_of_whole ? tiling.by_run(static_cast<int>(word)) : 0;
+        const Coefficients<Acc> of{table.mean, table.coefficients[channel].x, table.coefficients[channel].y};
+        const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
+        Acc plain[S] = {}, weighted[S] = {};
+        const auto reduce = [&](int place, [[maybe_unused]] uint32_t word, auto count) {
           constexpr int N = count.value;
           const bool has_residual = kKind == kAny && args.residual;
-          // Anew each time: registers are short here.
+          // Anew, too.
           [[maybe_unused]] const int64_t origin = gpu::opaque(tile) * tiling.tile_step;
           uint4 input[N], grad[N], added[N];
 #pragma unroll
@@ -278,19 +284,19 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             }
           }
         };
-      };
-      const auto stay = [](const Cursor&) {};
-      with_variant(args.activation, !args.residual && !args.grad_residual, [&](auto kind) {
-        for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce(kind), stay);
-      });
-      if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce(AnyCall{}), stay);
-      const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
-      if (lane == 0) found[channel].a = sum;
-      if (lane == 16) found[channel].b = sum;
-    } while (word < end_of_whole);
+        const auto stay = [](const Cursor&) {};
+        for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce, stay);
+        if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce, stay);
+        const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
+        // Of kAny anew, too.
+        const int summed = kKind == kAny ? tiling.by_run(static_cast<int>(max(end, 1u) - 1)) : channel;
+        if (lane == 0) found[summed].a = sum;
+        if (lane == 16) found[summed].b = sum;
+      } while (word < end_of_whole);
+    });
 
     const Partial<Acc> total = combine_blocks<Sums, V, 1>(tiling, consumers, turn, rank, exchange);
-    if (finishes) {
+    if (finishes()) {
       const Acc u = args.parameters.u(channel_of(tile), row_of(tile));
       shares[k].x = u * total.a;
       shares[k].y = u * total.b;
@@ -298,8 +304,16 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     if (tile + clusters < tiling.tiles) prepare(tile + clusters, turn + 1);
     consumers.meet();
     const Acc mean = table.mean, invstd = table.invstd;
-    if (rank == 0 && finishes) {
-      store_row(args, between, channel_of(tile), row_of(tile), invstd, total.a, total.b);
+    if (rank == 0 && finishes()) {
+      const int channel = channel_of(tile);
+      const Pair parts = store_row(args, channel, row_of(tile), invstd, total.a, total.b);
+      if (between.sums) {
+        between.sums[row_of(tile)] = parts;
+      } else {
+        over_samples[k].x += parts.x;
+        over_samples[k].y += parts.y;
+        if (tile + clusters >= tiling.tiles) store_parameters(args, channel, over_samples[k].x, over_samples[k].y);
+      }
     }
     Partial<Acc> group{0, 0, 0};
     if (lane < tiling.group) group = {0, shares[lane].x, shares[lane].y};

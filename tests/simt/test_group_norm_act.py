@@ -272,6 +272,17 @@ def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way
     check(emulator, Problem(shape, dtype, way, multiprocessors=132))
 
 
+def test_sums_on_the_way_cost_no_digits(emulator: ModuleType) -> None:
+    """Warps find 2^19 and -2^19 here, whose fractions are what is left; float32 would cut them off."""
+    problem = Problem((1, 1, 80 << 10, 1), torch.float32, "split", "identity", residual=False, modulated=False)
+    element = torch.arange(80 << 10)
+    sign = 1 - 2 * (element // 512 % 2)
+    problem.grad_output[:] = sign * 1024 + element % 7 / 512
+    forward, _ = problem.forward(emulator)
+    found = problem.backward(emulator, forward)["grad_bias"]
+    assert found.double().item() == problem.grad_output.double().sum().item()
+
+
 @pytest.mark.parametrize("way", ["on_chip", "channels_last on_chip"])
 def test_what_does_not_fit_is_split(emulator: ModuleType, way: str) -> None:
     assert check(emulator, Problem((1, 4, 3000, 1), torch.float32, way, shared_bytes=4 << 10)) == "split"
