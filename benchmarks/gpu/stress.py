@@ -17,16 +17,27 @@ from . import device
 from .cases import random
 
 # What forces the kernels whose blocks wait for each other.
-CLUSTERS = {"GENIMG_FAST_BATCH_NORM_METHOD": "cluster"}
+CLUSTERS = {f"GENIMG_FAST_{norm}_NORM_METHOD": "cluster" for norm in ("BATCH", "GROUP")}
 
 
 def pick(real: int, tiny: int) -> int:
     return tiny if device.dry else real
 
 
+def outputs(x: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    """Of batch norm and of group norm."""
+    return [
+        gf.ops.batch_norm_act(x, None, None, weight, bias, True),
+        gf.ops.group_norm_act(x, x.shape[1] // 2, weight, bias),
+    ]
+
+
+def with_gradients(ys: list[Tensor], x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
+    return [t for y in ys for t in (y.detach(), *torch.autograd.grad(y, (x, weight, bias), grad))]
+
+
 def norm(x: Tensor, grad: Tensor, weight: Tensor, bias: Tensor) -> list[Tensor]:
-    y = gf.ops.batch_norm_act(x, None, None, weight, bias, True)
-    return [y.detach(), *torch.autograd.grad(y, (x, weight, bias), grad)]
+    return with_gradients(outputs(x, weight, bias), x, grad, weight, bias)
 
 
 def norm_inputs(*shape: int) -> tuple[Tensor, ...]:
@@ -63,7 +74,7 @@ def packed_sequences_in_a_graph() -> int:
 
 
 def replays_bit_for_bit() -> int:
-    """2,000 replays of batch norm give the bits of the first."""
+    """2,000 replays of the norms give the bits of the first."""
     inputs = norm_inputs(16, 64, *(pick(64, 4),) * 2)
     expected = [t.clone() for t in norm(*inputs)]
     graph, results = device.captured([lambda: norm(*inputs)])
@@ -75,13 +86,13 @@ def replays_bit_for_bit() -> int:
 
 
 def beside_a_kernel_that_occupies() -> int:
-    """Batch norm in one stream while another keeps some twenty multiprocessors busy."""
+    """Norms in one stream while another keeps some twenty multiprocessors busy."""
     rows = random(20, pick(1 << 18, 64))
     return in_two_streams(lambda: rows.softmax(1), pick(20000, 3))
 
 
-def two_batch_norms_at_once() -> int:
-    """Batch norm in two streams."""
+def norms_in_two_streams() -> int:
+    """Norms in two streams at once."""
     others = norm_inputs(16, 64, *(pick(64, 4),) * 2)
     return in_two_streams(lambda: norm(*others), pick(5000, 3))
 
@@ -105,13 +116,13 @@ def backward_of_a_side_stream() -> int:
     inputs = norm_inputs(8, 32, *(pick(64, 4),) * 2)
     expected = norm(*inputs)
     wrong, side = 0, device.cuda.Stream()
-    x, grad, weight, bias = inputs
+    x, _, weight, bias = inputs
     for _ in range(pick(200, 2)):
         side.wait_stream(device.cuda.current_stream())
         with device.cuda.stream(side):
-            y = gf.ops.batch_norm_act(x, None, None, weight, bias, True)
+            ys = outputs(x, weight, bias)
         device.cuda.current_stream().wait_stream(side)
-        found = [y.detach(), *torch.autograd.grad(y, (x, weight, bias), grad)]
+        found = with_gradients(ys, *inputs)
         device.cuda.synchronize()
         wrong += int(differing(found, expected))
     return wrong
@@ -142,7 +153,7 @@ CHECKS: dict[str, tuple[Callable[[], int], dict[str, str]]] = {
         (packed_sequences_in_a_graph, {}),
         (replays_bit_for_bit, CLUSTERS),
         (beside_a_kernel_that_occupies, CLUSTERS),
-        (two_batch_norms_at_once, CLUSTERS),
+        (norms_in_two_streams, CLUSTERS),
         (backward_of_a_side_stream, {}),
         (a_second_thread, CLUSTERS),
     )
