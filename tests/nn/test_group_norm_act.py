@@ -137,6 +137,21 @@ def test_what_instance_norm_leaves_to_torch() -> None:
         assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu"])
+def test_small_instance_norms_err_as_torchs(activation: str) -> None:
+    """Not as its group norm, whose gradients are ten times as far off where means are large."""
+    x, g = images(2, 32, 32, 32) + 100, images(2, 32, 32, 32)
+    found = []
+    for namespace in (nn, torch.nn):
+        layer = namespace.InstanceNorm2d(32, affine=True)
+        behind = namespace.Identity() if activation == "identity" else namespace.LeakyReLU(0.2)
+        leaf = x.clone().requires_grad_()
+        with gf.backend("auto"):
+            output = namespace.Sequential(layer, behind)(leaf)
+        found.append([output, *torch.autograd.grad(output, [leaf, *layer.parameters()], g)])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_autocast_gives_torchs_dtypes() -> None:
     x = images(3, 6, 8, 8, dtype=torch.bfloat16)
     for ours, theirs in (
