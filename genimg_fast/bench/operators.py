@@ -1,4 +1,7 @@
-"""The cases of the operators: each shape, dtype and layout once, with what has to be moved and done at least."""
+"""The cases of the operators: each shape, dtype and layout once, with what has to be moved and done at least.
+
+Operators are looked up when a case is made: another revision, measured by ``--base``, may lack some.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -10,21 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genimg_fast import ops
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.entries import OURS, Entry
 from genimg_fast.data.optional import optional_import
 from genimg_fast.nn import GRU, LSTM, RNN
-from genimg_fast.ops import (
-    batch_norm_act,
-    group_norm_act,
-    image_conv_act,
-    reparameterize_kl,
-    winograd_conv2d,
-    winograd_conv2d_reference,
-    winograd_conv_transpose2d,
-    winograd_conv_transpose2d_reference,
-)
-from genimg_fast.ops.bf16_conv import bf16_conv_weight, bf16_conv_weight_reference
 
 SLOPE = 0.2
 DTYPES = (torch.float32, torch.bfloat16)
@@ -92,7 +85,7 @@ def batch_norm_case(shape: tuple[int, ...], dtype: torch.dtype, layout: str, act
 
     def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         statistics = running[weight.dtype]
-        return batch_norm_act(
+        return ops.batch_norm_act(
             x, *statistics, weight, bias, True, 0.1, 1e-5, activation=activation, negative_slope=SLOPE
         )
 
@@ -163,7 +156,7 @@ def group_norm_case(
         return _activated(y, activation, inplace)
 
     def ours(x: Tensor, weight: Any, bias: Any, scale: Any, shift: Any) -> Tensor:
-        return group_norm_act(
+        return ops.group_norm_act(
             x, groups, weight, bias, activation=activation, negative_slope=SLOPE, scale=scale, shift=shift
         )
 
@@ -221,7 +214,7 @@ def _image_conv(
         return activate(convolve(x, weight, None, stride, 1))
 
     def ours(x: Tensor, weight: Tensor) -> Tensor:
-        return image_conv_act(
+        return ops.image_conv_act(
             x, weight, None, stride, 1, transposed=transposed, activation=activation, negative_slope=SLOPE
         )
 
@@ -279,7 +272,7 @@ def latents_case(shape: tuple[int, ...], packing: str, dtype: torch.dtype, devic
         return lambda moments, **options: function(*moments.chunk(2, dim=1), **options)
 
     def ours(mu: Tensor, logvar: Tensor, noise: Tensor | None = None) -> Any:
-        return reparameterize_kl(mu, logvar, noise=noise)
+        return ops.reparameterize_kl(mu, logvar, noise=noise)
 
     # Of 16-bit data, too, the divergence is float32.
     wide = torch.promote_types(dtype, torch.float32)
@@ -372,9 +365,9 @@ def _convolution(
     x = _laid_out(torch.randn(coarse if transposed else shape, device=device), layout).requires_grad_()
     weight = _laid_out(torch.randn(channels, width, kernel, kernel, device=device) / 32, layout).requires_grad_()
     contenders: dict[str, Callable[..., Any]] = (
-        {OURS: winograd_conv_transpose2d, "eager": winograd_conv_transpose2d_reference}
+        {OURS: ops.winograd_conv_transpose2d, "eager": ops.winograd_conv_transpose2d_reference}
         if transposed
-        else {OURS: winograd_conv2d, "eager": winograd_conv2d_reference}
+        else {OURS: ops.winograd_conv2d, "eager": ops.winograd_conv2d_reference}
     )
     # Of the direct way: with fewer products, more than all of the machine's speed is possible.
     products = 2 * coarse.numel() * width * kernel * kernel
@@ -395,6 +388,8 @@ _WEIGHT_GRADIENTS = [
 
 
 def _weight_gradient(shape: tuple[int, ...], channels: int, kernel: int, layout: str, device: str) -> Case:
+    from genimg_fast.ops.bf16_conv import bf16_conv_weight, bf16_conv_weight_reference
+
     batch, width, *sizes = shape
     stride = 2 if kernel == 4 else 1
     image = _laid_out(torch.randn(shape, device=device).bfloat16(), layout)

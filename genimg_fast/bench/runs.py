@@ -106,6 +106,7 @@ def run(
 
     Raises:
         InterruptedRunError: If KeyboardInterrupt or SystemExit was raised meanwhile.
+        ValueError: If a process of the other version stopped.
     """
     started, when = time.monotonic(), datetime.now().isoformat(timespec="seconds")
     ends = None if time_limit is None else started + time_limit
@@ -303,7 +304,10 @@ def _rows_of(
         if status != 0 and (ends is None or time.monotonic() < ends):
             errors.seek(0)
             said = [line for line in errors.read().splitlines() if line.strip()]
-            raise RuntimeError(f"a process that measured stopped: {said[-1] if said else f'exit status {status}'}")
+            what = said[-1] if said else f"exit status {status}"
+            if version != PACKAGE.parent:
+                raise ValueError(f"{_revision(version)} does not run with this version's benchmark: {what}")
+            raise RuntimeError(f"a process that measured stopped: {what}")
 
 
 def _lines_of(process: subprocess.Popen[str], reads: int) -> Iterator[bytes]:

@@ -144,7 +144,7 @@ def work(job: dict[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
             torch._dynamo.reset()
             entry = find(name, job["own"])
             case = entry.case(device)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # a library, or an operator in an older revision
             write({"name": name, "skipped": str(error)})
             continue
         passes = [direction for direction in case.passes if not job["passes"] or direction in job["passes"]]

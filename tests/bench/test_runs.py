@@ -1,12 +1,14 @@
 """How a run spends its time."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from genimg_fast.bench import Result, report, runs
+from genimg_fast import ops
+from genimg_fast.bench import Result, report, runs, worker
 from genimg_fast.bench.catalog import find
 from genimg_fast.bench.machine import Ceilings
 from genimg_fast.bench.runs import InterruptedRunError, chosen, run
@@ -119,3 +121,23 @@ def test_an_interruption_keeps_what_was_measured(
     missing = {row.skipped for row in result.rows if not row.seconds}
     assert missing == ({runs.INTERRUPTED} if interrupted[0] == 1 else set())
     assert result.unsound[-1] == "it was interrupted"
+
+
+@pytest.mark.parametrize("name", ["winograd_conv2d 64x64", "bf16_conv_weight 64x64"])
+def test_a_revision_without_an_operator_skips_its_cases(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ops, "winograd_conv2d")
+    monkeypatch.setitem(sys.modules, "genimg_fast.ops.bf16_conv", None)
+    names = [entry.name for entry in chosen("ops", [name], [])[0]]
+    written: list[dict[str, Any]] = []
+    worker.work({"threads": None, "device": "cpu", "turns": None, "names": names, "own": None}, written.append)
+    assert [row["name"] for row in written] == names
+    assert all(name.split()[0].removesuffix("_weight") in row["skipped"] for row in written)
+
+
+def test_a_revision_that_the_benchmark_does_not_run_in_is_named(tmp_path: Path) -> None:
+    package = tmp_path / "genimg_fast" / "bench"
+    package.mkdir(parents=True)
+    (package / "worker.py").write_text("import not_there_yet")
+    (tmp_path / "revision").write_text("abc1234")
+    with pytest.raises(ValueError, match=r"abc1234 does not run .* No module named 'not_there_yet'"):
+        list(runs._rows_of({}, tmp_path, None))
