@@ -246,8 +246,8 @@ ENTRIES = [
     Entry(
         "painter",
         "Style transfer by a network",
-        "A painting, which was made by code; a cat; and the cat by a network that has learned the painting on other\n"
-        "photographs, in one pass, as it does any picture. Before:\n"
+        "A painting, which was made by code; a cat; and the cat by a network that has learned the painting on\n"
+        "other photographs, in one pass, as it does any picture. Before:\n"
         f"`genimg-fast train style-net {PAINTER} --out painter`.",
         "genimg-fast edit style large-chelsea.png --model painter/00000-style-net-photographs",
         paint_style,
