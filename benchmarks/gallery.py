@@ -27,12 +27,14 @@ from eval_restore import write_training_photographs
 from eval_style import painting
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from genimg_fast.cli import main as genimg_fast
 from genimg_fast.data.degradations import JPEG, Blur, Downsample, GaussianNoise, motion_kernel
 from genimg_fast.editing import before_and_after, load_picture, save_picture, upscale
 
 WIDEST = 900  # pixels, of a picture on the page
+PAINTER = "--style painting.png --style-size 640 --data ./photographs --steps 400"
 
 
 class Entry(NamedTuple):
@@ -103,8 +105,25 @@ def in_a_row(pictures: list[Tensor], file: str) -> None:
 
 
 def paint_style() -> None:
+    """Train a painter on other photographs than the cat, which is enlarged: strokes are finer then."""
     Image.fromarray(painting()).save("painting.png")
-    train("style-net --style painting.png", "painter")
+    save_picture(upscale(photograph("chelsea"), factor=2), "large-chelsea.png")
+    write_training_photographs(Path("photographs"))
+    train(f"style-net {PAINTER}", "painter")
+
+
+def show_painting() -> None:
+    """Put the painting above the photograph, and what the network has made beside them."""
+    made = load_picture("painter.png")
+    width = round(made.shape[1] / 1.68)  # so that both are about as high as the result
+    left = [fitted(load_picture(file), width) for file in ("painting.png", "large-chelsea.png")]
+    left.insert(1, torch.ones(3, 4, width))
+    save_picture(before_and_after(torch.cat(left, 1), made), "painter.png")
+
+
+def fitted(picture: Tensor, width: int) -> Tensor:
+    height = round(picture.shape[1] * width / picture.shape[2])
+    return interpolate(picture[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def learn_to_restore(task: str, steps: int) -> None:
@@ -158,7 +177,7 @@ def show_difference() -> None:
 
 
 def digits() -> None:
-    """Write a three and an eight, and folders of thin and bold digits; train a VAE on all digits."""
+    """Write a zero and an eight, and folders of thin and bold digits; train a VAE on all digits."""
     images = sklearn.datasets.load_digits().images / 16
     pictures = [Image.fromarray((255 * image).astype("uint8")).resize((32, 32), 3) for image in images]
     ink = images.mean((1, 2)).argsort()
@@ -166,7 +185,7 @@ def digits() -> None:
         Path(folder).mkdir(exist_ok=True)
         for number in chosen:
             pictures[number].save(f"{folder}/{number:04}.png")
-    for name, number in (("three", 3), ("eight", 8)):
+    for name, number in (("zero", 0), ("eight", 8)):
         pictures[number].save(f"{name}.png")
     train("vae --data digits", "runs")
 
@@ -227,10 +246,12 @@ ENTRIES = [
     Entry(
         "painter",
         "Style transfer by a network",
-        "A network that has learned a painting, on two other photographs; one pass for any picture. Before:\n"
-        "`genimg-fast train style-net --style painting.png --out painter`.",
-        "genimg-fast edit style astronaut.png --model painter/00000-style-net-photos --before-after",
+        "A painting, which was made by code; a cat; and the cat by a network that has learned the painting on\n"
+        "other photographs, in one pass, as it does any picture. Before:\n"
+        f"`genimg-fast train style-net {PAINTER} --out painter`.",
+        "genimg-fast edit style large-chelsea.png --model painter/00000-style-net-photographs",
         paint_style,
+        show_painting,
     ),
     Entry(
         "matte",
@@ -307,16 +328,18 @@ ENTRIES = [
     ),
     Entry(
         "attribute",
-        "Latents: a bolder three",
-        "A VAE of handwritten digits, and the way from thin digits to bold ones.",
-        "genimg-fast edit attribute three.png runs/00000-vae-digits --from thin --to bold --strength -1 0 1 2",
+        "Latents: a bolder zero",
+        "A VAE of handwritten digits of 8x8 pixels, enlarged, and the way from thin digits to bold ones. Before:\n"
+        "`genimg-fast train vae --data digits --out runs`.",
+        "genimg-fast edit attribute zero.png runs/00000-vae-digits --from thin --to bold --strength -1 0 1 2 "
+        "--scale 5",
         digits,
     ),
     Entry(
         "vary",
         "Latents: more eights",
         "The same VAE, from places near the eight's latents.",
-        "genimg-fast edit vary eight.png runs/00000-vae-digits --n 7 --strength 0.5",
+        "genimg-fast edit vary eight.png runs/00000-vae-digits --n 7 --strength 0.5 --scale 3",
         digits,
     ),
 ]

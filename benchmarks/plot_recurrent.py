@@ -84,8 +84,8 @@ def main() -> int:
     axes[0].set_ylabel("forward + backward, ms")
     axes[-1].legend(fontsize=8)
     figure.suptitle(
-        f"One recurrent layer, float32, inputs = hidden; {found['device']}, torch {found['torch']}, "
-        f"commit {commit()}",
+        f"One recurrent layer, float32, inputs = hidden; {found['device']}, threads: {found['threads']}, "
+        f"torch {found['torch']}, commit {commit()}",
         fontsize=9,
     )
     figure.savefig(args.out, dpi=120)

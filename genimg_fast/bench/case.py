@@ -195,7 +195,7 @@ def backward_of(function: Callable[..., Any], inputs: Sequence[Any]) -> Callable
 def _leaves_for(function: Callable[..., Any], inputs: Sequence[Any]) -> list[Tensor]:
     leaves = leaves_of(function, inputs)
     if not leaves:
-        raise ValueError("no input, and no parameter, requires a gradient")
+        raise ValueError("no input, and no parameter, requires a gradient: forward alone can be timed")
     return leaves
 
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from genimg_fast._fuse import fuse, unfuse
 from genimg_fast._native import backend
 from genimg_fast.bench import machine, timing
-from genimg_fast.bench.case import Case, Pass
+from genimg_fast.bench.case import Case
 from genimg_fast.bench.catalog import find
 from genimg_fast.bench.entries import OURS
 from genimg_fast.bench.gate import Gate
@@ -75,8 +75,8 @@ class Comparison:
 
 
 def compare(
-    module_or_function: Callable[..., Any], inputs: Any, *, direction: Pass = "both", compiled: bool = False,
-    seconds: float = 3.0,
+    module_or_function: Callable[..., Any], inputs: Tensor | Sequence[Any], *,
+    direction: Literal["forward", "both"] = "both", compiled: bool = False, seconds: float = 3.0,
 ) -> Comparison:  # fmt: skip
     """Time a model as it is and fused, after a look whether both compute the same.
 
@@ -93,6 +93,8 @@ def compare(
 
     Raises:
         WrongResultError: If the fused one does not compute the same.
+        ValueError: If there is no such direction, or nothing that a gradient could be taken of.
+        TypeError: If the first is nothing that can be called, or ``inputs`` are neither a tensor nor a list.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -101,6 +103,13 @@ def compare(
         both: ... ms fused, ... ms eager: ... times as fast, ...
         memory at the peak: ... MB fused, ... MB eager...
     """
+    if not callable(module_or_function):
+        kind = type(module_or_function).__name__
+        raise TypeError(f"module_or_function must be a module or a function, got {kind}")
+    if not isinstance(inputs, (Tensor, list, tuple)):
+        raise TypeError(f"inputs must be a tensor, or a list of what it takes, got {type(inputs).__name__}")
+    if direction not in ("forward", "both"):
+        raise ValueError(f"direction must be 'forward' or 'both', got {direction!r}")
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     device = next((t.device.type for t in given if isinstance(t, Tensor)), "cpu")
     if isinstance(module_or_function, nn.Module):

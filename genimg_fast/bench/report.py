@@ -303,7 +303,13 @@ _COLOURS = {
     "eager": "#54626f", "inplace": "#8aa17a", "compile": "#e08a1e", "compile-float32": "#f2c879",
     "diffusers": "#9a6fb0",
 }  # fmt: skip
-_FAMILIES = ("#1f6f8b", "#c0392b", "#2e8b57", "#7d3c98", "#b7950b", "#34495e", "#e67e22", "#d16ba5", "#7f8c8d")
+_FAMILIES = (
+    "#1f6f8b", "#c0392b", "#2e8b57", "#7d3c98", "#b7950b", "#34495e", "#e67e22", "#d16ba5", "#6b4226", "#93b81e",
+)  # fmt: skip
+_MARKERS = (
+    ("o", 9),
+    ("D", 6),
+)  # in turns, and their sizes: a diamond leaves of a circle below it enough to be seen
 _SIZE = 12  # of text that is read from the last row of a room
 
 
@@ -334,10 +340,12 @@ def _draw_ratios(axes: Any, rows: Sequence[Row]) -> None:
     axes.set_xticks(ticks, [f"{t:g}x" for t in ticks], fontsize=_SIZE)
     axes.xaxis.set_minor_locator(optional_import("matplotlib.ticker").NullLocator())
     axes.axvline(1, color="black", linewidth=1.2)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=_SIZE - 1)
+    names_shown = [row.key if row.pass_ == "forward" else row.name for row in rows]
+    axes.set_yticks(range(len(rows)), names_shown, fontsize=_SIZE - 1)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     judged = " or ".join(dict.fromkeys(row.judged for row in rows))
-    axes.set_xlabel(f"time of the other / time of {judged}", fontsize=_SIZE + 1)
+    passes = "\nforward + backward" if any(row.pass_ == "both" for row in rows) else ""
+    axes.set_xlabel(f"time of the other / time of {judged}{passes}", fontsize=_SIZE + 1)
     axes.grid(axis="both", alpha=0.3)
     axes.legend(fontsize=_SIZE, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(names), frameon=False)
 
@@ -360,21 +368,25 @@ def _draw_roofline(axes: Any, rows: Sequence[Row], result: Result) -> None:
         axes.loglog(
             x, np.minimum(x * memory, peak) / 1e9, ":", color="black", linewidth=2, label="memory, bfloat16"
         )
-    names = {row.name: row.name.split()[0].replace("_transpose", "") for row in rows}
-    families = list(dict.fromkeys(names.values()))
+    families = list(dict.fromkeys(row.name.split()[0] for row in rows))
+    styles: dict[str, dict[str, Any]] = {}
+    for i, family in enumerate(families):
+        marker, size = _MARKERS[i % len(_MARKERS)]
+        colour = _FAMILIES[i % len(_FAMILIES)]
+        styles[family] = {"color": colour, "marker": marker, "markersize": size, "zorder": 3 + i % len(_MARKERS)}
     for row in rows:
         at, ours, theirs = row.operations / row.moved, row.median(), row.median(REFERENCE)
         if not ours:
             continue
-        colour = _FAMILIES[families.index(names[row.name]) % len(_FAMILIES)]
+        style = styles[row.name.split()[0]]
         rate = row.operations / ours / 1e9
         if theirs:
             start = row.operations / theirs / 1e9
-            axes.plot([at, at], [start, rate], color=colour, linewidth=1.2, alpha=0.6)
-            axes.plot(at, start, "o", markersize=8, markerfacecolor="white", color=colour)
-        axes.plot(at, rate, "o", markersize=9, color=colour, zorder=3)
-    for family, colour in zip(families, _FAMILIES * len(families), strict=False):
-        axes.plot([], [], "o", color=colour, label=family)
+            axes.plot([at, at], [start, rate], color=style["color"], linewidth=1.2, alpha=0.6)
+            axes.plot(at, start, markerfacecolor="white", **style)
+        axes.plot(at, rate, **style)
+    for family, style in styles.items():
+        axes.plot([], [], linestyle="none", label=family, **style)
     axes.plot([], [], "o", markerfacecolor="white", color="grey", label=f"the same, {REFERENCE}")
     axes.xaxis.set_minor_formatter(optional_import("matplotlib.ticker").NullFormatter())
     axes.tick_params(labelsize=_SIZE)

@@ -115,7 +115,7 @@ def run_cases(
         found, alone = changes(*results)
         slower = any(change.ratio.verdict == "slower" for change in found)
         print(f"\nagainst {results[0].commit}:\n{report.changes_table(found, alone)}")
-        results[0].save_in(out)
+        print(results[0].save_in(out))
     _write(result, out, json, csv, plot)
     if stopped is not None:
         raise stopped
@@ -188,7 +188,7 @@ def show(result: Path, *, plot: File | None = None) -> int:
         plot: File for a picture of it, .svg, .png or .pdf.
 
     Example:
-        genimg-fast bench show bench-results/2026-11-30-120000-abcdef0.json --plot bench.svg
+        genimg-fast bench show bench-results/2026-11-30-120000-abcdef0.json --plot bench.svg > bench.md
     """
     with blaming("result"):
         found = load(result)
@@ -199,5 +199,5 @@ def show(result: Path, *, plot: File | None = None) -> int:
     if plot is not None:
         with blaming("plot"):
             report.draw(found, plot)
-        print(plot)
+        print(plot, file=sys.stderr)  # what is printed otherwise is Markdown, which may go into a file
     return 0

@@ -68,7 +68,7 @@ def demo(
         print(f"These figures are rough: {words}.")
     commands = {
         shlex.join(["interpolate", str(run.path)]): "from digit to digit",
-        "train cvae --data digits": "then, of its run: sample RUN --class 7",
+        "train cvae --data digits": "a digit of your choice: sample RUN --class 7",
         "bench ops --time-limit 5": "all kernels, against torch.compile, too",
     }
     print("\nTry next:")

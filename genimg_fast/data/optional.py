@@ -26,4 +26,7 @@ def optional_import(name: str, extra: str = "train") -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         package = (error.name or name).partition(".")[0]
-        raise ImportError(f'{package} is needed here ({error}); pip install "genimg_fast[{extra}]"') from error
+        raise ImportError(
+            f"{package} is needed here ({error}); in the checkout of genimg_fast: "
+            f'pip install --no-build-isolation ".[{extra}]"'
+        ) from error

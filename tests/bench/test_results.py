@@ -1,6 +1,7 @@
 """Intervals and verdicts, and files of results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -260,3 +261,22 @@ def test_pictures(tmp_path: Path, ending: str) -> None:
     assert file.stat().st_size > 5000
     with pytest.raises(ValueError, match="must have rows"):
         report.draw(Result([], {}, result_of(1).ceilings, {}, [], [], "", "", ""), file)
+
+
+def test_a_picture_names_every_family_and_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(figure, "savefig", lambda self, path, **options: drawn.append(self))
+    result = result_of(1e-3)
+    for name, direction in (("conv 2", "both"), ("conv_transpose 2", "both"), ("norm 3", "forward")):
+        result.rows.append(replace(result.rows[0], name=name, pass_=direction))
+    report.draw(result, tmp_path / "x.png")
+    ratios, roofline = drawn[0].axes
+    assert [text.get_text() for text in ratios.get_yticklabels()] == [
+        "op 1", "conv 2", "conv_transpose 2", "norm 3, forward",
+    ]  # fmt: skip
+    assert ratios.get_xlabel().endswith("forward + backward")
+    legend = [text.get_text() for text in roofline.get_legend().get_texts()]
+    assert [name for name in legend if name in ("op", "conv", "conv_transpose", "norm")] == [
+        "op", "conv", "conv_transpose", "norm",
+    ]  # fmt: skip

@@ -67,8 +67,13 @@ def test_own_code_is_measured_compared_and_drawn(
     assert len(forward.seconds["warm"]["eager"]) == 2  # processes
     assert main(["bench", "compare", str(files["json"]), str(files["json"])]) == 0
     assert "right, both" in capsys.readouterr().out
-    assert main(["bench", "show", str(files["json"])]) == 0
-    assert "| right | forward |" in capsys.readouterr().out
+    files["svg"].unlink()
+    assert main(["bench", "show", str(files["json"]), f"--plot={files['svg']}"]) == 0
+    shown = capsys.readouterr()
+    assert "| right | forward |" in shown.out
+    assert str(files["svg"]) in shown.err.splitlines()
+    assert str(files["svg"]) not in shown.out.splitlines()  # which is Markdown
+    assert files["svg"].stat().st_size > 0
 
 
 def test_what_is_wrong_has_no_figure_and_fails(

@@ -124,7 +124,7 @@ def test_a_name_of_a_video_is_no_address(tmp_path: Path, monkeypatch: pytest.Mon
 def test_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "film.mp4").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r'av is needed here .* pip install "genimg_fast\[video\]"'):
+    with pytest.raises(ImportError, match=r'av is needed here .* pip install --no-build-isolation "\.\[video\]"'):
         FrameFolders(tmp_path / "film.mp4")
 
 

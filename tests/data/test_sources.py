@@ -179,5 +179,5 @@ def test_bad_arguments() -> None:
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r'sklearn is needed .* pip install "genimg_fast\[train\]"'):
+    with pytest.raises(ImportError, match=r'sklearn is needed .* pip install --no-build-isolation "\.\[train\]"'):
         gf.data.load_dataset("digits", image_size=32)

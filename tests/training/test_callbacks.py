@@ -187,5 +187,5 @@ def test_a_missing_package_names_the_extra(
     logger: type[Callback], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf'pip install "genimg_fast\[{package}\]"'):
+    with pytest.raises(ImportError, match=rf'pip install --no-build-isolation "\.\[{package}\]"'):
         logger()
