@@ -7,8 +7,8 @@
 // run, so that there are fewer products than PyTorch counts.
 //
 // Convolution, to the features or, transposed, to the image:
-// 1. Weights are packed in panels of output channels, a pair of input channels after the other; inputs in blocks of
-//    five or six samples, so that rows of a block are at the same pixel and meet the same taps.
+// 1. Weights are rounded and packed in panels of output channels, a pair of input channels after the other; inputs in
+//    blocks of five or six samples, so that rows of a block are at the same pixel and meet the same taps.
 // 2. For a pixel of the output, a run is a tap that meets the input there, over all pairs of input channels.
 //
 // Gradient of the weight, summed over pixels.  A pair is one pixel of two samples, so that a tap meets whole pairs
@@ -39,12 +39,19 @@ constexpr int64_t group_pixels = 512;   // of the features, packed at a time for
 constexpr int64_t longest_chain = 512;  // pairs of pixels summed up before they join the rest; a panel's stay in L2
 
 // Rows in blocks.
-struct Blocks {
-  int64_t rows;
-  int64_t count() const { return (rows + block_rows - 1) / block_rows; }
-  int64_t start(int64_t block) const { return block * rows / count(); }
+class Blocks {
+ public:
+  explicit Blocks(int64_t rows) {
+    const int64_t count = std::max<int64_t>(1, (rows + block_rows - 1) / block_rows);
+    for (int64_t block = 0; block <= count; ++block) starts_.push_back(block * rows / count);
+  }
+  int64_t count() const { return starts_.size() - 1; }
+  int64_t start(int64_t block) const { return starts_[block]; }
   int64_t size(int64_t block) const { return start(block + 1) - start(block); }
-  bool are_full() const { return rows > 0 && rows / count() >= block_rows - 1; }
+  bool are_full() const { return starts_.back() / count() >= block_rows - 1; }
+
+ private:
+  std::vector<int64_t> starts_;
 };
 
 struct Shape : ConvShape {
@@ -79,11 +86,19 @@ struct Reach {
   }
 };
 
-// What a tap meets in the input at position i of the output, or -1.
+// What a tap meets in the input at position i of the output, or less than 0.
 int64_t met(const ConvAxis& a, int64_t i, int64_t tap, bool to_image) {
   const int64_t at = to_image ? i + a.padding - tap : i * a.stride - a.padding + tap;
   if (!to_image) return at < a.image ? at : -1;
   return at >= 0 && at % a.stride == 0 && at / a.stride < a.features ? at / a.stride : -1;
+}
+
+// The same of all positions and taps.
+std::vector<int32_t> all_met(const ConvAxis& a, bool to_image) {
+  std::vector<int32_t> all;
+  for (int64_t i = 0; i < (to_image ? a.image : a.features); ++i)
+    for (int64_t tap = 0; tap < a.kernel; ++tap) all.push_back(static_cast<int32_t>(met(a, i, tap, to_image)));
+  return all;
 }
 
 // Calls f on [0, n), on all threads.
@@ -94,26 +109,32 @@ void parallel_each(int64_t n, const F& f) {
   });
 }
 
+// 32 values, rounded if they are not yet.
+BF16_PRODUCTS inline __m512i load(const BFloat16* p) { return _mm512_loadu_si512(p); }
+BF16_PRODUCTS inline __m512i load(const float* p) {
+  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(p + 16), _mm512_loadu_ps(p));
+}
+
 // Values of a and b in turns, or zeros for those of b.
-BF16_PRODUCTS void make_pairs(const BFloat16* a, const BFloat16* b, int64_t n, uint32_t* to) {
+template <class E>
+BF16_PRODUCTS void make_pairs(const E* a, const E* b, int64_t n, uint32_t* to) {
   alignas(64) uint16_t order[64];
   for (int i = 0; i < 64; ++i) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
   const __m512i lower = _mm512_load_si512(order), upper = _mm512_load_si512(order + 32);
   for (int64_t i = 0; i < n; i += 32) {
-    const __m512i u = _mm512_loadu_si512(a + i), v = b == nullptr ? __m512i{} : _mm512_loadu_si512(b + i);
+    const __m512i u = load(a + i), v = b == nullptr ? __m512i{} : load(b + i);
     _mm512_storeu_si512(to + i, _mm512_permutex2var_epi16(u, lower, v));
     _mm512_storeu_si512(to + i + 16, _mm512_permutex2var_epi16(u, upper, v));
   }
 }
 
-// to[k][row] = rows[row][k] of 16 x 16 pairs, for the first `count` rows.  Zero-masked intrinsics, as in vec.h.
-BF16_PRODUCTS __attribute__((noinline)) void transpose(const uint32_t* const* rows, int64_t count, uint32_t* to,
-                                                       int64_t to_stride) {
-  const __mmask16 kept = static_cast<__mmask16>((1u << count) - 1);
+// to[k][row] = pair rows[row][k] of 16 x 16 pairs.  Zero-masked intrinsics, as in vec.h.
+template <class E>
+BF16_PRODUCTS __attribute__((noinline)) void transpose(const E* const* rows, uint32_t* to, int64_t to_stride) {
   constexpr __mmask16 all = 0xffff;
   constexpr __mmask8 both = 0xff;
   __m512i r[16], t[16];
-  for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(rows[i]);
+  for (int i = 0; i < 16; ++i) r[i] = load(rows[i]);
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_maskz_unpacklo_epi32(all, r[i], r[i + 1]);
     t[i + 1] = _mm512_maskz_unpackhi_epi32(all, r[i], r[i + 1]);
@@ -129,10 +150,42 @@ BF16_PRODUCTS __attribute__((noinline)) void transpose(const uint32_t* const* ro
     const __m512i b = _mm512_maskz_shuffle_i32x4(all, r[8 + j], r[12 + j], 0x88);
     const __m512i c = _mm512_maskz_shuffle_i32x4(all, r[j], r[4 + j], 0xdd);
     const __m512i d = _mm512_maskz_shuffle_i32x4(all, r[8 + j], r[12 + j], 0xdd);
-    _mm512_mask_storeu_epi32(to + j * to_stride, kept, _mm512_maskz_shuffle_i32x4(all, a, b, 0x88));
-    _mm512_mask_storeu_epi32(to + (4 + j) * to_stride, kept, _mm512_maskz_shuffle_i32x4(all, c, d, 0x88));
-    _mm512_mask_storeu_epi32(to + (8 + j) * to_stride, kept, _mm512_maskz_shuffle_i32x4(all, a, b, 0xdd));
-    _mm512_mask_storeu_epi32(to + (12 + j) * to_stride, kept, _mm512_maskz_shuffle_i32x4(all, c, d, 0xdd));
+    _mm512_storeu_si512(to + j * to_stride, _mm512_maskz_shuffle_i32x4(all, a, b, 0x88));
+    _mm512_storeu_si512(to + (4 + j) * to_stride, _mm512_maskz_shuffle_i32x4(all, c, d, 0x88));
+    _mm512_storeu_si512(to + (8 + j) * to_stride, _mm512_maskz_shuffle_i32x4(all, a, b, 0xdd));
+    _mm512_storeu_si512(to + (12 + j) * to_stride, _mm512_maskz_shuffle_i32x4(all, c, d, 0xdd));
+  }
+}
+
+// For each of R vectors whose elements are, in order, the first ones of R rows, the second ones, ...: where in its row
+// an element is, and which ones are of row r.
+template <int R>
+struct Interleaved {
+  alignas(64) int32_t place[R][16] = {};
+  __mmask16 of_row[R][R] = {};
+  constexpr Interleaved() {
+    for (int i = 0; i < 16 * R; ++i) {
+      place[i / 16][i % 16] = i / R;
+      of_row[i / 16][i % R] = static_cast<__mmask16>(of_row[i / 16][i % R] | 1 << i % 16);
+    }
+  }
+};
+
+// to[k][r] = pair k of row r, `depth` pairs of R rows that lie `stride` values apart.
+template <int R>
+BF16_PRODUCTS void interleave(const BFloat16* rows, int64_t stride, int64_t depth, uint32_t* to) {
+  static constexpr Interleaved<R> order;
+  for (int64_t k = 0; k < depth; k += 16) {
+    __m512i row[R];
+    for (int r = 0; r < R; ++r) row[r] = load(rows + r * stride + 2 * k);
+#pragma GCC unroll 6
+    for (int i = 0; i < R; ++i, to += 16) {
+      const __m512i place = _mm512_load_si512(order.place[i]);
+      __m512i mixed = _mm512_maskz_permutexvar_epi32(order.of_row[i][0], place, row[0]);
+#pragma GCC unroll 5
+      for (int r = 1; r < R; ++r) mixed = _mm512_mask_permutexvar_epi32(mixed, order.of_row[i][r], place, row[r]);
+      _mm512_storeu_si512(to, mixed);
+    }
   }
 }
 
@@ -187,25 +240,24 @@ struct Packed {
 };
 
 // Weights (Cf, taps, Ci) in panels[tap][pair of input channels][output channel].
-void pack_weights(const BFloat16* weight, int64_t taps, int64_t in, const Panels& panels, bool to_image,
-                  uint32_t* packed) {
+template <class E>
+void pack_weights(const E* weight, int64_t taps, int64_t in, const Panels& panels, bool to_image, uint32_t* packed) {
   const int64_t depth = in / 2, out = panels.channels;
   parallel_each(panels.count() * taps, [&](int64_t task) {
     const int64_t panel = task / taps, tap = task % taps, c = panels.start(panel), width = panels.width(panel);
     uint32_t* const to = packed + (taps * c + tap * width) * depth;
     if (to_image) {
       for (int64_t k = 0; k < depth; ++k) {
-        const BFloat16* const from = weight + (2 * k * taps + tap) * out + c;
+        const E* const from = weight + (2 * k * taps + tap) * out + c;
         make_pairs(from, from + taps * out, width, to + k * width);
       }
       return;
     }
     for (int64_t k = 0; k < depth; k += 16)
       for (int64_t m = 0; m < width; m += 16) {
-        const uint32_t* rows[16];
-        for (int64_t i = 0; i < 16; ++i)
-          rows[i] = reinterpret_cast<const uint32_t*>(weight + ((c + m + i) * taps + tap) * in) + k;
-        transpose(rows, 16, to + k * width + m, width);
+        const E* rows[16];
+        for (int64_t i = 0; i < 16; ++i) rows[i] = weight + ((c + m + i) * taps + tap) * in + 2 * k;
+        transpose(rows, to + k * width + m, width);
       }
   });
 }
@@ -216,28 +268,27 @@ void pack_samples(const BFloat16* input, int64_t pixels, int64_t channels, const
   parallel_each(blocks.count() * pixels, [&](int64_t task) {
     const int64_t block = task / pixels, pixel = task % pixels, first = blocks.start(block), size = blocks.size(block);
     uint32_t* const to = packed + (first * pixels + pixel * size) * depth;
-    for (int64_t k = 0; k < depth; k += 16) {
-      const uint32_t* rows[16];
-      for (int64_t r = 0; r < 16; ++r) {
-        const int64_t sample = first + std::min(r, size - 1);
-        rows[r] = reinterpret_cast<const uint32_t*>(input + (sample * pixels + pixel) * channels) + k;
-      }
-      transpose(rows, size, to + k * size, size);
-    }
+    const BFloat16* const from = input + (first * pixels + pixel) * channels;
+    if (size == block_rows)
+      interleave<block_rows>(from, pixels * channels, depth, to);
+    else
+      interleave<block_rows - 1>(from, pixels * channels, depth, to);
   });
 }
 
-void convolve(const Shape& shape, bool to_image, const BFloat16* input, const BFloat16* weight, Tensor& output) {
+template <class E>
+void convolve(const Shape& shape, bool to_image, const BFloat16* input, const E* weight, Tensor& output) {
   const ConvAxis &y = shape.y, &x = shape.x;
   const int64_t rows = to_image ? y.features : y.image, columns = to_image ? x.features : x.image;
   const int64_t out_rows = to_image ? y.image : y.features, out_columns = to_image ? x.image : x.features;
   const int64_t in = to_image ? shape.channels : shape.image_channels, depth = in / 2, taps = shape.taps();
   const Panels panels{to_image ? shape.image_channels : shape.channels};
-  const Blocks blocks{shape.samples};
+  const Blocks blocks(shape.samples);
   const Packed weights(output, taps * depth * panels.channels), inputs(output, shape.samples * rows * columns * depth);
   pack_weights(weight, taps, in, panels, to_image, weights.pairs);
   pack_samples(input, rows * columns, in, blocks, inputs.pairs);
   BFloat16* const result = data<BFloat16>(output);
+  const std::vector<int32_t> rows_met = all_met(y, to_image), columns_met = all_met(x, to_image);
   // A panel of weights stays in a core's L2 cache.
   parallel_each(panels.count() * blocks.count() * out_rows, [&](int64_t task) {
     const int64_t row = task % out_rows, block = task / out_rows % blocks.count();
@@ -247,11 +298,14 @@ void convolve(const Shape& shape, bool to_image, const BFloat16* input, const BF
     std::vector<Run> runs(taps);
     for (int64_t column = 0; column < out_columns; ++column) {
       int64_t count = 0;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        const int64_t i = met(y, row, tap / x.kernel, to_image), j = met(x, column, tap % x.kernel, to_image);
-        if (i < 0 || j < 0) continue;
-        runs[count++] = {static_cast<int32_t>(tap * depth), static_cast<int32_t>((i * columns + j) * depth),
-                         static_cast<int32_t>(depth)};
+      for (int64_t ky = 0; ky < y.kernel; ++ky) {
+        const int64_t i = rows_met[row * y.kernel + ky];
+        for (int64_t kx = 0; i >= 0 && kx < x.kernel; ++kx) {
+          const int64_t j = columns_met[column * x.kernel + kx];
+          if (j < 0) continue;
+          runs[count++] = {static_cast<int32_t>((ky * x.kernel + kx) * depth),
+                           static_cast<int32_t>((i * columns + j) * depth), static_cast<int32_t>(depth)};
+        }
       }
       kernel_for(width, size)(runs.data(), count, 1, weights.pairs + taps * depth * c,
                               inputs.pairs + first * rows * columns * depth, sums, false);
@@ -290,7 +344,7 @@ void compute_weight_gradient(const Shape& shape, const BFloat16* image, const BF
   const int64_t image_pixels = shape.y.image * shape.x.image, pixels = shape.y.features * shape.x.features;
   const int64_t all = (shape.samples + 1) / 2, group = std::clamp<int64_t>(group_pixels / pixels, 1, all);
   const Panels panels{shape.image_channels};
-  const Blocks blocks{shape.channels};
+  const Blocks blocks(shape.channels);
   const int64_t C = panels.channels, taps = shape.taps(), parts = (blocks.count() + part_blocks - 1) / part_blocks;
   const int64_t tasks = parts * panels.count() * taps;
   const int64_t chain = std::max<int64_t>(1, longest_chain / shape.x.features);  // runs
@@ -321,9 +375,14 @@ void compute_weight_gradient(const Shape& shape, const BFloat16* image, const BF
       const int64_t begin = (row - shape.y.image) * shape.x.features;
       for (int64_t i = begin; i < begin + shape.x.features; ++i) {
         from.pack(i * shape.channels, shape.channels, line.data());
-        for (int64_t b = 0; b < blocks.count(); ++b)
-          std::copy_n(line.data() + blocks.start(b), blocks.size(b),
-                      others.pairs + group * pixels * blocks.start(b) + (pair * pixels + i) * blocks.size(b));
+        for (int64_t b = 0, start = 0, size; b < blocks.count(); ++b, start += size) {
+          size = blocks.size(b);
+          uint32_t* const to = others.pairs + group * pixels * start + (pair * pixels + i) * size;
+          if (size == block_rows)  // a size that the compiler knows takes a few instructions
+            std::copy_n(line.data() + start, block_rows, to);
+          else
+            std::copy_n(line.data() + start, block_rows - 1, to);
+        }
       }
     });
     parallel_each(tasks, [&](int64_t task) {
@@ -346,16 +405,10 @@ void compute_weight_gradient(const Shape& shape, const BFloat16* image, const BF
     });
   }
 }
-
-void round_all(const Tensor& wide, Tensor& rounded) {
-  const int64_t n = wide.numel() / wide.size(0);
-  parallel_each(wide.size(0),
-                [&](int64_t i) { round_values(data<float>(wide) + i * n, n, data<BFloat16>(rounded) + i * n); });
-}
 #else
-void convolve(const Shape&, bool, const BFloat16*, const BFloat16*, Tensor&) {}
+template <class E>
+void convolve(const Shape&, bool, const BFloat16*, const E*, Tensor&) {}
 void compute_weight_gradient(const Shape&, const BFloat16*, const BFloat16*, Tensor&) {}
-void round_all(const Tensor&, Tensor&) {}
 #endif
 
 // The shape of a convolution between an image and features; either of these may have to be computed, and is null.
@@ -400,7 +453,7 @@ Tensor bf16_conv(Tensor input, Tensor weight, std::vector<int64_t> stride, std::
                     "bf16_conv: weight must be bfloat16 or float32 and have 4 dimensions");
   const Shape shape = check(to_image ? nullptr : &input, to_image ? &input : nullptr, size,
                             {weight.size(0), weight.size(1)}, {weight.size(2), weight.size(3)}, stride, padding);
-  GENIMG_FAST_CHECK(Blocks{shape.samples}.are_full(), "bf16_conv: a batch must have at least 20 samples, got ",
+  GENIMG_FAST_CHECK(Blocks(shape.samples).are_full(), "bf16_conv: a batch must have at least 20 samples, got ",
                     shape.samples);
   const int64_t rows = to_image ? shape.y.image : shape.y.features;
   const int64_t columns = to_image ? shape.x.image : shape.x.features;
@@ -408,12 +461,10 @@ Tensor bf16_conv(Tensor input, Tensor weight, std::vector<int64_t> stride, std::
                               ScalarType::BFloat16);
   input = channels_last(input);
   weight = channels_last(weight);
-  Tensor own = weight;
-  if (!rounded) {
-    own = empty_output(weight, {weight.numel()}, ScalarType::BFloat16);
-    round_all(weight, own);
-  }
-  convolve(shape, to_image, values(input), values(own), output);
+  if (rounded)
+    convolve(shape, to_image, values(input), values(weight), output);
+  else
+    convolve(shape, to_image, values(input), data<float>(std::as_const(weight)), output);
   return output;
 }
 

@@ -1,6 +1,7 @@
 // Compiles the body header named by SIMD_BODY, with vec.h before it, once per SIMD level.  Include at namespace scope,
 // after every header the body needs: nothing else may be included while a target is pushed.
-// No include guard: once per SIMD_BODY.
+// With SIMD_WITH_BF16_PRODUCTS defined, once more for machines with products of bfloat16 (AVX-512 BF16), into
+// simd_bf16. No include guard: once per SIMD_BODY.
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
@@ -42,6 +43,28 @@ namespace simd_avx512 {
 #else
 #pragma GCC pop_options
 #endif
+
+#if defined(SIMD_WITH_BF16_PRODUCTS)
+#define SIMD_BF16_PRODUCTS
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#endif
+namespace simd_bf16 {
+#include "vec.h"
+#include SIMD_BODY
+}  // namespace simd_bf16
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef SIMD_BF16_PRODUCTS
+#endif
+
 #undef SIMD_AVX512
 #undef SIMD_BYTES
 
@@ -63,3 +86,4 @@ namespace simd_base {
 #endif
 
 #undef SIMD_BODY
+#undef SIMD_WITH_BF16_PRODUCTS

@@ -14,7 +14,11 @@
 //  - weight: blocks as in `from`; lanes are channels, the sums go over a block's positions.  Blocks form a fixed number
 //    of parts, which have sums of their own.
 // bfloat16 data and weights are widened; products and sums are float32, and the result is rounded once, when it is
-// stored.
+// stored.  But where the machine has products of pairs of bfloat16 and features are channels_last, strips hold pairs
+// instead of floats, and weights are rounded, as PyTorch rounds them: half as many products.  A pair is
+//  - from: two neighbouring values of a row of the image, if a tap's row is made of whole pairs wherever it begins;
+//  - to: two channels of the features;
+//  - weight: the same position in two samples.  A last sample without a partner has zeros for one.
 #include "../image_conv_act.h"
 
 #include <torch/csrc/stable/library.h>
@@ -26,6 +30,7 @@
 namespace genimg_fast {
 namespace {
 
+#define SIMD_WITH_BF16_PRODUCTS
 #define SIMD_BODY "image_conv_act_kernels.h"
 #include "for_each_simd_level.h"
 
@@ -54,6 +59,26 @@ MemoryFormat output_format(const Tensor& input, const Tensor& weight) {
 }
 
 Strides strides(const Tensor& t) { return {t.size(1), t.size(2), t.size(3), format_of(t)}; }
+
+// Calls f with a value of the type of the data and, as a constant, whether it is multiplied in pairs.
+template <class F>
+void with_factors(const Tensor& t, bool pairs, const F& f) {
+  if constexpr (knows_bf16_products)
+    if (pairs) return f(BFloat16(), std::true_type());
+  with_element(t, [&](auto element) { f(element, std::false_type()); });
+}
+
+bool multiplies_pairs(const Tensor& t) {
+  return knows_bf16_products && t.scalar_type() == ScalarType::BFloat16 && has_bf16_products();
+}
+
+// Weights as factors: `value` is that of factor `i`, its second half if `second`.
+void put(const Buffer& factors, bool pairs, int64_t i, bool second, float value) {
+  if (pairs)
+    reinterpret_cast<BFloat16*>(factors.get() + i)[second] = BFloat16(value);
+  else
+    factors.get()[i] = value;
+}
 
 // Calls f with a parameter's element (i, j, k, l), in float32, for all of them in this order.
 template <class F>
@@ -109,29 +134,36 @@ Tensor from(Tensor image, Tensor weight, OptionalTensor bias, std::vector<int64_
   // Whether vectors of positions would be filled to three quarters.
   const int64_t width = shape.x.features;
   const bool wide = !columns && 4 * width >= 3 * round_up(width, line_floats);
-  const FeatureBlocks blocks(shape, wide ? Strip::phases : rows_of(image));
+  // Images of one channel are in both layouts, and so, by chance, in one or the other are two of them side by side:
+  // sums must not depend on that.
+  const int64_t of_row = shape.x.kernel * shape.image_channels;
+  const bool pairs = multiplies_pairs(image) && columns && strides(image).channels_last() &&
+                     shape.image_channels >= 3 && of_row % 2 == 0 && shape.x.stride * shape.image_channels % 2 == 0;
+  const FeatureBlocks blocks(shape, pairs ? Strip::pairs : wide ? Strip::phases : rows_of(image));
   const int64_t weight_stride = round_up(shape.channels, line_floats);
   const Buffer packed(shape.taps() * weight_stride), biases = packed_bias(bias, shape.channels);
   const int64_t run = columns ? shape.channels : width;
   for_elements(weight, [&](int64_t c, int64_t ci, int64_t ky, int64_t kx, float w) {
-    packed.get()[((ci * shape.y.kernel + ky) * shape.x.kernel + kx) * weight_stride + c] = w;
+    const int64_t in_row = kx * shape.image_channels + ci;
+    const int64_t tap = pairs ? (ky * of_row + in_row) / 2 : (ci * shape.y.kernel + ky) * shape.x.kernel + kx;
+    put(packed, pairs, tap * weight_stride + c, in_row % 2, w);
   });
-  with_element(image, [&](auto element) {
+  with_factors(image, pairs, [&](auto element, auto in_pairs) {
     using T = decltype(element);
-    const FromJob<T> job{blocks,
-                         data<T>(image),
-                         strides(image),
-                         packed.get(),
-                         weight_stride,
-                         epilogue(biases, activation, negative_slope, features, run),
-                         data<T>(features),
-                         strides(features),
-                         columns};
+    const FromJob<T, in_pairs> job{blocks,
+                                   data<T>(image),
+                                   strides(image),
+                                   packed.get(),
+                                   weight_stride,
+                                   epilogue(biases, activation, negative_slope, features, run),
+                                   data<T>(features),
+                                   strides(features),
+                                   columns};
     parallel(blocks.units(), shape.products(), [&](int64_t begin, int64_t end) {
       const Buffer strip(blocks.strip_size());
       const Buffer scratch(columns || wide ? 0 : 2 * 64 * round_up(blocks.rows * width, line_floats));
       for (int64_t unit = begin; unit < end; ++unit)
-        SIMD_DISPATCH(image_conv_from_unit(job, unit, strip.get(), scratch.get()));
+        SIMD_DISPATCH_PAIRS(in_pairs, image_conv_from_unit(job, unit, strip.get(), scratch.get()));
     });
   });
   return features;
@@ -145,29 +177,32 @@ Tensor to(Tensor features, Tensor weight, OptionalTensor bias, std::vector<int64
   Tensor image = empty_output(features, {shape.samples, shape.image_channels, shape.y.image, shape.x.image},
                               features.scalar_type(), output_format(features, weight));
   if (image.numel() == 0) return image;
-  const ImageTiles tiles(shape);
-  const Buffer packed(shape.channels * shape.taps()), biases = packed_bias(bias, shape.image_channels);
+  const bool pairs = multiplies_pairs(features) && strides(features).channels_last() && shape.channels % 2 == 0;
+  ConvShape of_factors = shape;
+  if (pairs) of_factors.channels /= 2;
+  const ImageTiles tiles(of_factors);
+  const Buffer packed(of_factors.channels * shape.taps()), biases = packed_bias(bias, shape.image_channels);
   for_elements(weight, [&](int64_t c, int64_t ci, int64_t ky, int64_t kx, float w) {
     const int64_t sy = shape.y.stride, sx = shape.x.stride;
     const auto phase_of = [](const ConvAxis& a, int64_t k) { return (k - a.padding + a.kernel * a.stride) % a.stride; };
     const ImageTiles::PhasePair& p = tiles.phases[phase_of(shape.y, ky) * sx + phase_of(shape.x, kx)];
-    const int64_t tap = (c * p.y.taps + ky / sy) * p.x.taps + kx / sx;
-    packed.get()[p.weights + tap * shape.image_channels + ci] = w;
+    const int64_t tap = ((pairs ? c / 2 : c) * p.y.taps + ky / sy) * p.x.taps + kx / sx;
+    put(packed, pairs, p.weights + tap * shape.image_channels + ci, c % 2, w);
   });
-  with_element(features, [&](auto element) {
+  with_factors(features, pairs, [&](auto element, auto in_pairs) {
     using T = decltype(element);
-    const ToJob<T> job{tiles,
-                       data<T>(features),
-                       strides(features),
-                       packed.get(),
-                       epilogue(biases, activation, negative_slope, image, 1),
-                       data<T>(image),
-                       strides(image)};
+    const ToJob<T, in_pairs> job{tiles,
+                                 static_cast<const std::conditional_t<in_pairs, float, T>*>(features.const_data_ptr()),
+                                 Strides(of_factors.channels, features.size(2), features.size(3), format_of(features)),
+                                 packed.get(),
+                                 epilogue(biases, activation, negative_slope, image, 1),
+                                 data<T>(image),
+                                 strides(image)};
     parallel(tiles.units(), shape.products(), [&](int64_t begin, int64_t end) {
       const Buffer strip(tiles.strip_size()), sums(tiles.phases.size() * tiles.plane() + 4);
       const Buffer line(tiles.columns * shape.x.stride * shape.image_channels + 4);
       for (int64_t unit = begin; unit < end; ++unit)
-        SIMD_DISPATCH(image_conv_to_unit(job, unit, strip.get(), sums.get(), line.get()));
+        SIMD_DISPATCH_PAIRS(in_pairs, image_conv_to_unit(job, unit, strip.get(), sums.get(), line.get()));
     });
   });
   return image;
@@ -179,19 +214,24 @@ Tensor weight_gradient(Tensor image, Tensor features, std::vector<int64_t> kerne
   Tensor weight =
       empty_output(image, {shape.channels, shape.image_channels, shape.y.kernel, shape.x.kernel}, ScalarType::Float);
   if (features.numel() == 0) return torch::stable::zero_(weight);
-  const FeatureBlocks blocks(shape, rows_of(image));
+  const bool pairs = multiplies_pairs(features) && strides(features).channels_last();
+  ConvShape of_factors = shape;
+  if (pairs) of_factors.samples = ceil_div(shape.samples, 2);
+  const FeatureBlocks blocks(of_factors, rows_of(image));
   const int64_t sum_stride = round_up(shape.channels, line_floats), sums_size = shape.taps() * sum_stride;
   const int64_t positions = shape.samples * shape.y.features * shape.x.features;
   const int64_t parts = std::min({max_parts, blocks.units(), std::max<int64_t>(1, positions / part_positions)});
   const Buffer sums(parts * sums_size);
-  with_element(image, [&](auto element) {
+  with_factors(image, pairs, [&](auto element, auto in_pairs) {
     using T = decltype(element);
-    const WeightJob<T> job{blocks, data<T>(image), strides(image), data<T>(features), strides(features), sum_stride};
+    const WeightJob<T, in_pairs> job{
+        blocks, shape.samples, data<T>(image), strides(image), data<T>(features), strides(features), sum_stride};
     parallel(parts, shape.products(), [&](int64_t begin, int64_t end) {
       const Buffer strip(blocks.strip_size()), copied(blocks.rows * shape.x.features * 2 * line_floats);
       for (int64_t part = begin; part < end; ++part)
         for (int64_t unit = part * blocks.units() / parts; unit < (part + 1) * blocks.units() / parts; ++unit)
-          SIMD_DISPATCH(image_conv_weight_unit(job, unit, strip.get(), copied.get(), sums.get() + part * sums_size));
+          SIMD_DISPATCH_PAIRS(
+              in_pairs, image_conv_weight_unit(job, unit, strip.get(), copied.get(), sums.get() + part * sums_size));
     });
   });
   std::vector<double> total(sums_size);

@@ -74,7 +74,7 @@ SIMD_INLINE void for_chains(int64_t taps, const F& f) {
 // image_conv_from
 
 template <class T>
-void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to) {
+void from_planes(const FromJob<T, false>& job, const float* strip, int64_t rows, T* to) {
   constexpr int L = lanes<float>, V = from_vectors;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
@@ -90,9 +90,9 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
         sum[v] = sums + v * L;
       }
       for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
-        some_products_of_positions<V, from_rows>(last - first, at, blocks.offsets.data() + k, depth,
-                                                 job.weight + k * job.weight_stride + first, job.weight_stride, sum,
-                                                 V * L, k > 0);
+        some_products_of_positions<false, V, from_rows>(last - first, at, blocks.offsets.data() + k, depth,
+                                                        job.weight + k * job.weight_stride + first, job.weight_stride,
+                                                        sum, V * L, k > 0);
       });
       with_activation(job.epilogue.activation, [&](auto kind) {
         for (int64_t c = first; c < last; ++c)
@@ -107,9 +107,9 @@ void from_planes(const FromJob<T>& job, const float* strip, int64_t rows, T* to)
 }
 
 // Channels from `channel` on, at to[y * row + x * column + i].
-template <int V, class T, class Out>
-void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel, const Epilogue& epilogue,
-                  Out* to, int64_t row, int64_t column) {
+template <int V, class T, bool Pairs, class Out>
+void from_columns(const FromJob<T, Pairs>& job, const float* strip, int64_t rows, int64_t channel,
+                  const Epilogue& epilogue, Out* to, int64_t row, int64_t column) {
   constexpr int L = lanes<float>, P = max_pixels<V>;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
@@ -119,10 +119,10 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
   for (int64_t y = 0; y < rows; ++y)
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * width / groups, last = (i + 1) * width / groups;
-      for_chains(shape.taps(), [&](int64_t k, int64_t depth) {
-        some_products_of_channels<V, P>(last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step,
-                                        blocks.offsets.data() + k, depth, job.weight + k * job.weight_stride + channel,
-                                        job.weight_stride, sums, k > 0);
+      for_chains(blocks.offsets.size(), [&](int64_t k, int64_t depth) {
+        some_products_of_channels<Pairs, V, P>(
+            last - first, strip + y * blocks.row_step + first * blocks.step, blocks.step, blocks.offsets.data() + k,
+            depth, job.weight + k * job.weight_stride + channel, job.weight_stride, sums, k > 0);
       });
       with_activation(epilogue.activation, [&](auto kind) {
         for (int64_t x = first; x < last; ++x)
@@ -133,8 +133,8 @@ void from_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64
 }
 
 // Likewise of as many channels as are taken together.
-template <class T, class Out>
-void from_some_columns(const FromJob<T>& job, const float* strip, int64_t rows, int64_t channel,
+template <class T, bool Pairs, class Out>
+void from_some_columns(const FromJob<T, Pairs>& job, const float* strip, int64_t rows, int64_t channel,
                        const Epilogue& epilogue, Out* to, int64_t row, int64_t column) {
   switch (std::min<int64_t>(widest, ceil_div(job.blocks.shape.channels - channel, lanes<float>))) {
     case 1:
@@ -150,7 +150,7 @@ void from_some_columns(const FromJob<T>& job, const float* strip, int64_t rows, 
 
 // Narrow planes, in which vectors of positions would be half empty: lanes are channels, and the sums are transposed.
 template <class T>
-void from_narrow_planes(const FromJob<T>& job, const float* strip, int64_t rows, float* scratch, T* to) {
+void from_narrow_planes(const FromJob<T, false>& job, const float* strip, int64_t rows, float* scratch, T* to) {
   constexpr int L = lanes<float>;
   constexpr float no_bias[widest * L] = {};
   const ConvShape& shape = job.blocks.shape;
@@ -169,25 +169,32 @@ void from_narrow_planes(const FromJob<T>& job, const float* strip, int64_t rows,
   }
 }
 
-template <class T>
-void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip, float* scratch) {
+template <class T, bool Pairs>
+void image_conv_from_unit(const FromJob<T, Pairs>& job, int64_t unit, float* strip, float* scratch) {
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
   const Strides& strides = job.feature_strides;
   const int64_t sample = unit / blocks.blocks, y = unit % blocks.blocks * blocks.rows;
   const int64_t rows = std::min(blocks.rows, shape.y.features - y);
-  copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
+  const T* const image = job.image + sample * job.image_strides.sample;
+  if constexpr (Pairs)
+    copy_image(blocks, job.image_strides, y, reinterpret_cast<T*>(strip),
+               [&](int64_t first, int64_t, int64_t n, T* line) { std::copy_n(image + first, n, line); });
+  else
+    copy_image(blocks, job.image_strides, y, strip,
+               [&](int64_t first, int64_t step, int64_t n, float* line) { gather_row(image + first, step, n, line); });
   T* const to = job.features + sample * strides.sample + y * strides.row;
-  if (blocks.form == Strip::phases) {
-    from_planes(job, strip, rows, to);
-  } else if (job.columns) {
+  if (job.columns) {
     for (int64_t c = 0; c < shape.channels; c += widest * lanes<float>) {
       Epilogue epilogue = job.epilogue;
       epilogue.bias += c;
       from_some_columns(job, strip, rows, c, epilogue, to + c, strides.row, strides.column);
     }
-  } else {
-    from_narrow_planes(job, strip, rows, scratch, to);
+  } else if constexpr (!Pairs) {
+    if (blocks.form == Strip::phases)
+      from_planes(job, strip, rows, to);
+    else
+      from_narrow_planes(job, strip, rows, scratch, to);
   }
   if (job.epilogue.streams) stream_fence();
 }
@@ -195,7 +202,7 @@ void image_conv_from_unit(const FromJob<T>& job, int64_t unit, float* strip, flo
 // image_conv_to
 
 // sums[period of rows][image channel][period of columns] of one pair of phases, over the strip's features.
-template <int C>
+template <bool Pairs, int C>
 void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const float* strip, const float* weight,
               int64_t depth, float* sums) {
   constexpr int V = to_vectors<C>;
@@ -206,13 +213,13 @@ void to_phase(const ImageTiles& tiles, const ImageTiles::PhasePair& phase, const
       at[v] = strip + row[v] * tiles.pitch + column[v];
       sum[v] = v < count ? sums + row[v] * C * tiles.columns + column[v] : nullptr;
     }
-    products_of_positions<V, C>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns, true);
+    products_of_positions<Pairs, V, C>(at, phase.offsets.data(), depth, weight, C, sum, tiles.columns, true);
   });
 }
 
 // Likewise of all pairs of phases, over `count` channels from `channel` on, at the strip's begin.
-template <class T>
-void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t count, float* sums) {
+template <class T, bool Pairs>
+void to_phases(const ToJob<T, Pairs>& job, const float* strip, int64_t channel, int64_t count, float* sums) {
   const ImageTiles& tiles = job.tiles;
   const int64_t channels = tiles.shape.image_channels;
   for (const ImageTiles::PhasePair& phase : tiles.phases) {
@@ -220,16 +227,16 @@ void to_phases(const ToJob<T>& job, const float* strip, int64_t channel, int64_t
     const float* const weight = job.weight + phase.weights + channel * taps * channels;
     if (taps > 0) switch (channels) {
         case 1:
-          to_phase<1>(tiles, phase, strip, weight, count * taps, sums);
+          to_phase<Pairs, 1>(tiles, phase, strip, weight, count * taps, sums);
           break;
         case 2:
-          to_phase<2>(tiles, phase, strip, weight, count * taps, sums);
+          to_phase<Pairs, 2>(tiles, phase, strip, weight, count * taps, sums);
           break;
         case 3:
-          to_phase<3>(tiles, phase, strip, weight, count * taps, sums);
+          to_phase<Pairs, 3>(tiles, phase, strip, weight, count * taps, sums);
           break;
         default:
-          to_phase<4>(tiles, phase, strip, weight, count * taps, sums);
+          to_phase<Pairs, 4>(tiles, phase, strip, weight, count * taps, sums);
       }
     sums += tiles.plane();
   }
@@ -243,15 +250,15 @@ void finish_line(const float* sums, int64_t n, const Epilogue& epilogue, T* to) 
                   [&](auto kind) { finish<0, decltype(kind)::value>(sums, n, &zero, epilogue, to); });
 }
 
-template <class T>
-void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* sums, float* line) {
+template <class T, bool Pairs>
+void image_conv_to_unit(const ToJob<T, Pairs>& job, int64_t unit, float* strip, float* sums, float* line) {
   const ImageTiles& tiles = job.tiles;
   const ConvShape& shape = tiles.shape;
   const int64_t channels = shape.image_channels, phases = tiles.phases.size();
   const int64_t sample = unit / (tiles.vertical * tiles.horizontal);
   const int64_t first_y = unit / tiles.horizontal % tiles.vertical * tiles.rows;
   const int64_t first_x = unit % tiles.horizontal * tiles.columns;
-  const T* const features = job.features + sample * job.feature_strides.sample;
+  const auto* const features = job.features + sample * job.feature_strides.sample;
   std::fill_n(sums, phases * tiles.plane(), 0.0f);
   for (int64_t c = 0; c < shape.channels; c += tiles.channels) {
     const int64_t count = std::min(tiles.channels, shape.channels - c);
@@ -286,15 +293,24 @@ void image_conv_to_unit(const ToJob<T>& job, int64_t unit, float* strip, float* 
 // image_conv_weight
 
 // sums[tap][channel] += the products of all positions of a block.
-template <class T>
-void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip, float* copied, float* sums) {
+template <class T, bool Pairs>
+void image_conv_weight_unit(const WeightJob<T, Pairs>& job, int64_t unit, float* strip, float* copied, float* sums) {
   constexpr int L = lanes<float>;
   const FeatureBlocks& blocks = job.blocks;
   const ConvShape& shape = blocks.shape;
-  const int64_t sample = unit / blocks.blocks, y = unit % blocks.blocks * blocks.rows;
+  const int64_t sample = unit / blocks.blocks * (Pairs ? 2 : 1), y = unit % blocks.blocks * blocks.rows;
   const int64_t rows = std::min(blocks.rows, shape.y.features - y), columns = shape.x.features;
-  copy_image(blocks, job.image + sample * job.image_strides.sample, job.image_strides, y, strip);
+  const T* const image = job.image + sample * job.image_strides.sample;
   const T* const given = job.features + sample * job.feature_strides.sample + y * job.feature_strides.row;
+  const bool alone = sample + 1 == job.samples;  // a sample that has no partner
+  if constexpr (Pairs)
+    copy_image(blocks, job.image_strides, y, strip, [&](int64_t first, int64_t, int64_t n, float* line) {
+      const T* const from = image + first;
+      zip_row(from, alone ? nullptr : from + job.image_strides.sample, n, line);
+    });
+  else
+    copy_image(blocks, job.image_strides, y, strip,
+               [&](int64_t first, int64_t step, int64_t n, float* line) { gather_row(image + first, step, n, line); });
   const int64_t taps = shape.taps(), groups = ceil_div(taps, tap_rows);
   const bool in_place = std::is_same<T, float>::value && job.feature_strides.channels_last() &&
                         shape.channels % L == 0 && shape.channels <= most_in_place;
@@ -303,7 +319,12 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
     const T* const panel = given + c * job.feature_strides.channel;
     const float* features = copied;
     int64_t stride = round_up(count, L);
-    if (in_place) {
+    if constexpr (Pairs) {
+      for (int64_t k = 0; k < rows * columns; ++k) {
+        const T* const from = panel + k * job.feature_strides.column;
+        zip_row(from, alone ? nullptr : from + job.feature_strides.sample, count, copied + k * stride);
+      }
+    } else if (in_place) {
       features = reinterpret_cast<const float*>(panel);
       stride = shape.channels;
     } else {
@@ -312,7 +333,7 @@ void image_conv_weight_unit(const WeightJob<T>& job, int64_t unit, float* strip,
     for (int64_t i = 0; i < groups; ++i) {
       const int64_t first = i * taps / groups, last = (i + 1) * taps / groups;
       const auto add = [&](auto vectors) {
-        some_products_of_taps<decltype(vectors)::value, tap_rows>(
+        some_products_of_taps<Pairs, decltype(vectors)::value, tap_rows>(
             last - first, strip, blocks.step, blocks.offsets.data() + first, rows, blocks.row_step, columns, features,
             stride, sums + first * job.sum_stride + c, job.sum_stride);
       };

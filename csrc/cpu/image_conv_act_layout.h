@@ -55,6 +55,7 @@ enum class Strip {
   phases,  // [channel][row][phase of the stride][i], for lanes that are neighbouring positions
   planes,  // [channel][row][column]
   pixels,  // [row][column][channel]
+  pairs,   // [row][column][channel], whose values are taken two by two
 };
 
 // Blocks of rows of the features with the image around them: image_conv_from and image_conv_weight.
@@ -66,15 +67,16 @@ struct FeatureBlocks {
   int64_t image_rows;            // of the strip
   int64_t pitch;                 // of what is innermost in the strip
   int64_t step, row_step;        // in the strip, from one position or row of features to the next
-  std::vector<int64_t> offsets;  // in the strip, of tap (channel, ky, kx), for features' position 0
+  std::vector<int64_t> offsets;  // in the strip, of tap (channel, ky, kx), or pair (ky, i), for features' position 0
 
   FeatureBlocks(const ConvShape& s, Strip f) : shape(s), form(f) {
     const int64_t stride = s.x.stride, width = (s.x.features - 1) * stride + s.x.kernel;
+    const int64_t values = f == Strip::pairs ? 2 : 1;  // of a factor
     pitch = f == Strip::phases   ? round_up(s.x.features, line_floats) + (s.x.kernel - 1) / stride
             : f == Strip::planes ? width
-                                 : width * s.image_channels;
+                                 : ceil_div(width * s.image_channels, values);
     pitch = round_up(pitch, line_floats);
-    step = f == Strip::phases ? 1 : f == Strip::planes ? stride : stride * s.image_channels;
+    step = f == Strip::phases ? 1 : f == Strip::planes ? stride : stride * s.image_channels / values;
     row_step = s.y.stride * pitch * (f == Strip::phases ? stride : 1);
     // Four vectors of a line are taken together.
     const int64_t per_row = ceil_div(s.x.features, line_floats);
@@ -85,6 +87,11 @@ struct FeatureBlocks {
       rows += more;
     blocks = ceil_div(s.y.features, rows);
     image_rows = image_rows_of(rows);
+    if (f == Strip::pairs) {
+      for (int64_t ky = 0; ky < s.y.kernel; ++ky)
+        for (int64_t i = 0; i < s.x.kernel * s.image_channels / 2; ++i) offsets.push_back(ky * pitch + i);
+      return;
+    }
     for (int64_t c = 0; c < s.image_channels; ++c)
       for (int64_t ky = 0; ky < s.y.kernel; ++ky)
         for (int64_t kx = 0; kx < s.x.kernel; ++kx) {
@@ -100,7 +107,8 @@ struct FeatureBlocks {
  private:
   int64_t image_rows_of(int64_t features) const { return (features - 1) * shape.y.stride + shape.y.kernel; }
   int64_t strip_size(int64_t features) const {
-    return image_rows_of(features) * pitch * (form == Strip::pixels ? 1 : shape.image_channels) *
+    return image_rows_of(features) * pitch *
+           (form == Strip::pixels || form == Strip::pairs ? 1 : shape.image_channels) *
            (form == Strip::phases ? shape.x.stride : 1);
   }
 };
@@ -175,7 +183,9 @@ struct Epilogue {
   bool streams;  // past the caches: every run that is written begins and ends with a cache line
 };
 
-template <class T>
+// Factors of products are floats, or, with Pairs, pairs of bfloat16, as long as a float, both products of which are
+// added to the sum.
+template <class T, bool Pairs>
 struct FromJob {
   const FeatureBlocks& blocks;
   const T* image;
@@ -188,10 +198,10 @@ struct FromJob {
   bool columns;  // channels are innermost in the features
 };
 
-template <class T>
+template <class T, bool Pairs>
 struct ToJob {
   const ImageTiles& tiles;
-  const T* features;
+  const std::conditional_t<Pairs, float, T>* features;  // pairs: of channels
   Strides feature_strides;
   const float* weight;  // of each pair of phases: [channel][i][j][image channel]
   Epilogue epilogue;
@@ -199,9 +209,10 @@ struct ToJob {
   Strides image_strides;
 };
 
-template <class T>
+template <class T, bool Pairs>
 struct WeightJob {
-  const FeatureBlocks& blocks;
+  const FeatureBlocks& blocks;  // with pairs, a sample is a pair of samples
+  int64_t samples;
   const T* image;
   Strides image_strides;
   const T* features;

@@ -64,6 +64,19 @@ void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns
     for (int64_t r = 0; r < rows; ++r) to[c * to_stride + r] = from[r * from_stride + c];
 }
 
+#if defined(SIMD_BF16_PRODUCTS)
+// to[i] = the pair of a[i] and b[i]; null stands for zeros.
+SIMD_INLINE void zip_row(const BFloat16* a, const BFloat16* b, int64_t n, float* to) {
+  constexpr int L = lanes<float>;
+  for (int64_t i = 0; i < n; i += L) {
+    const __mmask16 mask = n - i >= L ? all_lanes : static_cast<__mmask16>((1u << (n - i)) - 1);
+    const Narrow u = _mm256_maskz_loadu_epi16(mask, a + i);
+    const Narrow v = b ? _mm256_maskz_loadu_epi16(mask, b + i) : _mm256_setzero_si256();
+    _mm512_mask_storeu_epi32(to + i, mask, make_pairs(u, v));
+  }
+}
+#endif
+
 // Every step-th element.
 template <class T>
 SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
@@ -75,41 +88,42 @@ SIMD_INLINE void gather_row(const T* from, int64_t step, int64_t n, float* to) {
   for (; i < n; ++i, from += step) to[i] = *from;
 }
 
-// A row of a strip, to[i] = from[i * stride - padding] for those of `size` elements that there are, else zero; a null
-// row is all zeros.
-template <class T>
-SIMD_INLINE void copy_row(const T* from, int64_t size, int64_t stride, int64_t padding, int64_t pitch, float* to) {
+// A row of a strip, to[i] = element i * stride - padding for those of `size` elements that there are, else zero.
+// copy(first, step, n, to) copies n of them.
+template <class To, class Copy>
+SIMD_INLINE void copy_row(int64_t size, int64_t stride, int64_t padding, int64_t pitch, To* to, const Copy& copy) {
   const int64_t left = std::min(pitch, std::max<int64_t>(0, ceil_div(padding, stride)));
-  const int64_t right = from ? std::max(left, std::min(pitch, ceil_div(size + padding, stride))) : left;
-  std::fill_n(to, left, 0.0f);
-  if (right > left) gather_row(from + left * stride - padding, stride, right - left, to + left);
-  std::fill(to + right, to + pitch, 0.0f);
+  const int64_t right = size > 0 ? std::max(left, std::min(pitch, ceil_div(size + padding, stride))) : left;
+  std::fill_n(to, left, To(0.0f));
+  if (right > left) copy(left * stride - padding, stride, right - left, to + left);
+  std::fill(to + right, to + pitch, To(0.0f));
 }
 
-// The rows of the image that a block of features from row y on meets.
-template <class T>
-void copy_image(const FeatureBlocks& blocks, const T* image, const Strides& strides, int64_t y, float* strip) {
+// The rows of the image that a block of features from row y on meets.  copy(first, step, n, to) copies elements of a
+// sample; `to` has the type of `strip`.
+template <class To, class Copy>
+void copy_image(const FeatureBlocks& blocks, const Strides& strides, int64_t y, To* strip, const Copy& copy) {
   const ConvShape& shape = blocks.shape;
-  const int64_t width = shape.x.image, padding = shape.x.padding, stride = shape.x.stride, pitch = blocks.pitch;
+  const int64_t width = shape.x.image, padding = shape.x.padding, stride = shape.x.stride;
+  const int64_t pitch = blocks.pitch * int64_t(sizeof(float) / sizeof(To));
   const int64_t channels = shape.image_channels, first_row = y * shape.y.stride - shape.y.padding;
-  const auto row_of = [&](int64_t c, int64_t r) {
-    const int64_t row = first_row + r;
-    return row >= 0 && row < shape.y.image ? image + c * strides.channel + row * strides.row : nullptr;
+  const auto copy_line = [&](int64_t c, int64_t r, int64_t size, int64_t step, int64_t before) {
+    const int64_t row = first_row + r, begin = c * strides.channel + row * strides.row;
+    const bool exists = row >= 0 && row < shape.y.image;
+    copy_row(exists ? size : 0, step, before, pitch, strip,
+             [&](int64_t first, int64_t by, int64_t n, To* to) { copy(begin + first, by, n, to); });
+    strip += pitch;
   };
-  if (blocks.form == Strip::pixels) {
-    for (int64_t r = 0; r < blocks.image_rows; ++r, strip += pitch)
-      copy_row(row_of(0, r), width * channels, 1, padding * channels, pitch, strip);
+  if (blocks.form == Strip::pixels || blocks.form == Strip::pairs) {
+    for (int64_t r = 0; r < blocks.image_rows; ++r) copy_line(0, r, width * channels, 1, padding * channels);
     return;
   }
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t r = 0; r < blocks.image_rows; ++r) {
-      if (blocks.form == Strip::planes) {
-        copy_row(row_of(c, r), width, 1, padding, pitch, strip);
-        strip += pitch;
-      } else {
-        for (int64_t phase = 0; phase < stride; ++phase, strip += pitch)
-          copy_row(row_of(c, r), width, stride, padding - phase, pitch, strip);
-      }
+      if (blocks.form == Strip::planes)
+        copy_line(c, r, width, 1, padding);
+      else
+        for (int64_t phase = 0; phase < stride; ++phase) copy_line(c, r, width, stride, padding - phase);
     }
 }
 

@@ -38,48 +38,11 @@ namespace {
 
 constexpr int64_t few_sequences = 8;  // fewer do not make up for reading weight_ih in every step
 
+#define SIMD_WITH_BF16_PRODUCTS
 #define SIMD_BODY "recurrent_kernels.h"
 #include "for_each_simd_level.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define SIMD_BYTES 64
-#define SIMD_AVX512
-#define SIMD_BF16_PRODUCTS
-#define SIMD_BODY "recurrent_kernels.h"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
-#endif
-namespace simd_bf16 {
-#include "vec.h"
-#include SIMD_BODY
-}  // namespace simd_bf16
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef SIMD_BODY
-#undef SIMD_BF16_PRODUCTS
-#undef SIMD_AVX512
-#undef SIMD_BYTES
-
-constexpr bool knows_bf16_products = true;
-#define OPERAND_DISPATCH(E, call)                     \
-  do {                                                \
-    if constexpr (std::is_same<E, BFloat16>::value) { \
-      simd_bf16::call;                                \
-    } else {                                          \
-      SIMD_DISPATCH(call);                            \
-    }                                                 \
-  } while (false)
-#else
-constexpr bool knows_bf16_products = false;
-#define OPERAND_DISPATCH(E, call) SIMD_DISPATCH(call)
-#endif
+#define OPERAND_DISPATCH(E, call) SIMD_DISPATCH_PAIRS((std::is_same<E, BFloat16>::value), call)
 
 // Calls f with a value of the type of the data and one of the type of products' operands.
 template <class F>

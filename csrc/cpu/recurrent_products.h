@@ -41,23 +41,10 @@ struct Product {
 template <>
 struct Product<BFloat16> {
   typedef __m512i Factors;
-  static SIMD_INLINE Factors load_panel(const BFloat16* p) { return _mm512_loadu_si512(p); }
-  static SIMD_INLINE Factors splat_row(const BFloat16* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, sizeof(pair));
-    return _mm512_set1_epi32(pair);
-  }
-  static SIMD_INLINE Vec<float> add(Factors a, Factors b, Vec<float> sum) {
-    return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-  }
+  static SIMD_INLINE Factors load_panel(const BFloat16* p) { return load_pairs(p); }
+  static SIMD_INLINE Factors splat_row(const BFloat16* p) { return splat_pair(p); }
+  static SIMD_INLINE Vec<float> add(Factors a, Factors b, Vec<float> sum) { return add_products(a, b, sum); }
 };
-
-// Every element of a with that of b above it.
-SIMD_INLINE __m512i make_pairs(Narrow a, Narrow b) {
-  typedef VecType<float>::bits Bits;
-  const Bits lower = (Bits)_mm512_maskz_cvtepu16_epi32(all_lanes, a);
-  return (__m512i)(lower | (Bits)_mm512_maskz_cvtepu16_epi32(all_lanes, b) << 16);
-}
 #endif
 
 // Rows that share one reading of the panel: as many sums as the registers hold.

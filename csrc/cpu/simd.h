@@ -16,7 +16,20 @@ bool has_bf16_products();
 
 }  // namespace genimg_fast
 
+// SIMD_DISPATCH_PAIRS(pairs, call): if the constant is true, the level with products of pairs of bfloat16, simd_bf16;
+// only where has_bf16_products().
 #if defined(__x86_64__) && defined(__GNUC__)
+namespace genimg_fast {
+constexpr bool knows_bf16_products = true;
+}
+#define SIMD_DISPATCH_PAIRS(pairs, call) \
+  do {                                   \
+    if constexpr (pairs) {               \
+      simd_bf16::call;                   \
+    } else {                             \
+      SIMD_DISPATCH(call);               \
+    }                                    \
+  } while (false)
 #define SIMD_DISPATCH(call)                \
   switch (::genimg_fast::simd_level()) {   \
     case ::genimg_fast::SimdLevel::avx512: \
@@ -29,5 +42,9 @@ bool has_bf16_products();
       simd_base::call;                     \
   }
 #else
+namespace genimg_fast {
+constexpr bool knows_bf16_products = false;
+}
+#define SIMD_DISPATCH_PAIRS(pairs, call) SIMD_DISPATCH(call)
 #define SIMD_DISPATCH(call) simd_base::call
 #endif

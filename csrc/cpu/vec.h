@@ -130,6 +130,9 @@ SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
                         8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15};
   return (Vec<float>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, (__m512i)twice, _mm512_castsi256_si512(v));
 }
+#if defined(SIMD_BF16_PRODUCTS)
+SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) { return (Narrow)_mm512_maskz_cvtneps_pbh(all_lanes, (__m512)v); }
+#else
 SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
   const Halves uppers = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
   const __m512i bits = (__m512i)v, one = _mm512_set1_epi32(1);
@@ -143,6 +146,7 @@ SIMD_INLINE Narrow narrow(Vec<float> v, BFloat16) {
   __builtin_memcpy(&lower, &packed, sizeof(lower));
   return lower;
 }
+#endif
 #else
 SIMD_INLINE Vec<float> widen(Narrow v, BFloat16) {
 #if defined(SIMD_AVX2)
@@ -290,6 +294,26 @@ SIMD_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c) {
   return a * b + c;
 #endif
 }
+
+#if defined(SIMD_BF16_PRODUCTS)
+// Pairs of bfloat16, each as long as a float.
+SIMD_INLINE __m512i load_pairs(const void* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE __m512i splat_pair(const void* p) {
+  int32_t pair;
+  __builtin_memcpy(&pair, p, sizeof(pair));
+  return _mm512_set1_epi32(pair);
+}
+// Every element of a with that of b above it.
+SIMD_INLINE __m512i make_pairs(Narrow a, Narrow b) {
+  typedef VecType<float>::bits Bits;
+  const Bits lower = (Bits)_mm512_maskz_cvtepu16_epi32(all_lanes, a);
+  return (__m512i)(lower | (Bits)_mm512_maskz_cvtepu16_epi32(all_lanes, b) << 16);
+}
+// sum + both products of every pair of pairs.
+SIMD_INLINE Vec<float> add_products(__m512i a, __m512i b, Vec<float> sum) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#endif
 
 // v, but at least or at most `bound`; NaN stays NaN, which is why v is the second operand.
 #if defined(SIMD_AVX512)

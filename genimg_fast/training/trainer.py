@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from genimg_fast._evaluating import evaluating
 from genimg_fast.models.common import check_choice, check_sizes
 from genimg_fast.options import Decay, NonNegativeFloat, NonNegativeInt, PositiveInt
+from genimg_fast.training.adam import Adam
 from genimg_fast.training.graphs import StepGraphs
 from genimg_fast.training.muon import Muon
 from genimg_fast.training.processes import world_size
@@ -30,7 +31,7 @@ _SYNC_BUFFERS = (
     else "broadcast_buffers"
 )
 # What optimisers keep for a parameter.
-_STATES = {torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum"}}
+_STATES = {Adam: {"step", "exp_avg", "exp_avg_sq"}, Muon: {"momentum"}}
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 _Part = TypeVar("_Part")
 
@@ -197,7 +198,7 @@ class BaseTrainer:
         """Make an Adam for parameters, or groups of them, under a name."""
         # One kernel for all parameters instead of a dozen small ones for each.
         fused = self.device.type in ("cpu", "cuda")
-        self._keep(name, torch.optim.Adam(parameters, lr, betas, fused=fused))
+        self._keep(name, Adam(parameters, lr, betas, fused=fused))
 
     def add_muon(self, name: str, parameters: Iterable[Any], *, lr: float, momentum: float) -> None:
         """Make a Muon for matrices and kernels of convolutions, under a name."""

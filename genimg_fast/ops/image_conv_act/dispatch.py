@@ -30,8 +30,11 @@ from genimg_fast.ops.image_conv_act.operands import Operands, Options
 # built-in ones. Work is the product of the sizes of input and weight.
 SMALLEST_NATIVE_WORK = 2 << 20
 # PyTorch multiplies bfloat16 as pairs, which pays where more elements of a weight belong to a channel of features:
-# then only the way to an image is faster here, and what needs it as its gradient, if it is not small.
+# then, unless the kernels do so, too, only the way to an image is faster here, and what needs it as its gradient,
+# if it is not small.
 MOST_NATIVE_TAPS_BFLOAT16, SMALLEST_NATIVE_WORK_BFLOAT16 = 31, 64 << 20
+
+_FEWEST_CHANNELS_OF_PAIRS = 3
 
 _CAST = (torch.float32, torch.bfloat16, torch.float16)
 _SLOWER = "PyTorch is faster"
@@ -112,12 +115,22 @@ def _is_slower(call: tuple[Tensor, Tensor, bool]) -> bool:
         return True
     if transposed or not _pairs_pay(dtype_of(input), weight.shape):
         return False
-    return work < SMALLEST_NATIVE_WORK_BFLOAT16 or not (input.requires_grad and torch.is_grad_enabled())
+    if work < SMALLEST_NATIVE_WORK_BFLOAT16:
+        return True
+    return not ((input.requires_grad and torch.is_grad_enabled()) or _multiplies_pairs(input, weight.shape))
 
 
 def _pairs_pay(dtype: torch.dtype, weight_shape: Sequence[int]) -> bool:
     _, channels, rows, columns = weight_shape
     return dtype is torch.bfloat16 and channels * rows * columns > MOST_NATIVE_TAPS_BFLOAT16
+
+
+def _multiplies_pairs(data: Tensor, weight_shape: Sequence[int]) -> bool:
+    """Whether the kernels multiply pairs, as PyTorch does; on a machine with AMX, PyTorch does better."""
+    last = data.is_contiguous(memory_format=torch.channels_last) and not data.is_contiguous()
+    # Two channels may be channels_last by chance, which must not change a sum.
+    enough = weight_shape[1] >= _FEWEST_CHANNELS_OF_PAIRS
+    return last and enough and _native.has_bf16_products() and not torch.cpu._is_amx_tile_supported()
 
 
 KERNELS = Kernels(
@@ -128,7 +141,8 @@ KERNELS = Kernels(
         "cpu": Preference(
             f"inputs and weights whose sizes have a product below {SMALLEST_NATIVE_WORK}; for bfloat16, with "
             f"weights of more than {MOST_NATIVE_TAPS_BFLOAT16} elements to a channel of features, all but the way "
-            "to an image",
+            f"to an image, and but {_FEWEST_CHANNELS_OF_PAIRS} channels or more in channels_last on "
+            "processors with AVX-512 BF16 and without AMX",
             _is_slower,
         )
     },
@@ -151,7 +165,11 @@ def torch_is_faster(data: Tensor, weight_shape: Sequence[int]) -> bool:
     """Whether PyTorch convolves from an image, or computes the weight's gradient, faster; to one it never does.
 
     Args:
-        data: The image or the features.
+        data: The image, or, of a weight's gradient, the features.
         weight_shape: (Cf, Ci, kh, kw).
     """
-    return _native._backend == "auto" and _pairs_pay(data.dtype, weight_shape)
+    return (
+        _native._backend == "auto"
+        and _pairs_pay(data.dtype, weight_shape)
+        and not _multiplies_pairs(data, weight_shape)
+    )

@@ -133,7 +133,7 @@ def _to_image(features: Tensor, weight: Tensor, stride: Pair, padding: Pair, siz
 
 def _weight_gradient(image: Tensor, features: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """Autograd rounds it for 16-bit weights."""
-    if torch_is_faster(image, (features.shape[1], image.shape[1], *kernel)):
+    if torch_is_faster(features, (features.shape[1], image.shape[1], *kernel)):
         return weight_gradient(image, features, kernel, stride, padding)
     operator = torch.ops.genimg_fast.image_conv_weight.default
     return call_backward(operator, weight_gradient, (dense(image), dense(features)), kernel, stride, padding)

@@ -3,8 +3,9 @@ import torch
 from ops.image_conv_act.calls import ACTIVATIONS, SMALL, Shape, both_ways, check, make, ran_natively
 
 import genimg_fast as gf
+from genimg_fast import _native
 from genimg_fast.ops import image_conv_act, image_conv_act_reference
-from genimg_fast.ops.image_conv_act import operator
+from genimg_fast.ops.image_conv_act import dispatch, operator
 
 
 def call(function, tensors, transposed, **options):
@@ -60,15 +61,42 @@ def test_auto_leaves_to_torch_what_the_kernels_do_not_take_or_is_faster_there():
         )
 
 
+def torchs_calls(monkeypatch):
+    """The list of names of the passes that PyTorch will have run."""
+    called = []
+    for name in ("from_image", "weight_gradient"):
+        plain = getattr(operator, name)
+        monkeypatch.setattr(operator, name, lambda *a, n=name, f=plain: called.append(n) or f(*a))
+    return called
+
+
+@pytest.mark.skipif(
+    not _native.has_bf16_products() or torch.cpu._is_amx_tile_supported(),
+    reason="PyTorch's products of bfloat16 are faster on this processor",
+)
+@pytest.mark.parametrize("activation", ["identity", "leaky_relu"])
+@both_ways
+def test_auto_runs_the_kernels_where_they_multiply_pairs(activation, transposed, monkeypatch):
+    shape = Shape((8, 3, 64, 64), 64)
+    called = torchs_calls(monkeypatch)
+    with gf.backend("auto"):
+        tensors = make(shape, transposed, torch.bfloat16, layout="channels_last")
+        check(shape, tensors, transposed, activation=activation, grad_layout="channels_last")
+        x, weight, _ = make(shape, dtype=torch.bfloat16, layout="channels_last")
+        assert ran_natively(
+            image_conv_act(x, weight.requires_grad_(), None, 2, 1)
+        )  # without a gradient at the image
+        assert not ran_natively(image_conv_act(x.contiguous(), weight, None, 2, 1))
+    assert called == []
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
 @both_ways
 def test_auto_mixes_torchs_products_and_the_kernels(activation, layout, transposed, monkeypatch):
     shape = Shape((8, 3, 64, 64), 64)
-    called = []
-    for name in ("from_image", "weight_gradient"):
-        plain = getattr(operator, name)
-        monkeypatch.setattr(operator, name, lambda *a, n=name, f=plain: called.append(n) or f(*a))
+    monkeypatch.setattr(dispatch, "_multiplies_pairs", lambda *_: False)  # as on most processors
+    called = torchs_calls(monkeypatch)
     with gf.backend("auto"):
         check(shape, make(shape, transposed, torch.bfloat16, layout=layout), transposed, activation=activation)
         assert sorted(called) == ["from_image", "weight_gradient"]
