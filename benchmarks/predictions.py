@@ -48,7 +48,11 @@ GROUP_BLOCK_BYTES = 256 << 10  # that a block of group norm holds
 # Instructions with which a warp leaves the sums of a channel to its block and begins the next: 70, and 18 more
 # after the last one of a tile, here the second.
 CHANNEL_END = 80
+CLUSTER_CHANNELS = 32  # of a group, at most, that clusters exchange sums of
 
+# What is asked of the normalisations: of the speed of a copy, and over a pair of kernels that reads twice.
+TARGET_SHARE, TARGET_GAIN = 0.85, 1.3
+TARGET_SHAPES = ((64 << 20, 64), (64 << 20, 256), (64 << 20, 1024), (64 << 20, 2048), (512 << 20, 256))
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -170,7 +174,7 @@ def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
         threads = 128
         while threads < 512 and (words / threads * tensors > 8 or threads < group * blocks):
             threads *= 2
-        piece = threads * (2 if lanes == 8 or (tensors == 2 and call.dtype != "float32") else 4) * 16 * tensors
+        piece = threads * (2 if tensors == 2 and call.dtype != "float32" else 4) * 16 * tensors
         pieces = ceil(words * 16 * tensors / piece)
         slots = min(CLUSTER_SHARED // piece, CLUSTER_SLOTS, 2 * pieces)
         if pieces <= slots:
@@ -240,26 +244,30 @@ def group_normalization(direction: str, method: str, call: Call, loops: Loops) -
     if method == "split":
         return tensors * (START + LATENCY) + split(call, reduce, write, tensors)
     groups = 0 if call.group_bytes else GROUPS  # of a sample; 0: not known
+    channels = max(1, call.channels // GROUPS)  # of a group
     if not call.group_bytes:
         pixels = min(PIXELS, call.elements / call.channels)
-        group_bytes = pixels * max(1, call.channels // GROUPS) * ITEM_BYTES[call.dtype]
-        call = replace(call, group_bytes=group_bytes)
+        call = replace(call, group_bytes=pixels * channels * ITEM_BYTES[call.dtype])
+    if call.layout == "NHWC":  # what is together has several groups
+        together = max(1, 64 // (channels * ITEM_BYTES[call.dtype]))
+        groups //= together
+        call = replace(call, group_bytes=call.group_bytes * together)
     if method == "cluster":
         plan = cluster_plan(call, tensors)
-        if call.layout == "NHWC" or plan is None:
+        if plan is None or channels > CLUSTER_CHANNELS:
             return None
+        load = loops.get(f"{direction}_cluster/load", Loop(0))
         held = loops.get(f"{direction}_cluster/held", reduce)
         write = loops.get(f"{direction}_cluster/write", write)
-        if direction == "backward":
-            channels = max(1, call.channels // GROUPS)
+        if direction == "backward" and call.layout == "NCHW":
             words = call.group_bytes / channels / 16 / max(1.0, plan.blocks / channels)  # of one in a block
             own = words / (ON_CHIP_WARPS * 32) * 16 / ITEM_BYTES[call.dtype]  # elements of a thread,
             own = max(16.0, own)  # of at least a piece
             held = replace(held, per_element=held.per_element + CHANNEL_END / own)
         tiles = ceil(call.bytes / call.group_bytes)
-        alone = ceil(tiles / plan.turns) == groups  # a cluster has one group of every sample
+        alone = ceil(tiles / plan.turns) == groups  # a cluster has the same channels of every sample
         parameters = 0 if direction == "forward" or alone else EARLY_START + LATENCY
-        seconds = cluster(call, held, write, Loop(0), tensors)
+        seconds = cluster(call, held, write, load, tensors)
         return None if seconds is None else seconds + parameters
     if direction == "backward" or call.group_bytes > GROUP_BLOCK_BYTES:
         return None
@@ -322,3 +330,55 @@ def table(loops_of: Callable[[str, str, str], Loops | None] = lambda operator, d
                 name = f"{operator} {direction} {method} {dtype} {layout}"
                 lines.append(f"{name:56}" + "".join(f"{cell:>15}" for cell in cells))
     return lines
+
+
+def pair(direction: str, call: Call, cached: float = 0) -> float:
+    """Seconds of the two kernels that Inductor makes of a normalisation: one reads, one reads again and writes.
+
+    They move 3 N forward and 5 N backward at the rates of memory and wait as often as ours; their instructions
+    cost nothing. `cached` bytes of the second reading come from the L2: none where it begins with what was read
+    first, as Inductor's does, and tensors are larger than the L2; L2_KEPT if it began with what was read last.
+    """
+    read = call.bytes * (1 if direction == "forward" else 2)
+    waits = 2 * (START + 2 * LATENCY)
+    return waits + read / READ_RATE + (read - min(cached, read) + call.bytes) / COPY_RATE
+
+
+def predict_all(operator: str, direction: str, call: Call, loops: Loops | None = None) -> dict[str, Prediction]:
+    """Predict one pass of an operator with each of its methods that is possible."""
+    found = {method: predict(operator, direction, method, call, loops) for method in OPERATORS[operator][1]}
+    return {method: prediction for method, prediction in found.items() if prediction}
+
+
+def targets(loops_of: Callable[[str, str, str], Loops | None] = lambda operator, dtype, layout: None) -> list[str]:
+    """Lines that hold the predictions of the normalisations at TARGET_SHAPES to TARGET_SHARE and TARGET_GAIN."""
+    lines = [
+        f"Targets, of predictions: {TARGET_SHARE:.0%} of a copy, and {TARGET_GAIN} x Inductor's pair of kernels,",
+        "which moves 3 N forward and 5 N backward at the rates of memory, without the L2: it reads again from the",
+        "beginning, of which the L2 has nothing left. no fit: neither a block nor a cluster holds a tile, so ours",
+        "reads twice, too.",
+        f"{'':42}" + "".join(f"{f'{size / 1e6:.0f} MB, C {c}':>19}" for size, c in TARGET_SHAPES),
+    ]
+    met = asked = 0
+    cached = []  # the gains if the pair began its second reading with what the L2 still has, as ours does
+    for operator, direction, dtype, layout in product(
+        ("batch_norm_act", "group_norm_act"), ("forward", "backward"), ("float32", "bfloat16"), ("NCHW", "NHWC")
+    ):
+        loops = loops_of(operator, dtype, layout)
+        cells = []
+        for size, channels in TARGET_SHAPES:
+            call = Call(size, dtype, layout, channels)
+            ways = predict_all(operator, direction, call, loops)
+            found = min(ways.values(), key=lambda prediction: prediction.seconds)
+            gain = pair(direction, call) / found.seconds
+            if list(ways) == ["split"]:
+                verdict = "no fit"
+            else:
+                good = found.share_of_copy >= TARGET_SHARE and gain >= TARGET_GAIN
+                verdict = "met" if good else "MISSED"
+                asked, met = asked + 1, met + good
+                cached.append(pair(direction, call, L2_KEPT) / found.seconds)
+            cells.append(f"{found.share_of_copy:.1%} {gain:.2f} {verdict}")
+        lines.append(f"{f'{operator} {direction} {dtype} {layout}':42}" + "".join(f"{cell:>19}" for cell in cells))
+    gains = f"{min(cached):.2f} to {max(cached):.2f}"
+    return [*lines, f"{met} of {asked} met; a pair with {L2_KEPT / 1e6:.0f} MB from the L2, as ours: {gains} x"]

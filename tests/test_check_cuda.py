@@ -344,14 +344,16 @@ def test_clusters_hold_groups_of_group_norm(predictions, direction, tensors):
     assert 0.8 < share() < 0.95  # 256 KB
     assert share(group_bytes=1 << 20) > 0.8
     assert share(group_bytes=(4 << 20) // tensors) is None
-    assert share(layout="NHWC") is None
+    assert share(channels=2048) is None  # more channels in a group than clusters exchange sums of
+    assert share(layout="NHWC") > 0.8  # four groups in a row of 64 bytes: 1 MB
+    assert share(layout="NHWC", group_bytes=(1 << 20) // tensors) is None
 
 
 def test_what_no_block_holds_is_not_on_chip(predictions):
     calls = [predictions.Call(64 << 20, "float32", "NCHW", channels) for channels in (128, 256)]
-    held, too_large = (predictions.predict("group_norm_act", "forward", "on_chip", call) for call in calls)
-    assert held is not None
-    assert too_large is None
+    calls += [predictions.Call(64 << 20, "float32", "NHWC", 128)]  # in rows of 64 bytes
+    found = [predictions.predict("group_norm_act", "forward", "on_chip", call) for call in calls]
+    assert [each is not None for each in found] == [True, False, False]
 
 
 def test_counts_change_predictions(predictions):
@@ -369,3 +371,26 @@ def test_counted_rows_become_loops(check):
     assert loops["normalize"] == check.predictions.Loop(15 / 8, 48, 6 * 256 * 32)
     assert loops["reduce_moments"].per_element == 5
     assert check.loops_of_rows([row], "batch_norm_act", "float32", "NHWC")["normalize"].per_element == 7
+
+
+@pytest.mark.parametrize(("direction", "accesses"), [("forward", 3), ("backward", 5)])
+def test_a_pair_of_kernels_reads_twice(predictions, direction, accesses):
+    call = predictions.Call(1 << 34, "float32", "NCHW")
+    assert predictions.pair(direction, call) == pytest.approx(accesses * call.bytes / 4.3e12, rel=0.02)
+    cached = predictions.pair(direction, call, 40e6)
+    assert predictions.pair(direction, call) - cached == pytest.approx(40e6 / 4.3e12)
+
+
+def test_targets_are_judged_where_a_tile_fits(predictions):
+    lines = {line[:42].strip(): line[42:] for line in predictions.targets()}
+    assert "met" in lines["batch_norm_act forward float32 NCHW"]
+    assert "no fit" not in lines["batch_norm_act forward float32 NCHW"]
+    assert lines["batch_norm_act forward float32 NHWC"].count("no fit") == 3  # 64 bytes of 64 or 256 channels
+    slow = dict.fromkeys(
+        ("train_cluster/held", "reduce_moments", "normalize", "train_cluster/write"), predictions.Loop(40)
+    )
+    slow = predictions.limit_loops("float32") | slow
+    lines = predictions.targets(lambda *key: slow)
+    (line,) = (line for line in lines if line.startswith("batch_norm_act forward float32 NCHW"))
+    assert "met" not in line
+    assert line.count("MISSED") == 5

@@ -207,7 +207,6 @@ Tiling split_tiling(Access access, int held, const DeviceFacts& facts) {
 
 // False if the kernels for clusters cannot do it.
 bool make_cluster_tiles(const Access& access, int held, ClusterTiles* tiles) {
-  constexpr int kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
   if (access.vector * access.element_bytes != kWordBytes) return false;
   ClusterTiling t{};
   t.channels = access.channels;
@@ -225,7 +224,7 @@ bool make_cluster_tiles(const Access& access, int held, ClusterTiles* tiles) {
   t.unit = static_cast<uint32_t>(access.lanes > 1 ? run : 1);
   t.run = static_cast<uint32_t>(run);
   t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
-  *tiles = {t, units, access.outer * row, held, access.vector, access.lanes};
+  *tiles = {t, units, access.outer * row, held, access.vector};
   const int64_t number = divide_up(t.channels, t.group);
   if (!can_count(*tiles, number) || row > UINT32_MAX) return false;
   tiles->tiling.by_run = Divider(t.run);

@@ -36,7 +36,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     train_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, P = kPart<V>, U = words_of_piece(1, V, A);
+  constexpr int V = kVector<T>, P = kPart<V>, U = words_of_piece(1, V);
   DYN_SHARED(uint4, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
 #pragma unroll
             for (int u = 0; u < N; ++u) store_word(outputs(u), raw[u], policy);
           },
-          [&](const Cursor& at) { leave_piece(ring, at, false); });
+          [&](const Cursor& at) { leave_piece(ring, at); });
     });
   }
 }
@@ -148,7 +148,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     backward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ BackwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, P = kPart<V>, U = words_of_piece(2, V, A);
+  constexpr int V = kVector<T>, P = kPart<V>, U = words_of_piece(2, V);
   DYN_SHARED(uint4, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
@@ -227,6 +227,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           },
           [](const Cursor&) {});
     });
+    if (A == 1) gpu::fence_proxy_async();  // g' is in the slots before what is copied there next, in its own order
     const Partial<Acc> total = combine_cluster<Sums, V>(tiling, consumers, turn, rank, sums.found(), exchange);
     const int channel = tile * tiling.group + k;
     const bool writes = finishes && channel < tiling.channels;
@@ -234,6 +235,8 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     if (writes) {
       grad_weight = total.b * args.invstd[channel];
       set_input_gradient(args, channel, k, total.a, grad_weight, table);
+      Acc& offset = table.values[kOffset][k];
+      offset = offset_of<T>(offset, table.values[kXScale][k], table.values[kMean][k]);
     }
     if (tile + clusters < tiling.tiles) prepare(tile + clusters, turn + 1);
     consumers.meet();
@@ -264,7 +267,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
               unpack<T, P>(get_part<T, V>(input[u], part), x);
               unpack<T, P>(get_part<T, V>(grad[u], part), g);
 #pragma unroll
-              for (int j = 0; j < P; ++j) g[j] = values.input_gradient(g[j], values.centred(x[j], j), j);
+              for (int j = 0; j < P; ++j) {
+                g[j] = values.input_gradient(g[j], kOffsetHasMean<T> ? x[j] : values.centred(x[j], j), j);
+              }
               set_part<T, V>(grad[u], part, pack<T, P>(g));
             }
           }
@@ -272,7 +277,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
 #pragma unroll
           for (int u = 0; u < N; ++u) store_word(outputs(u), grad[u], policy);
         },
-        [&](const Cursor& at) { leave_piece(ring, at, A == 1); });
+        [&](const Cursor& at) { leave_piece(ring, at); });
   }
 }
 

@@ -18,7 +18,7 @@ struct ClusterTiles {
   int64_t units;         // of a tile
   int64_t all_bytes;     // of one tensor
   int held;              // tensors that a block holds: 1 in forward, 2 in backward
-  int vector, lanes;     // elements and channels of a word
+  int vector;            // elements of a word
 };
 
 struct ClusterPlan {
@@ -33,6 +33,7 @@ inline ClusterCounts counts_of(const ClusterPlan& plan) {
 }
 
 constexpr int64_t kWordBytes = 16;
+constexpr int64_t kRowWords = 4;  // 64 bytes: the narrowest rows that waste no memory transaction
 
 // Words of a tile are counted in 31 bits, tiles by threads in 32.
 inline bool can_count(const ClusterTiles& tiles, int64_t number) {
@@ -43,7 +44,7 @@ inline bool can_count(const ClusterTiles& tiles, int64_t number) {
 inline int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (18 << 10); }
 
 inline int64_t piece_bytes(const ClusterTiles& tiles, int consumers) {
-  return int64_t{consumers} * words_of_piece(tiles.held, tiles.vector, tiles.lanes) * kWordBytes * tiles.held;
+  return int64_t{consumers} * words_of_piece(tiles.held, tiles.vector) * kWordBytes * tiles.held;
 }
 
 // Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for the ring.
@@ -58,7 +59,7 @@ inline bool share_out(const ClusterTiles& tiles, const DeviceFacts& facts, int b
     if (divide_up(most, t.consumers) * tiles.held <= 8 && t.consumers >= t.group * blocks) break;
   }
   t.team = std::min(32, power_of_two_at_most(t.consumers / t.group));
-  const int64_t pieces = divide_up(most, t.consumers * words_of_piece(tiles.held, tiles.vector, tiles.lanes));
+  const int64_t pieces = divide_up(most, t.consumers * words_of_piece(tiles.held, tiles.vector));
   const int64_t slots = cluster_shared_limit(facts) / piece_bytes(tiles, t.consumers);
   if (pieces > std::min<int64_t>(slots, kMaxSlots)) return false;
   t.pieces = static_cast<int>(pieces);

@@ -20,8 +20,8 @@
 // or of neighbouring channels where they are the fastest dimension (A == V).
 //
 // batch_norm_act's tile is a channel, or neighbouring ones, in all samples; group_norm_act's is a group of a sample,
-// whose channels lie one behind the other.  Their kernels say what is done to a piece, and have everything else from
-// here; cluster_launch.cuh cuts tensors into tiles and tiles into shares.
+// whose channels lie one behind the other, or neighbouring ones of a sample's channels.  Their kernels say what is done
+// to a piece, and have everything else from here; cluster_launch.cuh cuts tensors into tiles and tiles into shares.
 #include "reductions.cuh"
 
 namespace genimg_fast::cuda {
@@ -33,11 +33,9 @@ constexpr int kMaxClusterBlocks = 16;
 constexpr int kMaxClusterGroup = 32;                                        // channels in a tile
 constexpr int kMaxClusterPartials = kMaxConsumers / 32 * kMaxClusterGroup;  // of the warps of a block
 
-// Words of a tensor that a consumer has in a piece, by the number of tensors that are held, and elements and channels
-// of a word: as many as registers allow.
-__host__ __device__ constexpr int words_of_piece(int held, int vector, int lanes) {
-  return lanes == 8 || (held == 2 && vector == 8) ? 2 : 4;
-}
+// Words of a tensor that a consumer has in a piece, by the number of tensors that are held, and elements of a word: as
+// many as registers allow.
+__host__ __device__ constexpr int words_of_piece(int held, int vector) { return held == 2 && vector == 8 ? 2 : 4; }
 
 // A consumer's words of a tile: U in each of the `whole` pieces, `rest` of the piece behind them; 32 words apart.
 struct Words {
@@ -53,13 +51,15 @@ struct Words {
 
 struct ClusterTiling {
   int64_t channels;
-  int64_t inner;      // elements in a contiguous run of one channel
-  int64_t tile_step;  // bytes from one tile to the next
-  int64_t share;      // units of a block; the first `longer` blocks have one more
-  int64_t step;       // A > 1: bytes from a thread's word to its next
-  uint32_t run;       // words of a contiguous run
-  uint32_t wrap;      // bytes from a run's end to the next run
-  uint32_t unit;      // words that stay in one block; A > 1: a run
+  int64_t inner;        // elements in a contiguous run of one channel
+  int64_t tile_step;    // bytes from one tile to the next,
+  int64_t sample_step;  // A > 1: and as many more where the next sample's begin
+  Divider by_sample;    // by the tiles of a sample, if tiles are of one sample
+  int64_t share;        // units of a block; the first `longer` blocks have one more
+  int64_t step;         // A > 1: bytes from a thread's word to its next
+  uint32_t run;         // words of a contiguous run
+  uint32_t wrap;        // bytes from a run's end to the next run
+  uint32_t unit;        // words that stay in one block; A > 1: a run
   Divider by_run;
   int tiles;
   int blocks;  // in a cluster: a power of two
@@ -93,6 +93,16 @@ struct ClusterTiling {
     w.local = A == 1 ? 0 : lane % static_cast<int>(run) * A;
     return w;
   }
+  // The run of a word; A > 1: runs have a power of two of words.
+  template <int A>
+  __device__ __forceinline__ uint32_t run_of(uint32_t word) const {
+    return A > 1 ? word >> (by_run.shift - 31) : static_cast<uint32_t>(by_run(static_cast<int>(word)));
+  }
+  // Bytes before a tile.
+  template <int A>
+  __device__ __forceinline__ int64_t origin(int tile) const {
+    return A == 1 ? tile * tile_step : tile * tile_step + by_sample(tile) * sample_step;
+  }
   // The last tile may have fewer channels.
   template <int A>
   __host__ __device__ bool has(const Words& w, int tile) const {
@@ -110,7 +120,7 @@ struct Addresses {
   __device__ __forceinline__ Addresses(const ClusterTiling& tiling, T* tensor, int64_t origin, uint32_t word)
       : tiling(tiling), product(uint64_t{word} * tiling.by_run.multiplier) {
     first = static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor)) + origin + int64_t{word} * 16;
-    if (A > 1) first = gpu::multiply_add_wide(run(0), tiling.wrap, first);
+    if (A > 1) first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap, first);
     first = gpu::opaque(first);  // or the compiler adds tensor and origin for each word
   }
   __device__ __forceinline__ uint32_t run(int u) const {
@@ -172,7 +182,7 @@ __device__ __forceinline__ void load_piece(const ClusterTiling& tiling, const T*
       const uint32_t until = min((run + 1) * tiling.run, end);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const Addresses<A, const T> at(tiling, tensors[i], tile * tiling.tile_step, from);
+        const Addresses<A, const T> at(tiling, tensors[i], tiling.origin<A>(tile), from);
         gpu::bulk_copy(to + i * stride + (from - begin), at(0), (until - from) * 16, full);
       }
     }
@@ -182,7 +192,7 @@ __device__ __forceinline__ void load_piece(const ClusterTiling& tiling, const T*
       const T* from[N];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        from[i] = Addresses<A, const T>(tiling, tensors[i], tile * tiling.tile_step, begin + lane)(0);
+        from[i] = Addresses<A, const T>(tiling, tensors[i], tiling.origin<A>(tile), begin + lane)(0);
       }
       to += lane;
       const auto copy = [&] {
@@ -287,9 +297,8 @@ __device__ __forceinline__ void for_each_piece(const ClusterTiling& tiling, cons
   last_piece<U, N>(tiling, words, has, cursor, word, enter, body, leave);
 }
 
-// Tells the producer that the calling warp has left a piece.  written: it also wrote there.
-__device__ __forceinline__ void leave_piece(Ring& ring, const Cursor& cursor, bool written) {
-  if (written) gpu::fence_proxy_async();
+// Tells the producer that the calling warp has left a piece.
+__device__ __forceinline__ void leave_piece(Ring& ring, const Cursor& cursor) {
   __syncwarp();
   if (threadIdx.x % 32 == 0) gpu::mbarrier_arrive(&ring.empty[cursor.slot]);
 }
@@ -403,6 +412,15 @@ __device__ __forceinline__ Partial<Acc> combine_cluster(const ClusterTiling& til
                                                         int own_rank, Partials<Acc, A> mine, Exchange<Acc>& exchange) {
   combine_lanes<Combine, A>(tiling, mine);
   return combine_blocks<Combine, V, A>(tiling, consumers, turn, own_rank, exchange);
+}
+
+// What is constant in dx = a * g' + (x - mean) * q + p: p, or in 16 bits p - mean * q beside x * q, which saves a
+// subtraction.  Rounding mean * q to 24 bits loses less than rounding x to 11 or 8 did.
+template <class T>
+constexpr bool kOffsetHasMean = sizeof(T) == 2;
+template <class T, class Acc>
+__device__ __forceinline__ Acc offset_of(Acc p, Acc q, Acc mean) {
+  return kOffsetHasMean<T> ? multiply_add(-mean, q, p) : p;
 }
 
 // Initialises the mbarriers before any block of the cluster uses one.

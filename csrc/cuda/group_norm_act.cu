@@ -197,13 +197,39 @@ Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const 
           facts.shared_bytes_per_block - kOnChipThreads / 32 * pair};
 }
 
-// False if the kernels for clusters cannot do it.  They leave to the others: channels_last, whose groups are rows of a
-// few bytes each; runs of channels that do not divide into a warp's words of a piece, and more channels in a group than
-// a cluster exchanges sums of; single elements.  held: tensors that a block holds, 1 in forward and 2 in backward.
+// Tiles of channels_last: whole groups side by side, in rows that waste no memory transaction.  The kernels leave to
+// the others what does not divide into rows of the same powers of two.
+bool make_cluster_columns(const GroupNormActShape& shape, const Access& access, int held, ClusterTiles* tiles) {
+  const int64_t group_channels = shape.channels / shape.groups, across = shape.channels / access.vector;
+  int64_t run = 1;
+  while (run < across && (run < kRowWords || run * access.vector < group_channels)) run *= 2;
+  const int64_t width = run * access.vector, row = shape.channels * access.element_bytes;  // channels, bytes
+  if (width > kMaxClusterGroup || width % group_channels != 0 || shape.channels % width != 0) return false;
+  const int64_t of_sample = shape.channels / width, number = shape.samples * of_sample;
+  ClusterTiling t{};
+  t.channels = shape.samples * shape.channels;
+  t.tile_step = run * kWordBytes;
+  t.sample_step = (shape.inner - 1) * row;
+  t.group = static_cast<int>(width);
+  t.step = 32 / run * row;
+  t.run = t.unit = static_cast<uint32_t>(run);
+  t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
+  *tiles = {t, shape.inner, t.channels * shape.inner * access.element_bytes, held, access.vector};
+  if (!can_count(*tiles, number) || row > UINT32_MAX) return false;
+  tiles->tiling.by_run = Divider(t.run);
+  tiles->tiling.by_sample = Divider(static_cast<uint32_t>(of_sample));
+  tiles->tiling.tiles = static_cast<int>(number);
+  return true;
+}
+
+// False if the kernels for clusters cannot do it.  They leave to the others: runs of channels that do not divide into a
+// warp's words of a piece, and more channels in a group than a cluster exchanges sums of; single elements.  held:
+// tensors that a block holds, 1 in forward and 2 in backward.
 bool make_cluster_tiles(const GroupNormActShape& shape, const Access& access, int held, ClusterTiles* tiles) {
   const int64_t group_channels = shape.channels / shape.groups, run = shape.inner / access.vector;
-  const int64_t chunk = 32 * words_of_piece(held, access.vector, 1);  // of a warp in a piece
-  if (access.columns || access.vector == 1 || group_channels > kMaxClusterGroup) return false;
+  const int64_t chunk = 32 * words_of_piece(held, access.vector);  // of a warp in a piece
+  if (access.vector == 1 || group_channels > kMaxClusterGroup) return false;
+  if (access.columns) return make_cluster_columns(shape, access, held, tiles);
   if (group_channels > 1 && run % chunk != 0) return false;
   ClusterTiling t{};
   t.channels = shape.samples * shape.groups;
@@ -211,7 +237,7 @@ bool make_cluster_tiles(const GroupNormActShape& shape, const Access& access, in
   t.tile_step = t.inner * access.element_bytes;
   t.group = held == 1 ? 1 : static_cast<int>(group_channels);  // forward reduces them together
   t.unit = static_cast<uint32_t>(group_channels > 1 ? chunk : 1);
-  *tiles = {t, group_channels * run / t.unit, t.channels * t.tile_step, held, access.vector, 1};
+  *tiles = {t, group_channels * run / t.unit, t.channels * t.tile_step, held, access.vector};
   if (!can_count(*tiles, t.channels)) return false;
   tiles->tiling.run = static_cast<uint32_t>(run);
   tiles->tiling.by_run = Divider(tiles->tiling.run);
@@ -226,13 +252,13 @@ bool choose_clusters(const GroupNormActShape& shape, const Access& access, int h
   ClusterTiles tiles;
   if (!make_cluster_tiles(shape, access, held, &tiles) || !choose_clusters(tiles, facts, forced, plan)) return false;
   const int64_t number = plan->tiling.tiles, needed = divide_up(number, divide_up(number, plan->clusters));
-  if (needed == shape.groups) plan->clusters = static_cast<int>(needed);  // see sums_over_samples
+  if (needed * shape.samples == number) plan->clusters = static_cast<int>(needed);  // see sums_over_samples
   return true;
 }
 
-// Whether each cluster has one group of every sample, and so all of grad_weight and grad_bias of its channels.
+// Whether each cluster has the same tile of every sample, and so all of grad_weight and grad_bias of its channels.
 bool sums_over_samples(const GroupNormActShape& shape, const ClusterPlan& plan) {
-  return plan.clusters == shape.groups;
+  return plan.clusters * shape.samples == plan.tiling.tiles;
 }
 
 // The whole policy of forward; that of backward is the same without on_chip.
@@ -482,7 +508,10 @@ int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActFor
     const GroupNormMethod chosen = choose_method(shape, access, facts, method, &plan);
     if (chosen == GroupNormMethod::on_chip) return launch_on_chip<T, V>(shape, access, facts, args, stream);
     if constexpr (V > 1) {
-      if (chosen == GroupNormMethod::cluster) return launch_clusters(forward_cluster<T>, plan, stream, args);
+      if (chosen == GroupNormMethod::cluster) {
+        return access.columns ? launch_clusters(forward_cluster<T, V>, plan, stream, args)
+                              : launch_clusters(forward_cluster<T, 1>, plan, stream, args);
+      }
     }
     Parts<Acc> parts{static_cast<Partial<Acc>*>(workspace), 0};
     int error = with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) {
@@ -525,7 +554,8 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
     if constexpr (V > 1) {
       if (cluster) {
         if (sums_over_samples(shape, plan)) between.sums = nullptr;
-        const int error = launch_clusters(backward_cluster<T>, plan, stream, args, between);
+        const int error = access.columns ? launch_clusters(backward_cluster<T, V>, plan, stream, args, between)
+                                         : launch_clusters(backward_cluster<T, 1>, plan, stream, args, between);
         if (error || !parameters || !between.sums) return error;
         return gpu::launch_early(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
       }

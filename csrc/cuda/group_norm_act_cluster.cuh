@@ -1,11 +1,14 @@
 #pragma once
 // Kernels of group_norm_act for GPUs with clusters, compute capability 9.0 and later: each tensor is read and written
 // once, as long as one group of a sample fits into the shared memory of a cluster.  cluster_ring.cuh says how clusters
-// walk over tiles; a tile is a group of a sample of a contiguous tensor, its runs are its channels.
+// walk over tiles.  A tile is a group of a sample of a contiguous tensor (A == 1), whose runs are its channels; or of
+// channels_last (A == V) some whole groups of a sample, side by side.
 //
-// What batch_norm_act's tiles do not have: the channels of a tile are normalised together, each with coefficients of
-// its own, and backward needs the sums of each.  So all words that a warp has in a piece belong to one channel: blocks
-// and warps get whole chunks of a run, unless a group is one channel.
+// What batch_norm_act's tiles do not have: the channels of a group are normalised together, each with coefficients of
+// its own, and backward needs the sums of each.  So of a contiguous tensor all words that a warp has in a piece belong
+// to one channel: blocks and warps get whole chunks of a run, unless a group is one channel.  In channels_last a thread
+// stays with its V channels, whose values are in shared memory; moments and sums are found channel by channel, and then
+// a warp combines those of each group.
 #include "cluster_ring.cuh"
 #include "group_norm_act_backward.cuh"
 #include "group_norm_act_forward.cuh"
@@ -15,11 +18,30 @@ namespace genimg_fast::cuda::group_norm {
 // Elements that are handled at a time, of an access: the values of more would take too many registers.
 constexpr int kClusterPart = 4;
 
-// A thread's word `u` of those from `word` on, 32 words apart, in a tensor whose tile is at `origin`.
-template <class T>
-__device__ __forceinline__ T* word_at(T* tensor, int64_t origin, uint32_t word, int u) {
-  return at_byte(tensor, origin + int64_t{word} * 16) + u * (32 * kVector<T>);
+// Where a thread's words are, from `word` on and 32 words apart, in a tensor whose tile is at `origin`: by u.
+template <int A, class T>
+__device__ __forceinline__ auto words_at(const ClusterTiling& tiling, T* tensor, int64_t origin, uint32_t word) {
+  int64_t first = origin + int64_t{word} * 16, step = 512;
+  if constexpr (A > 1) {
+    first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap, first);
+    step = tiling.step;
+  }
+  return [=](int u) { return at_byte(tensor, first + u * step); };
 }
+
+// The N values of the channels that a thread is at.
+template <class T, int A, int N>
+using ClusterChannels = Channels<T, kVector<T>, std::conditional_t<A == 1, Rows, Columns>, N, kClusterPart>;
+
+// The N values of each channel of a tile where channels lie side by side, as Channels reads them.
+template <class Acc, int N>
+struct alignas(16) ColumnTable {
+  Acc values[N * kMaxClusterGroup];
+
+  __device__ __forceinline__ Acc& at(int k, int value) {
+    return values[(k / kClusterPart * N + value) * kClusterPart + k % kClusterPart];
+  }
+};
 
 // The kind of the activation as a constant, and whether there is no residual, for call: of plain calls.  All others,
 // and the words behind the whole pieces, are kAny's, which takes any call.
@@ -49,43 +71,67 @@ struct Origin {
 // Procedure overview: all of forward, of the consumers.  For each tile of the cluster:
 //   1. Threads reduce its pieces to moments, as they arrive,
 //   2. which are combined in the block, then in the cluster: every block of it gets the same bits.
-//   3. The first warp makes the coefficients of the group's channels; the cluster's first block writes mean and invstd.
+//   3. The first warp combines those of a group's channels, if they are apart, and makes the channels' coefficients;
+//   the
+//      cluster's first block writes mean and invstd.
 //   4. Threads normalise, add the residual, activate and write the output, and leave each piece to the producer.
-template <class T>
+template <class T, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     forward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ ForwardArguments<T> args) {
   using Acc = Accumulator<T>;
-  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(1, V, 1);
+  using Values = ColumnTable<Acc, 3>;
+  using Pivots = ColumnTable<Acc, 1>;
+  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(1, V);
   DYN_SHARED(uint4, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
-  SHARED(Coefficients<Acc>, table, [kMaxClusterGroup]);
+  SHARED(Coefficients<Acc>, table, [kMaxClusterGroup]);  // A == 1
+  SHARED(Values, columns, );                             // A > 1, as are the next ones
+  SHARED(Pivots, pivots, );                              // for the moments of a channel: its group's first element
+  SHARED(Partial<Acc>, totals, [kMaxClusterGroup]);
   const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
-  start_cluster<1>(tiling, ring, exchange);
+  start_cluster<A>(tiling, ring, exchange);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
     const T* const tensors[1] = {args.input};
-    return produce<T, 1, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
   }
-  const Words words = tiling.words<1, U>(rank, threadIdx.x);
-  const bool prepares = static_cast<int>(threadIdx.x) < args.sizes.group_channels;  // of channel threadIdx.x
+  const Words words = tiling.words<A, U>(rank, threadIdx.x);
+  const int group_channels = args.sizes.group_channels, channels = A == 1 ? group_channels : tiling.group;
+  const bool prepares = static_cast<int>(threadIdx.x) < channels;  // of the tile's channel threadIdx.x
+  const int first_of_group = A == 1 ? 0 : static_cast<int>(threadIdx.x) / group_channels * group_channels;
+  const auto pivot_of = [&](int tile) {
+    return gpu::convert<Acc>(at_byte(args.input, tiling.origin<A>(tile))[first_of_group]);
+  };
   Consumers consumers{&ring.met};
   Cursor cursor;
+  if constexpr (A > 1) {
+    if (prepares) pivots.at(threadIdx.x, 0) = pivot_of(tile);
+    consumers.meet();
+  }
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
-    const int64_t origin = tile * tiling.tile_step;
-    Origin<Acc> pivot{gpu::convert<Acc>(*at_byte(args.input, origin))};
+    const int64_t origin = tiling.origin<A>(tile);
+    std::conditional_t<A == 1, Origin<Acc>, ClusterChannels<T, A, 1>> pivot;
+    Acc next_pivot = 0;
+    if constexpr (A == 1) {
+      pivot.value = gpu::convert<Acc>(*at_byte(args.input, origin));
+    } else {
+      pivot.table = pivots.values + words.local;
+      if (prepares && tile + clusters < tiling.tiles) next_pivot = pivot_of(tile + clusters);
+    }
     Coefficients<Acc> own{};  // without the moments
     if (prepares) {
-      const int64_t row = int64_t{tile} * args.sizes.group_channels + threadIdx.x;
+      const int64_t row = int64_t{tile} * channels + threadIdx.x;
       const int channel = args.sizes.template spot<1>(row).channel;
       own = coefficients(args.parameters, channel, row, Acc(0), Acc(1));
     }
 
     const auto wait = [&](const Cursor& at) { gpu::mbarrier_wait(&ring.full[at.slot], at.phase); };
-    ThreadMoments<T, V, 1> moments;
+    ThreadMoments<T, V, A> moments;
     Cursor first = cursor;
     wait(first);
-    moments.pivot[0] = 0;
+#pragma unroll
+    for (int j = 0; j < A; ++j) moments.pivot[j] = 0;
     if (words.whole + words.rest > 0) moments.begin(slots[place_of<U, 1>(tiling, first)]);
     for_each_piece<U, 1>(
         tiling, words, true, first, wait,
@@ -94,18 +140,52 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           for (int u = 0; u < count.value; ++u) moments.add(slots[place + 32 * u]);
         },
         [](const Cursor&) {});
-    Partial<Acc> mine[1];
+    Partial<Acc> mine[A];
     moments.finish(words.whole * U + words.rest, pivot, mine);
-    Partial<Acc> total = combine_cluster<Moments, V>(tiling, consumers, turn, rank,
-                                                     Partials<Acc, 1>{mine[0].n, {mine[0].a}, {mine[0].b}}, exchange);
+    Partials<Acc, A> found;
+    found.n = mine[0].n;
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      found.a[j] = mine[j].a;
+      found.b[j] = mine[j].b;
+    }
+    Partial<Acc> total = combine_cluster<Moments, V>(tiling, consumers, turn, rank, found, exchange);
+    if constexpr (A > 1) {
+      const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
+      if (k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0) totals[k] = total;
+      consumers.meet();
+    }
     if (threadIdx.x < 32) {
-      total = {__shfl_sync(0xffffffffu, total.n, 0), __shfl_sync(0xffffffffu, total.a, 0),
-               __shfl_sync(0xffffffffu, total.b, 0)};
-      const Acc mean = pivot.value + total.a, invstd = Acc(1) / square_root(total.b / total.n + args.eps);
-      if (prepares) table[threadIdx.x] = coefficients(own.a, own.b, mean, invstd);
-      if (rank == 0 && threadIdx.x == 0) {
-        args.mean[tile] = mean;
-        args.invstd[tile] = invstd;
+      Acc origin_of_group;
+      if constexpr (A == 1) {
+        origin_of_group = pivot.value;
+      } else {
+        total = {0, 0, 0};
+        if (prepares) total = totals[threadIdx.x];
+        origin_of_group = prepares ? pivots.at(threadIdx.x, 0) : Acc(0);
+        for (int lane_mask = group_channels / 2; lane_mask > 0; lane_mask /= 2) {
+          total = combine_with_lane<Moments>(total, lane_mask);
+        }
+      }
+      total = {__shfl_sync(0xffffffffu, total.n, first_of_group), __shfl_sync(0xffffffffu, total.a, first_of_group),
+               __shfl_sync(0xffffffffu, total.b, first_of_group)};
+      const Acc mean = origin_of_group + total.a, invstd = Acc(1) / square_root(total.b / total.n + args.eps);
+      if (prepares) {
+        const auto of = coefficients(own.a, own.b, mean, invstd);
+        if constexpr (A == 1) {
+          table[threadIdx.x] = of;
+        } else {
+          columns.at(threadIdx.x, kMean) = of.mean;
+          columns.at(threadIdx.x, kA) = of.a;
+          columns.at(threadIdx.x, kB) = of.b;
+          pivots.at(threadIdx.x, 0) = next_pivot;
+        }
+        if (rank == 0 && static_cast<int>(threadIdx.x) == first_of_group) {
+          const int64_t group =
+              A == 1 ? tile : int64_t{tile} * channels / group_channels + threadIdx.x / group_channels;
+          args.mean[group] = mean;
+          args.invstd[group] = invstd;
+        }
       }
     }
     consumers.meet();
@@ -115,34 +195,45 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
       return [&](int place, uint32_t word, auto count) {
         constexpr int N = count.value;
         const bool has_residual = kKind == kAny && args.residual;
-        const Coefficients<Acc> of = table[tiling.by_run(static_cast<int>(word))];
+        ClusterChannels<T, A, 3> of;
+        if constexpr (A == 1) {
+          const Coefficients<Acc> values = table[tiling.by_run(static_cast<int>(word))];
+          of.values[kMean][0] = values.mean;
+          of.values[kA][0] = values.a;
+          of.values[kB][0] = values.b;
+        } else {
+          of.table = columns.values + words.local * 3;
+        }
         uint4 raw[N], added[N];
 #pragma unroll
         for (int u = 0; u < N; ++u) {
           raw[u] = slots[place + 32 * u];
-          if (has_residual) added[u] = load<T, V>(word_at(args.residual, origin, word, u));
+          if (has_residual) added[u] = load<T, V>(words_at<A>(tiling, args.residual, origin, word)(u));
         }
 #pragma unroll
-        for (int u = 0; u < N; ++u) {
+        for (int part = 0; part < V / P; ++part) {
+          of.read(part);
 #pragma unroll
-          for (int part = 0; part < V / P; ++part) {
+          for (int u = 0; u < N; ++u) {
             Acc v[P], r[P];
             unpack_part<T, V, P>(raw[u], part, v);
             if (has_residual) unpack_part<T, V, P>(added[u], part, r);
 #pragma unroll
             for (int j = 0; j < P; ++j) {
-              v[j] = of.preactivation(v[j] - of.mean);
+              v[j] = of.preactivation(of.centred(v[j], j), j);
               if (has_residual) v[j] += r[j];
             }
             args.activation.template apply<T, kKind>(v);
             pack_part<T, V, P>(v, part, raw[u]);
           }
-          store<T, V>(word_at(args.output, origin, word, u), raw[u]);
         }
+        const auto output = words_at<A>(tiling, args.output, origin, word);
+#pragma unroll
+        for (int u = 0; u < N; ++u) store<T, V>(output(u), raw[u]);
       };
     };
     const auto stay = [](const Cursor&) {};
-    const auto leave = [&](const Cursor& at) { leave_piece(ring, at, false); };
+    const auto leave = [&](const Cursor& at) { leave_piece(ring, at); };
     uint32_t word = words.first;
     const uint32_t end = words.end_of_whole<U>(tiling.consumers);
     with_variant(args.activation, !args.residual, [&](auto kind) {
@@ -152,11 +243,34 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   }
 }
 
-// What backward needs of a tile.
-template <class Acc>
+// What backward needs of a tile: of a group,
+template <class Acc, bool one>
 struct GroupTable {
-  Acc mean, invstd;
+  Acc mean, own_invstd;
   typename PairOf<Acc>::type coefficients[kMaxClusterGroup];  // (a, b) of a channel
+
+  __device__ __forceinline__ void set(int k, const Coefficients<Acc>& of, Acc invstd) {
+    coefficients[k].x = of.a;
+    coefficients[k].y = of.b;
+    if (k == 0) {
+      mean = of.mean;
+      own_invstd = invstd;
+    }
+  }
+  __device__ __forceinline__ Acc invstd(int) const { return own_invstd; }
+};
+// and of some.
+template <class Acc>
+struct GroupTable<Acc, false> : ColumnTable<Acc, 5> {
+  Acc invstds[kMaxClusterGroup];
+
+  __device__ __forceinline__ void set(int k, const Coefficients<Acc>& of, Acc invstd) {
+    this->at(k, kMean) = of.mean;
+    this->at(k, kA) = of.a;
+    this->at(k, kB) = of.b;
+    invstds[k] = invstd;
+  }
+  __device__ __forceinline__ Acc invstd(int k) const { return invstds[k]; }
 };
 
 // Sums the two values of a warp's lanes; its lane 0 returns the first sum, its lane 16 the second one.
@@ -170,37 +284,40 @@ __device__ __forceinline__ Acc sum_of_lanes(Acc first, Acc second) {
 }
 
 // Procedure overview: all of backward, as forward_cluster, with input and grad_output side by side in a slot.  Where
-// each cluster has one group of every sample it adds up over samples what is the channels', else parameter_gradients
+// each cluster has the same channels of every sample it adds up over samples what is theirs, else parameter_gradients
 // does.
 //   1. For each tile in turn: threads compute the gradient behind the activation, g', and its two sums, S1 and S2. They
 //      leave g', rounded to T, in the place of grad_output, and write it as grad_residual where that is wanted.  When a
-//      warp comes to the end of a channel it leaves its sums.
+//      warp comes to the end of a channel it leaves its sums; in channels_last they all come to it at the same time.
 //   2. Sums of each channel are combined in the block, then in the cluster, whose first block writes what is wanted of
 //      the channel.
-//   3. Each warp sums u * S1 and u * S2 over the channels; threads compute grad_input from what the slots hold.
-template <class T>
+//   3. Each warp, in channels_last the first one, sums u * S1 and u * S2 over a group's channels; threads compute
+//      grad_input from what the slots hold.
+template <class T, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     backward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ BackwardArguments<T> args,
                      const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
-  constexpr int V = kVector<T>, P = kClusterPart, S = 2, U = words_of_piece(2, V, 1);  // S: sums side by side
+  using Table = GroupTable<Acc, A == 1>;
+  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(2, V);
+  constexpr int S = A == 1 ? 2 : A;  // sums side by side
   DYN_SHARED(uint4, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
-  SHARED(GroupTable<Acc>, tables, [2]);      // of this tile and the next one
+  SHARED(Table, tables, [2]);                // of this tile and the next one
   SHARED(Pair, shares, [kMaxClusterGroup]);  // u * S1 and u * S2 of a channel
   // Its sums of grad_bias and grad_weight, which only the thread that finishes it reads and writes.
   SHARED(double2, over_samples, [kMaxClusterGroup]);
   const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   gpu::allow_next_kernel();
-  start_cluster<1>(tiling, ring, exchange);
+  start_cluster<A>(tiling, ring, exchange);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
     const T* const tensors[2] = {args.input, args.grad_output};
-    return produce<T, 1, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
   }
-  const Words words = tiling.words<1, U>(rank, threadIdx.x);
+  const Words words = tiling.words<A, U>(rank, threadIdx.x);
   uint4* const grads = slots + tiling.consumers * U;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // The channel whose sums this thread gets.
@@ -212,15 +329,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   const auto channel_of = [&](int tile) { return args.sizes.template spot<1>(row_of(tile)).channel; };
   const auto prepare = [&](int tile, int turn) {
     if (!finishes()) return;
-    GroupTable<Acc>& table = tables[turn % 2];
-    const Acc mean = __ldg(args.mean + tile), invstd = __ldg(args.invstd + tile);
-    const auto of = coefficients(args.parameters, channel_of(tile), row_of(tile), mean, invstd);
-    table.coefficients[k].x = of.a;
-    table.coefficients[k].y = of.b;
-    if (k == 0) {
-      table.mean = mean;
-      table.invstd = invstd;
-    }
+    const auto spot = args.sizes.template spot<1>(row_of(tile));
+    const Acc mean = __ldg(args.mean + spot.group[0]), invstd = __ldg(args.invstd + spot.group[0]);
+    tables[turn % 2].set(k, coefficients(args.parameters, spot.channel, spot.row, mean, invstd), invstd);
   };
   if (finishes()) over_samples[k].x = over_samples[k].y = 0;
   Consumers consumers{&ring.met};
@@ -228,74 +339,109 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   prepare(tile, 0);
   consumers.meet();
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
-    const GroupTable<Acc>& table = tables[turn % 2];
-    Partial<Acc>* const found = warp_partials<Acc>() + warp * tiling.group;
-    if (lane < tiling.group) found[lane] = {0, 0, 0};
-    __syncwarp();
-
+    Table& table = tables[turn % 2];
     const auto wait = [&](const Cursor& at) { gpu::mbarrier_wait(&ring.full[at.slot], at.phase); };
+    const auto stay = [](const Cursor&) {};
     Cursor first = cursor;
-    uint32_t word = words.first;
-    const uint32_t end_of_whole = words.end_of_whole<U>(tiling.consumers);
+    ClusterChannels<T, A, 5> of;
+    if constexpr (A > 1) of.table = table.values + words.local * 5;
+    Acc plain[S] = {}, weighted[S] = {};
     with_variant(args.activation, !args.residual && !args.grad_residual, [&](auto kind) {
       constexpr int kKind = kind.value;
-      do {  // for each of the channels that the warp has words of
-        const int channel = word < end_of_whole ? tiling.by_run(static_cast<int>(word)) : 0;
-        const Coefficients<Acc> of{table.mean, table.coefficients[channel].x, table.coefficients[channel].y};
-        const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
-        Acc plain[S] = {}, weighted[S] = {};
-        const auto reduce = [&](int place, [[maybe_unused]] uint32_t word, auto count) {
-          constexpr int N = count.value;
-          const bool has_residual = kKind == kAny && args.residual;
-          // Anew, too.
-          [[maybe_unused]] const int64_t origin = gpu::opaque(tile) * tiling.tile_step;
-          uint4 input[N], grad[N], added[N];
+      const auto reduce = [&](int place, [[maybe_unused]] uint32_t word, auto count) {
+        constexpr int N = count.value;
+        const bool has_residual = kKind == kAny && args.residual;
+        // Anew, too.
+        [[maybe_unused]] const int64_t origin = tiling.origin<A>(gpu::opaque(tile));
+        uint4 input[N], grad[N], added[N];
+#pragma unroll
+        for (int u = 0; u < N; ++u) {
+          input[u] = slots[place + 32 * u];
+          grad[u] = grads[place + 32 * u];
+          if (has_residual) added[u] = load<T, V>(words_at<A>(tiling, args.residual, origin, word)(u));
+        }
+#pragma unroll
+        for (int part = 0; part < V / P; ++part) {
+          of.read(part);
 #pragma unroll
           for (int u = 0; u < N; ++u) {
-            input[u] = slots[place + 32 * u];
-            grad[u] = grads[place + 32 * u];
-            if (has_residual) added[u] = load<T, V>(word_at(args.residual, origin, word, u));
+            Acc centred[P], g[P], v[P], r[P];
+            unpack_part<T, V, P>(input[u], part, centred);
+            unpack_part<T, V, P>(grad[u], part, g);
+            if (has_residual) unpack_part<T, V, P>(added[u], part, r);
+#pragma unroll
+            for (int j = 0; j < P; ++j) {
+              centred[j] = of.centred(centred[j], j);
+              v[j] = of.preactivation(centred[j], j);
+              if (has_residual) v[j] += r[j];
+            }
+            args.activation.template differentiate<T, kKind>(v, g);
+#pragma unroll
+            for (int j = 0; j < P; ++j) {
+              const int s = (part * P + j) % S;
+              plain[s] += g[j];
+              weighted[s] = multiply_add(g[j], centred[j], weighted[s]);
+            }
+            pack_part<T, V, P>(g, part, grad[u]);
           }
+        }
 #pragma unroll
-          for (int u = 0; u < N; ++u) {
+        for (int u = 0; u < N; ++u) grads[place + 32 * u] = grad[u];
+        if (kKind == kAny && args.grad_residual) {
+          const auto output = words_at<A>(tiling, args.grad_residual, origin, word);
 #pragma unroll
-            for (int part = 0; part < V / P; ++part) {
-              Acc centred[P], g[P], v[P], r[P];
-              unpack_part<T, V, P>(input[u], part, centred);
-              unpack_part<T, V, P>(grad[u], part, g);
-              if (has_residual) unpack_part<T, V, P>(added[u], part, r);
-#pragma unroll
-              for (int j = 0; j < P; ++j) {
-                centred[j] -= of.mean;
-                v[j] = of.preactivation(centred[j]);
-                if (has_residual) v[j] += r[j];
-              }
-              args.activation.template differentiate<T, kKind>(v, g);
-#pragma unroll
-              for (int j = 0; j < P; ++j) {
-                plain[j % S] += g[j];
-                weighted[j % S] = multiply_add(g[j], centred[j], weighted[j % S]);
-              }
-              pack_part<T, V, P>(g, part, grad[u]);
-            }
-            grads[place + 32 * u] = grad[u];
-            if (kKind == kAny && args.grad_residual) {
-              store<T, V>(word_at(args.grad_residual, origin, word, u), grad[u]);
-            }
+          for (int u = 0; u < N; ++u) store<T, V>(output(u), grad[u]);
+        }
+      };
+      if constexpr (A > 1 && kKind == kAny) {
+        const auto by_words = [&](int place, uint32_t word, auto count) {  // registers are short here
+#pragma unroll 1
+          for (int u = 0; u < count.value; ++u) {
+            reduce(place + 32 * u, word + 32u * static_cast<uint32_t>(u), std::integral_constant<int, 1>{});
           }
         };
-        const auto stay = [](const Cursor&) {};
-        for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce, stay);
-        if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce, stay);
-        const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
-        // Of kAny anew, too.
-        const int summed = kKind == kAny ? tiling.by_run(static_cast<int>(max(end, 1u) - 1)) : channel;
-        if (lane == 0) found[summed].a = sum;
-        if (lane == 16) found[summed].b = sum;
-      } while (word < end_of_whole);
+        for_each_piece<U, 2>(tiling, words, true, first, wait, by_words, stay);
+      } else if constexpr (A > 1) {
+        for_each_piece<U, 2>(tiling, words, true, first, wait, reduce, stay);
+      } else {
+        Partial<Acc>* const found = warp_partials<Acc>() + warp * tiling.group;
+        if (lane < tiling.group) found[lane] = {0, 0, 0};
+        __syncwarp();
+        uint32_t word = words.first;
+        const uint32_t end_of_whole = words.end_of_whole<U>(tiling.consumers);
+        of.values[kMean][0] = table.mean;
+        do {  // for each of the channels that the warp has words of
+          const int channel = word < end_of_whole ? tiling.by_run(static_cast<int>(word)) : 0;
+          of.values[kA][0] = table.coefficients[channel].x;
+          of.values[kB][0] = table.coefficients[channel].y;
+          const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
+#pragma unroll
+          for (int j = 0; j < S; ++j) plain[j] = weighted[j] = 0;
+          for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce, stay);
+          if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce, stay);
+          const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
+          // Of kAny anew, too.
+          const int summed = kKind == kAny ? tiling.by_run(static_cast<int>(max(end, 1u) - 1)) : channel;
+          if (lane == 0) found[summed].a = sum;
+          if (lane == 16) found[summed].b = sum;
+        } while (word < end_of_whole);
+      }
     });
 
-    const Partial<Acc> total = combine_blocks<Sums, V, 1>(tiling, consumers, turn, rank, exchange);
+    Partial<Acc> total;
+    if constexpr (A == 1) {
+      gpu::fence_proxy_async();  // g' is in the slots before what is copied there next, in its own order
+      total = combine_blocks<Sums, V, A>(tiling, consumers, turn, rank, exchange);
+    } else {
+      Partials<Acc, A> found;
+      found.n = 0;
+#pragma unroll
+      for (int j = 0; j < A; ++j) {
+        found.a[j] = plain[j];
+        found.b[j] = weighted[j];
+      }
+      total = combine_cluster<Sums, V>(tiling, consumers, turn, rank, found, exchange);
+    }
     if (finishes()) {
       const Acc u = args.parameters.u(channel_of(tile), row_of(tile));
       shares[k].x = u * total.a;
@@ -303,10 +449,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     }
     if (tile + clusters < tiling.tiles) prepare(tile + clusters, turn + 1);
     consumers.meet();
-    const Acc mean = table.mean, invstd = table.invstd;
     if (rank == 0 && finishes()) {
       const int channel = channel_of(tile);
-      const Pair parts = store_row(args, channel, row_of(tile), invstd, total.a, total.b);
+      const Pair parts = store_row(args, channel, row_of(tile), table.invstd(k), total.a, total.b);
       if (between.sums) {
         between.sums[row_of(tile)] = parts;
       } else {
@@ -317,15 +462,28 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     }
     Partial<Acc> group{0, 0, 0};
     if (lane < tiling.group) group = {0, shares[lane].x, shares[lane].y};
-    for (int lane_mask = 16; lane_mask > 0; lane_mask /= 2) group = combine_with_lane<Sums>(group, lane_mask);
-    const Pair terms = terms_of(args, invstd, group.a, group.b);
+    const int width = A == 1 ? 32 : args.sizes.group_channels;  // lanes with channels of one group
+    for (int lane_mask = width / 2; lane_mask > 0; lane_mask /= 2) group = combine_with_lane<Sums>(group, lane_mask);
+    const int own = A > 1 && lane < tiling.group ? lane : 0;
+    const Pair terms = terms_of(args, table.invstd(own), group.a, group.b);
+    if constexpr (A == 1) {
+      of.values[kMean][0] = table.mean;
+      of.values[kP][0] = offset_of<T>(terms.x, terms.y, table.mean);
+      of.values[kQ][0] = terms.y;
+    } else {
+      if (warp == 0 && lane < tiling.group) {
+        table.at(lane, kP) = offset_of<T>(terms.x, terms.y, table.at(lane, kMean));
+        table.at(lane, kQ) = terms.y;
+      }
+      consumers.meet();
+    }
 
-    const int64_t origin = gpu::opaque(tile) * tiling.tile_step;
+    const int64_t origin = tiling.origin<A>(gpu::opaque(tile));
     for_each_piece<U, 2>(
-        tiling, words, true, cursor, [](const Cursor&) {},
+        tiling, words, true, cursor, stay,
         [&](int place, uint32_t word, auto count) {
           constexpr int N = count.value;
-          const Acc a = table.coefficients[tiling.by_run(static_cast<int>(word))].x;
+          if constexpr (A == 1) of.values[kA][0] = table.coefficients[tiling.by_run(static_cast<int>(word))].x;
           uint4 input[N], grad[N];
 #pragma unroll
           for (int u = 0; u < N; ++u) {
@@ -333,22 +491,26 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             grad[u] = grads[place + 32 * u];
           }
 #pragma unroll
-          for (int u = 0; u < N; ++u) {
+          for (int part = 0; part < V / P; ++part) {
+            of.read(part);
 #pragma unroll
-            for (int part = 0; part < V / P; ++part) {
+            for (int u = 0; u < N; ++u) {
               Acc x[P], g[P];
               unpack_part<T, V, P>(input[u], part, x);
               unpack_part<T, V, P>(grad[u], part, g);
 #pragma unroll
               for (int j = 0; j < P; ++j) {
-                g[j] = multiply_add(a, g[j], multiply_add(x[j] - mean, terms.y, terms.x));
+                if constexpr (!kOffsetHasMean<T>) x[j] = of.centred(x[j], j);
+                g[j] = multiply_add(of.get(kA, j), g[j], multiply_add(x[j], of.get(kQ, j), of.get(kP, j)));
               }
               pack_part<T, V, P>(g, part, grad[u]);
             }
-            store<T, V>(word_at(args.grad_input, origin, word, u), grad[u]);
           }
+          const auto output = words_at<A>(tiling, args.grad_input, origin, word);
+#pragma unroll
+          for (int u = 0; u < N; ++u) store<T, V>(output(u), grad[u]);
         },
-        [&](const Cursor& at) { leave_piece(ring, at, true); });
+        [&](const Cursor& at) { leave_piece(ring, at); });
   }
 }
 

@@ -139,10 +139,10 @@ std::string chosen(const std::string& dtype, const Sizes& sizes, bool channels_l
 }
 
 // How the kernels for clusters would be launched, whether or not that is chosen; (0, 0, 0, 0) if they cannot be.
-py::tuple clusters(const std::string& dtype, const Sizes& sizes, int held, int multiprocessors, int shared_bytes,
-                   const Clusters& of_device) {
-  const ClusterCounts c =
-      group_norm_act_clusters(shape_of(dtype, sizes, false), held, facts_of(multiprocessors, shared_bytes, of_device));
+py::tuple clusters(const std::string& dtype, const Sizes& sizes, bool channels_last, int held, int multiprocessors,
+                   int shared_bytes, const Clusters& of_device) {
+  const ClusterCounts c = group_norm_act_clusters(shape_of(dtype, sizes, channels_last), held,
+                                                  facts_of(multiprocessors, shared_bytes, of_device));
   return py::make_tuple(c.clusters, c.blocks, c.pieces, c.slots);
 }
 

@@ -255,7 +255,7 @@ __global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling t
           }
         },
         [&](const Cursor& at) {
-          if (bug == RingBug::early_leave) leave_piece(ring, at, false);
+          if (bug == RingBug::early_leave) leave_piece(ring, at);
         });
     const auto total = combine_cluster<Sums, 4>(tiling, consumers, turn, rank, mine, exchange);
     if (threadIdx.x == 0) sum = total.a;
@@ -273,7 +273,7 @@ __global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling t
           }
         },
         [&](const Cursor& at) {
-          if (bug != RingBug::early_leave) leave_piece(ring, at, false);
+          if (bug != RingBug::early_leave) leave_piece(ring, at);
         });
     consumers.meet();  // `sum` has been read
   }

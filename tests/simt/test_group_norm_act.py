@@ -366,6 +366,21 @@ CLUSTER_SHAPES: list[tuple[Shape, tuple[int, ...]]] = [
     ((5, 3, 8 * 67, 3), (1, 8, 16)),  # one channel in a group: any run of whole words
     ((2, 3, 8, 3), (1,)),
 ]
+# Of channels_last, where a tile has several groups.
+CLUSTER_COLUMNS: list[tuple[Shape, tuple[int, ...]]] = [
+    ((3, 32, 40, 8), (1, 2)),
+    ((1, 64, 301, 2), (1, 4, 16)),  # 32 channels to a group: wider rows in float32
+    ((2, 64, 67, 64), (2, 8)),  # one channel
+    ((2, 96, 640, 48), (4,)),
+    ((5, 8, 9, 2), (1,)),  # rows of 32 or 16 bytes
+]
+CLUSTER_CASES = [
+    (way, shape, blocks)
+    for way, shapes in (("cluster", CLUSTER_SHAPES), ("channels_last cluster", CLUSTER_COLUMNS))
+    for shape, several in shapes
+    for blocks in several
+]
+CLUSTER_WAYS = [("cluster", (2, 4, 1024, 2)), ("channels_last cluster", (2, 32, 128, 16))]
 
 
 def check_clusters(emulator: ModuleType, problem: Problem) -> None:
@@ -378,20 +393,19 @@ def check_clusters(emulator: ModuleType, problem: Problem) -> None:
 
 def planned(emulator: ModuleType, problem: Problem) -> tuple[int, int, int, int]:
     """Clusters, their blocks, and pieces and slots of each, of backward."""
-    return emulator.group_norm_act.clusters(name_of(problem.dtype), problem.shape, 2, *problem.facts[1:])
+    arguments = name_of(problem.dtype), problem.shape, problem.channels_last, 2, *problem.facts[1:]
+    return emulator.group_norm_act.clusters(*arguments)
 
 
 def of_blocks(blocks: int, clusters: int = 2) -> tuple[int, ...]:
     return tuple(clusters * (size == blocks) for size in (1, 2, 4, 8, 16))
 
 
-@pytest.mark.parametrize(
-    ("shape", "blocks"), [(shape, blocks) for shape, several in CLUSTER_SHAPES for blocks in several], ids=str
-)
-def test_clusters(emulator: ModuleType, shape: Shape, blocks: int) -> None:
+@pytest.mark.parametrize(("way", "shape", "blocks"), CLUSTER_CASES, ids=str)
+def test_clusters(emulator: ModuleType, way: str, shape: Shape, blocks: int) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         emulator.seed(blocks)
-        problem = Problem(shape, dtype, "cluster", clusters=of_blocks(blocks))
+        problem = Problem(shape, dtype, way, clusters=of_blocks(blocks))
         check_clusters(emulator, problem)
         for problem.shared_bytes in range(20 << 10, 228 << 10, 1 << 10):  # for one group, and no more
             if planned(emulator, problem)[0]:
@@ -403,11 +417,19 @@ def test_clusters(emulator: ModuleType, shape: Shape, blocks: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("spare", [0, 1, 2])
-@pytest.mark.parametrize("shape", [(2, 2, 8 * 2491, 2), (1, 6, 8192, 2)], ids=str)
-def test_rings_of_several_pieces(emulator: ModuleType, shape: Shape, spare: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("way", "shape"),
+    [
+        ("cluster", (2, 2, 8 * 2491, 2)),
+        ("cluster", (1, 6, 8192, 2)),
+        ("channels_last cluster", (1, 64, 1777, 32)),
+    ],
+    ids=str,
+)
+def test_rings_of_several_pieces(emulator: ModuleType, way: str, shape: Shape, spare: int, seed: int) -> None:
     """With room for so many more."""
     emulator.seed(seed)
-    problem = Problem(shape, torch.bfloat16, "cluster", clusters=of_blocks(2, 1))
+    problem = Problem(shape, torch.bfloat16, way, clusters=of_blocks(2, 1))
     for problem.shared_bytes in range(30 << 10, 228 << 10, 1 << 10):
         _, _, pieces, slots = planned(emulator, problem)
         if pieces and slots == pieces + spare:
@@ -426,16 +448,16 @@ def test_options_in_clusters(
     emulator: ModuleType, activation: str, residual: bool, affine: bool, modulated: bool
 ) -> None:
     options = {"residual": residual, "affine": affine, "modulated": modulated}
-    for shape in ((2, 4, 1024, 2), (2, 2, 136, 2)):
-        check_clusters(
-            emulator, Problem(shape, torch.float32, "cluster", activation, **options, clusters=of_blocks(2))
-        )
+    for way, shape in (*CLUSTER_WAYS, ("cluster", (2, 2, 136, 2))):
+        check_clusters(emulator, Problem(shape, torch.float32, way, activation, **options, clusters=of_blocks(2)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype) -> None:
-    for shape in ((2, 4, 2048, 2), (2, 2, 136, 2)):
-        check_clusters(emulator, Problem(shape, dtype, "cluster", residual=False, own=True, clusters=of_blocks(2)))
+    for way, shape in (*CLUSTER_WAYS, ("cluster", (2, 4, 2048, 2)), ("cluster", (2, 2, 136, 2))):
+        for activation in ("relu", "silu"):
+            options = {"residual": False, "own": True, "clusters": of_blocks(2)}
+            check_clusters(emulator, Problem(shape, dtype, way, activation, **options))
 
 
 @pytest.mark.parametrize(
@@ -443,7 +465,8 @@ def test_16_bits_throughout_in_clusters(emulator: ModuleType, dtype: torch.dtype
     [
         ((2, 4, 1024, 2), torch.float64, "cluster", 0),
         ((2, 4, 1024, 2), torch.float32, "cluster", 1),
-        ((2, 4, 1024, 2), torch.float32, "channels_last cluster", 0),
+        ((2, 40, 256, 4), torch.float32, "channels_last cluster", 0),  # groups of ten do not make such rows
+        ((2, 64, 256, 1), torch.float32, "channels_last cluster", 0),  # too many channels
         ((2, 4, 1000, 2), torch.float32, "cluster", 0),  # a warp would have words of two channels
         ((2, 2, 35, 2), torch.float32, "cluster", 0),
         ((1, 33, 512, 1), torch.float32, "cluster", 0),  # too many channels
@@ -459,9 +482,12 @@ def test_what_clusters_cannot_do_is_split(
     assert check(emulator, problem) == "split"
 
 
+@pytest.mark.parametrize(("way", "shape"), CLUSTER_WAYS, ids=str)
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3)), ids=str)
-def test_only_gradients_that_are_needed_in_clusters(emulator: ModuleType, needed: tuple[bool, bool, bool]) -> None:
-    problem = Problem((2, 4, 1024, 2), torch.float32, "cluster", "relu", clusters=of_blocks(2))
+def test_only_gradients_that_are_needed_in_clusters(
+    emulator: ModuleType, way: str, shape: Shape, needed: tuple[bool, bool, bool]
+) -> None:
+    problem = Problem(shape, torch.float32, way, "relu", clusters=of_blocks(2))
     forward, _ = problem.forward(emulator)
     names = ("need_input", "need_residual", "need_parameters")
     expected = "cluster" if needed[0] else "split"
@@ -469,8 +495,9 @@ def test_only_gradients_that_are_needed_in_clusters(emulator: ModuleType, needed
     assert_accurate(out, problem, times=GRADIENT)
 
 
-def test_mean_far_from_zero_in_clusters(emulator: ModuleType) -> None:
-    problem = Problem((2, 4, 1024, 2), torch.float32, "cluster", residual=False, clusters=of_blocks(2))
+@pytest.mark.parametrize(("way", "shape"), CLUSTER_WAYS, ids=str)
+def test_mean_far_from_zero_in_clusters(emulator: ModuleType, way: str, shape: Shape) -> None:
+    problem = Problem(shape, torch.float32, way, residual=False, clusters=of_blocks(2))
     problem.tensors["input"] += 1e4
     forward, used = problem.forward(emulator)
     assert used == "cluster"
@@ -478,17 +505,19 @@ def test_mean_far_from_zero_in_clusters(emulator: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("way", "shape"), [("cluster", (2, 4, 2048, 2)), CLUSTER_WAYS[1]], ids=str)
 @pytest.mark.parametrize(
     "methods", list(itertools.product(["cluster", "split", "on_chip"], ["cluster", "split"])), ids="-".join
 )
 def test_every_backward_sees_the_signs_that_every_forward_saw(
-    emulator: ModuleType, methods: tuple[str, str], residual: bool
+    emulator: ModuleType, methods: tuple[str, str], way: str, shape: Shape, dtype: torch.dtype, residual: bool
 ) -> None:
-    shape = (2, 4, 1024, 2)
-    problem = Problem(shape, torch.float32, methods[0], "relu", residual=residual, clusters=of_blocks(2))
+    ways = [way.replace("cluster", method) for method in methods]
+    problem = Problem(shape, dtype, ways[0], "relu", residual=residual, clusters=of_blocks(2))
     forward, used = problem.forward(emulator)
     problem.grad_output.fill_(1)
-    problem.way = methods[1]
+    problem.way = ways[1]
     backward = problem.backward(emulator, forward, need_residual=True, expected=methods[1])
     assert used == methods[0]
     assert torch.equal(backward["grad_residual"] != 0, forward["output"] != 0)
@@ -503,6 +532,7 @@ def test_every_backward_sees_the_signs_that_every_forward_saw(
         *itertools.product([(2, 8, 900, 2), (9, 12, 6, 4)], WAYS),
         ((2, 6, 3072, 2), "cluster"),
         ((3, 3, 8 * 67, 3), "cluster"),
+        ((3, 32, 300, 4), "channels_last cluster"),
     ],
     ids=str,
 )
@@ -512,7 +542,7 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way:
         emulator.resident_blocks(resident)
         problem = Problem(shape, torch.float32, way, clusters=of_blocks(4))
         forward, _ = problem.forward(emulator)
-        expected = "cluster" if way == "cluster" else "split"
+        expected = "cluster" if "cluster" in way else "split"
         results = [*forward.values(), *problem.backward(emulator, forward, expected=expected).values()]
         return [t.numpy().tobytes() for t in results if t is not None]
 
@@ -541,8 +571,11 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way:
         (H200, (1, 128, 512 * 512, 32), "bfloat16", False, "cluster", "split"),
         (H200, (128, 512, 4 * 4, 32), "float32", False, "on_chip", "split"),  # runs of 64 bytes
         (H200, (64, 512, 1, 512), "float32", False, "on_chip", "split"),
-        (H200, (8, 320, 64 * 64, 32), "bfloat16", True, "split", "split"),  # 328 kB in rows of 80 bytes
-        (H200, (8, 512, 16 * 16, 32), "bfloat16", True, "on_chip", "split"),
+        (H200, (8, 320, 64 * 64, 32), "bfloat16", True, "split", "split"),  # groups of ten channels
+        (H200, (8, 512, 16 * 16, 32), "bfloat16", True, "on_chip", "cluster"),
+        (H200, (8, 128, 128 * 128, 32), "float32", True, "cluster", "cluster"),  # rows of 64 bytes: 1 MB
+        (H200, (16, 128, 128 * 128, 32), "bfloat16", True, "cluster", "cluster"),
+        (H200, (4, 256, 256 * 256, 32), "float32", True, "split", "split"),  # 4 MB
         (A100, (8, 320, 64 * 64, 32), "bfloat16", False, "on_chip", "split"),
         (A100, (1, 320, 64 * 64, 32), "float32", False, "split", "split"),
         (A100, (4, 64, 256 * 256, 64), "float32", False, "split", "split"),
@@ -619,13 +652,13 @@ import simt_kernels as emulator
 
 kernels = emulator.group_norm_act
 large = sys.argv[1:] == ["large"]
-shapes = [(2, 24, 60, 8), (3, 6, 35, 2), (1, 1, 5000, 1), (1, 520, 6, 2), (2, 4, 2048, 2)]
+shapes = [(2, 24, 60, 8), (3, 6, 35, 2), (1, 1, 5000, 1), (1, 520, 6, 2), (2, 4, 2048, 2), (2, 32, 100, 4)]
 shapes += [(1, 2, 30000, 1), (3, 6, 4096, 2)] if large else []
 for seed, shape, dtype, way in itertools.product(
     (0, 1),
     shapes,
     ("float32", "bfloat16"),
-    ("split", "on_chip", "cluster", "channels_last split", "channels_last on_chip"),
+    [last + method for last in ("", "channels_last ") for method in ("split", "on_chip", "cluster")],
 ):
     emulator.seed(seed)
     n, c, inner, groups = shape
