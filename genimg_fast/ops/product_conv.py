@@ -218,7 +218,8 @@ class _ProductConv(torch.autograd.Function):
         ctx.rounded = None if plan.kernels or weight.dtype is input.dtype else weight.to(input.dtype)
         ctx.plan, ctx.need_input, ctx.need_bias = plan, need_input, need_bias
         used = weight if ctx.rounded is None else ctx.rounded
-        return (_to_image if plan.transposed else _to_features)(input, used, bias, plan)
+        output = (_to_image if plan.transposed else _to_features)(input, used, bias, plan)
+        return output.data  # what is a view may not be changed in place, as by an activation behind
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

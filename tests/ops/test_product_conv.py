@@ -118,6 +118,17 @@ def test_matches_torch(
     assert done == set(words.split())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "many pixels"])
+def test_results_may_be_changed_in_place(name: str, bias: bool) -> None:
+    tensors, options, _ = made(name, torch.float32, torch.channels_last, bias)
+    results = [
+        with_gradients(lambda *args, run=run, **others: F.relu_(run(*args, **others)), tensors, options)
+        for run in (ours, torchs)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", [name for name in CASES if name != "many pixels"])
 def test_second_derivatives(name: str, memory_format: torch.memory_format) -> None:
