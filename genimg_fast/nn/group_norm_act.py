@@ -69,7 +69,7 @@ def forward_instance_norm(
                 input.contiguous(), module.num_features, weight, bias, module.eps, activation=activation,
                 negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
             )  # fmt: skip
-        # Its checks have been made, and take a quarter of a small call. It makes its own contiguous copy; on a CPU.
+        # Its checks have been made, and take a quarter of a small call; contiguous it makes the input itself.
         output = torch.instance_norm(input, weight, bias, None, None, True, 0.0, module.eps, False)
     else:
         output = nn.modules.instancenorm._InstanceNorm.forward(module, input)

@@ -218,6 +218,25 @@ def test_leaves_what_is_not_valid_to_torch(change: dict[str, Any], options: dict
     assert product_conv(**named, **usual | options) is None
 
 
+@pytest.mark.parametrize(
+    ("n", "dtype", "memory_format", "stride", "forward"),
+    [
+        (2, torch.float32, FORMATS[0], 1, False), (1, torch.float32, FORMATS[0], 1, True),
+        (2, torch.float32, FORMATS[1], 1, True), (2, torch.bfloat16, FORMATS[0], 1, True),
+        (2, torch.float32, FORMATS[0], 2, True),
+    ],
+)  # fmt: skip
+def test_leaves_small_kernels_of_several_images_to_torch(
+    n: int, dtype: torch.dtype, memory_format: torch.memory_format, stride: int, forward: bool
+) -> None:
+    input, weight = (
+        torch.zeros(s, dtype=dtype).to(memory_format=memory_format) for s in ((n, 512, 2, 2), (512, 512, 3, 3))
+    )
+    plan = module._plan(input, weight, None, (stride, stride), (1, 1), False, (0, 0))
+    assert plan is not None
+    assert (plan.forward, plan.gradient) == (forward, True)
+
+
 def test_layers_that_may_gain() -> None:
     assert may_gain(torch.nn.Conv2d(512, 1, 4))
     assert may_gain(torch.nn.ConvTranspose2d(256, 128, 4, 2, 1))

@@ -71,7 +71,7 @@ def _unlike(operands: Operands, options: Options) -> str | None:
 def _is_slower(call: tuple[Tensor, int, bool]) -> bool:
     """Whether PyTorch is faster for an input.
 
-    With it are how many groups there are if nothing follows, else 0, and whether a contiguous copy is taken instead.
+    With it are how many groups there are if nothing follows, else 0, and whether a contiguous copy is taken.
     """
     input, alone, copied = call
     if type(input) is not Tensor or not input.is_cpu:
