@@ -355,6 +355,7 @@ def test_forms_of_a_forward_pass(form: type[nn.Module], ran: list[str]) -> None:
     assert len(ran) == 4 * len(form.expected)
     assert type(gf.unfuse(fused)) is form
     assert [type(m) for m in fused.modules()] == [type(m) for m in plain.modules()]
+    assert [vars(m).keys() for m in fused.modules()] == [vars(m).keys() for m in plain.modules()]
 
 
 def fused_block() -> nn.Module:
@@ -439,6 +440,16 @@ def test_compiles_as_one_graph(form: type[nn.Module]) -> None:
     torch.testing.assert_close(torch.compile(fused, fullgraph=True, backend=backend)(X), expected)
     torch.testing.assert_close(fused.state_dict(), state.state_dict())
     assert graphs[0].count("batch_norm_act") >= len([e for e in form.expected if e])
+
+
+@pytest.mark.parametrize("form", [Residual, Groups, Silus])
+def test_a_compiled_model_trains_as_a_plain_one(form: type[nn.Module]) -> None:
+    torch._dynamo.reset()
+    plain = form().double()
+    compiled = torch.compile(gf.fuse(copy.deepcopy(plain)), fullgraph=True, backend="aot_eager")
+    x = X.double()
+    torch.testing.assert_close(train(compiled, x), train(plain, x), rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(compiled._orig_mod.state_dict(), plain.state_dict(), rtol=1e-11, atol=1e-12)
 
 
 class Changes(Net):
@@ -891,6 +902,9 @@ def test_report() -> None:
     assert str(report).endswith("4 of 6 norms run as one operator with what follows them")
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
     assert type(model[0]) is BothSides
+    model[0].bn1.register_forward_hook(lambda *_: None)
+    left = next(row for row in gf.fuse_report(model, X) if row.name == "0.bn1")
+    assert left == ("0.bn1", "", "it has hooks, or a forward of its own")
 
 
 def test_wrong_inputs_raise_as_with_torch() -> None:

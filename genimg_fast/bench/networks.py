@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from genimg_fast._fuse import fuse
+from genimg_fast._fold import fold_batch_norm
+from genimg_fast._fuse import fuse, unfuse
 from genimg_fast.bench import loops
 from genimg_fast.bench.case import Case, Step
 from genimg_fast.bench.entries import OURS, Entry
@@ -53,7 +54,7 @@ class _Block(nn.Module):
         return x + self.main(x)
 
 
-def _cyclegan() -> nn.Module:
+def cyclegan_generator() -> nn.Module:
     """The generator of CycleGAN (Zhu et al. 2017, arXiv:1703.10593) for images of 128x128: six blocks."""
     first = nn.Conv2d(3, 64, 7, padding=3, padding_mode="reflect")
     layers: list[nn.Module] = []
@@ -86,7 +87,7 @@ class _Autoencoder(nn.Module):
 _NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], bool]] = {
     "resnet18 B16 96x96": (_resnet18, (16, 3, 96, 96), True),
     "resnet18 B4 96x96": (_resnet18, (4, 3, 96, 96), False),
-    "CycleGAN generator B1 128x128": (_cyclegan, (1, 3, 128, 128), True),
+    "CycleGAN generator B1 128x128": (cyclegan_generator, (1, 3, 128, 128), True),
     "AutoencoderKL B1 64x64": (_Autoencoder, (1, 3, 64, 64), False),
 }
 
@@ -97,6 +98,28 @@ def _network(build: Callable[[], nn.Module], shape: tuple[int, ...], layout: str
     model = build().to(device).train().to(memory_format=memory_format)
     images = torch.randn(shape, device=device).to(memory_format=memory_format)
     return Case({OURS: fuse(copy.deepcopy(model)), "eager": model}, (images,), passes=("both",))
+
+
+def _dcgan_generator() -> nn.Module:
+    return DCGAN(z_dim=100, c_dim=3, channels=64, n_blocks=4).generator
+
+
+_EVALUATED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet18 B4 96x96": (_resnet18, (4, 3, 96, 96)),
+    "DCGAN-64 generator B64": (_dcgan_generator, (64, 100)),
+}
+
+
+def _evaluated(build: Callable[[], nn.Module], shape: tuple[int, ...], folds: bool, device: str) -> Case:
+    """Evaluation of a network after gf.fuse; or of that with batch norms folded, beside it without."""
+    model = build().to(device).eval().requires_grad_(False)
+    input = torch.randn(shape, device=device)
+    fused, plain = fuse(copy.deepcopy(model)), unfuse(model)
+    contenders: dict[str, Callable[..., Any]] = {OURS: fused, "eager": plain}
+    if folds:
+        # Folded weights are rounded once more: a function, as a module would be compared as a copy in float64.
+        contenders = {OURS: partial(fold_batch_norm(fused, input)), "fused": fused, "eager": plain}
+    return Case(contenders, (input,), passes=("forward",))
 
 
 # "float32" is what a trainer does by default, in the memory format that is faster.
@@ -243,6 +266,10 @@ def entries() -> Iterator[Entry]:
                 f"{name} float32 {layout}", "models", "float32", short and layout == "NCHW",
                 partial(_network, build, shape, layout),
             )  # fmt: skip
+    for name, (build, shape) in _EVALUATED.items():
+        for way in ("evaluation", "folded"):
+            evaluated = partial(_evaluated, build, shape, way == "folded")
+            yield Entry(f"{name} {way} float32", "models", "float32", False, evaluated)
     for recipe, options in _RECIPES.items():
         dtype = "bfloat16" if "bf16" in recipe else "float32"
         for blocks in (3, 4, 5):

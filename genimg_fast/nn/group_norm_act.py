@@ -61,17 +61,16 @@ def forward_instance_norm(
     if is_leaf(module, input):
         return leaf(module, input, residual, scale=scale, shift=shift)
     if _is_group_norm(module, input):
-        input = input.contiguous()  # as torch's does, whose result is contiguous whatever the input
         weight, bias = weight_and_bias(module)
         alone = activation == "identity" and residual is scale is shift is None
         if not _is_torchs(input, alone):
+            # As torch's, whose result is contiguous whatever the input.
             return group_norm_act(
-                input, module.num_features, weight, bias, module.eps, activation=activation,
+                input.contiguous(), module.num_features, weight, bias, module.eps, activation=activation,
                 negative_slope=negative_slope, residual=residual, scale=scale, shift=shift,
             )  # fmt: skip
-        # Its checks have been made, and take a quarter of a small call.
-        cudnn = torch.backends.cudnn.enabled
-        output = torch.instance_norm(input, weight, bias, None, None, True, 0.0, module.eps, cudnn)
+        # Its checks have been made, and take a quarter of a small call; contiguous it makes the input itself.
+        output = torch.instance_norm(input, weight, bias, None, None, True, 0.0, module.eps, False)
     else:
         output = nn.modules.instancenorm._InstanceNorm.forward(module, input)
     if scale is not None or shift is not None:
@@ -107,7 +106,7 @@ def _is_torchs(input: Tensor, alone: bool) -> bool:
     # Of one sample, torch's has a wrong gradient (2.14.1) where the one behind it comes in channels_last.
     if WIDE_DTYPE.get(input.dtype) is not input.dtype or input.shape[0] == 1:
         return False
-    return KERNELS.is_slower("cpu", (input, input.shape[1] if alone else 0))
+    return KERNELS.is_slower("cpu", (input, input.shape[1] if alone else 0, True))
 
 
 class GroupNorm(nn.GroupNorm, StandIn):

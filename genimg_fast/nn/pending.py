@@ -396,7 +396,7 @@ def _is_left_to_torch(role: Role, layer: Any, input: Any) -> bool:
     kind, run = role
     if kind == BATCH_NORM:
         return _runs_alone(BATCH_NORM_KERNELS, (input, layer.training, False))
-    return run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0))
+    return run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0, False))
 
 
 def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
@@ -404,7 +404,7 @@ def _of_group_norm(run: Any, layer: Any, input: Tensor) -> Pending | None:
     if input.dim() < 3 or getattr(layer, "track_running_stats", False):
         return None
     # Not so instance norms: torch's own are slower than group norm of as many groups as channels.
-    if run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
+    if run is forward_group_norm and _runs_alone(GROUP_NORM_KERNELS, (input, 0, False)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:
@@ -485,7 +485,7 @@ def _functional_group_norm(
     input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Pending | None:
     """Let a call of ``torch.nn.functional.group_norm`` wait."""
-    if not isinstance(input, Tensor) or _runs_alone(GROUP_NORM_KERNELS, (input, 0)):
+    if not isinstance(input, Tensor) or _runs_alone(GROUP_NORM_KERNELS, (input, 0, False)):
         return None
 
     def fused(activation: str, slope: float, residual: Tensor | None) -> Tensor:

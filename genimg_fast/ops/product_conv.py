@@ -155,7 +155,9 @@ def _plan(
     few = few and math.prod(features) <= _FEW_PIXELS
     whole = image == kernel and padding == (0, 0) and max(kernel) > 1
     enough = weights >= _FEWEST_WEIGHTS
-    forward = enough and weights >= _FORWARD[order] * pixels
+    # Of several images, oneDNN has fewer products for this kernel (Winograd's), too.
+    fewer = dtype is torch.float32 and order is _NCHW and kernel == (3, 3) and max(stride) == 1 and len(input) > 1
+    forward = enough and not fewer and weights >= _FORWARD[order] * pixels
     gradient = enough and (few or weights >= _GRADIENT[order] * pixels)
     convolves, of_weight = False, False
     if not (whole or forward):
@@ -218,7 +220,8 @@ class _ProductConv(torch.autograd.Function):
         ctx.rounded = None if plan.kernels or weight.dtype is input.dtype else weight.to(input.dtype)
         ctx.plan, ctx.need_input, ctx.need_bias = plan, need_input, need_bias
         used = weight if ctx.rounded is None else ctx.rounded
-        return (_to_image if plan.transposed else _to_features)(input, used, bias, plan)
+        output = (_to_image if plan.transposed else _to_features)(input, used, bias, plan)
+        return output.data  # what is a view may not be changed in place, as by an activation behind
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -152,6 +152,17 @@ def test_small_instance_norms_err_as_torchs(activation: str) -> None:
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("activation", ["identity", "relu"])
+@pytest.mark.parametrize("shape", [(2, 8, 4, 4), (4, 16, 64, 64), (64, 64, 8, 8)], ids=str)
+def test_instance_norm_does_the_same_in_either_layout(shape: tuple[int, ...], activation: str) -> None:
+    layer = nn.InstanceNormAct2d(shape[1], activation=activation)
+    x = images(*shape)
+    with gf.backend("auto"):
+        one, other = (layer(t.requires_grad_()) for t in (x, x.contiguous(memory_format=torch.channels_last)))
+    assert torch.equal(one, other)
+    assert other.is_contiguous()
+
+
 def test_autocast_gives_torchs_dtypes() -> None:
     x = images(3, 6, 8, 8, dtype=torch.bfloat16)
     for ours, theirs in (

@@ -118,6 +118,17 @@ def test_matches_torch(
     assert done == set(words.split())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "many pixels"])
+def test_results_may_be_changed_in_place(name: str, bias: bool) -> None:
+    tensors, options, _ = made(name, torch.float32, torch.channels_last, bias)
+    results = [
+        with_gradients(lambda *args, run=run, **others: F.relu_(run(*args, **others)), tensors, options)
+        for run in (ours, torchs)
+    ]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("name", [name for name in CASES if name != "many pixels"])
 def test_second_derivatives(name: str, memory_format: torch.memory_format) -> None:
@@ -205,6 +216,25 @@ def test_leaves_what_is_not_valid_to_torch(change: dict[str, Any], options: dict
     assert product_conv(**named, **usual) is not None
     named |= {name: changed(named[name]) for name, changed in change.items()}
     assert product_conv(**named, **usual | options) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype", "memory_format", "stride", "forward"),
+    [
+        (2, torch.float32, FORMATS[0], 1, False), (1, torch.float32, FORMATS[0], 1, True),
+        (2, torch.float32, FORMATS[1], 1, True), (2, torch.bfloat16, FORMATS[0], 1, True),
+        (2, torch.float32, FORMATS[0], 2, True),
+    ],
+)  # fmt: skip
+def test_leaves_small_kernels_of_several_images_to_torch(
+    n: int, dtype: torch.dtype, memory_format: torch.memory_format, stride: int, forward: bool
+) -> None:
+    input, weight = (
+        torch.zeros(s, dtype=dtype).to(memory_format=memory_format) for s in ((n, 512, 2, 2), (512, 512, 3, 3))
+    )
+    plan = module._plan(input, weight, None, (stride, stride), (1, 1), False, (0, 0))
+    assert plan is not None
+    assert (plan.forward, plan.gradient) == (forward, True)
 
 
 def test_layers_that_may_gain() -> None:

@@ -68,15 +68,18 @@ def _unlike(operands: Operands, options: Options) -> str | None:
     return None
 
 
-def _is_slower(call: tuple[Tensor, int]) -> bool:
-    """Whether PyTorch is faster for an input; ``alone``: how many groups there are if nothing follows, else 0."""
-    input, alone = call
+def _is_slower(call: tuple[Tensor, int, bool]) -> bool:
+    """Whether PyTorch is faster for an input.
+
+    With it are how many groups there are if nothing follows, else 0, and whether a contiguous copy is taken.
+    """
+    input, alone, copied = call
     if type(input) is not Tensor or not input.is_cpu:
         return False
     numel = input.numel()
     if alone == 1 or numel < SMALLEST_NATIVE_NUMEL or input.dim() < 2:
         return True
-    dense, channels = input.is_contiguous(), input.shape[1]
+    dense, channels = copied or input.is_contiguous(), input.shape[1]
     if alone and (dense or channels >= MANY_CHANNELS * alone):
         least = SMALLEST_NATIVE_ALONE if dense else SMALLEST_NATIVE_ALONE_LAST
         if numel < least:

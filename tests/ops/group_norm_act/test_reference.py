@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from accuracy import FORWARD, assert_as_accurate_as_torch
 from ops.group_norm_act.calls import ACTIVATIONS, INF, KINDS, NAMES, SHAPES, check, make, run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import genimg_fast as gf
+from genimg_fast.bench.case import tensors_of
 from genimg_fast.ops import group_norm_act, group_norm_act_reference
 
 
@@ -192,6 +194,31 @@ def test_autocast_as_in_torch(dtype, own, device):
                 wide[0], 3, *wide[1:3], residual=wide[3], scale=wide[4], shift=wide[5]
             )
             assert_as_accurate_as_torch(*results, exact, times=FORWARD)
+
+
+class Wide(TorchDispatchMode):
+    """Counts the float32 tensors of a size that operators give."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.found = numel, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.found += sum(t.numel() == self.numel and t.dtype == torch.float32 for t in tensors_of(result))
+        return result
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_autocast_makes_no_float32_copies(layout):
+    x, weight, bias, residual, scale, shift = make((4, 6, 5, 5), torch.bfloat16, torch.float32, layout=layout)
+    leaves = [t.requires_grad_() for t in (x, residual, weight, bias, scale, shift)]
+    with Wide(x.numel()) as wide, torch.autocast("cpu", torch.bfloat16):
+        y = group_norm_act(x, 3, weight, bias, residual=residual, scale=scale, shift=shift)
+        torch.autograd.grad(y, leaves, torch.ones_like(y))
+        assert wide.found == 0
+        group_norm_act_reference(x.float(), 3, weight, bias)
+        assert wide.found > 0
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (0, 4, 4, 4)], ids=str)
