@@ -208,11 +208,19 @@ def run(
         results.append(Result(
             joined, facts, limits, quiet._asdict(), canaries,
             [*machine.unsound(quiet, canaries), *(["it was interrupted"] if stopped is not None else [])],
-            revision, shlex.join(["genimg-fast", *sys.argv[1:]]), when, shared,
+            revision, _command(), when, shared,
         ))  # fmt: skip
     if stopped is not None:
         raise InterruptedRunError(results) from stopped
     return results
+
+
+def _command() -> str:
+    """What to type for this run, with the package's variables of the environment, which decide what runs."""
+    variables = [
+        f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("GENIMG_FAST_")
+    ]
+    return shlex.join([*variables, "genimg-fast", *sys.argv[1:]])
 
 
 def _unsettled(before: list[Row], after: list[Row]) -> set[str]:

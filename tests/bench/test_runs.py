@@ -95,6 +95,12 @@ def test_rows_stand_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
     assert list(dict.fromkeys(row.name for row in result.rows)) == names
 
 
+def test_the_command_has_what_decides_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GENIMG_FAST_WINOGRAD", "0")
+    _, result = measured(monkeypatch, 60, check=1, compiler=1)
+    assert "GENIMG_FAST_WINOGRAD=0 genimg-fast " in result.command
+
+
 def test_what_the_limit_does_not_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     processes, result = measured(monkeypatch, 30, check=5, compiler=5)
     assert processes.clock <= 30
