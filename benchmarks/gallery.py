@@ -232,8 +232,8 @@ def main() -> int:
 HEAD = """# Gallery
 
 What `genimg-fast edit` does to photographs, made by `python benchmarks/gallery.py`. No weights were downloaded for
-any of them. Before on the left, after on the right, unless the text says otherwise. `--work FOLDER` keeps the pictures,
-folders and networks that the commands name, so that they can be repeated there.
+any of them. Before on the left, after on the right, unless the text says otherwise. `--work FOLDER` keeps the
+pictures, folders and networks that the commands name, so that they can be repeated there.
 """
 
 ENTRIES = [

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import genimg_fast as gf
-from genimg_fast.bench import operators
 
 gpu_check = pytest.importorskip("gpu_check", reason="tests run without the benchmarks")
 
@@ -135,7 +134,7 @@ def test_an_error_is_a_row_and_the_others_are_measured(tmp_path, monkeypatch):
             raise RuntimeError("no bfloat16 today")
         return x * weight[:, None, None] + bias[:, None, None]
 
-    monkeypatch.setattr(operators, "batch_norm_act", failing)
+    monkeypatch.setattr(gf.ops, "batch_norm_act", failing)
     with device.stand_in():
         found = [row for row in cases.measure("bn", "split", set()) if "row" in row]
     assert {(row["dtype"], row["direction"], row["status"]) for row in found} == {

@@ -1,4 +1,4 @@
-"""PyTorch's fused Adam, with nothing copied on a CPU.
+"""PyTorch's fused Adam, with no gradient copied on a CPU.
 
 Kingma and Ba 2015, "Adam: A method for stochastic optimization", https://arxiv.org/abs/1412.6980.
 """
@@ -12,9 +12,9 @@ from torch import Tensor
 class Adam(torch.optim.Adam):
     """``torch.optim.Adam``: the same numbers, and the same state.
 
-    The fused kernel for CPUs takes tensors whose last dimension is innermost. Others, weights of convolutions in
-    channels_last, it copies into such ones, with their gradients and states, and back. Here it is given views of
-    them, with the channels behind the rest, which are in the order that it takes.
+    Before the fused kernel for CPUs runs, a gradient that is not contiguous, as of a weight in channels_last, is
+    copied, which takes longer than the kernel. Here it is given views of weights, gradients and states, with the
+    channels behind the rest, which are contiguous.
 
     Example:
         >>> import torch
