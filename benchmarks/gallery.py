@@ -339,7 +339,7 @@ ENTRIES = [
         "vary",
         "Latents: more eights",
         "The same VAE, from places near the eight's latents.",
-        "genimg-fast edit vary eight.png runs/00000-vae-digits --n 7 --strength 0.5 --scale 3",
+        "genimg-fast edit vary eight.png runs/00000-vae-digits --n 4 --strength 0.4 --scale 4",
         digits,
     ),
 ]
