@@ -96,9 +96,11 @@ def test_rows_stand_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_command_has_what_decides_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GENIMG_FAST_BACKEND", raising=False)
     monkeypatch.setenv("GENIMG_FAST_WINOGRAD", "0")
+    monkeypatch.setattr(sys, "argv", ["genimg-fast", "bench", "ops"])
     _, result = measured(monkeypatch, 60, check=1, compiler=1)
-    assert "GENIMG_FAST_WINOGRAD=0 genimg-fast " in result.command
+    assert result.command == "GENIMG_FAST_WINOGRAD=0 genimg-fast bench ops"
 
 
 def test_what_the_limit_does_not_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
