@@ -102,6 +102,18 @@ def notes_of(result: Result) -> list[str]:
             f"without compile, and in the first process warm alone, for want of time: {', '.join(hurried)}; a "
             "longer --time-limit has all"
         )
+    once = list(dict.fromkeys(what for row in rows if row.counts()[0] > 1 for what in row.of_one_process()))
+    if once:
+        notes.append(
+            f"of one process, whatever the others: {', '.join(once)}; such intervals leave out what differs "
+            "between processes"
+        )
+    cached = [row for row in rows if "compile" in row.peers() and "compile" not in row.first_call]
+    if cached:
+        notes.append(
+            f"compile found its work on disk in {len(cached)} rows, whose first calls say nothing of it; "
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 compiles anew"
+        )
     waits = [row for row in rows if "compile" in row.first_call]
     if waits:
         longest = max(waits, key=lambda row: max(row.first_call["compile"]))

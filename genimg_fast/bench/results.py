@@ -5,6 +5,7 @@ import io
 import json
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -16,8 +17,8 @@ import torch
 from genimg_fast.bench.machine import Bound, Ceilings, bound_of
 from genimg_fast.bench.statistics import Ratio, change_of, ratio_of
 
-SCHEMA = 2
-OLDER = (1,)  # forms that lack what has a default here
+SCHEMA = 3
+OLDER = (1, 2)  # forms that lack what has a default here
 NOT_REACHED, INTERRUPTED = "not reached within the time limit", "not reached before the interruption"
 
 
@@ -37,8 +38,10 @@ class Row:
         wrong: Contenders that have no figures, and why.
         errors: Largest relative error against float64, by contender.
         memory: Bytes at the peak, and kept for backward, by contender.
-        first_call: Seconds of the first call, compilation included, by contender, of each process.
-        seconds: By state, then contender, of each process, of each round.
+        first_call: Seconds of the first call, compilation included, by contender, of each process in which the
+            compiler found nothing in its caches.
+        seconds: By state, then contender, of each process, of each round; nothing of a process without the
+            contender.
         kinds: Of a step, seconds under a profiler by contender, then kind of operator.
         hurried: Whether compiled contenders, and memory that is cold or fresh, were left out for want of time.
         yardsticks: Seconds, of each process and each warm round, of what no version of the package changes.
@@ -79,12 +82,19 @@ class Row:
     def counts(self) -> tuple[int, int]:
         """Count the processes that measured it, and the rounds of the one with the fewest."""
         times = self.seconds.get("warm", {}).get(self.judged, [])
-        return len(times), min((len(rounds) for rounds in times), default=0)
+        counts = [len(rounds) for rounds in times if rounds]
+        return len(counts), min(counts, default=0)
+
+    def of_one_process(self) -> list[str]:
+        """List the contenders, and the states but warm, that one process alone has measured."""
+        times = {**self.seconds.get("warm", {})}
+        times |= {state: each[self.judged] for state, each in self.seconds.items() if self.judged in each}
+        return [name for name, rounds in times.items() if name != "warm" and sum(map(bool, rounds)) == 1]
 
     def median(self, name: str | None = None, state: str = "warm") -> float | None:
         """Get a contender's seconds: the median over processes of the median over rounds."""
         times = self.seconds.get(state, {}).get(name or self.judged)
-        return statistics.median(statistics.median(rounds) for rounds in times) if times else None
+        return statistics.median(statistics.median(rounds) for rounds in times if rounds) if times else None
 
     def ratio(self, peer: str, state: str = "warm") -> Ratio | None:
         """Estimate by how many times the judged contender is faster than a peer."""
@@ -248,6 +258,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         A row for each pass of each case.
     """
     found: dict[tuple[str, str], Row] = {}
+    processes: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     hurried: set[str] = set()
     for part in rows:
         if "left_out" in part:
@@ -276,15 +287,21 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         row.memory |= part["memory"]
         for contender, seconds in part["first_call"].items():
             row.first_call.setdefault(contender, []).append(seconds)
-        for state, contenders in part["seconds"].items():
-            for contender, times in contenders.items():
-                row.seconds.setdefault(state, {}).setdefault(contender, []).append(times)
-        for yardstick, times in part["yardsticks"].items():
-            row.yardsticks.setdefault(yardstick, []).append(times)
-    for row in found.values():
+        processes[name, direction].append(part)
+    for key, row in found.items():
+        parts = processes[key]
+        for state in dict.fromkeys(state for part in parts for state in part["seconds"]):
+            row.seconds[state] = _side_by_side([part["seconds"].get(state, {}) for part in parts])
+        row.yardsticks = _side_by_side([part["yardsticks"] for part in parts])
         row.hurried = row.name in hurried
         _drop_wrong(row)
     return list(found.values())
+
+
+def _side_by_side(parts: Sequence[Mapping[str, list[float]]]) -> dict[str, list[list[float]]]:
+    """Give each contender a list for every process, an empty one where it was left out."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: [part.get(name, []) for part in parts] for name in names}
 
 
 def _drop_wrong(row: Row) -> None:

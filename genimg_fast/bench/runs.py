@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -27,11 +27,13 @@ from genimg_fast.bench.timing import State
 from genimg_fast.options import OptionError
 
 PROCESSES = 5  # an interval over three would have to be twice as wide
+FEWEST_PROCESSES = 3  # one over two, nine times
 FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
-HURRY = 0.7  # of the time limit, after which the first process leaves out what a compiler needs
+HURRY = 0.55  # of the time limit, after which the first process leaves out what a compiler needs
+STARTING = 5.0  # seconds of a process before it measures
 LEAST_HURRIED = 120.0  # seconds of a limit below which to start another process costs more than it saves
 COMPILED = ("compile", "compile-float32")
 NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
@@ -97,7 +99,9 @@ def run(
         states: Of inputs and memory.
         processes: How many, default 5; of pairs how many at most, default 12: a case whose intervals are narrow
             needs no more than 5. In pairs, the judged contender alone is timed, of warm inputs.
-        time_limit: Seconds, after which nothing begins; what runs is stopped.
+        time_limit: Seconds, after which nothing begins; what runs is stopped. Where it does not suffice for two
+            more whole processes after the first, further ones leave out compiled contenders and cold and fresh
+            memory; where not for two of these, there is one process.
         progress: Whether to show a progress bar.
         base: Folder with another version of the package, which is measured in turns with this one, round by round.
 
@@ -185,6 +189,14 @@ def run(
                 left, took = ends - time.monotonic(), time.monotonic() - begun
                 timed = budget * passes_of_all * len(versions)
                 overhead = max(0.0, took - timed) * (0.5 if number == 0 else 1.0)
+                if base is None and number == 0 and left < 2 * took:
+                    states, least = ["warm"], _cost_without_compiler(found[0])
+                    for name in names:
+                        _leave_out_compiled(name, without[0])
+                    processes = 1 + min(processes - 1, int(left / least))
+                    if processes < FEWEST_PROCESSES:
+                        break
+                    overhead = max(0.0, least - LEAST_BUDGET * passes_of_all)
                 each = left / (processes - number - 1)
                 budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
                 if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
@@ -266,9 +278,23 @@ def _in_time(
     rest = job["names"][job["names"].index(case[0]["name"]) if case else 0 :]
     for name in rest:
         yield {"name": name, "left_out": True}
-        for direction in get_args(Pass):
-            job["without"].setdefault(f"{name}, {direction}", []).extend(COMPILED)
+        _leave_out_compiled(name, job["without"])
     yield from _rows_of({**job, "names": rest, "states": ["warm"]}, version, ends, running)
+
+
+def _leave_out_compiled(name: str, without: dict[str, list[str]]) -> None:
+    for direction in get_args(Pass):
+        without.setdefault(f"{name}, {direction}", []).extend(COMPILED)
+
+
+def _cost_without_compiler(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Estimate the seconds of another process that leaves out what a compiler needs, and all but warm inputs.
+
+    Beside each call that was timed there is about one that was not, and before the first there are some.
+    """
+    timed = [{**row["seconds"].get("warm", {}), **row["yardsticks"]} for row in rows if "seconds" in row]
+    calls = [sum(sum(times[name]) for name in times if name not in COMPILED) for times in timed]
+    return STARTING + sum(0.2 + max(LEAST_BUDGET, 2.5 * each) for each in calls)
 
 
 def _rows_of(

@@ -50,7 +50,7 @@ def ratio_of(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]], s
     rounds of one process do not show, so that processes are drawn first, then rounds within each.
 
     Args:
-        peer: Seconds, a sequence for each process.
+        peer: Seconds, a sequence for each process, empty for one without it.
         ours: Likewise, of the same rounds.
         seed: Of the resampling.
 
@@ -101,8 +101,8 @@ def _logarithms(peer: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]
         return np.log(np.maximum(np.asarray(times), 1e-9))  # no clock shows less
 
     # A file may have the first rounds alone of some.
-    rounds = [min(len(p), len(o)) for p, o in zip(peer, ours, strict=True)]
-    return [logarithms(p[:n]) - logarithms(o[:n]) for p, o, n in zip(peer, ours, rounds, strict=True)]
+    pairs = [(p, o, min(len(p), len(o))) for p, o in zip(peer, ours, strict=True)]
+    return [logarithms(p[:n]) - logarithms(o[:n]) for p, o, n in pairs if n]
 
 
 def _middle(processes: Sequence[np.ndarray]) -> float:

@@ -9,6 +9,7 @@ the allocator's free lists is not part of the comparison. Inputs and memory are 
 * fresh: as warm, and memory for the results comes from the operating system (or the driver).
 """
 
+import ctypes
 import gc
 import os
 import sys
@@ -32,6 +33,7 @@ State = Literal["warm", "cold", "fresh"]
 MOST_BYTES = 1 << 30  # of inputs that are cold
 MOST_SETS = 256
 FEWEST_ROUNDS, MOST_ROUNDS, MOST_PAIRS = 5, 100, 300
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
 LONG = 0.1  # seconds of a call, of which nothing from before it is a part
 MEMORY, ARITHMETIC = "yardstick of memory", "yardstick of arithmetic"
 MOST_YARDSTICK = 64 << 20  # bytes
@@ -182,8 +184,13 @@ def _without_collections() -> Iterator[None]:
 
 
 def forget_memory(device: str) -> None:
-    """Give free memory back: of this package's large results, and of a GPU. On the CPU torch keeps none."""
+    """Give free memory back: of this package's large results, of torch's in the C library, and of a GPU.
+
+    The C library keeps what was freed in blocks of up to 32 MiB for the next call, once some were.
+    """
     _native.empty_cache()
+    if _trim is not None:
+        _trim(0)
     if device != "cpu":
         torch.cuda.empty_cache()
 

@@ -1,6 +1,7 @@
 """What is wrong gets no figure, and neither does what cheats."""
 
 import re
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from genimg_fast.bench import Case, WrongResultError, timing
 from genimg_fast.bench.gate import Gate
@@ -238,6 +240,31 @@ def test_a_peer_that_does_not_run_is_left_out() -> None:
         r"broken does not run: RuntimeError: not on this machine \(.*test_gate\.py:\d+\)", found["wrong"]["broken"]
     )
     assert set(found["seconds"]["warm"]) == {"mine", "eager"}
+
+
+def test_what_a_compiler_finds_on_disk_is_no_first_call() -> None:
+    def cached(x: Tensor) -> Tensor:
+        counters["inductor"]["fxgraph_cache_hit"] += next(first, 0)
+        return F.silu(x)
+
+    first = iter([1])
+
+    case = case_of(F.silu)
+    case = Case({**case.contenders, "compile": cached}, case.inputs, compiled=False)
+    found = measure(case, "both", device="cpu", states=["warm"], peers=None, budget=0.01, seed=0, whole=True)
+    assert set(found["first_call"]) == {"mine", "eager"}
+    assert set(found["seconds"]["warm"]) == {"mine", "eager", "compile"}
+
+
+def test_fresh_memory_is_new_to_torch_too() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(1 << 18).fill_(1.0)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert [faults() for _ in range(50)][-5:] == [0] * 5  # the C library has learned to keep such blocks
+    timing.forget_memory("cpu")
+    assert faults() > 0
 
 
 def test_each_state_takes_the_inputs_that_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

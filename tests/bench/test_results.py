@@ -181,6 +181,17 @@ def test_what_was_timed_and_not_compared_is_said() -> None:
     assert not any("NOT COMPARED" in note for note in report.notes_of(result))
 
 
+def test_what_the_compiler_had_on_disk_is_no_first_call() -> None:
+    result = result_of(1e-3)
+    row = result.rows[0]
+    row.seconds["warm"]["compile"] = row.seconds["warm"]["eager"]
+    assert any(note.startswith("compile found its work on disk in 1 rows") for note in report.notes_of(result))
+    row.first_call["compile"] = [20.0]
+    notes = report.notes_of(result)
+    assert not any("on disk" in note for note in notes)
+    assert any(note.startswith("longest first call of compile: 20.0 s") for note in notes)
+
+
 def test_parts_of_processes_are_joined_and_the_wrong_left_out() -> None:
     def part(wrong: dict[str, str]) -> dict[str, object]:
         return json.loads(json.dumps({
@@ -195,6 +206,24 @@ def test_parts_of_processes_are_joined_and_the_wrong_left_out() -> None:
     assert list(row.memory) == list(row.first_call) == ["mine"]
     (row,) = join([part({"mine": "is wrong"})], {})
     assert row.seconds == {}
+
+
+def test_a_process_without_a_contender_is_no_pair() -> None:
+    def part(**times: float) -> dict[str, object]:
+        return {
+            "name": "op", "pass": "both", "judged": "mine", "images": 0, "moved": 1, "operations": 2, "wrong": {},
+            "errors": {}, "memory": {}, "first_call": {}, "yardsticks": {},
+            "seconds": {"warm": {name: [seconds] * 5 for name, seconds in times.items()}},
+        }  # fmt: skip
+
+    (row,) = join(
+        [part(mine=2.0, eager=6.0), part(mine=1.0, eager=2.0, compile=4.0), part(mine=1.0, eager=2.0)], {}
+    )
+    assert row.counts() == (3, 5)
+    assert row.of_one_process() == ["compile"]
+    assert row.median("compile") == 4.0
+    assert row.ratio("compile").value == pytest.approx(4)  # with mine of the same process, not of the first
+    assert row.ratio("eager").value == pytest.approx(2)
 
 
 def test_a_pass_that_was_announced_and_not_measured_is_said() -> None:
