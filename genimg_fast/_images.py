@@ -25,9 +25,10 @@ def check_values(images: Tensor, name: str = "images", *, look: bool = True) -> 
     if not look or not images.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return
     try:
-        lowest, highest = (
-            (float(limit) for limit in images.detach().aminmax()) if images.numel() > 0 else (0.0, 0.0)
-        )
+        numbers = images.detach()
+        if numbers.dim() == 4 and numbers.is_contiguous(memory_format=torch.channels_last):
+            numbers = numbers.permute(0, 2, 3, 1)  # in memory's order, which takes PyTorch a third of the time
+        lowest, highest = (float(limit) for limit in numbers.aminmax()) if numbers.numel() > 0 else (0.0, 0.0)
     except RuntimeError:  # within vmap, or without data at all: there is no one number to look at
         return
     if max(-lowest, highest) > _FAR_OUTSIDE:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import genimg_fast as gf
 from genimg_fast import losses, metrics, models
+from genimg_fast._images import check_values
 
 
 def square(channels: int, *, size: int = 16, batch: int = 2) -> Tensor:
@@ -74,6 +75,13 @@ def test_numbers_up_to_255_are_refused(use: str) -> None:
         ValueError, match=r"must be in \[-1, 1\], got -?[\d.]+ to [\d.]+: of 0\.\.255, take x / 127\.5"
     ):
         call((torch.rand(images.shape) * 255).round())
+
+
+@pytest.mark.parametrize("size", [1, 16])  # of one pixel, they are in both formats
+def test_numbers_up_to_255_are_refused_in_channels_last(size: int) -> None:
+    images = torch.linspace(0, 255, 6 * size**2).view(2, 3, size, size).to(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"must be in \[-1, 1\], got 0 to 255"):
+        check_values(images)
 
 
 # To densities of independent pixels the order does not matter.

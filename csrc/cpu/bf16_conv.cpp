@@ -239,25 +239,28 @@ struct Packed {
         pairs(static_cast<uint32_t*>(memory.mutable_data_ptr())) {}
 };
 
-// Weights (Cf, taps, Ci) in panels[tap][pair of input channels][output channel].
+// Weights (Cf, taps, Ci) in panels[tap][pair of input channels][output channel].  They are read row by row, in the
+// order in which they lie in memory, whatever the panels are.
 template <class E>
 void pack_weights(const E* weight, int64_t taps, int64_t in, const Panels& panels, bool to_image, uint32_t* packed) {
   const int64_t depth = in / 2, out = panels.channels;
-  parallel_each(panels.count() * taps, [&](int64_t task) {
-    const int64_t panel = task / taps, tap = task % taps, c = panels.start(panel), width = panels.width(panel);
-    uint32_t* const to = packed + (taps * c + tap * width) * depth;
-    if (to_image) {
-      for (int64_t k = 0; k < depth; ++k) {
-        const E* const from = weight + (2 * k * taps + tap) * out + c;
-        make_pairs(from, from + taps * out, width, to + k * width);
-      }
-      return;
-    }
-    for (int64_t k = 0; k < depth; k += 16)
-      for (int64_t m = 0; m < width; m += 16) {
+  if (!to_image) {
+    parallel_each(out / 16, [&](int64_t task) {
+      const int64_t panel = 16 * task / panel_channels, c = panels.start(panel), width = panels.width(panel);
+      for (int64_t k = 0; k < taps * depth; k += 16) {
         const E* rows[16];
-        for (int64_t i = 0; i < 16; ++i) rows[i] = weight + ((c + m + i) * taps + tap) * in + 2 * k;
-        transpose(rows, to + k * width + m, width);
+        for (int64_t i = 0; i < 16; ++i) rows[i] = weight + (16 * task + i) * taps * in + 2 * k;
+        transpose(rows, packed + taps * c * depth + k * width + 16 * task - c, width);
+      }
+    });
+    return;
+  }
+  parallel_each(depth, [&](int64_t k) {
+    for (int64_t tap = 0; tap < taps; ++tap)
+      for (int64_t panel = 0; panel < panels.count(); ++panel) {
+        const int64_t c = panels.start(panel), width = panels.width(panel);
+        const E* const from = weight + (2 * k * taps + tap) * out + c;
+        make_pairs(from, from + taps * out, width, packed + (taps * c + tap * width) * depth + k * width);
       }
   });
 }
@@ -288,30 +291,34 @@ void convolve(const Shape& shape, bool to_image, const BFloat16* input, const E*
   pack_weights(weight, taps, in, panels, to_image, weights.pairs);
   pack_samples(input, rows * columns, in, blocks, inputs.pairs);
   BFloat16* const result = data<BFloat16>(output);
+  // The runs of a pixel are the same for all panels and blocks.
   const std::vector<int32_t> rows_met = all_met(y, to_image), columns_met = all_met(x, to_image);
+  std::vector<Run> runs;
+  std::vector<int64_t> starts{0};
+  for (int64_t row = 0; row < out_rows; ++row)
+    for (int64_t column = 0; column < out_columns; ++column) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const int64_t i = rows_met[row * y.kernel + tap / x.kernel],
+                      j = columns_met[column * x.kernel + tap % x.kernel];
+        if (i >= 0 && j >= 0)
+          runs.push_back({static_cast<int32_t>(tap * depth), static_cast<int32_t>((i * columns + j) * depth),
+                          static_cast<int32_t>(depth)});
+      }
+      starts.push_back(runs.size());
+    }
   // A panel of weights stays in a core's L2 cache.
   parallel_each(panels.count() * blocks.count() * out_rows, [&](int64_t task) {
     const int64_t row = task % out_rows, block = task / out_rows % blocks.count();
     const int64_t panel = task / out_rows / blocks.count(), c = panels.start(panel), width = panels.width(panel);
     const int64_t first = blocks.start(block), size = blocks.size(block);
     alignas(64) float sums[block_rows * panel_channels];
-    std::vector<Run> runs(taps);
-    for (int64_t column = 0; column < out_columns; ++column) {
-      int64_t count = 0;
-      for (int64_t ky = 0; ky < y.kernel; ++ky) {
-        const int64_t i = rows_met[row * y.kernel + ky];
-        for (int64_t kx = 0; i >= 0 && kx < x.kernel; ++kx) {
-          const int64_t j = columns_met[column * x.kernel + kx];
-          if (j < 0) continue;
-          runs[count++] = {static_cast<int32_t>((ky * x.kernel + kx) * depth),
-                           static_cast<int32_t>((i * columns + j) * depth), static_cast<int32_t>(depth)};
-        }
-      }
-      kernel_for(width, size)(runs.data(), count, 1, weights.pairs + taps * depth * c,
-                              inputs.pairs + first * rows * columns * depth, sums, false);
+    for (int64_t pixel = row * out_columns; pixel < (row + 1) * out_columns; ++pixel) {
+      kernel_for(width, size)(runs.data() + starts[pixel], starts[pixel + 1] - starts[pixel], 1,
+                              weights.pairs + taps * depth * c, inputs.pairs + first * rows * columns * depth, sums,
+                              false);
       for (int64_t r = 0; r < size; ++r)
         round_values(sums + r * width, width,
-                     result + (((first + r) * out_rows + row) * out_columns + column) * panels.channels + c);
+                     result + ((first + r) * out_rows * out_columns + pixel) * panels.channels + c);
     }
   });
 }

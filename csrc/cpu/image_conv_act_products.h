@@ -17,23 +17,9 @@ template <int C>
 constexpr int to_vectors = C == 4 ? 2 : 4;
 #endif
 
-// What is multiplied: a vector of factors, and one factor for all its lanes.
+// Where pairs are multiplied, each takes the place of a float.
 template <bool Pairs>
-struct Factor {
-  typedef Vec<float> Vector;
-  static SIMD_INLINE Vector vector(const float* p) { return load(p); }
-  static SIMD_INLINE Vector all(const float* p) { return splat(*p); }
-  static SIMD_INLINE Vec<float> add(Vector a, Vector b, Vec<float> sum) { return mul_add(a, b, sum); }
-};
-#if defined(SIMD_BF16_PRODUCTS)
-template <>
-struct Factor<true> {
-  typedef __m512i Vector;
-  static SIMD_INLINE Vector vector(const float* p) { return load_pairs(p); }
-  static SIMD_INLINE Vector all(const float* p) { return splat_pair(p); }
-  static SIMD_INLINE Vec<float> add(Vector a, Vector b, Vec<float> sum) { return add_products(a, b, sum); }
-};
-#endif
+using Factor = Product<std::conditional_t<Pairs, BFloat16, float>>;
 
 // Lanes are positions: sums[v][r] of the strip's vectors at[v] + offsets[k] times weight[k][r].
 template <bool Pairs, int V, int R>

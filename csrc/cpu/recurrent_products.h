@@ -28,25 +28,6 @@ void convert_rows(const T* from, int64_t from_stride, int64_t rows, int64_t widt
   for (int64_t r = 0; r < rows; ++r) convert(from + r * from_stride, width, to + r * to_stride);
 }
 
-// What is multiplied: a vector of factors from a panel, and one factor for all its lanes from a row.  With bfloat16 a
-// factor is a pair of values, of neighbouring k, and the product is their dot product.
-template <class E>
-struct Product {
-  typedef Vec<E> Factors;
-  static SIMD_INLINE Factors load_panel(const E* p) { return load(p); }
-  static SIMD_INLINE Factors splat_row(const E* p) { return splat(*p); }
-  static SIMD_INLINE Vec<E> add(Factors a, Factors b, Vec<E> sum) { return mul_add(a, b, sum); }
-};
-#if defined(SIMD_BF16_PRODUCTS)
-template <>
-struct Product<BFloat16> {
-  typedef __m512i Factors;
-  static SIMD_INLINE Factors load_panel(const BFloat16* p) { return load_pairs(p); }
-  static SIMD_INLINE Factors splat_row(const BFloat16* p) { return splat_pair(p); }
-  static SIMD_INLINE Vec<float> add(Factors a, Factors b, Vec<float> sum) { return add_products(a, b, sum); }
-};
-#endif
-
 // Rows that share one reading of the panel: as many sums as the registers hold.
 template <int V>
 constexpr int max_rows = SIMD_BYTES == 64 ? (V == 4 ? 6 : 8)
@@ -80,10 +61,10 @@ void multiply(const E* panel, int64_t depth, const E* rows, int64_t row_stride, 
   Vec<A> sum[R * V];
   unroll<R * V>([&](auto i) __attribute__((always_inline)) { sum[i] = Vec<A>{}; });
   for (int64_t k = 0; k < depth; k += K) {
-    typename P::Factors w[V];
-    unroll<V>([&](auto v) __attribute__((always_inline)) { w[v] = P::load_panel(panel + (k * V + v * K) * L); });
+    typename P::Vector w[V];
+    unroll<V>([&](auto v) __attribute__((always_inline)) { w[v] = P::vector(panel + (k * V + v * K) * L); });
     unroll<R>([&](auto r) __attribute__((always_inline)) {
-      const typename P::Factors a = P::splat_row(rows + r * row_stride + k * k_stride);
+      const typename P::Vector a = P::all(rows + r * row_stride + k * k_stride);
       unroll<V>([&](auto v) __attribute__((always_inline)) { sum[r * V + v] = P::add(a, w[v], sum[r * V + v]); });
     });
   }

@@ -315,6 +315,25 @@ SIMD_INLINE Vec<float> add_products(__m512i a, __m512i b, Vec<float> sum) {
 }
 #endif
 
+// What is multiplied: a vector of factors, and one factor for all its lanes.  With bfloat16 a factor is a pair of
+// values, and the product is their dot product.
+template <class E>
+struct Product {
+  typedef Vec<E> Vector;
+  static SIMD_INLINE Vector vector(const E* p) { return load(p); }
+  static SIMD_INLINE Vector all(const E* p) { return splat(*p); }
+  static SIMD_INLINE Vec<E> add(Vector a, Vector b, Vec<E> sum) { return mul_add(a, b, sum); }
+};
+#if defined(SIMD_BF16_PRODUCTS)
+template <>
+struct Product<BFloat16> {
+  typedef __m512i Vector;
+  static SIMD_INLINE Vector vector(const void* p) { return load_pairs(p); }
+  static SIMD_INLINE Vector all(const void* p) { return splat_pair(p); }
+  static SIMD_INLINE Vec<float> add(Vector a, Vector b, Vec<float> sum) { return add_products(a, b, sum); }
+};
+#endif
+
 // v, but at least or at most `bound`; NaN stays NaN, which is why v is the second operand.
 #if defined(SIMD_AVX512)
 SIMD_INLINE Vec<float> at_least(Vec<float> v, Vec<float> bound) {

@@ -1,6 +1,7 @@
 """The user's own model or function: plain against fused, in three lines."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,11 @@ from genimg_fast.bench import machine, timing
 from genimg_fast.bench.case import Case
 from genimg_fast.bench.catalog import find
 from genimg_fast.bench.entries import OURS
-from genimg_fast.bench.gate import Gate
+from genimg_fast.bench.gate import Gate, WrongResultError
 from genimg_fast.bench.results import Row
 from genimg_fast.bench.statistics import Ratio
 from genimg_fast.bench.worker import measure
+from genimg_fast.ops._checks import check_number
 
 PARTS = 5  # of a measurement in one process
 
@@ -86,15 +88,17 @@ def compare(
         inputs: The tensor that it takes, or a list of what it takes, on the device to measure on.
         direction: ``"forward"``, or ``"both"``: forward and backward.
         compiled: Whether to time ``torch.compile`` of the plain one, too.
-        seconds: Of timing.
+        seconds: Of timing; more than 0.
 
     Returns:
         The comparison, of this process alone; ``genimg-fast bench FILE.py:FUNCTION`` takes several.
 
     Raises:
-        WrongResultError: If the fused one does not compute the same.
-        ValueError: If there is no such direction, or nothing that a gradient could be taken of.
-        TypeError: If the first is nothing that can be called, or ``inputs`` are neither a tensor nor a list.
+        WrongResultError: If the fused one does not compute the same, or if PyTorch's own result is wrong, as a
+            gradient of its instance norm may be; the message says which.
+        ValueError: If there is no such direction, nothing that a gradient could be taken of, or no time.
+        TypeError: If the first is nothing that can be called, ``inputs`` are neither a tensor nor a list, or
+            ``seconds`` is no number.
 
     Example:
         >>> import torch, genimg_fast as gf
@@ -110,6 +114,9 @@ def compare(
         raise TypeError(f"inputs must be a tensor, or a list of what it takes, got {type(inputs).__name__}")
     if direction not in ("forward", "both"):
         raise ValueError(f"direction must be 'forward' or 'both', got {direction!r}")
+    seconds = check_number(seconds, "seconds")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"seconds must be finite and more than 0, got {seconds}")
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     device = next((t.device.type for t in given if isinstance(t, Tensor)), "cpu")
     if isinstance(module_or_function, nn.Module):
@@ -123,7 +130,13 @@ def compare(
     gate = Gate(case, direction)
     row = Row("", direction, OURS)
     for name, function in contenders.items():
-        row.errors[name] = gate.check(name, function)
+        try:
+            row.errors[name] = gate.check(name, function)
+        except WrongResultError as error:
+            if name == OURS:
+                raise
+            found = "PyTorch's own result is wrong, and the fused one, which is right, cannot be compared with it"
+            raise WrongResultError(f"{found}: {error}") from error
     generator = np.random.default_rng(0)
     calls = timing.calls(case, contenders, direction, "warm", device)
     # Parts, each as if it were a process: what drifts slowly shows as a wider interval.

@@ -25,12 +25,11 @@ def call_backward(operator: Any, formula: Callable[..., Any], grads: Sequence[Te
     """
     if torch.compiler.is_compiling():
         return operator(*grads, *others)
-    if (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or any(g is not None and is_legacy_batchedtensor(g) for g in grads)
-    ):
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return formula(*grads, *others)
+    for grad in grads:
+        if grad is not None and is_legacy_batchedtensor(grad):
+            return formula(*grads, *others)
     if torch.is_grad_enabled():  # its derivatives may be taken
         return operator(*grads, *others)
     # Nothing to record: passing by the registered formula saves 10 microseconds.

@@ -192,7 +192,9 @@ def _nchw(tensor: Tensor, order: _Order) -> Tensor:
 def _laid_out(images: Tensor, order: _Order | None) -> Tensor:
     """Bring images into an order, if there is one, their strides of single rows and columns, too."""
     if order is _CHANNELS_LAST:
-        return images.contiguous(memory_format=torch.channels_last)
+        # To ask takes a fraction of the time of a call that changes nothing, and there are dozens in a step.
+        last = images.is_contiguous(memory_format=torch.channels_last)
+        return images if last else images.contiguous(memory_format=torch.channels_last)
     return images if order is None else images.flatten(1).view(images.shape)
 
 

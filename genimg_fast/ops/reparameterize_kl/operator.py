@@ -20,7 +20,7 @@ def run_native(operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
     """Run the compiled operator."""
     mu, logvar, noise, _, prior_mu, prior_logvar = operands
     if torch.compiler.is_compiling():
-        return torch.ops.genimg_fast.reparameterize_kl.default(*operands, *options)
+        return _forward(*operands, *options)
     if torch.is_grad_enabled() and (
         mu.requires_grad
         or logvar.requires_grad
@@ -28,9 +28,9 @@ def run_native(operands: Operands, options: Options) -> tuple[Tensor, Tensor]:
         or (prior_mu is not None and prior_mu.requires_grad)
         or (prior_logvar is not None and prior_logvar.requires_grad)
     ):
-        return _ReparameterizeKL.apply(*operands, *options)
+        return _ReparameterizeKL.apply(*operands, options)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.reparameterize_kl.default(*operands, *options)
+        return _forward(*operands, *options)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -41,13 +41,13 @@ def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) ->
     keep_inputs(ctx, inputs, output, 8)
 
 
-def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operands."""
     if grad_z is None and grad_kl is None:
-        return (None,) * 10
+        return (None,) * 6
     need = ctx.needs_input_grad
-    operator = torch.ops.genimg_fast.reparameterize_kl_backward.default
     others = (*ctx.saved_tensors, *ctx.options, need[2], need[4] or need[5])
-    gradients = call_backward(operator, gradients_reference, (grad_z, grad_kl), *others)
+    gradients = call_backward(_backward, gradients_reference, (grad_z, grad_kl), *others)
     grad_mu, grad_logvar, grad_noise, grad_prior_mu, grad_prior_logvar = gradients
     return (
         grad_mu if need[0] else None,
@@ -56,8 +56,11 @@ def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[
         None,
         grad_prior_mu if need[4] else None,
         grad_prior_logvar if need[5] else None,
-        None, None, None, None,
-    )  # fmt: skip
+    )
+
+
+def _gradients_of_all(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_gradients(ctx, *grads), None, None, None, None
 
 
 class _ReparameterizeKL(torch.autograd.Function):
@@ -69,15 +72,22 @@ class _ReparameterizeKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        *operands, options = arguments
         with torch._C._AutoDispatchBelowAutograd():
-            output = torch.ops.genimg_fast.reparameterize_kl.default(*arguments)
-        _keep_for_backward(ctx, arguments, output)
+            output: tuple[Tensor, Tensor] = _forward(*operands, *options)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operands)
+        ctx.options = options
         return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, *grads), None
 
 
 if KERNELS.in_library:
+    _forward = torch.ops.genimg_fast.reparameterize_kl.default
+    _backward = torch.ops.genimg_fast.reparameterize_kl_backward.default
 
     @torch.library.register_fake("genimg_fast::reparameterize_kl")
     def _(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -95,7 +105,9 @@ if KERNELS.in_library:
         needed = (True, True, call.need_noise, call.need_prior, call.need_prior)
         return tuple(torch.empty_like(mu) if need else mu.new_empty(0) for need in needed)
 
-    torch.library.register_autograd("genimg_fast::reparameterize_kl", _backward, setup_context=_keep_for_backward)
+    torch.library.register_autograd(
+        "genimg_fast::reparameterize_kl", _gradients_of_all, setup_context=_keep_for_backward
+    )
     torch.library.register_autograd(
         "genimg_fast::reparameterize_kl_backward",
         partial(double_backward, gradients_reference),
