@@ -1,5 +1,9 @@
 // CUDA implementation of the group_norm_act operators, torch side: checks, memory and the call of the launchers.
 // Its name differs from group_norm_act.cu's because both become an object file of that name.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")  // all of it runs once a call: small it is less than half as large
+#endif
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -21,7 +25,12 @@ constexpr char kFamily[] = "group_norm_act";
 cuda::GroupNormActShape group_shape(const Tensor& t, int64_t num_groups, MemoryFormat format, ScalarType output) {
   int64_t inner = 1;
   for (int64_t d = 2; d < t.dim(); ++d) inner *= t.size(d);
-  return {dtype_of(t), t.size(0), t.size(1), inner, num_groups, format != MemoryFormat::Contiguous,
+  return {dtype_of(t),
+          t.size(0),
+          t.size(1),
+          inner,
+          num_groups,
+          format != MemoryFormat::Contiguous,
           output != t.scalar_type()};
 }
 
