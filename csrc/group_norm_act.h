@@ -5,7 +5,8 @@
 namespace genimg_fast {
 
 // The arguments that forward and backward share.  Data is of the input's shape (N, C, ...), in any layout, and of its
-// dtype, residual, output and their gradients perhaps of that of the statistics; parameters are of the input's dtype or that of the statistics, with any strides.
+// dtype, residual, output and their gradients perhaps of that of the statistics; parameters are of the input's dtype or
+// that of the statistics, with any strides.
 struct GroupNormActArguments {
   const Tensor& input;
   const OptionalTensor& residual;

@@ -16,9 +16,9 @@
 // never wait for the producer but for data, and it never but for room; blocks wait for their own cluster only, whose
 // blocks the hardware starts together.  Nothing spins on global memory, and there is no workspace.
 //
-// A word is V elements: 16 bytes, or 8 of a tensor that another one has 16 bytes beside.  The words of a tile are counted
-// through its runs, contiguous in memory: of a channel (A == 1), or of neighbouring channels where they are the fastest
-// dimension (A == V).
+// A word is V elements: 16 bytes, or 8 of a tensor that another one has 16 bytes beside.  The words of a tile are
+// counted through its runs, contiguous in memory: of a channel (A == 1), or of neighbouring channels where they are the
+// fastest dimension (A == V).
 //
 // batch_norm_act's tile is a channel, or neighbouring ones, in all samples; group_norm_act's is a group of a sample,
 // whose channels lie one behind the other, or neighbouring ones of a sample's channels.  Their kernels say what is done
@@ -67,9 +67,9 @@ struct ClusterTiling {
   int longer;
   int group;  // channels in a tile that are reduced apart
   int consumers;
-  int team;    // threads that combine what a block's warps found for one channel: at most 32 and consumers / group
-  int pieces;  // of the largest share
-  int slots;   // at least `pieces`
+  int team;         // threads that combine what a block's warps found for one channel: at most 32 and consumers / group
+  int pieces;       // of the largest share
+  int slots;        // at least `pieces`
   int first_slots;  // bytes of those of the first tensor, which those of a second one lie behind
 
   __host__ __device__ int64_t units(int rank) const { return share + (rank < longer); }
@@ -112,8 +112,8 @@ struct ClusterTiling {
   }
 };
 
-// Where a thread's words are in a tensor, from `word` of the tile at `origin` on: a byte offset.  B: bytes of a word; S:
-// of an element, for each byte of one of the input.
+// Where a thread's words are in a tensor, from `word` of the tile at `origin` on: a byte offset.  B: bytes of a word;
+// S: of an element, for each byte of one of the input.
 template <int A, class T, int B = 16, int S = 1>
 struct Addresses {
   const ClusterTiling& tiling;
@@ -131,8 +131,8 @@ struct Addresses {
                                  tiling.by_run.shift);
   }
   __device__ __forceinline__ T* operator()(int u) const {
-    const int64_t at = A > 1 ? first + u * tiling.step * S
-                             : gpu::multiply_add_wide(run(u), tiling.wrap * S, first) + u * (32 * B);
+    const int64_t at =
+        A > 1 ? first + u * tiling.step * S : gpu::multiply_add_wide(run(u), tiling.wrap * S, first) + u * (32 * B);
     return reinterpret_cast<T*>(at);
   }
 };
@@ -290,8 +290,7 @@ __device__ __forceinline__ void last_piece(const ClusterTiling& tiling, const Wo
   enter(cursor);
 #pragma unroll 1
   for (int u = 0; has && u < words.rest; ++u) {
-    body(place_of<U>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u),
-         std::integral_constant<int, 1>{});
+    body(place_of<U>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u), std::integral_constant<int, 1>{});
   }
   leave(cursor);
   cursor.advance(tiling.slots);

@@ -206,9 +206,7 @@ Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const 
 }
 
 // Of an element in all tensors that a cluster holds.
-int held_bytes(const Access& access, int held) {
-  return access.element_bytes + (held == 2 ? output_bytes(access) : 0);
-}
+int held_bytes(const Access& access, int held) { return access.element_bytes + (held == 2 ? output_bytes(access) : 0); }
 
 // Tiles of channels_last: whole groups side by side, in rows that waste no memory transaction.  The kernels leave to
 // the others what does not divide into rows of the same powers of two.
@@ -228,7 +226,8 @@ bool make_cluster_columns(const GroupNormActShape& shape, const Access& access, 
   t.step = 32 / run * row;
   t.run = t.unit = static_cast<uint32_t>(run);
   t.wrap = static_cast<uint32_t>(row - run * word);
-  *tiles = {t, shape.inner, held, access.vector, access.element_bytes, held_bytes(access, held), t.channels * shape.inner};
+  *tiles = {
+      t, shape.inner, held, access.vector, access.element_bytes, held_bytes(access, held), t.channels * shape.inner};
   if (!can_count(*tiles, number) || row * (output_bytes(access) / access.element_bytes) > UINT32_MAX) return false;
   tiles->tiling.by_run = Divider(t.run);
   tiles->tiling.by_sample = Divider(static_cast<uint32_t>(of_sample));
@@ -249,10 +248,16 @@ bool make_cluster_tiles(const GroupNormActShape& shape, const Access& access, in
   t.channels = shape.samples * shape.groups;
   t.inner = group_channels * shape.inner;
   t.tile_step = t.inner * access.element_bytes;
-  t.group = held == 1 ? 1 : static_cast<int>(group_channels);  // forward reduces them together
+  t.group = held == 1 ? 1 : static_cast<int>(group_channels);                 // forward reduces them together
   const int64_t least = kWordBytes / (access.vector * access.element_bytes);  // of words that a bulk copy moves
   t.unit = static_cast<uint32_t>(group_channels > 1 ? chunk : least);
-  *tiles = {t, group_channels * run / t.unit, held, access.vector, access.element_bytes, held_bytes(access, held), t.channels * t.inner};
+  *tiles = {t,
+            group_channels * run / t.unit,
+            held,
+            access.vector,
+            access.element_bytes,
+            held_bytes(access, held),
+            t.channels * t.inner};
   if (!can_count(*tiles, t.channels)) return false;
   tiles->tiling.run = static_cast<uint32_t>(run);
   tiles->tiling.by_run = Divider(tiles->tiling.run);
@@ -418,9 +423,8 @@ BackwardArguments<T, Y> backward_arguments(const GroupNormActShape& shape, const
   using Acc = Accumulator<T>;
   const double count = static_cast<double>(shape.channels / shape.groups) * static_cast<double>(shape.inner);
   return {{sizes_of(shape), parameters_of<T>(call), static_cast<const Acc*>(call.mean),
-           static_cast<const Acc*>(call.invstd), static_cast<Acc*>(call.grad_weight),
-           static_cast<Acc*>(call.grad_bias), static_cast<Acc*>(call.grad_scale),
-           static_cast<Acc*>(call.grad_shift), static_cast<Acc>(1 / count)},
+           static_cast<const Acc*>(call.invstd), static_cast<Acc*>(call.grad_weight), static_cast<Acc*>(call.grad_bias),
+           static_cast<Acc*>(call.grad_scale), static_cast<Acc*>(call.grad_shift), static_cast<Acc>(1 / count)},
           static_cast<const Y*>(call.grad_output),
           static_cast<const T*>(call.input),
           call.activation == kIdentity ? nullptr : static_cast<const Y*>(call.residual),

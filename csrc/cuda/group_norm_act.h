@@ -35,8 +35,8 @@ struct GroupNormActValues {
 
 // y = activation((x - mean) * invstd * weight * (1 + scale) + bias * (1 + scale) + shift + residual).  weight and bias
 // have one value per channel, scale and shift one per sample and channel, mean and invstd one per sample and group.
-// Pointers to data are of the shape's dtype, unless wide_output says otherwise; those to other results are double beside
-// float64 and float beside every other dtype.  What is marked optional may be null.
+// Pointers to data are of the shape's dtype, unless wide_output says otherwise; those to other results are double
+// beside float64 and float beside every other dtype.  What is marked optional may be null.
 struct GroupNormActForward {
   const void* input;
   const void* residual;                           // optional

@@ -2,10 +2,9 @@
 // Where a thread of a group_norm_act kernel finds its elements.
 //
 // Template parameters describe how a kernel reads: T, the element, and Y, that of the output, the residual and their
-// gradients, which is T, or float beside 16-bit T; V, elements per access (16 bytes, sometimes 8, or 1 element when sizes
-// or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last.
-// Either layout keeps a thread on the same channels, with the same distance from each access to the next, so that a
-// step costs one addition.
+// gradients, which is T, or float beside 16-bit T; V, elements per access (16 bytes, sometimes 8, or 1 element when
+// sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last. Either layout keeps a
+// thread on the same channels, with the same distance from each access to the next, so that a step costs one addition.
 #include "common.cuh"
 
 namespace genimg_fast::cuda::group_norm {

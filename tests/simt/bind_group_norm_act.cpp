@@ -1,6 +1,6 @@
 // The group_norm_act launchers in Python, on numpy arrays.  Arrays of data have the shape (samples, channels, inner),
-// or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.  A dtype "... to float32" is
-// the input's, beside a wide output.
+// or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.  A dtype "... to float32"
+// is the input's, beside a wide output.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -61,9 +61,7 @@ struct Pointers {
   void* input(const char* name) const {
     return pointer(arrays, name, rows() * shape.inner * element_bytes(shape.dtype));
   }
-  void* output(const char* name) const {
-    return shape.wide_output ? wide(name, rows() * shape.inner) : input(name);
-  }
+  void* output(const char* name) const { return shape.wide_output ? wide(name, rows() * shape.inner) : input(name); }
   void* wide(const char* name, int64_t count) const { return pointer(arrays, name, count * wide_bytes()); }
   // Of the data's own dtype if the array has elements of that size.
   GroupNormActValues values(const char* name, int64_t count) const {

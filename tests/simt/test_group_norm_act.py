@@ -288,9 +288,7 @@ def test_more_data_than_registers_hold(
 @pytest.mark.parametrize(("dtype", "wide_output"), KINDS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 2, 20000, 1), (1, 3, 5001, 3), (2, 24, 900, 8), (1, 520, 130, 2)], ids=str)
 @pytest.mark.parametrize("way", ["split", "channels_last split"])
-def test_many_slices(
-    emulator: ModuleType, shape: Shape, dtype: torch.dtype, wide_output: bool, way: str
-) -> None:
+def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype, wide_output: bool, way: str) -> None:
     check(emulator, Problem(shape, dtype, way, multiprocessors=132, wide_output=wide_output))
 
 
