@@ -137,8 +137,8 @@ def autocast(dtype: torch.dtype) -> None:
         for function, data in ((group_norm_act, x), (group_norm_act_reference, x.float())):
             y = function(data, 4, *others[:2], scale=scale, shift=shift, residual=residual)
             first = torch.autograd.grad(y, [x, *others], grad, create_graph=True)
-            penalty = first[0].double().square().sum() + first[1].double().sum()
-            second = torch.autograd.grad(penalty, [x, weight, scale, residual])
+            penalty = sum(t.double().square().sum() for t in first)
+            second = torch.autograd.grad(penalty, [x, *others])
             results.append((y, *first, *second))
         assert "GroupNormAct" in type(group_norm_act(x, 4).grad_fn).__name__
         for ours, torchs in zip(*results, strict=True):
