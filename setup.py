@@ -22,8 +22,9 @@ DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000ULL")]  # LibTorch's stab
 # Python's own flags may ask for debug information (-g), which would be nine tenths of the library.
 CXX_FLAGS = ["-O3", "-std=c++17", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 LINK_FLAGS = ["-Wl,--strip-all"]
-# fmad is nvcc's default; what -Xptxas -v says of registers and spills goes to the build log.
-NVCC_FLAGS = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-g0", "-Xptxas=-v"]
+# nvcc's defaults for device code are fmad and -O3. Its host code chooses and launches kernels, once a call, and is
+# compiled to be small. What -Xptxas -v says of registers and spills goes to the build log.
+NVCC_FLAGS = ["-std=c++17", "-Xcompiler=-Os,-fvisibility=hidden,-g0", "-Xptxas=-v"]
 
 
 def flag(name):

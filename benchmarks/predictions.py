@@ -55,6 +55,9 @@ TARGET_SHARE, TARGET_GAIN = 0.85, 1.3
 TARGET_SHAPES = ((64 << 20, 64), (64 << 20, 256), (64 << 20, 1024), (64 << 20, 2048), (512 << 20, 256))
 SHAPES = ((1 << 20, 64), (16 << 20, 64), (64 << 20, 64), (64 << 20, 256), (512 << 20, 256))  # bytes, channels
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Of group norm's input, beside a float32 output and gradient, as autocast has it.
+WIDE_OUTPUT = "bfloat16 to float32"
+ITEM_BYTES[WIDE_OUTPUT] = 2
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,8 @@ class Call:
     """One call of an operator on a tensor of `bytes` bytes.
 
     Attributes:
-        bytes: Of the tensor.
-        dtype: Of its elements.
+        bytes: Of the tensor, which is the input.
+        dtype: Of its elements; or WIDE_OUTPUT.
         layout: "NCHW" or "NHWC".
         channels: Of a sample.
         group_bytes: Of group norm: of a group of a sample; 0 for GROUPS groups of pictures with PIXELS pixels.
@@ -124,6 +127,14 @@ class Call:
     def elements(self) -> float:
         return self.bytes / ITEM_BYTES[self.dtype]
 
+    def read(self, tensors: int) -> int:
+        """Bytes of the input, or of the input and its output's gradient."""
+        return self.bytes * (tensors + (tensors == 2 and self.dtype == WIDE_OUTPUT))
+
+    def written(self, tensors: int) -> int:
+        """Bytes of the output, or of the input's gradient."""
+        return self.bytes * (1 + (tensors == 1 and self.dtype == WIDE_OUTPUT))
+
     def tile_bytes(self) -> float:
         """Of what has to be together to be normalised: a group of a sample, if there are groups; a channel, or 64
         bytes of channels if they lie together."""
@@ -135,15 +146,15 @@ class Call:
 
 def split(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
     """Reduce, then read again and write: three accesses per element forward, five backward."""
-    n = call.bytes
-    reducing = START + 2 * LATENCY + stream(call.elements, reduce, tensors * n, 0)
-    return reducing + EARLY_START + 2 * LATENCY + stream(call.elements, write, tensors * n, n, again=True)
+    read, written = call.read(tensors), call.written(tensors)
+    reducing = START + 2 * LATENCY + stream(call.elements, reduce, read, 0)
+    return reducing + EARLY_START + 2 * LATENCY + stream(call.elements, write, read, written, again=True)
 
 
 def on_chip(call: Call, reduce: Loop, write: Loop, tensors: int) -> float:
     """Load `tensors` tensors, hold them, write; the reading of a block overlaps with the writing of no other."""
-    loaded = stream(call.elements, reduce, tensors * call.bytes, 0)
-    return START + 3 * LATENCY + loaded + stream(call.elements, write, 0, call.bytes)
+    loaded = stream(call.elements, reduce, call.read(tensors), 0)
+    return START + 3 * LATENCY + loaded + stream(call.elements, write, 0, call.written(tensors))
 
 
 @dataclass(frozen=True)
@@ -166,16 +177,18 @@ class ClusterPlan:
 def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
     """The plan with the least work for the busiest multiprocessor; None if to read twice is faster."""
     tiles = ceil(call.bytes / call.tile_bytes())
-    lanes = 16 // ITEM_BYTES[call.dtype] if call.layout == "NHWC" else 1
-    group = 4 * lanes if lanes > 1 else 1
+    word = 8 if call.dtype == WIDE_OUTPUT else 16  # bytes of the input
+    lanes = word // ITEM_BYTES[call.dtype] if call.layout == "NHWC" else 1
+    group = 64 // ITEM_BYTES[call.dtype] if lanes > 1 else 1
     plans = []
     for blocks, most in CLUSTERS.items():
-        words = call.tile_bytes() / 16 / blocks
+        words = call.tile_bytes() / word / blocks
         threads = 128
         while threads < 512 and (words / threads * tensors > 8 or threads < group * blocks):
             threads *= 2
-        piece = threads * (2 if tensors == 2 and call.dtype != "float32" else 4) * 16 * tensors
-        pieces = ceil(words * 16 * tensors / piece)
+        piece_words = threads * (2 if tensors == 2 and word // ITEM_BYTES[call.dtype] == 8 else 4)
+        piece = piece_words * word * call.read(tensors) // call.bytes
+        pieces = ceil(words / piece_words)
         slots = min(CLUSTER_SHARED // piece, CLUSTER_SLOTS, 2 * pieces)
         if pieces <= slots:
             clusters = min(tiles, most)
@@ -185,7 +198,7 @@ def cluster_plan(call: Call, tensors: int) -> ClusterPlan | None:
     if not plans:
         return None
     work, plan = min(plans, key=lambda entry: entry[0])
-    return plan if work <= 1.5 * call.bytes * tensors / MULTIPROCESSORS + (96 << 10) else None
+    return plan if work <= 1.5 * call.read(tensors) / MULTIPROCESSORS + (96 << 10) else None
 
 
 def cluster(call: Call, reduce: Loop, write: Loop, load: Loop, tensors: int) -> float | None:
@@ -202,7 +215,8 @@ def cluster(call: Call, reduce: Loop, write: Loop, load: Loop, tensors: int) -> 
     last = ceil(call.bytes / tile) - (plan.turns - 1) * plan.clusters  # tiles of the last turn
 
     def moving(tiles: int) -> float:
-        return (tensors + 1) * tile * tiles / min(COPY_RATE, tiles * plan.blocks * CLUSTER_PORT)
+        moved = (call.read(tensors) + call.written(tensors)) / call.bytes * tile * tiles
+        return moved / min(COPY_RATE, tiles * plan.blocks * CLUSTER_PORT)
 
     memory = (plan.turns - 1) * moving(plan.clusters) + moving(last)
     lanes = LANE_INSTRUCTIONS / MULTIPROCESSORS * issue_share(ON_CHIP_WARPS)
@@ -272,7 +286,7 @@ def group_normalization(direction: str, method: str, call: Call, loops: Loops) -
     if direction == "backward" or call.group_bytes > GROUP_BLOCK_BYTES:
         return None
     both = Loop(reduce.per_element + write.per_element, 2 * ON_CHIP_WARPS)  # two blocks, which overlap
-    return START + 3 * LATENCY + stream(call.elements, both, call.bytes, call.bytes)
+    return START + 3 * LATENCY + stream(call.elements, both, call.read(1), call.written(1))
 
 
 def reparameterization(direction: str, method: str, call: Call, loops: Loops) -> float | None:
@@ -311,24 +325,24 @@ def predict(
     seconds = seconds_of(direction, method, call, loops or limit_loops(call.dtype))
     if seconds is None:
         return None
-    return Prediction(seconds, must_move[direction] * call.bytes / COPY_RATE / seconds)
+    accesses = must_move[direction] + (call.dtype == WIDE_OUTPUT)  # in the input's bytes
+    return Prediction(seconds, accesses * call.bytes / COPY_RATE / seconds)
 
 
 def table(loops_of: Callable[[str, str, str], Loops | None] = lambda operator, dtype, layout: None) -> list[str]:
     """Lines with every operator, direction, method, dtype and layout at SHAPES."""
-    lines = [f"{'':56}" + "".join(f"{f'{size / 1e6:.0f} MB, C {c}':>15}" for size, c in SHAPES)]
+    lines = [f"{'':62}" + "".join(f"{f'{size / 1e6:.0f} MB, C {c}':>15}" for size, c in SHAPES)]
     for operator, (_, methods, _) in OPERATORS.items():
         layouts = ("NCHW", "NHWC") if operator != "reparameterize_kl" else ("",)
-        for direction, method, dtype, layout in product(
-            ("forward", "backward"), methods, ("float32", "bfloat16"), layouts
-        ):
+        dtypes = ["float32", "bfloat16", *([WIDE_OUTPUT] if operator == "group_norm_act" else [])]
+        for direction, method, dtype, layout in product(("forward", "backward"), methods, dtypes, layouts):
             loops = loops_of(operator, dtype, layout)
             calls = [Call(size, dtype, layout, channels) for size, channels in SHAPES]
             found = [predict(operator, direction, method, call, loops) for call in calls]
             cells = [f"{f.seconds * 1e6:.0f} us {f.share_of_copy:3.0%}" if f else "-" for f in found]
             if any(found):
                 name = f"{operator} {direction} {method} {dtype} {layout}"
-                lines.append(f"{name:56}" + "".join(f"{cell:>15}" for cell in cells))
+                lines.append(f"{name:62}" + "".join(f"{cell:>15}" for cell in cells))
     return lines
 
 

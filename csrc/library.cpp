@@ -41,10 +41,11 @@ STABLE_TORCH_LIBRARY(genimg_fast, m) {
       "-> (Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
   // activation(group_norm(input) * (1 + scale) + shift + residual), activations 0 identity, 1 relu, 2 leaky_relu, 3
   // silu. weight and bias are (C,), scale and shift (N, C), each of the input's dtype, if that has 16 bits, or wide
-  // like mean.  mean and invstd, (N, num_groups) in float32 or float64, are what backward needs.
+  // like mean.  Output and residual are of the input's dtype, or wide (wide_output, for CUDA only).  mean and invstd,
+  // (N, num_groups) in float32 or float64, are what backward needs.
   m.def(
       "group_norm_act(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, "
-      "int num_groups, float eps, int activation, float negative_slope) "
+      "int num_groups, float eps, int activation, float negative_slope, bool wide_output) "
       "-> (Tensor output, Tensor mean, Tensor invstd)");
   // Its gradients.  Those that are not needed come back as empty tensors; those of the parameters, as wide as mean, are
   // needed all or none.

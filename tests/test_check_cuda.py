@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,20 @@ def test_of_a_store_in_two_ways_one_happens(check):
     assert check.moved(check.count(code(check, lines)), 16).stored == 48
 
 
+def test_wide_outputs_count_by_their_elements(check):
+    signature = "void group_norm::{}<__nv_bfloat16, float, 4, group_norm::Rows, 3, true>()"
+    lines = ["LDG.E.64 R4, desc[UR4][R2.64]", "FADD R1, R1, R4", "STG.E.128 desc[UR4][R2.64], R4", "@P1 BRA 0x0"]
+    kernel = check.Kernel("csrc/cuda/group_norm_act.cu", "f", signature.format("normalize"), 48, threads=256)
+    kernel.code = code(check, [*lines, "EXIT"])
+    (row,) = check.rows_of(kernel)
+    assert (row.kernel, row.dtype, row.layout) == ("normalize<silu, plain>", check.WIDE_OUTPUT, "NCHW")
+    assert (row.elements, row.per_element) == (4, 1)
+    kernel.signature = signature.format("apply_gradients")
+    lines[2:3] = ["LDG.E.128 R8, desc[UR4][R6.64]", "STG.E.64 desc[UR4][R2.64], R4"]
+    kernel.code = code(check, [*lines, "EXIT"])
+    assert [row.elements for row in check.rows_of(kernel)] == [4]
+
+
 def test_elements_are_those_of_one_tensor(check):
     assert check.elements_of("load", check.Moved(96, 32, 0, 0), 2) == 32  # with an optional third tensor
     assert check.elements_of("load", check.Moved(64, 0, 0, 64), 2) == 32
@@ -250,7 +265,9 @@ def test_what_has_to_have_a_limit_has_one(check):
     kernels = {"reduce_moments": "reduce_moments", "forward": "forward<plain>", "backward": "backward<plain>"}
     families = {"batch_norm_act", "group_norm_act", "reparameterize_kl", "recurrent", "cell_update"}
     for family, name, dtype, layout in check.expected_limits(families):
-        kernel = f"{name}_fragments<lstm>" if family == "recurrent" else kernels.get(name, f"{name}<relu, plain>")
+        activation = "silu" if dtype == check.WIDE_OUTPUT else "relu"
+        usual = kernels.get(name, f"{name}<{activation}, plain>")
+        kernel = f"{name}_fragments<lstm>" if family == "recurrent" else usual
         role = "load"
         if "_cluster/" in name:
             kernel, role = name.split("/")
@@ -309,6 +326,16 @@ def test_large_tensors_approach_the_share_of_the_bytes(predictions, dtype, direc
         "batch_norm_act", direction, "split", predictions.Call(1 << 34, dtype, "NCHW", 256)
     )
     assert share - 0.02 < found.share_of_copy < share + 0.01
+
+
+@pytest.mark.parametrize(("direction", "accesses"), [("forward", 3), ("backward", 4)])
+def test_wide_outputs_move_twice_the_bytes(predictions, direction, accesses):
+    wide = predictions.Call(64 << 20, predictions.WIDE_OUTPUT, "NCHW", 64)
+    calls = wide, replace(wide, dtype="bfloat16")
+    found, narrow = (predictions.predict("group_norm_act", direction, "cluster", call) for call in calls)
+    moved = found.share_of_copy * found.seconds * predictions.COPY_RATE
+    assert moved == pytest.approx(accesses * wide.bytes)
+    assert found.seconds > narrow.seconds
 
 
 def test_small_tensors_cost_their_launches(predictions):

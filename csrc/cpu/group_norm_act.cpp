@@ -134,8 +134,11 @@ struct Operands {
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor input, OptionalTensor residual, OptionalTensor weight,
                                            OptionalTensor bias, OptionalTensor scale, OptionalTensor shift,
-                                           int64_t num_groups, double eps, int64_t activation, double negative_slope) {
-  const GroupNormActArguments arguments{input, residual, weight, bias, scale, shift, num_groups, activation};
+                                           int64_t num_groups, double eps, int64_t activation, double negative_slope,
+                                           bool wide_output) {
+  GENIMG_FAST_CHECK(!wide_output, "group_norm_act: wide_output is for CUDA");
+  const GroupNormActArguments arguments{input,      residual,           weight, bias, scale, shift, num_groups,
+                                        activation, input.scalar_type()};
   arguments.check();
   const Operands in(arguments);
   Tensor y = in.output(), mean = in.per_statistic(), invstd = in.per_statistic();
@@ -160,7 +163,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor grad_output, Tensor input, OptionalTensor residual, OptionalTensor weight, OptionalTensor bias,
     OptionalTensor scale, OptionalTensor shift, Tensor mean, Tensor invstd, int64_t num_groups, int64_t activation,
     double negative_slope, bool need_input, bool need_residual, bool need_parameters) {
-  const GroupNormActArguments arguments{input, residual, weight, bias, scale, shift, num_groups, activation};
+  const GroupNormActArguments arguments{input,      residual,           weight, bias, scale, shift, num_groups,
+                                        activation, input.scalar_type()};
   arguments.check();
   arguments.check_gradients(grad_output, mean, invstd);
   const Operands in(arguments);

@@ -224,7 +224,8 @@ bool make_cluster_tiles(const Access& access, int held, ClusterTiles* tiles) {
   t.unit = static_cast<uint32_t>(access.lanes > 1 ? run : 1);
   t.run = static_cast<uint32_t>(run);
   t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
-  *tiles = {t, units, access.outer * row, held, access.vector};
+  const int64_t elements = access.outer * access.channels * access.inner;
+  *tiles = {t, units, held, access.vector, access.element_bytes, held * access.element_bytes, elements};
   const int64_t number = divide_up(t.channels, t.group);
   if (!can_count(*tiles, number) || row > UINT32_MAX) return false;
   tiles->tiling.by_run = Divider(t.run);

@@ -46,8 +46,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   start_cluster<A>(tiling, ring, exchange);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
-    const T* const tensors[1] = {args.input};
-    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<A, U>(tiling, rank, tile, clusters, ring, Held<T, V>{args.input, slots});
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
   // Of channel k of the tile: the thread that finishes its statistics.
@@ -72,8 +71,8 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     ThreadMoments<T, V, A> moments;
     Cursor first = cursor;
     wait(first);
-    if (has && words.whole + words.rest > 0) moments.begin(slots[place_of<U, 1>(tiling, first)]);
-    for_each_piece<U, 1>(
+    if (has && words.whole + words.rest > 0) moments.begin(slots[place_of<U>(tiling, first)]);
+    for_each_piece<U>(
         tiling, words, has, first, wait,
         [&](int place, uint32_t, auto count) {
           constexpr int N = count.value;
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     with_constants(args.activation, args.residual != nullptr, [&](auto activation, auto residual) {
       constexpr int kActivation = activation.value;
       constexpr bool kResidual = residual.value;
-      for_each_piece<U, 1>(
+      for_each_piece<U>(
           tiling, words, has, cursor, [](const Cursor&) {},
           [&](int place, [[maybe_unused]] uint32_t word, auto count) {
             constexpr int N = count.value;
@@ -157,12 +156,12 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   start_cluster<A>(tiling, ring, exchange);
+  uint4* const grads = at_byte(slots, tiling.first_slots);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
-    const T* const tensors[2] = {args.input, args.grad_output};
-    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<A, U>(tiling, rank, tile, clusters, ring, Held<T, V>{args.input, slots},
+                         Held<T, V>{args.grad_output, grads});
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
-  uint4* const grads = slots + tiling.consumers * U;
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
   const auto prepare = [&](int tile, int turn) {
@@ -190,7 +189,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
       constexpr int kActivation = activation.value;
       constexpr bool kMore = more.value;
       Cursor first = cursor;
-      for_each_piece<U, 2>(
+      for_each_piece<U>(
           tiling, words, has, first, wait,
           [&](int place, [[maybe_unused]] uint32_t word, auto count) {
             constexpr int N = count.value;
@@ -248,7 +247,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     values.read(table, words.local);
     const gpu::StorePolicy policy = gpu::store_policy(args.stream);
     const int64_t origin = gpu::opaque(tile) * tiling.tile_step;
-    for_each_piece<U, 2>(
+    for_each_piece<U>(
         tiling, words, has, cursor, [](const Cursor&) {},
         [&](int place, uint32_t word, auto count) {
           constexpr int N = count.value;

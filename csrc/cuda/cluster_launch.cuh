@@ -16,9 +16,11 @@ inline int power_of_two_at_most(int64_t x) {
 struct ClusterTiles {
   ClusterTiling tiling;  // what does not depend on the shares
   int64_t units;         // of a tile
-  int64_t all_bytes;     // of one tensor
   int held;              // tensors that a block holds: 1 in forward, 2 in backward
   int vector;            // elements of a word
+  int input_bytes;       // of an element of the first,
+  int element_bytes;     // and of all of them together
+  int64_t elements;      // of one of them
 };
 
 struct ClusterPlan {
@@ -44,7 +46,7 @@ inline bool can_count(const ClusterTiles& tiles, int64_t number) {
 inline int64_t cluster_shared_limit(const DeviceFacts& facts) { return facts.shared_bytes_per_block - (18 << 10); }
 
 inline int64_t piece_bytes(const ClusterTiles& tiles, int consumers) {
-  return int64_t{consumers} * words_of_piece(tiles.held, tiles.vector) * kWordBytes * tiles.held;
+  return int64_t{consumers} * words_of_piece(tiles.held, tiles.vector) * tiles.vector * tiles.element_bytes;
 }
 
 // Cuts tiles into shares of `blocks` blocks.  False if a share would be empty, or too large for the ring.
@@ -64,6 +66,7 @@ inline bool share_out(const ClusterTiles& tiles, const DeviceFacts& facts, int b
   if (pieces > std::min<int64_t>(slots, kMaxSlots)) return false;
   t.pieces = static_cast<int>(pieces);
   t.slots = static_cast<int>(std::min<int64_t>({slots, kMaxSlots, 2 * pieces}));
+  t.first_slots = static_cast<int>(t.slots * piece_bytes(tiles, t.consumers) / tiles.element_bytes * tiles.input_bytes);
   *tiling = t;
   return true;
 }
@@ -88,7 +91,8 @@ inline bool choose_clusters(const ClusterTiles& tiles, const DeviceFacts& facts,
       *plan = {t, clusters, static_cast<size_t>(t.slots * bytes), static_cast<size_t>(cluster_shared_limit(facts))};
     }
   }
-  const double even = static_cast<double>(tiles.all_bytes) * tiles.held / std::max(1, facts.multiprocessors);
+  const double bytes = static_cast<double>(tiles.elements) * tiles.element_bytes;
+  const double even = bytes / std::max(1, facts.multiprocessors);
   return least < INT64_MAX && (forced || static_cast<double>(least) <= 1.5 * even + kLaunches);
 }
 

@@ -16,8 +16,9 @@
 // never wait for the producer but for data, and it never but for room; blocks wait for their own cluster only, whose
 // blocks the hardware starts together.  Nothing spins on global memory, and there is no workspace.
 //
-// A word is 16 bytes.  The words of a tile are counted through its runs, contiguous in memory: of a channel (A == 1),
-// or of neighbouring channels where they are the fastest dimension (A == V).
+// A word is V elements: 16 bytes, or 8 of a tensor that another one has 16 bytes beside.  The words of a tile are
+// counted through its runs, contiguous in memory: of a channel (A == 1), or of neighbouring channels where they are the
+// fastest dimension (A == V).
 //
 // batch_norm_act's tile is a channel, or neighbouring ones, in all samples; group_norm_act's is a group of a sample,
 // whose channels lie one behind the other, or neighbouring ones of a sample's channels.  Their kernels say what is done
@@ -52,7 +53,7 @@ struct Words {
 struct ClusterTiling {
   int64_t channels;
   int64_t inner;        // elements in a contiguous run of one channel
-  int64_t tile_step;    // bytes from one tile to the next,
+  int64_t tile_step;    // bytes of the input from one tile to the next, as are all bytes here,
   int64_t sample_step;  // A > 1: and as many more where the next sample's begin
   Divider by_sample;    // by the tiles of a sample, if tiles are of one sample
   int64_t share;        // units of a block; the first `longer` blocks have one more
@@ -66,9 +67,10 @@ struct ClusterTiling {
   int longer;
   int group;  // channels in a tile that are reduced apart
   int consumers;
-  int team;    // threads that combine what a block's warps found for one channel: at most 32 and consumers / group
-  int pieces;  // of the largest share
-  int slots;   // at least `pieces`
+  int team;         // threads that combine what a block's warps found for one channel: at most 32 and consumers / group
+  int pieces;       // of the largest share
+  int slots;        // at least `pieces`
+  int first_slots;  // bytes of those of the first tensor, which those of a second one lie behind
 
   __host__ __device__ int64_t units(int rank) const { return share + (rank < longer); }
   __host__ __device__ uint32_t begin(int rank) const {
@@ -110,8 +112,9 @@ struct ClusterTiling {
   }
 };
 
-// Where a thread's words are in a tensor, from `word` of the tile at `origin` on: a byte offset.
-template <int A, class T>
+// Where a thread's words are in a tensor, from `word` of the tile at `origin` on: a byte offset.  B: bytes of a word;
+// S: of an element, for each byte of one of the input.
+template <int A, class T, int B = 16, int S = 1>
 struct Addresses {
   const ClusterTiling& tiling;
   int64_t first;
@@ -119,8 +122,8 @@ struct Addresses {
 
   __device__ __forceinline__ Addresses(const ClusterTiling& tiling, T* tensor, int64_t origin, uint32_t word)
       : tiling(tiling), product(uint64_t{word} * tiling.by_run.multiplier) {
-    first = static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor)) + origin + int64_t{word} * 16;
-    if (A > 1) first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap, first);
+    first = static_cast<int64_t>(reinterpret_cast<uintptr_t>(tensor)) + origin * S + int64_t{word} * B;
+    if (A > 1) first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap * S, first);
     first = gpu::opaque(first);  // or the compiler adds tensor and origin for each word
   }
   __device__ __forceinline__ uint32_t run(int u) const {
@@ -128,7 +131,8 @@ struct Addresses {
                                  tiling.by_run.shift);
   }
   __device__ __forceinline__ T* operator()(int u) const {
-    const int64_t at = A > 1 ? first + u * tiling.step : gpu::multiply_add_wide(run(u), tiling.wrap, first) + u * 512;
+    const int64_t at =
+        A > 1 ? first + u * tiling.step * S : gpu::multiply_add_wide(run(u), tiling.wrap * S, first) + u * (32 * B);
     return reinterpret_cast<T*>(at);
   }
 };
@@ -166,43 +170,52 @@ struct Consumers {
   }
 };
 
-// Starts to load a piece of N tensors, the words from `begin` up to `end`, one tensor after the other.
-template <class T, int A, int N>
-__device__ __forceinline__ void load_piece(const ClusterTiling& tiling, const T* const (&tensors)[N], int tile,
-                                           uint32_t begin, uint32_t end, uint4* to, int stride, uint64_t* full) {
+// A tensor that is held, with elements of S times the input's size, and its first slot.
+template <class T_, int V, int S_ = 1>
+struct Held {
+  using T = T_;
+  static constexpr int S = S_, B = V * sizeof(T);  // bytes of a word
+  const T* tensor;
+  Raw<T, V>* slots;
+};
+
+// Starts to load a piece of tensors, the words from `begin` up to `end`, into places from `place` on.
+template <int A, class... Tensor>
+__device__ __forceinline__ void load_piece(const ClusterTiling& tiling, int tile, uint32_t begin, uint32_t end,
+                                           int place, uint64_t* full, Tensor... held) {
   const uint32_t lane = threadIdx.x % 32;
   if constexpr (A == 1) {
-    if (lane == 0) {
-      gpu::mbarrier_arrive_expect_tx(full, begin < end ? (end - begin) * static_cast<unsigned>(16 * N) : 0);
-    }
+    constexpr unsigned kBytes = (Tensor::B + ...);
+    if (lane == 0) gpu::mbarrier_arrive_expect_tx(full, begin < end ? (end - begin) * kBytes : 0);
     if (begin >= end) return;
     const uint32_t first = static_cast<uint32_t>(tiling.by_run(static_cast<int>(begin)));
     for (uint32_t run = first + lane; run * tiling.run < end; run += 32) {
       const uint32_t from = run == first ? begin : run * tiling.run;
       const uint32_t until = min((run + 1) * tiling.run, end);
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        const Addresses<A, const T> at(tiling, tensors[i], tiling.origin<A>(tile), from);
-        gpu::bulk_copy(to + i * stride + (from - begin), at(0), (until - from) * 16, full);
-      }
+      const auto copy = [&](auto& of) {
+        using Of = std::decay_t<decltype(of)>;
+        const Addresses<A, const typename Of::T, Of::B, Of::S> at(tiling, of.tensor, tiling.origin<A>(tile), from);
+        gpu::bulk_copy(of.slots + place + (from - begin), at(0), (until - from) * Of::B, full);
+      };
+      (copy(held), ...);
     }
   } else {
     const int64_t local = lane % tiling.run * A;
     if (int64_t{tile} * tiling.group + local < tiling.channels) {
-      const T* from[N];
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        from[i] = Addresses<A, const T>(tiling, tensors[i], tiling.origin<A>(tile), begin + lane)(0);
-      }
-      to += lane;
-      const auto copy = [&] {
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          gpu::async_copy_16(to + i * stride, from[i]);
-          from[i] = at_byte(from[i], tiling.step);
-        }
-        to += 32;
+      const auto begin_at = [&](auto& of) {
+        using Of = std::decay_t<decltype(of)>;
+        const int64_t origin = tiling.origin<A>(tile);
+        of.tensor = Addresses<A, const typename Of::T, Of::B, Of::S>(tiling, of.tensor, origin, begin + lane)(0);
+        of.slots += place + lane;
       };
+      const auto copy_word = [&](auto& of) {
+        using Of = std::decay_t<decltype(of)>;
+        gpu::async_copy<Of::B>(of.slots, of.tensor);
+        of.tensor = at_byte(of.tensor, tiling.step * Of::S);
+        of.slots += 32;
+      };
+      const auto copy = [&] { (copy_word(held), ...); };
+      (begin_at(held), ...);
       int left = begin + lane < end ? static_cast<int>(end - begin - lane + 31) / 32 : 0;
 #pragma unroll 1
       for (; left >= 4; left -= 4) {
@@ -220,10 +233,10 @@ __device__ __forceinline__ void load_piece(const ClusterTiling& tiling, const T*
 //   1. it waits until the slot is empty,
 //   2. and starts to load the piece.
 // In the end it waits until all slots are empty: no copy outlives its block.
-template <class T, int A, int U, int N>
-__device__ __forceinline__ void produce(const ClusterTiling& tiling, const T* const (&tensors)[N], int rank, int tile,
-                                        int clusters, uint4* slots, Ring& ring) {
-  const int stride = tiling.consumers * U;  // words of a piece of one tensor
+template <int A, int U, class... Tensor>
+__device__ __forceinline__ void produce(const ClusterTiling& tiling, int rank, int tile, int clusters, Ring& ring,
+                                        const Tensor&... held) {
+  const int stride = tiling.consumers * U;  // words of a piece
   const uint32_t begin = tiling.begin(rank), end = tiling.begin(rank + 1);
   Cursor next;
   const auto wait = [&] { gpu::mbarrier_wait(&ring.empty[next.slot], next.phase ^ 1); };
@@ -232,8 +245,7 @@ __device__ __forceinline__ void produce(const ClusterTiling& tiling, const T* co
 #pragma unroll 1
     for (int piece = 0; piece < tiling.pieces; ++piece, word += stride) {
       wait();
-      load_piece<T, A, N>(tiling, tensors, tile, word, min(word + stride, end), slots + next.slot * stride * N, stride,
-                          &ring.full[next.slot]);
+      load_piece<A>(tiling, tile, word, min(word + stride, end), next.slot * stride, &ring.full[next.slot], held...);
       next.advance(tiling.slots);
     }
   }
@@ -243,58 +255,57 @@ __device__ __forceinline__ void produce(const ClusterTiling& tiling, const T* co
   }
 }
 
-// Where the first of a thread's words of a piece of N tensors is.
-template <int U, int N>
+// Where the first of a thread's words of a piece is in the slots of a tensor.
+template <int U>
 __device__ __forceinline__ int place_of(const ClusterTiling& tiling, const Cursor& at) {
   const int thread = threadIdx.x;
-  return at.slot * (tiling.consumers * U * N) + thread / 32 * (32 * U) + thread % 32;
+  return at.slot * (tiling.consumers * U) + thread / 32 * (32 * U) + thread % 32;
 }
 
 // A consumer goes over the pieces of a tile: enter(cursor), then body(place, word, Whole<n>) for its words, n at a
 // time, the first of which lies at `place` of the slots and has the number `word` in the tile, then leave(cursor). has:
 // the tile has the thread's channels.  This is a piece that is whole,
-template <int U, int N, class Enter, class Body, class Leave>
+template <int U, class Enter, class Body, class Leave>
 __device__ __forceinline__ void whole_piece(const ClusterTiling& tiling, bool has, Cursor& cursor, uint32_t word,
                                             Enter enter, Body body, Leave leave) {
   enter(cursor);
-  if (has) body(place_of<U, N>(tiling, cursor), word, std::integral_constant<int, U>{});
+  if (has) body(place_of<U>(tiling, cursor), word, std::integral_constant<int, U>{});
   leave(cursor);
   cursor.advance(tiling.slots);
 }
 // these are those from `word` on, which moves on with them, up to `end`,
-template <int U, int N, class Enter, class Body, class Leave>
+template <int U, class Enter, class Body, class Leave>
 __device__ __forceinline__ void for_each_whole_piece(const ClusterTiling& tiling, uint32_t end, bool has,
                                                      Cursor& cursor, uint32_t& word, Enter enter, Body body,
                                                      Leave leave) {
   const int stride = tiling.consumers * U;
 #pragma unroll 1
-  for (; word < end; word += stride) whole_piece<U, N>(tiling, has, cursor, word, enter, body, leave);
+  for (; word < end; word += stride) whole_piece<U>(tiling, has, cursor, word, enter, body, leave);
 }
 // this is the one behind them, if there is one,
-template <int U, int N, class Enter, class Body, class Leave>
+template <int U, class Enter, class Body, class Leave>
 __device__ __forceinline__ void last_piece(const ClusterTiling& tiling, const Words& words, bool has, Cursor& cursor,
                                            uint32_t word, Enter enter, Body body, Leave leave) {
   if (words.whole == tiling.pieces) return;
   enter(cursor);
 #pragma unroll 1
   for (int u = 0; has && u < words.rest; ++u) {
-    body(place_of<U, N>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u),
-         std::integral_constant<int, 1>{});
+    body(place_of<U>(tiling, cursor) + 32 * u, word + 32u * static_cast<uint32_t>(u), std::integral_constant<int, 1>{});
   }
   leave(cursor);
   cursor.advance(tiling.slots);
 }
 // and these are all.  They are counted: it saves an instruction.
-template <int U, int N, class Enter, class Body, class Leave>
+template <int U, class Enter, class Body, class Leave>
 __device__ __forceinline__ void for_each_piece(const ClusterTiling& tiling, const Words& words, bool has,
                                                Cursor& cursor, Enter enter, Body body, Leave leave) {
   const int stride = tiling.consumers * U;
   uint32_t word = words.first;
 #pragma unroll 1
   for (int piece = 0; piece < words.whole; ++piece, word += stride) {
-    whole_piece<U, N>(tiling, has, cursor, word, enter, body, leave);
+    whole_piece<U>(tiling, has, cursor, word, enter, body, leave);
   }
-  last_piece<U, N>(tiling, words, has, cursor, word, enter, body, leave);
+  last_piece<U>(tiling, words, has, cursor, word, enter, body, leave);
 }
 
 // Tells the producer that the calling warp has left a piece.

@@ -253,9 +253,16 @@ __device__ __forceinline__ void fence_proxy_async() { GPU_CLUSTER_ASM("fence.pro
 
 // Likewise 16 bytes for each thread; arrive_after_copies makes the thread arrive at the barrier when all that it has
 // asked for are there.
-__device__ __forceinline__ void async_copy_16(void* to, const void* from) {
-  GPU_CLUSTER_ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
-                  "l"(__cvta_generic_to_global(from)) : "memory");
+template <int bytes>
+__device__ __forceinline__ void async_copy(void* to, const void* from) {
+  static_assert(bytes == 16 || bytes == 8, "");
+  if constexpr (bytes == 16) {
+    GPU_CLUSTER_ASM("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)),
+                    "l"(__cvta_generic_to_global(from)) : "memory");
+  } else {
+    GPU_CLUSTER_ASM("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(to)),
+                    "l"(__cvta_generic_to_global(from)) : "memory");
+  }
 }
 __device__ __forceinline__ void arrive_after_copies(uint64_t* barrier) {
   GPU_CLUSTER_ASM("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");

@@ -26,12 +26,19 @@ struct Access {
   bool columns;
   int vector;  // elements per access
   int element_bytes;
+  bool wide_output;
 };
+
+// Of the output, the residual and their gradients.
+int output_bytes(const Access& access) { return access.wide_output ? 4 : access.element_bytes; }
+
+// Elements per access of a pass that only reads the input.
+int input_vector(const Access& access) { return access.vector > 1 ? 16 / access.element_bytes : 1; }
 
 Access choose_access(const GroupNormActShape& shape, std::initializer_list<const void*> data) {
   const int64_t group_channels = shape.channels / shape.groups;
   const bool columns = shape.channels_last && shape.inner > 1 && shape.channels > 1;
-  Access access{columns, 1, element_bytes(shape.dtype)};
+  Access access{columns, 1, element_bytes(shape.dtype), shape.wide_output};
   const int64_t vector = 16 / access.element_bytes;
   if (shape.dtype == DType::float64) return access;  // 8-byte accesses of neighbouring threads are wide enough
   for (const void* p : data) {
@@ -40,7 +47,7 @@ Access choose_access(const GroupNormActShape& shape, std::initializer_list<const
   const bool whole = columns ? shape.channels % vector == 0 : shape.inner % vector == 0;
   // A tile has to hold whole groups, unless accesses do not cross from one group to the next.
   const bool fits = !columns || group_channels % vector == 0 || std::lcm(group_channels, vector) <= kThreads * vector;
-  if (whole && fits) access.vector = static_cast<int>(vector);
+  if (whole && fits) access.vector = static_cast<int>(16 / output_bytes(access));
   return access;
 }
 
@@ -128,16 +135,17 @@ Columns make_columns(Pass pass, const GroupNormActShape& shape, const Access& ac
 // Calls run with the layout of a pass.
 template <class Run>
 int with_layout(Pass pass, const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts, Run run) {
+  Access of_pass = access;
+  if (pass == Pass::moments) of_pass.vector = input_vector(access);
   if (access.columns) {
-    Access narrow = access;
-    if (pass == Pass::gradients) narrow.vector = std::min(access.vector, 4);  // kPart
-    return run(make_columns(pass, shape, narrow, facts));
+    if (pass == Pass::gradients) of_pass.vector = std::min(access.vector, 4);  // kPart
+    return run(make_columns(pass, shape, of_pass, facts));
   }
-  const int64_t inner = shape.inner / access.vector;
+  const int64_t inner = shape.inner / of_pass.vector;
   if (pass == Pass::moments) {
-    return run(make_rows(pass, shape.samples * shape.groups, shape.channels / shape.groups * inner, access, facts));
+    return run(make_rows(pass, shape.samples * shape.groups, shape.channels / shape.groups * inner, of_pass, facts));
   }
-  return run(make_rows(pass, shape.samples * shape.channels, inner, access, facts));
+  return run(make_rows(pass, shape.samples * shape.channels, inner, of_pass, facts));
 }
 
 int part_count(const Rows& layout) { return layout.slices; }
@@ -169,7 +177,7 @@ OnChip on_chip_rows(const GroupNormActShape& shape, const Access& access) {
 
 // The narrowest tiles that do not waste memory transactions (64 bytes): as many blocks as possible.
 Columns on_chip_columns(const GroupNormActShape& shape, const Access& access) {
-  return make_tiles(shape, access, access.vector > 1 ? 4 : 16);
+  return make_tiles(shape, access, access.vector > 1 ? 64 / (access.vector * access.element_bytes) : 16);
 }
 
 // What a launch that holds its data on chip needs.
@@ -197,25 +205,30 @@ Needs on_chip_needs(const GroupNormActShape& shape, const Access& access, const 
           facts.shared_bytes_per_block - kOnChipThreads / 32 * pair};
 }
 
+// Of an element in all tensors that a cluster holds.
+int held_bytes(const Access& access, int held) { return access.element_bytes + (held == 2 ? output_bytes(access) : 0); }
+
 // Tiles of channels_last: whole groups side by side, in rows that waste no memory transaction.  The kernels leave to
 // the others what does not divide into rows of the same powers of two.
 bool make_cluster_columns(const GroupNormActShape& shape, const Access& access, int held, ClusterTiles* tiles) {
   const int64_t group_channels = shape.channels / shape.groups, across = shape.channels / access.vector;
+  const int64_t word = access.vector * access.element_bytes;  // bytes of it
   int64_t run = 1;
-  while (run < across && (run < kRowWords || run * access.vector < group_channels)) run *= 2;
+  while (run < across && (run * word < kRowWords * kWordBytes || run * access.vector < group_channels)) run *= 2;
   const int64_t width = run * access.vector, row = shape.channels * access.element_bytes;  // channels, bytes
   if (width > kMaxClusterGroup || width % group_channels != 0 || shape.channels % width != 0) return false;
   const int64_t of_sample = shape.channels / width, number = shape.samples * of_sample;
   ClusterTiling t{};
   t.channels = shape.samples * shape.channels;
-  t.tile_step = run * kWordBytes;
+  t.tile_step = run * word;
   t.sample_step = (shape.inner - 1) * row;
   t.group = static_cast<int>(width);
   t.step = 32 / run * row;
   t.run = t.unit = static_cast<uint32_t>(run);
-  t.wrap = static_cast<uint32_t>(row - run * kWordBytes);
-  *tiles = {t, shape.inner, t.channels * shape.inner * access.element_bytes, held, access.vector};
-  if (!can_count(*tiles, number) || row > UINT32_MAX) return false;
+  t.wrap = static_cast<uint32_t>(row - run * word);
+  *tiles = {
+      t, shape.inner, held, access.vector, access.element_bytes, held_bytes(access, held), t.channels * shape.inner};
+  if (!can_count(*tiles, number) || row * (output_bytes(access) / access.element_bytes) > UINT32_MAX) return false;
   tiles->tiling.by_run = Divider(t.run);
   tiles->tiling.by_sample = Divider(static_cast<uint32_t>(of_sample));
   tiles->tiling.tiles = static_cast<int>(number);
@@ -235,9 +248,16 @@ bool make_cluster_tiles(const GroupNormActShape& shape, const Access& access, in
   t.channels = shape.samples * shape.groups;
   t.inner = group_channels * shape.inner;
   t.tile_step = t.inner * access.element_bytes;
-  t.group = held == 1 ? 1 : static_cast<int>(group_channels);  // forward reduces them together
-  t.unit = static_cast<uint32_t>(group_channels > 1 ? chunk : 1);
-  *tiles = {t, group_channels * run / t.unit, t.channels * t.tile_step, held, access.vector};
+  t.group = held == 1 ? 1 : static_cast<int>(group_channels);                 // forward reduces them together
+  const int64_t least = kWordBytes / (access.vector * access.element_bytes);  // of words that a bulk copy moves
+  t.unit = static_cast<uint32_t>(group_channels > 1 ? chunk : least);
+  *tiles = {t,
+            group_channels * run / t.unit,
+            held,
+            access.vector,
+            access.element_bytes,
+            held_bytes(access, held),
+            t.channels * t.inner};
   if (!can_count(*tiles, t.channels)) return false;
   tiles->tiling.run = static_cast<uint32_t>(run);
   tiles->tiling.by_run = Divider(tiles->tiling.run);
@@ -302,9 +322,10 @@ Access backward_access(const GroupNormActShape& shape, const GroupNormActBackwar
 
 // Launches.
 
-template <class T_, int V_>
+template <class T_, class Y_, int V_>
 struct Instance {
   using T = T_;
+  using Y = Y_;
   static constexpr int V = V_;
 };
 
@@ -315,12 +336,14 @@ struct Variant {
   static constexpr bool Plain = Plain_;
 };
 
-// Calls launch with the Variant: Plain ones, without a residual, for accesses of 16 bytes only; else the one that takes
-// any call.
-template <int V, class Launch>
+// Calls launch with the Variant: Plain ones, without a residual, for accesses of 16 bytes only, and with a wide output
+// for SiLU alone; else the one that takes any call.
+template <class T, class Y, int V, class Launch>
 int with_variant(int activation, bool plain, Launch launch) {
   if constexpr (V > 1) {
     if (plain && activation == kSilu) return launch(Variant<kSilu, true>{});
+  }
+  if constexpr (V > 1 && std::is_same<T, Y>::value) {
     if (plain && activation == kRelu) return launch(Variant<kRelu, true>{});
     if (plain) return launch(Variant<kLeakyRelu, true>{});
   }
@@ -336,10 +359,15 @@ template <class Launch>
 int dispatch(DType dtype, const Access& access, Launch launch) {
   return dispatch_element(dtype, [&](auto element) {
     using T = typename decltype(element)::T;
-    if constexpr (!std::is_same<T, double>::value) {
-      if (access.vector > 1) return launch(Instance<T, kVector<T>>{});
+    if constexpr (sizeof(T) == 2) {
+      if (access.wide_output) {
+        return access.vector > 1 ? launch(Instance<T, float, kWord<T, float>>{}) : launch(Instance<T, float, 1>{});
+      }
     }
-    return launch(Instance<T, 1>{});
+    if constexpr (!std::is_same<T, double>::value) {
+      if (access.vector > 1) return launch(Instance<T, T, kVector<T>>{});
+    }
+    return launch(Instance<T, T, 1>{});
   });
 }
 
@@ -379,44 +407,35 @@ Parameters<T> parameters_of(const Call& call) {
           per_channel<T>(call.shift)};
 }
 
-template <class T>
-ForwardArguments<T> forward_arguments(const GroupNormActShape& shape, const GroupNormActForward& call) {
+template <class T, class Y>
+ForwardArguments<T, Y> forward_arguments(const GroupNormActShape& shape, const GroupNormActForward& call) {
   using Acc = Accumulator<T>;
-  return {sizes_of(shape),
-          static_cast<const T*>(call.input),
-          static_cast<const T*>(call.residual),
-          static_cast<T*>(call.output),
+  return {{sizes_of(shape), static_cast<const T*>(call.input), static_cast<Acc*>(call.mean),
+           static_cast<Acc*>(call.invstd), static_cast<Acc>(call.eps)},
+          static_cast<const Y*>(call.residual),
+          static_cast<Y*>(call.output),
           parameters_of<T>(call),
-          static_cast<Acc*>(call.mean),
-          static_cast<Acc*>(call.invstd),
-          static_cast<Acc>(call.eps),
           activation_of<Acc>(call.activation, call.negative_slope)};
 }
 
-template <class T>
-BackwardArguments<T> backward_arguments(const GroupNormActShape& shape, const GroupNormActBackward& call) {
+template <class T, class Y>
+BackwardArguments<T, Y> backward_arguments(const GroupNormActShape& shape, const GroupNormActBackward& call) {
   using Acc = Accumulator<T>;
   const double count = static_cast<double>(shape.channels / shape.groups) * static_cast<double>(shape.inner);
-  return {sizes_of(shape),
-          static_cast<const T*>(call.grad_output),
+  return {{sizes_of(shape), parameters_of<T>(call), static_cast<const Acc*>(call.mean),
+           static_cast<const Acc*>(call.invstd), static_cast<Acc*>(call.grad_weight), static_cast<Acc*>(call.grad_bias),
+           static_cast<Acc*>(call.grad_scale), static_cast<Acc*>(call.grad_shift), static_cast<Acc>(1 / count)},
+          static_cast<const Y*>(call.grad_output),
           static_cast<const T*>(call.input),
-          call.activation == kIdentity ? nullptr : static_cast<const T*>(call.residual),
+          call.activation == kIdentity ? nullptr : static_cast<const Y*>(call.residual),
           static_cast<T*>(call.grad_input),
-          static_cast<T*>(call.grad_residual),
-          parameters_of<T>(call),
-          static_cast<const Acc*>(call.mean),
-          static_cast<const Acc*>(call.invstd),
-          static_cast<Acc*>(call.grad_weight),
-          static_cast<Acc*>(call.grad_bias),
-          static_cast<Acc*>(call.grad_scale),
-          static_cast<Acc*>(call.grad_shift),
-          static_cast<Acc>(1 / count),
+          static_cast<Y*>(call.grad_residual),
           activation_of<Acc>(call.activation, call.negative_slope)};
 }
 
-template <class T, int V>
+template <int V, class T, class Y>
 int launch_on_chip(const GroupNormActShape& shape, const Access& access, const DeviceFacts& facts,
-                   const ForwardArguments<T>& args, gpu::stream_t stream) {
+                   const ForwardArguments<T, Y>& args, gpu::stream_t stream) {
   const Needs needs = on_chip_needs(shape, access, facts);
   if (needs.blocks > INT32_MAX) return kInvalidConfiguration;
   const auto launch = [&](auto kernel, int threads, const auto& plan) {
@@ -428,9 +447,9 @@ int launch_on_chip(const GroupNormActShape& shape, const Access& access, const D
     return gpu::launch(kernel, dim3(static_cast<unsigned>(needs.blocks)), dim3(static_cast<unsigned>(threads)),
                        static_cast<size_t>(needs.shared), stream, plan, args);
   };
-  if (access.columns) return launch(forward_columns_on_chip<T, V>, kThreads, on_chip_columns(shape, access));
+  if (access.columns) return launch(forward_columns_on_chip<T, Y, V>, kThreads, on_chip_columns(shape, access));
   const OnChip plan = on_chip_rows(shape, access);
-  return launch(forward_rows_on_chip<T, V>, plan.threads, plan);
+  return launch(forward_rows_on_chip<T, Y, V>, plan.threads, plan);
 }
 
 // Bytes of (S1, S2), and of (p, q), at the head of the workspace of backward.
@@ -502,31 +521,34 @@ int group_norm_act_forward(const GroupNormActShape& shape, const GroupNormActFor
   return dispatch(shape.dtype, access, [&](auto instance) {
     using T = typename decltype(instance)::T;
     constexpr int V = decltype(instance)::V;
+    using Y = typename decltype(instance)::Y;
     using Acc = Accumulator<T>;
-    const auto args = forward_arguments<T>(shape, call);
+    const auto args = forward_arguments<T, Y>(shape, call);
+    const Statistics<T>& statistics = args;
     ClusterPlan plan;
     const GroupNormMethod chosen = choose_method(shape, access, facts, method, &plan);
-    if (chosen == GroupNormMethod::on_chip) return launch_on_chip<T, V>(shape, access, facts, args, stream);
+    if (chosen == GroupNormMethod::on_chip) return launch_on_chip<V>(shape, access, facts, args, stream);
     if constexpr (V > 1) {
       if (chosen == GroupNormMethod::cluster) {
-        return access.columns ? launch_clusters(forward_cluster<T, V>, plan, stream, args)
-                              : launch_clusters(forward_cluster<T, 1>, plan, stream, args);
+        return access.columns ? launch_clusters(forward_cluster<T, Y, V>, plan, stream, args)
+                              : launch_clusters(forward_cluster<T, Y, 1>, plan, stream, args);
       }
     }
     Parts<Acc> parts{static_cast<Partial<Acc>*>(workspace), 0};
     int error = with_layout(Pass::moments, shape, access, facts, [&](const auto& layout) {
+      constexpr int W = V > 1 ? kVector<T> : 1;  // input_vector
       parts.count = part_count(layout);
-      return launch_blocks(reduce_moments<T, V, std::decay_t<decltype(layout)>>, layout.blocks(),
-                           table_bytes<Acc, V>(layout, 1), stream, layout, args.sizes, args.input, parts);
+      return launch_blocks(reduce_moments<T, W, std::decay_t<decltype(layout)>>, layout.blocks(),
+                           table_bytes<Acc, W>(layout, 1), stream, layout, args.sizes, args.input, parts);
     });
     if (error) return error;
     const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / 32);
-    error = launch_blocks(finish_moments<T>, finishing, 0, stream, args, parts);
+    error = launch_blocks(finish_moments<T>, finishing, 0, stream, statistics, parts);
     if (error) return error;
     return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
-      return with_variant<V>(args.activation.kind, !args.residual, [&](auto variant) {
+      return with_variant<T, Y, V>(args.activation.kind, !args.residual, [&](auto variant) {
         using Of = decltype(variant);
-        return launch_blocks(normalize<T, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>, layout.blocks(),
+        return launch_blocks(normalize<T, Y, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>, layout.blocks(),
                              table_bytes<Acc, V>(layout, 3), stream, layout, args);
       });
     });
@@ -546,36 +568,38 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
     using T = typename decltype(instance)::T;
     constexpr int V = decltype(instance)::V;
     using Acc = Accumulator<T>;
+    using Y = typename decltype(instance)::Y;
     using Pair = typename PairOf<Acc>::type;
-    auto args = backward_arguments<T>(shape, call);
+    auto args = backward_arguments<T, Y>(shape, call);
+    const SmallGradients<T>& small = args;
     auto* const memory = static_cast<unsigned char*>(workspace);
     Between<Acc> between{reinterpret_cast<Pair*>(memory), reinterpret_cast<Pair*>(memory + bytes.sums), bytes.slices};
     const dim3 blocks_of_channels(static_cast<unsigned>(divide_up(shape.channels, 32)));
     if constexpr (V > 1) {
       if (cluster) {
         if (sums_over_samples(shape, plan)) between.sums = nullptr;
-        const int error = access.columns ? launch_clusters(backward_cluster<T, V>, plan, stream, args, between)
-                                         : launch_clusters(backward_cluster<T, 1>, plan, stream, args, between);
+        const int error = access.columns ? launch_clusters(backward_cluster<T, Y, V>, plan, stream, args, between)
+                                         : launch_clusters(backward_cluster<T, Y, 1>, plan, stream, args, between);
         if (error || !parameters || !between.sums) return error;
-        return gpu::launch_early(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
+        return gpu::launch_early(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, small, between);
       }
     }
     int error = with_layout(Pass::gradients, shape, access, facts, [&](const auto& layout) {
-      return with_variant<V>(args.activation.kind, !args.residual && !args.grad_residual, [&](auto variant) {
+      return with_variant<T, Y, V>(args.activation.kind, !args.residual && !args.grad_residual, [&](auto variant) {
         using Of = decltype(variant);
         using Layout = std::decay_t<decltype(layout)>;
         constexpr int W = kPart<V, Layout>;
-        return launch_blocks(reduce_gradients<T, W, Layout, Of::Kind, Of::Plain>, layout.blocks(),
+        return launch_blocks(reduce_gradients<T, Y, W, Layout, Of::Kind, Of::Plain>, layout.blocks(),
                              table_bytes<Acc, W>(layout, 3), stream, layout, args, between);
       });
     });
     if (error || !(parameters || call.grad_input || call.grad_scale || call.grad_shift)) return error;
     const Finish finish = finish_plan(shape, bytes.slices);
     const int64_t finishing = divide_up(args.sizes.groups_in_all, kThreads / finish.team);
-    error = launch_blocks(finish_gradients<T>, finishing, 0, stream, finish, args, between);
+    error = launch_blocks(finish_gradients<T>, finishing, 0, stream, finish, small, between);
     if (error) return error;
     if (parameters) {
-      error = gpu::launch(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, args, between);
+      error = gpu::launch(parameter_gradients<T>, blocks_of_channels, dim3(kThreads), 0, stream, small, between);
     }
     if (error || !call.grad_input) return error;
     if (call.grad_residual) {
@@ -585,9 +609,9 @@ int group_norm_act_backward(const GroupNormActShape& shape, const GroupNormActBa
       args.activation = activation_of<Acc>(kIdentity, 1);
     }
     return with_layout(Pass::elements, shape, access, facts, [&](const auto& layout) {
-      return with_variant<V>(args.activation.kind, !args.residual, [&](auto variant) {
+      return with_variant<T, Y, V>(args.activation.kind, !args.residual, [&](auto variant) {
         using Of = decltype(variant);
-        return launch_blocks(apply_gradients<T, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>,
+        return launch_blocks(apply_gradients<T, Y, V, std::decay_t<decltype(layout)>, Of::Kind, Of::Plain>,
                              layout.blocks(), table_bytes<Acc, V>(layout, 5), stream, layout, args, between);
       });
     });

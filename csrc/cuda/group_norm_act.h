@@ -23,6 +23,8 @@ struct GroupNormActShape {
   DType dtype;
   int64_t samples, channels, inner, groups;
   bool channels_last;
+  // Beside 16-bit input: the output, the residual and their gradients are float, as autocast has them.
+  bool wide_output = false;
 };
 
 // One value per channel, or per channel of each sample: of the data's dtype if `own_dtype`, else as mean and invstd.
@@ -33,8 +35,8 @@ struct GroupNormActValues {
 
 // y = activation((x - mean) * invstd * weight * (1 + scale) + bias * (1 + scale) + shift + residual).  weight and bias
 // have one value per channel, scale and shift one per sample and channel, mean and invstd one per sample and group.
-// Pointers to data are of the shape's dtype, those to other results are double beside float64 and float beside every
-// other dtype.  What is marked optional may be null.
+// Pointers to data are of the shape's dtype, unless wide_output says otherwise; those to other results are double
+// beside float64 and float beside every other dtype.  What is marked optional may be null.
 struct GroupNormActForward {
   const void* input;
   const void* residual;                           // optional

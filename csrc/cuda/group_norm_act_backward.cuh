@@ -20,8 +20,8 @@ struct Between {
 
 // Of a row whose S1 and S2 are known: writes grad_scale and grad_shift, returns its parts of (grad_bias, grad_weight).
 template <class T, class Acc>
-__device__ __forceinline__ typename PairOf<Acc>::type store_row(const BackwardArguments<T>& args, int channel,
-                                                                int64_t row, Acc invstd, Acc plain, Acc weighted) {
+__device__ __forceinline__ typename PairOf<Acc>::type store_row(const SmallGradients<T>& args, int channel, int64_t row,
+                                                                Acc invstd, Acc plain, Acc weighted) {
   const Acc gain = args.parameters.gain_of(row);
   if (args.grad_scale) {
     const Acc weight = args.parameters.weight_of(channel), bias = args.parameters.bias_of(channel);
@@ -35,7 +35,7 @@ __device__ __forceinline__ typename PairOf<Acc>::type store_row(const BackwardAr
 }
 
 template <class T>
-__device__ __forceinline__ void store_parameters(const BackwardArguments<T>& args, int64_t channel, double grad_bias,
+__device__ __forceinline__ void store_parameters(const SmallGradients<T>& args, int64_t channel, double grad_bias,
                                                  double grad_weight) {
   using Acc = Accumulator<T>;
   if (args.grad_bias) args.grad_bias[channel] = static_cast<Acc>(grad_bias);
@@ -44,7 +44,7 @@ __device__ __forceinline__ void store_parameters(const BackwardArguments<T>& arg
 
 // (p, q) of a group, from its sum(u * S1) and sum(u * S2).
 template <class T, class Acc>
-__device__ __forceinline__ typename PairOf<Acc>::type terms_of(const BackwardArguments<T>& args, Acc invstd, Acc plain,
+__device__ __forceinline__ typename PairOf<Acc>::type terms_of(const SmallGradients<T>& args, Acc invstd, Acc plain,
                                                                Acc weighted) {
   typename PairOf<Acc>::type terms;
   terms.x = -invstd * (plain * args.inverse_count);
@@ -53,18 +53,21 @@ __device__ __forceinline__ typename PairOf<Acc>::type terms_of(const BackwardArg
 }
 
 // For each chunk of a thread's accesses, calls visit(j, x - mean, g') for each part of them, whose first element is j,
-// then finish(place, n, grads) with what visit has left of g'.  Plain: there is no residual.
-template <class T, int V, class Layout, int Kind, bool Plain, int N, int P, class Visit, class Finish>
-__device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args, Channels<T, V, Layout, N, P>& of,
+// then finish(place, n, left) with what visit has left of g', as elements of Left.  Plain: there is no residual.
+template <class T, class Y, class Left, int V, class Layout, int Kind, bool Plain, int N, int P, class Visit,
+          class Finish>
+__device__ __forceinline__ void for_each_access(const BackwardArguments<T, Y>& args, Channels<T, V, Layout, N, P>& of,
                                                 const Walk& walk, const Visit& visit, const Finish& finish) {
   using Acc = Accumulator<T>;
-  constexpr int U = kGradientChunk<V>;
+  constexpr int U = kGradientChunk<V>, S = kRatio<T, Y>;
   const bool has_residual = !Plain && args.residual;
   in_chunks<T, V, U>(walk, [&](Place place, auto n) {
-    Raw<T, V> grads[U], input[U], residual[U];
-    load_chunk<T, V>(args.grad_output, place, n, grads);
+    Raw<T, V> input[U];
+    Raw<Y, V> grads[U], residual[U];
+    Raw<Left, V> left[U] = {};
+    load_chunk<Y, V, S>(args.grad_output, place, n, grads);
     load_chunk<T, V>(args.input, place, n, input);
-    if (has_residual) load_chunk<T, V>(args.residual, place, n, residual);
+    if (has_residual) load_chunk<Y, V, S>(args.residual, place, n, residual);
 #pragma unroll
     for (int part = 0; part < V / P; ++part) {
       of.read(part);
@@ -72,22 +75,22 @@ __device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args
       for (int u = 0; u < U; ++u) {
         if (u < n) {
           Acc grad[P], centred[P], v[P], r[P];
-          unpack_part<T, V, P>(grads[u], part, grad);
+          unpack_part<Y, V, P>(grads[u], part, grad);
           unpack_part<T, V, P>(input[u], part, centred);
-          if (has_residual) unpack_part<T, V, P>(residual[u], part, r);
+          if (has_residual) unpack_part<Y, V, P>(residual[u], part, r);
 #pragma unroll
           for (int j = 0; j < P; ++j) {
             centred[j] = of.centred(centred[j], j);
             v[j] = of.preactivation(centred[j], j);
             if (has_residual) v[j] += r[j];
           }
-          args.activation.template differentiate<T, Kind>(v, grad);
+          args.activation.template differentiate<Y, Kind>(v, grad);
           visit(part * P, centred, grad);
-          pack_part<T, V, P>(grad, part, grads[u]);
+          pack_part<Left, V, P>(grad, part, left[u]);
         }
       }
     }
-    finish(place, n, grads);
+    finish(place, n, left);
   });
 }
 
@@ -95,9 +98,9 @@ __device__ __forceinline__ void for_each_access(const BackwardArguments<T>& args
 //   1. The values of the block's channels are made.
 //   2. Each thread computes g' of its accesses and the two sums.
 //   3. Sums are combined by teams (Rows) or by columns of the tile (Columns).
-template <class T, int V, class Layout, int Kind, bool Plain>
+template <class T, class Y, int V, class Layout, int Kind, bool Plain>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
-    reduce_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T> args,
+    reduce_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T, Y> args,
                      const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
@@ -110,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
   Acc plain[S], weighted[S];
 #pragma unroll
   for (int j = 0; j < S; ++j) plain[j] = weighted[j] = 0;
-  for_each_access<T, V, Layout, Kind, Plain>(
+  for_each_access<T, Y, Y, V, Layout, Kind, Plain>(
       args, of, walk,
       [&](int first, const Acc(&centred)[P], const Acc(&grad)[P]) {
 #pragma unroll
@@ -121,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
         }
       },
       [&](Place place, auto n, const auto& grads) {
-        if (!Plain && args.grad_residual) store_chunk<T, V>(args.grad_residual, place, n, grads);
+        if (!Plain && args.grad_residual) store_chunk<Y, V, kRatio<T, Y>>(args.grad_residual, place, n, grads);
       });
   if constexpr (!Layout::columns) {
     // In double from here on: terms have either sign, and what is left of them is small beside the sums on the way.
@@ -161,7 +164,7 @@ struct Finish {
 //   2. The team adds up u * S1 and u * S2 over the group's rows and writes the group's terms.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    finish_gradients(const Finish plan, const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
+    finish_gradients(const Finish plan, const SmallGradients<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
   const int lane = threadIdx.x % plan.team, reader = lane % plan.readers, rows = plan.team / plan.readers;
@@ -204,9 +207,9 @@ __global__ void __launch_bounds__(kThreads)
 // Procedure overview: grad_input, once the groups' terms are known.
 //   1. The values of the block's channels are made.
 //   2. Each thread recomputes g' and writes grad_input.
-template <class T, int V, class Layout, int Kind, bool Plain>
+template <class T, class Y, int V, class Layout, int Kind, bool Plain>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Kind != kSilu>)
-    apply_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T> args,
+    apply_gradients(const __grid_constant__ Layout layout, const __grid_constant__ BackwardArguments<T, Y> args,
                     const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   constexpr int P = kLanes<V, Layout> == 8 ? 2 : kPart<V, Layout>;
@@ -218,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Kind != kSilu
     values[kP] = terms.x;
     values[kQ] = terms.y;
   });
-  for_each_access<T, V, Layout, Kind, Plain>(
+  for_each_access<T, Y, T, V, Layout, Kind, Plain>(
       args, of, walk,
       [&](int, const Acc(&centred)[P], Acc(&grad)[P]) {
 #pragma unroll
@@ -234,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain && Kind != kSilu
 //   2. The first warp adds up what the warps found.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    parameter_gradients(const BackwardArguments<T> args, const Between<Accumulator<T>> between) {
+    parameter_gradients(const SmallGradients<T> args, const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   constexpr int kWarps = kThreads / 32;
   SHARED(double2, found, [kThreads]);

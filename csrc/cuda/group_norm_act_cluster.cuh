@@ -19,19 +19,24 @@ namespace genimg_fast::cuda::group_norm {
 constexpr int kClusterPart = 4;
 
 // Where a thread's words are, from `word` on and 32 words apart, in a tensor whose tile is at `origin`: by u.
-template <int A, class T>
+// Words of B bytes, elements of S bytes for each of the input's.
+template <int A, int B = 16, int S = 1, class T>
 __device__ __forceinline__ auto words_at(const ClusterTiling& tiling, T* tensor, int64_t origin, uint32_t word) {
-  int64_t first = origin + int64_t{word} * 16, step = 512;
+  int64_t first = origin * S + int64_t{word} * B, step = 32 * B;
   if constexpr (A > 1) {
-    first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap, first);
-    step = tiling.step;
+    first = gpu::multiply_add_wide(tiling.run_of<A>(word), tiling.wrap * S, first);
+    step = tiling.step * S;
   }
   return [=](int u) { return at_byte(tensor, first + u * step); };
 }
 
 // The N values of the channels that a thread is at.
-template <class T, int A, int N>
-using ClusterChannels = Channels<T, kVector<T>, std::conditional_t<A == 1, Rows, Columns>, N, kClusterPart>;
+template <class T, int V, int A, int N>
+using ClusterChannels = Channels<T, V, std::conditional_t<A == 1, Rows, Columns>, N, kClusterPart>;
+
+// Elements of a word.
+template <class T, class Y>
+constexpr int kWord = kVector<T> < kVector<Y> ? kVector<T> : kVector<Y>;
 
 // The N values of each channel of a tile where channels lie side by side, as Channels reads them.
 template <class Acc, int N>
@@ -75,14 +80,16 @@ struct Origin {
 //   the
 //      cluster's first block writes mean and invstd.
 //   4. Threads normalise, add the residual, activate and write the output, and leave each piece to the producer.
-template <class T, int A>
+template <class T, class Y, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
-    forward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ ForwardArguments<T> args) {
+    forward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ ForwardArguments<T, Y> args) {
   using Acc = Accumulator<T>;
   using Values = ColumnTable<Acc, 3>;
   using Pivots = ColumnTable<Acc, 1>;
-  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(1, V);
-  DYN_SHARED(uint4, slots);
+  constexpr int V = kWord<T, Y>, P = kClusterPart, U = words_of_piece(1, V);
+  constexpr int S = kRatio<T, Y>, B = V * sizeof(Y);
+  using Word = Raw<T, V>;
+  DYN_SHARED(Word, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
   SHARED(Coefficients<Acc>, table, [kMaxClusterGroup]);  // A == 1
@@ -93,8 +100,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   start_cluster<A>(tiling, ring, exchange);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
-    const T* const tensors[1] = {args.input};
-    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<A, U>(tiling, rank, tile, clusters, ring, Held<T, V>{args.input, slots});
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
   const int group_channels = args.sizes.group_channels, channels = A == 1 ? group_channels : tiling.group;
@@ -111,7 +117,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   }
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
     const int64_t origin = tiling.origin<A>(tile);
-    std::conditional_t<A == 1, Origin<Acc>, ClusterChannels<T, A, 1>> pivot;
+    std::conditional_t<A == 1, Origin<Acc>, ClusterChannels<T, V, A, 1>> pivot;
     Acc next_pivot = 0;
     if constexpr (A == 1) {
       pivot.value = gpu::convert<Acc>(*at_byte(args.input, origin));
@@ -132,8 +138,8 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     wait(first);
 #pragma unroll
     for (int j = 0; j < A; ++j) moments.pivot[j] = 0;
-    if (words.whole + words.rest > 0) moments.begin(slots[place_of<U, 1>(tiling, first)]);
-    for_each_piece<U, 1>(
+    if (words.whole + words.rest > 0) moments.begin(slots[place_of<U>(tiling, first)]);
+    for_each_piece<U>(
         tiling, words, true, first, wait,
         [&](int place, uint32_t, auto count) {
 #pragma unroll
@@ -195,7 +201,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
       return [&](int place, uint32_t word, auto count) {
         constexpr int N = count.value;
         const bool has_residual = kKind == kAny && args.residual;
-        ClusterChannels<T, A, 3> of;
+        ClusterChannels<T, V, A, 3> of;
         if constexpr (A == 1) {
           const Coefficients<Acc> values = table[tiling.by_run(static_cast<int>(word))];
           of.values[kMean][0] = values.mean;
@@ -204,11 +210,12 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
         } else {
           of.table = columns.values + words.local * 3;
         }
-        uint4 raw[N], added[N];
+        Word raw[N];
+        Raw<Y, V> added[N], result[N] = {};
 #pragma unroll
         for (int u = 0; u < N; ++u) {
           raw[u] = slots[place + 32 * u];
-          if (has_residual) added[u] = load<T, V>(words_at<A>(tiling, args.residual, origin, word)(u));
+          if (has_residual) added[u] = load<Y, V>(words_at<A, B, S>(tiling, args.residual, origin, word)(u));
         }
 #pragma unroll
         for (int part = 0; part < V / P; ++part) {
@@ -217,19 +224,19 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           for (int u = 0; u < N; ++u) {
             Acc v[P], r[P];
             unpack_part<T, V, P>(raw[u], part, v);
-            if (has_residual) unpack_part<T, V, P>(added[u], part, r);
+            if (has_residual) unpack_part<Y, V, P>(added[u], part, r);
 #pragma unroll
             for (int j = 0; j < P; ++j) {
               v[j] = of.preactivation(of.centred(v[j], j), j);
               if (has_residual) v[j] += r[j];
             }
-            args.activation.template apply<T, kKind>(v);
-            pack_part<T, V, P>(v, part, raw[u]);
+            args.activation.template apply<Y, kKind>(v);
+            pack_part<Y, V, P>(v, part, result[u]);
           }
         }
-        const auto output = words_at<A>(tiling, args.output, origin, word);
+        const auto output = words_at<A, B, S>(tiling, args.output, origin, word);
 #pragma unroll
-        for (int u = 0; u < N; ++u) store<T, V>(output(u), raw[u]);
+        for (int u = 0; u < N; ++u) store<Y, V>(output(u), result[u]);
       };
     };
     const auto stay = [](const Cursor&) {};
@@ -237,9 +244,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     uint32_t word = words.first;
     const uint32_t end = words.end_of_whole<U>(tiling.consumers);
     with_variant(args.activation, !args.residual, [&](auto kind) {
-      for_each_whole_piece<U, 1>(tiling, end, true, cursor, word, stay, write(kind), leave);
+      for_each_whole_piece<U>(tiling, end, true, cursor, word, stay, write(kind), leave);
     });
-    last_piece<U, 1>(tiling, words, true, cursor, word, stay, write(AnyCall{}), leave);
+    last_piece<U>(tiling, words, true, cursor, word, stay, write(AnyCall{}), leave);
   }
 }
 
@@ -287,22 +294,25 @@ __device__ __forceinline__ Acc sum_of_lanes(Acc first, Acc second) {
 // each cluster has the same channels of every sample it adds up over samples what is theirs, else parameter_gradients
 // does.
 //   1. For each tile in turn: threads compute the gradient behind the activation, g', and its two sums, S1 and S2. They
-//      leave g', rounded to T, in the place of grad_output, and write it as grad_residual where that is wanted.  When a
+//      leave g', rounded to Y, in the place of grad_output, and write it as grad_residual where that is wanted.  When a
 //      warp comes to the end of a channel it leaves its sums; in channels_last they all come to it at the same time.
 //   2. Sums of each channel are combined in the block, then in the cluster, whose first block writes what is wanted of
 //      the channel.
 //   3. Each warp, in channels_last the first one, sums u * S1 and u * S2 over a group's channels; threads compute
 //      grad_input from what the slots hold.
-template <class T, int A>
+template <class T, class Y, int A>
 __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
-    backward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ BackwardArguments<T> args,
+    backward_cluster(const __grid_constant__ ClusterTiling tiling, const __grid_constant__ BackwardArguments<T, Y> args,
                      const Between<Accumulator<T>> between) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
   using Table = GroupTable<Acc, A == 1>;
-  constexpr int V = kVector<T>, P = kClusterPart, U = words_of_piece(2, V);
-  constexpr int S = A == 1 ? 2 : A;  // sums side by side
-  DYN_SHARED(uint4, slots);
+  constexpr int V = kWord<T, Y>, P = kClusterPart, U = words_of_piece(2, V);
+  constexpr int kSide = A == 1 ? 2 : A;  // sums side by side
+  constexpr int S = kRatio<T, Y>, B = V * sizeof(Y);
+  using Word = Raw<T, V>;
+  using Grad = Raw<Y, V>;
+  DYN_SHARED(Word, slots);
   SHARED(Ring, ring, );
   SHARED(Exchange<Acc>, exchange, );
   SHARED(Table, tables, [2]);                // of this tile and the next one
@@ -313,12 +323,12 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   gpu::allow_next_kernel();
   start_cluster<A>(tiling, ring, exchange);
+  Grad* const grads = reinterpret_cast<Grad*>(at_byte(slots, tiling.first_slots));
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
-    const T* const tensors[2] = {args.input, args.grad_output};
-    return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    return produce<A, U>(tiling, rank, tile, clusters, ring, Held<T, V>{args.input, slots},
+                         Held<Y, V, S>{args.grad_output, grads});
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
-  uint4* const grads = slots + tiling.consumers * U;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   // The channel whose sums this thread gets.
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
@@ -343,9 +353,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     const auto wait = [&](const Cursor& at) { gpu::mbarrier_wait(&ring.full[at.slot], at.phase); };
     const auto stay = [](const Cursor&) {};
     Cursor first = cursor;
-    ClusterChannels<T, A, 5> of;
+    ClusterChannels<T, V, A, 5> of;
     if constexpr (A > 1) of.table = table.values + words.local * 5;
-    Acc plain[S] = {}, weighted[S] = {};
+    Acc plain[kSide] = {}, weighted[kSide] = {};
     with_variant(args.activation, !args.residual && !args.grad_residual, [&](auto kind) {
       constexpr int kKind = kind.value;
       const auto reduce = [&](int place, [[maybe_unused]] uint32_t word, auto count) {
@@ -353,12 +363,13 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
         const bool has_residual = kKind == kAny && args.residual;
         // Anew, too.
         [[maybe_unused]] const int64_t origin = tiling.origin<A>(gpu::opaque(tile));
-        uint4 input[N], grad[N], added[N];
+        Word input[N];
+        Grad grad[N], added[N];
 #pragma unroll
         for (int u = 0; u < N; ++u) {
           input[u] = slots[place + 32 * u];
           grad[u] = grads[place + 32 * u];
-          if (has_residual) added[u] = load<T, V>(words_at<A>(tiling, args.residual, origin, word)(u));
+          if (has_residual) added[u] = load<Y, V>(words_at<A, B, S>(tiling, args.residual, origin, word)(u));
         }
 #pragma unroll
         for (int part = 0; part < V / P; ++part) {
@@ -367,30 +378,30 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           for (int u = 0; u < N; ++u) {
             Acc centred[P], g[P], v[P], r[P];
             unpack_part<T, V, P>(input[u], part, centred);
-            unpack_part<T, V, P>(grad[u], part, g);
-            if (has_residual) unpack_part<T, V, P>(added[u], part, r);
+            unpack_part<Y, V, P>(grad[u], part, g);
+            if (has_residual) unpack_part<Y, V, P>(added[u], part, r);
 #pragma unroll
             for (int j = 0; j < P; ++j) {
               centred[j] = of.centred(centred[j], j);
               v[j] = of.preactivation(centred[j], j);
               if (has_residual) v[j] += r[j];
             }
-            args.activation.template differentiate<T, kKind>(v, g);
+            args.activation.template differentiate<Y, kKind>(v, g);
 #pragma unroll
             for (int j = 0; j < P; ++j) {
-              const int s = (part * P + j) % S;
+              const int s = (part * P + j) % kSide;
               plain[s] += g[j];
               weighted[s] = multiply_add(g[j], centred[j], weighted[s]);
             }
-            pack_part<T, V, P>(g, part, grad[u]);
+            pack_part<Y, V, P>(g, part, grad[u]);
           }
         }
 #pragma unroll
         for (int u = 0; u < N; ++u) grads[place + 32 * u] = grad[u];
         if (kKind == kAny && args.grad_residual) {
-          const auto output = words_at<A>(tiling, args.grad_residual, origin, word);
+          const auto output = words_at<A, B, S>(tiling, args.grad_residual, origin, word);
 #pragma unroll
-          for (int u = 0; u < N; ++u) store<T, V>(output(u), grad[u]);
+          for (int u = 0; u < N; ++u) store<Y, V>(output(u), grad[u]);
         }
       };
       if constexpr (A > 1 && kKind == kAny) {
@@ -400,9 +411,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             reduce(place + 32 * u, word + 32u * static_cast<uint32_t>(u), std::integral_constant<int, 1>{});
           }
         };
-        for_each_piece<U, 2>(tiling, words, true, first, wait, by_words, stay);
+        for_each_piece<U>(tiling, words, true, first, wait, by_words, stay);
       } else if constexpr (A > 1) {
-        for_each_piece<U, 2>(tiling, words, true, first, wait, reduce, stay);
+        for_each_piece<U>(tiling, words, true, first, wait, reduce, stay);
       } else {
         Partial<Acc>* const found = warp_partials<Acc>() + warp * tiling.group;
         if (lane < tiling.group) found[lane] = {0, 0, 0};
@@ -416,9 +427,9 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           of.values[kB][0] = table.coefficients[channel].y;
           const uint32_t end = min(static_cast<uint32_t>(channel + 1) * tiling.run, end_of_whole);
 #pragma unroll
-          for (int j = 0; j < S; ++j) plain[j] = weighted[j] = 0;
-          for_each_whole_piece<U, 2>(tiling, end, true, first, word, wait, reduce, stay);
-          if (word >= end_of_whole) last_piece<U, 2>(tiling, words, true, first, word, wait, reduce, stay);
+          for (int j = 0; j < kSide; ++j) plain[j] = weighted[j] = 0;
+          for_each_whole_piece<U>(tiling, end, true, first, word, wait, reduce, stay);
+          if (word >= end_of_whole) last_piece<U>(tiling, words, true, first, word, wait, reduce, stay);
           const Acc sum = sum_of_lanes(sum_of(plain), sum_of(weighted));
           // Of kAny anew, too.
           const int summed = kKind == kAny ? tiling.by_run(static_cast<int>(max(end, 1u) - 1)) : channel;
@@ -479,12 +490,13 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     }
 
     const int64_t origin = tiling.origin<A>(gpu::opaque(tile));
-    for_each_piece<U, 2>(
+    for_each_piece<U>(
         tiling, words, true, cursor, stay,
         [&](int place, uint32_t word, auto count) {
           constexpr int N = count.value;
           if constexpr (A == 1) of.values[kA][0] = table.coefficients[tiling.by_run(static_cast<int>(word))].x;
-          uint4 input[N], grad[N];
+          Word input[N];
+          Grad grad[N];
 #pragma unroll
           for (int u = 0; u < N; ++u) {
             input[u] = slots[place + 32 * u];
@@ -497,18 +509,18 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             for (int u = 0; u < N; ++u) {
               Acc x[P], g[P];
               unpack_part<T, V, P>(input[u], part, x);
-              unpack_part<T, V, P>(grad[u], part, g);
+              unpack_part<Y, V, P>(grad[u], part, g);
 #pragma unroll
               for (int j = 0; j < P; ++j) {
                 if constexpr (!kOffsetHasMean<T>) x[j] = of.centred(x[j], j);
                 g[j] = multiply_add(of.get(kA, j), g[j], multiply_add(x[j], of.get(kQ, j), of.get(kP, j)));
               }
-              pack_part<T, V, P>(g, part, grad[u]);
+              pack_part<T, V, P>(g, part, input[u]);
             }
           }
-          const auto output = words_at<A>(tiling, args.grad_input, origin, word);
+          const auto output = words_at<A, V * sizeof(T)>(tiling, args.grad_input, origin, word);
 #pragma unroll
-          for (int u = 0; u < N; ++u) store<T, V>(output(u), grad[u]);
+          for (int u = 0; u < N; ++u) store<T, V>(output(u), input[u]);
         },
         [&](const Cursor& at) { leave_piece(ring, at); });
   }

@@ -203,28 +203,28 @@ struct Activation {
 // Arguments.
 
 template <class T>
-struct ForwardArguments {
+struct Statistics {
   using Acc = Accumulator<T>;
   Sizes sizes;
   const T* input;
-  const T* residual;
-  T* output;
-  Parameters<T> parameters;
   Acc* mean;
   Acc* invstd;
   Acc eps;
-  Activation<Acc> activation;
 };
 
+template <class T, class Y>
+struct ForwardArguments : Statistics<T> {
+  const Y* residual;
+  Y* output;
+  Parameters<T> parameters;
+  Activation<Accumulator<T>> activation;
+};
+
+// Of backward, what is smaller than the data.
 template <class T>
-struct BackwardArguments {
+struct SmallGradients {
   using Acc = Accumulator<T>;
   Sizes sizes;
-  const T* grad_output;
-  const T* input;
-  const T* residual;
-  T* grad_input;
-  T* grad_residual;
   Parameters<T> parameters;
   const Acc* mean;
   const Acc* invstd;
@@ -233,7 +233,16 @@ struct BackwardArguments {
   Acc* grad_scale;
   Acc* grad_shift;
   Acc inverse_count;  // of the elements of a group
-  Activation<Acc> activation;
+};
+
+template <class T, class Y>
+struct BackwardArguments : SmallGradients<T> {
+  const Y* grad_output;
+  const T* input;
+  const Y* residual;
+  T* grad_input;
+  Y* grad_residual;
+  Activation<Accumulator<T>> activation;
 };
 
 // Partial results of a block's threads.

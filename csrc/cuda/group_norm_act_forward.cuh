@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T>)
 // Procedure overview: a warp for each group combines its parts and writes mean and invstd.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    finish_moments(const ForwardArguments<T> args, const Parts<Accumulator<T>> parts) {
+    finish_moments(const Statistics<T> args, const Parts<Accumulator<T>> parts) {
   using Acc = Accumulator<T>;
   const int64_t group = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (group >= args.sizes.groups_in_all) return;
@@ -143,11 +143,11 @@ __global__ void __launch_bounds__(kThreads)
 // Procedure overview: the elementwise part of forward.
 //   1. The values of the block's channels are made.
 //   2. Each thread normalises, adds the residual unless Plain, activates and writes its accesses.
-template <class T, int V, class Layout, int Kind, bool Plain>
+template <class T, class Y, int V, class Layout, int Kind, bool Plain>
 __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
-    normalize(const __grid_constant__ Layout layout, const __grid_constant__ ForwardArguments<T> args) {
+    normalize(const __grid_constant__ Layout layout, const __grid_constant__ ForwardArguments<T, Y> args) {
   using Acc = Accumulator<T>;
-  constexpr int U = kLanes<V, Layout> == 8 ? 2 : kChunk<V>, P = kPart<V, Layout>;
+  constexpr int U = kLanes<V, Layout> == 8 ? 2 : kChunk<V>, P = kPart<V, Layout>, S = kRatio<T, Y>;
   const unsigned block = block_from_end();
   Channels<T, V, Layout, 3> of;
   const Walk walk = of.make(layout, args.sizes, block, [&](const Spot<1>& spot, Acc(&values)[3]) {
@@ -157,9 +157,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
   if (walk.left == 0) return;
   const bool has_residual = !Plain && args.residual;
   in_chunks<T, V, U>(walk, [&](Place place, auto n) {
-    Raw<T, V> raw[U], residual[U];
+    Raw<T, V> raw[U];
+    Raw<Y, V> residual[U], output[U] = {};
     load_chunk<T, V>(args.input, place, n, raw);
-    if (has_residual) load_chunk<T, V>(args.residual, place, n, residual);
+    if (has_residual) load_chunk<Y, V, S>(args.residual, place, n, residual);
 #pragma unroll
     for (int part = 0; part < V / P; ++part) {
       of.read(part);
@@ -168,18 +169,18 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks<T, Plain>)
         if (u < n) {
           Acc v[P], r[P];
           unpack_part<T, V, P>(raw[u], part, v);
-          if (has_residual) unpack_part<T, V, P>(residual[u], part, r);
+          if (has_residual) unpack_part<Y, V, P>(residual[u], part, r);
 #pragma unroll
           for (int j = 0; j < P; ++j) {
             v[j] = of.preactivation(of.centred(v[j], j), j);
             if (has_residual) v[j] += r[j];
           }
-          args.activation.template apply<T, Kind>(v);
-          pack_part<T, V, P>(v, part, raw[u]);
+          args.activation.template apply<Y, Kind>(v);
+          pack_part<Y, V, P>(v, part, output[u]);
         }
       }
     }
-    store_chunk<T, V>(args.output, place, n, raw);
+    store_chunk<Y, V, S>(args.output, place, n, output);
   });
 }
 
@@ -227,12 +228,13 @@ __device__ __forceinline__ void sum_team(int team, Acc& a, Acc& b) {
 //      be zero, corrects both moments for the rounding of the mean.
 //   3. The team writes mean and invstd and leaves the coefficients of its channels in shared memory.
 //   4. Each thread normalises what it holds and writes the output.
-template <class T, int V>
+template <class T, class Y, int V>
 __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
-    forward_rows_on_chip(const OnChip plan, const ForwardArguments<T> args) {
+    forward_rows_on_chip(const OnChip plan, const ForwardArguments<T, Y> args) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
   using Word = Raw<T, V>;
+  using Added = Raw<Y, V>;
   constexpr int R = kKept<V>, U = 4;
   DYN_SHARED(unsigned char, memory);
   Word* const parked = reinterpret_cast<Word*>(memory) + threadIdx.x;
@@ -311,7 +313,7 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
   }
   __syncthreads();
 
-  const auto write = [&](int r, Word word, Word residual) {
+  const auto write = [&](int r, Word word, Added residual) {
     const Pair pair = pairs[plan.channel(lane + r * team)];
     const Coefficients<Acc> k{mean, pair.x, pair.y};
     Acc v[V];
@@ -320,19 +322,19 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
     for (int j = 0; j < V; ++j) v[j] = k.preactivation(v[j] - k.mean);
     if (args.residual) {
       Acc added[V];
-      unpack<T, V>(residual, added);
+      unpack<Y, V>(residual, added);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] += added[j];
     }
-    args.activation.template apply<T, kAny>(v);
-    store<T, V>(args.output + base + int64_t{r * team} * V, pack<T, V>(v));
+    args.activation.template apply<Y, kAny>(v);
+    store<Y, V>(args.output + base + int64_t{r * team} * V, pack<Y, V>(v));
   };
-  Word residual[U] = {};
+  Added residual[U] = {};
   const auto load_residual = [&](int r) {
     if (args.residual) {
 #pragma unroll
       for (int u = 0; u < U; ++u) {
-        if ((r + u) * team < left) residual[u] = load<T, V>(args.residual + base + int64_t{(r + u) * team} * V);
+        if ((r + u) * team < left) residual[u] = load<Y, V>(args.residual + base + int64_t{(r + u) * team} * V);
       }
     }
   };
@@ -358,13 +360,13 @@ __global__ void __launch_bounds__(kOnChipThreads, sizeof(T) == 8 ? 1 : 2)
 //   2. As above, deviations and their squares.
 //   3. The block writes mean and invstd; each thread computes the coefficients of its channels.
 //   4. Each thread normalises what it holds and writes the output.
-template <class T, int V>
+template <class T, class Y, int V>
 __global__ void __launch_bounds__(kThreads, 2)
-    forward_columns_on_chip(const Columns layout, const ForwardArguments<T> args) {
+    forward_columns_on_chip(const Columns layout, const ForwardArguments<T, Y> args) {
   using Acc = Accumulator<T>;
   using Pair = typename PairOf<Acc>::type;
   using Word = Raw<T, V>;
-  constexpr int R = kKept<V>, U = 4;
+  constexpr int R = kKept<V>, U = 4, S = kRatio<T, Y>;
   DYN_SHARED(Word, memory);
   SHARED(Pair, groups, [kMaxWidth * V]);
   Word* const parked = memory + threadIdx.x;
@@ -460,12 +462,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int j = 0; j < V; ++j) v[j] = of[j].preactivation(v[j] - of[j].mean);
     if (args.residual) {
       Acc added[V];
-      unpack<T, V>(__ldg(access_at<T, V>(args.residual, at(r))), added);
+      unpack<Y, V>(__ldg(access_at<Y, V>(args.residual, at(r) * S)), added);
 #pragma unroll
       for (int j = 0; j < V; ++j) v[j] += added[j];
     }
-    args.activation.template apply<T, kAny>(v);
-    *access_at<T, V>(args.output, at(r)) = pack<T, V>(v);
+    args.activation.template apply<Y, kAny>(v);
+    *access_at<Y, V>(args.output, at(r) * S) = pack<Y, V>(v);
   };
 #pragma unroll
   for (int r = 0; r < R; ++r) {

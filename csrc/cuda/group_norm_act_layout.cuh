@@ -1,10 +1,10 @@
 #pragma once
 // Where a thread of a group_norm_act kernel finds its elements.
 //
-// Three template parameters describe how a kernel reads: T, the element; V, elements per access (16 bytes, sometimes 8,
-// or 1 element when sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last.
-// Either layout keeps a thread on the same channels, with the same distance from each access to the next, so that a
-// step costs one addition.
+// Template parameters describe how a kernel reads: T, the element, and Y, that of the output, the residual and their
+// gradients, which is T, or float beside 16-bit T; V, elements per access (16 bytes, sometimes 8, or 1 element when
+// sizes or addresses are odd); Layout, Rows for contiguous tensors and Columns for channels_last. Either layout keeps a
+// thread on the same channels, with the same distance from each access to the next, so that a step costs one addition.
 #include "common.cuh"
 
 namespace genimg_fast::cuda::group_norm {
@@ -114,6 +114,10 @@ struct Exactly {
 struct Place {
   int64_t at, step;
 };
+
+// Bytes of an element of Y for each of T, in which places are counted.
+template <class T, class Y>
+constexpr int kRatio = sizeof(Y) / sizeof(T);
 template <int U, class Chunk>
 __device__ __forceinline__ void whole_chunks(Place& place, int& left, const Chunk& chunk) {
 #pragma unroll 1
@@ -167,18 +171,19 @@ __device__ __forceinline__ Raw<T, V>* access_at(T* data, int64_t at) {
   return reinterpret_cast<Raw<T, V>*>(reinterpret_cast<unsigned char*>(data) + at);
 }
 
-template <class T, int V, int U, class Count>
+// S: bytes of an element for each byte that places count.
+template <class T, int V, int S = 1, int U, class Count>
 __device__ __forceinline__ void load_chunk(const T* data, Place place, Count n, Raw<T, V> (&raw)[U]) {
 #pragma unroll
   for (int u = 0; u < U; ++u, place.at += place.step) {
-    if (u < n) raw[u] = __ldg(access_at<T, V>(data, place.at));
+    if (u < n) raw[u] = __ldg(access_at<T, V>(data, place.at * S));
   }
 }
-template <class T, int V, int U, class Count>
+template <class T, int V, int S = 1, int U, class Count>
 __device__ __forceinline__ void store_chunk(T* data, Place place, Count n, const Raw<T, V> (&raw)[U]) {
 #pragma unroll
   for (int u = 0; u < U; ++u, place.at += place.step) {
-    if (u < n) *access_at<T, V>(data, place.at) = raw[u];
+    if (u < n) *access_at<T, V>(data, place.at * S) = raw[u];
   }
 }
 

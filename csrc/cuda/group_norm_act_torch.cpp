@@ -1,5 +1,9 @@
 // CUDA implementation of the group_norm_act operators, torch side: checks, memory and the call of the launchers.
 // Its name differs from group_norm_act.cu's because both become an object file of that name.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")  // all of it runs once a call: small it is less than half as large
+#endif
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -18,14 +22,20 @@ using torch::stable::accelerator::DeviceGuard;
 
 constexpr char kFamily[] = "group_norm_act";
 
-cuda::GroupNormActShape group_shape(const Tensor& t, int64_t num_groups, MemoryFormat format) {
+cuda::GroupNormActShape group_shape(const Tensor& t, int64_t num_groups, MemoryFormat format, ScalarType output) {
   int64_t inner = 1;
   for (int64_t d = 2; d < t.dim(); ++d) inner *= t.size(d);
-  return {dtype_of(t), t.size(0), t.size(1), inner, num_groups, format != MemoryFormat::Contiguous};
+  return {dtype_of(t),
+          t.size(0),
+          t.size(1),
+          inner,
+          num_groups,
+          format != MemoryFormat::Contiguous,
+          output != t.scalar_type()};
 }
 
-Tensor empty_like_data(const Tensor& x, MemoryFormat format) {
-  return torch::stable::empty(x.sizes(), x.scalar_type(), std::nullopt, x.device(), std::nullopt, format);
+Tensor empty_like_data(const Tensor& x, MemoryFormat format, ScalarType type) {
+  return torch::stable::empty(x.sizes(), type, std::nullopt, x.device(), std::nullopt, format);
 }
 
 Tensor empty_statistics(const Tensor& x, std::initializer_list<int64_t> sizes) {
@@ -72,15 +82,16 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(const Tensor& input, const Opt
                                                   const OptionalTensor& weight, const OptionalTensor& bias,
                                                   const OptionalTensor& scale, const OptionalTensor& shift,
                                                   int64_t num_groups, double eps, int64_t activation,
-                                                  double negative_slope) {
-  const GroupNormActArguments args{input, residual, weight, bias, scale, shift, num_groups, activation};
+                                                  double negative_slope, bool wide_output) {
+  const ScalarType type = input.scalar_type(), output_type = wide_output ? statistics_type(type) : type;
+  const GroupNormActArguments args{input, residual, weight, bias, scale, shift, num_groups, activation, output_type};
   args.check();
   const DeviceGuard guard(input.get_device_index());
   const MemoryFormat format = memory_format(input);
   const Tensor x = as_dense(input, format);
   const OptionalTensor added = dense(residual, format);
   const GroupNormParameters parameters(args);
-  Tensor output = empty_like_data(x, format);
+  Tensor output = empty_like_data(x, format, output_type);
   Tensor mean = empty_statistics(x, {x.size(0), num_groups}), invstd = empty_statistics(x, {x.size(0), num_groups});
   if (x.numel() == 0) {
     torch::stable::zero_(mean);
@@ -88,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_act(const Tensor& input, const Opt
     return {output, mean, invstd};
   }
 
-  const cuda::GroupNormActShape shape = group_shape(x, num_groups, format);
+  const cuda::GroupNormActShape shape = group_shape(x, num_groups, format, output_type);
   const cuda::GroupNormActForward call{x.const_data_ptr(),
                                        data_or_null<void>(added),
                                        parameters.values(parameters.weight),
@@ -115,7 +126,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backwa
     const OptionalTensor& bias, const OptionalTensor& scale, const OptionalTensor& shift, const Tensor& mean,
     const Tensor& invstd, int64_t num_groups, int64_t activation, double negative_slope, bool need_input,
     bool need_residual, bool need_parameters) {
-  const GroupNormActArguments args{input, residual, weight, bias, scale, shift, num_groups, activation};
+  const ScalarType output_type = grad_output.scalar_type();
+  const GroupNormActArguments args{input, residual, weight, bias, scale, shift, num_groups, activation, output_type};
   args.check();
   args.check_gradients(grad_output, mean, invstd);
   const DeviceGuard guard(input.get_device_index());
@@ -123,21 +135,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> group_norm_act_backwa
   const Tensor x = as_dense(input, format), grad = as_dense(grad_output, format);
   const OptionalTensor added = dense(residual, format);
   const GroupNormParameters parameters(args);
-  const auto data = [&](bool needed) {
-    return needed ? empty_like_data(x, format) : empty_vector(x, 0, x.scalar_type());
+  const auto data = [&](bool needed, ScalarType type) {
+    return needed ? empty_like_data(x, format, type) : empty_vector(x, 0, type);
   };
   const auto values = [&](std::initializer_list<int64_t> sizes) {
     return need_parameters ? empty_statistics(x, sizes) : empty_vector(x, 0, parameters.statistics);
   };
   const int64_t samples = x.size(0), channels = x.size(1);
-  Tensor grad_input = data(need_input), grad_residual = data(need_residual);
+  Tensor grad_input = data(need_input, x.scalar_type()), grad_residual = data(need_residual, output_type);
   Tensor grad_weight = values({channels}), grad_bias = values({channels});
   Tensor grad_scale = values({samples, channels}), grad_shift = values({samples, channels});
   if (x.numel() == 0) {
     for (Tensor* t : {&grad_weight, &grad_bias, &grad_scale, &grad_shift}) torch::stable::zero_(*t);
   } else if (need_input || need_residual || need_parameters) {
     const auto pointer = [](bool needed, Tensor& t) { return needed ? t.mutable_data_ptr() : nullptr; };
-    const cuda::GroupNormActShape shape = group_shape(x, num_groups, format);
+    const cuda::GroupNormActShape shape = group_shape(x, num_groups, format, output_type);
     const cuda::GroupNormActBackward call{grad.const_data_ptr(),
                                           x.const_data_ptr(),
                                           data_or_null<void>(added),

@@ -1,5 +1,9 @@
 // CUDA implementation of the reparameterize_kl operators, torch side: checks, memory and the call of the launchers.
 // Its name differs from reparameterize_kl.cu's because both become an object file of that name.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("Os")  // all of it runs once a call: small it is less than half as large
+#endif
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 

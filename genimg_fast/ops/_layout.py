@@ -13,9 +13,15 @@ def dense(input: Tensor) -> Tensor:
     return input.contiguous(memory_format=torch._prims_common.suggest_memory_format(input))
 
 
-def dense_like(input: Tensor) -> Tensor:
-    """Return an empty tensor with the dtype, shape and strides that kernels of norms give their outputs."""
+def dense_like(input: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return an empty tensor with the shape and strides that kernels of norms give their outputs.
+
+    Args:
+        input: Of the norm.
+        dtype: By default the input's.
+    """
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
     if not input.is_contiguous() and channels_last and input.is_contiguous(memory_format=channels_last):
-        return torch.empty_like(input, memory_format=channels_last)
-    return torch.empty_like(input, memory_format=torch._prims_common.suggest_memory_format(input))
+        return torch.empty_like(input, dtype=dtype, memory_format=channels_last)
+    memory_format = torch._prims_common.suggest_memory_format(input)
+    return torch.empty_like(input, dtype=dtype, memory_format=memory_format)

@@ -1,5 +1,6 @@
 // The group_norm_act launchers in Python, on numpy arrays.  Arrays of data have the shape (samples, channels, inner),
-// or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.
+// or with channels_last (samples, inner, channels), in C order; 16-bit data travel as int16.  A dtype "... to float32"
+// is the input's, beside a wide output.
 #include <pybind11/stl.h>
 
 #include <algorithm>
@@ -36,7 +37,10 @@ std::string name_of(GroupNormMethod method) {
 using Sizes = std::array<int64_t, 4>;  // samples, channels, inner, groups
 
 GroupNormActShape shape_of(const std::string& dtype, const Sizes& sizes, bool channels_last) {
-  return {kDTypes.at(dtype), sizes[0], sizes[1], sizes[2], sizes[3], channels_last};
+  const std::string wide = " to float32";
+  const bool wide_output = dtype.size() > wide.size() && dtype.substr(dtype.size() - wide.size()) == wide;
+  const std::string of_input = wide_output ? dtype.substr(0, dtype.size() - wide.size()) : dtype;
+  return {kDTypes.at(of_input), sizes[0], sizes[1], sizes[2], sizes[3], channels_last, wide_output};
 }
 
 // Of 1, 2, 4, 8, 16 blocks that run at a time; none of a GPU before compute capability 9.0.
@@ -54,9 +58,10 @@ struct Pointers {
 
   int64_t wide_bytes() const { return shape.dtype == DType::float64 ? 8 : 4; }
   int64_t rows() const { return shape.samples * shape.channels; }
-  void* data(const char* name) const {
+  void* input(const char* name) const {
     return pointer(arrays, name, rows() * shape.inner * element_bytes(shape.dtype));
   }
+  void* output(const char* name) const { return shape.wide_output ? wide(name, rows() * shape.inner) : input(name); }
   void* wide(const char* name, int64_t count) const { return pointer(arrays, name, count * wide_bytes()); }
   // Of the data's own dtype if the array has elements of that size.
   GroupNormActValues values(const char* name, int64_t count) const {
@@ -80,13 +85,13 @@ std::string forward(const std::string& dtype, const Sizes& sizes, bool channels_
   const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
   const DeviceFacts facts = facts_of(multiprocessors, shared_bytes, clusters);
   const Pointers at{arrays, shape};
-  const GroupNormActForward call{at.data("input"),
-                                 at.data("residual"),
+  const GroupNormActForward call{at.input("input"),
+                                 at.output("residual"),
                                  at.values("weight", shape.channels),
                                  at.values("bias", shape.channels),
                                  at.values("scale", at.rows()),
                                  at.values("shift", at.rows()),
-                                 at.data("output"),
+                                 at.output("output"),
                                  at.wide("mean", shape.samples * shape.groups),
                                  at.wide("invstd", shape.samples * shape.groups),
                                  eps,
@@ -104,17 +109,17 @@ std::string backward(const std::string& dtype, const Sizes& sizes, bool channels
   const GroupNormActShape shape = shape_of(dtype, sizes, channels_last);
   const DeviceFacts facts = facts_of(multiprocessors, shared_bytes, clusters);
   const Pointers at{arrays, shape};
-  const GroupNormActBackward call{at.data("grad_output"),
-                                  at.data("input"),
-                                  at.data("residual"),
+  const GroupNormActBackward call{at.output("grad_output"),
+                                  at.input("input"),
+                                  at.output("residual"),
                                   at.values("weight", shape.channels),
                                   at.values("bias", shape.channels),
                                   at.values("scale", at.rows()),
                                   at.values("shift", at.rows()),
                                   at.wide("mean", shape.samples * shape.groups),
                                   at.wide("invstd", shape.samples * shape.groups),
-                                  at.data("grad_input"),
-                                  at.data("grad_residual"),
+                                  at.input("grad_input"),
+                                  at.output("grad_residual"),
                                   at.wide("grad_weight", shape.channels),
                                   at.wide("grad_bias", shape.channels),
                                   at.wide("grad_scale", at.rows()),

@@ -162,7 +162,7 @@ __global__ void cluster_walk_kernel(WalkBug bug, const float* x, float* out, int
       gpu::bulk_copy(to, from, bytes / 2, &full[buffer]);
       gpu::bulk_copy(to + share / 2, from + share / 2, bytes / 2, &full[buffer]);
     } else if (!bulk) {
-      for (int i = thread * 4; i < share; i += threads * 4) gpu::async_copy_16(to + i, from + i);
+      for (int i = thread * 4; i < share; i += threads * 4) gpu::async_copy<16>(to + i, from + i);
       gpu::arrive_after_copies(&full[buffer]);
     }
   };
@@ -223,14 +223,13 @@ __global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling t
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   start_cluster<1>(tiling, ring, exchange);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
-    const float* const tensors[1] = {x};
-    if (bug != RingBug::ignored_leave) return produce<float, 1, U>(tiling, tensors, rank, tile, clusters, slots, ring);
+    const Held<float, 4> held{x, slots};
+    if (bug != RingBug::ignored_leave) return produce<1, U>(tiling, rank, tile, clusters, ring, held);
     const int stride = tiling.consumers * U;
     const uint32_t end = tiling.begin(rank + 1);
     for (Cursor next; tile < tiling.tiles; tile += clusters) {
       for (uint32_t word = tiling.begin(rank); word < end; word += stride, next.advance(tiling.slots)) {
-        load_piece<float, 1, 1>(tiling, tensors, tile, word, min(word + stride, end), slots + next.slot * stride,
-                                stride, &ring.full[next.slot]);
+        load_piece<1>(tiling, tile, word, min(word + stride, end), next.slot * stride, &ring.full[next.slot], held);
       }
     }
     return;
@@ -241,7 +240,7 @@ __global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling t
   for (int turn = 0; tile < tiling.tiles; tile += clusters, ++turn) {
     Partials<float, 1> mine{0, {0}, {0}};
     Cursor first = cursor;
-    for_each_piece<U, 1>(
+    for_each_piece<U>(
         tiling, words, true, first,
         [&](const Cursor& at) {
           if (bug == RingBug::missing_wait) return;
@@ -260,7 +259,7 @@ __global__ void ring_walk_kernel(RingBug bug, genimg_fast::cuda::ClusterTiling t
     const auto total = combine_cluster<Sums, 4>(tiling, consumers, turn, rank, mine, exchange);
     if (threadIdx.x == 0) sum = total.a;
     consumers.meet();
-    for_each_piece<U, 1>(
+    for_each_piece<U>(
         tiling, words, true, cursor, [](const Cursor&) {},
         [&](int place, uint32_t word, auto count) {
           const Addresses<1, float> at(tiling, out, tile * tiling.tile_step, word);

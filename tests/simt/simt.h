@@ -91,7 +91,7 @@ void mbarrier_arrive(uint64_t* address, size_t expected_bytes);
 void mbarrier_wait(uint64_t* address, unsigned parity);
 void bulk_copy(void* to, const void* from, size_t bytes, uint64_t* address);
 void store_async(unsigned rank, void* p, uint64_t value, uint64_t* address);
-void async_copy_16(void* to, const void* from);
+void async_copy(void* to, const void* from, size_t bytes);
 void arrive_after_copies(uint64_t* address);
 
 // Ends the launch with an error that names the running thread.
@@ -416,7 +416,10 @@ void store_async(unsigned rank, T* p, T value, uint64_t* barrier) {
   std::memcpy(&word, &value, sizeof value);
   simt::store_async(rank, p, word, barrier);
 }
-inline void async_copy_16(void* to, const void* from) { simt::async_copy_16(to, from); }
+template <int bytes>
+void async_copy(void* to, const void* from) {
+  simt::async_copy(to, from, bytes);
+}
 inline void arrive_after_copies(uint64_t* barrier) { simt::arrive_after_copies(barrier); }
 inline void fence_proxy_async() {}
 inline unsigned atomic_add_acq_rel(unsigned* p, unsigned value) {

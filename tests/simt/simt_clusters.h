@@ -271,11 +271,11 @@ void store_async(unsigned rank, void* p, uint64_t value, uint64_t* address) {
   add_transfer({&peer, copy, &barrier, barrier.phase, true});
 }
 
-void async_copy_16(void* to, const void* from) {
+void async_copy(void* to, const void* from, size_t bytes) {
   const uintptr_t all = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
-  if (all % 16 != 0) fail("asynchronous copy: addresses must be multiples of 16 bytes");
-  if (!in_own_shared_memory(to, 16)) fail("asynchronous copy to what is not its block's shared memory");
-  Copy* copy = new_copy(static_cast<char*>(to), static_cast<const char*>(from), 16);
+  if (all % bytes != 0) fail("asynchronous copy: addresses must be multiples of its size");
+  if (!in_own_shared_memory(to, bytes)) fail("asynchronous copy to what is not its block's shared memory");
+  Copy* copy = new_copy(static_cast<char*>(to), static_cast<const char*>(from), bytes);
   copy->next = static_cast<Copy*>(running->open_copies);
   running->open_copies = copy;
 }

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from accuracy import FORWARD, GRADIENT, assert_as_accurate_as_torch
-from memory import DTYPES, Outputs, aligned, arrays, name_of
+from memory import DTYPES, Outputs, aligned, array, arrays, name_of
 from torch import Tensor
 
 Shape = tuple[int, int, int, int]  # samples, channels, inner, groups
+# The input's dtype, and whether the result is in float32, as under autocast.
+KINDS = [*((dtype, False) for dtype in DTYPES), (torch.bfloat16, True), (torch.float16, True)]
 WAYS = ["split", "on_chip", "channels_last split", "channels_last on_chip"]  # layout and method
 ACTIVATIONS = {
     "identity": (0, 0.0),
@@ -60,6 +62,7 @@ class Problem:
     affine: bool = True
     modulated: bool = True  # with scale and shift
     own: bool = False  # parameters are of the data's dtype
+    wide_output: bool = False
     shift: int = 0  # elements after an address aligned to 16 bytes
     multiprocessors: int = 8
     shared_bytes: int = 227 << 10
@@ -68,6 +71,7 @@ class Problem:
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.output_dtype = self.wide if self.wide_output else self.dtype
 
         def random(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1, mean: float = 0) -> Tensor:
             return (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + mean).to(dtype)
@@ -76,17 +80,22 @@ class Problem:
         parameters = self.dtype if self.own else self.wide
         self.tensors = {
             "input": random((n, c, inner), self.dtype, 2, 3),
-            "residual": random((n, c, inner), self.dtype) if self.residual else None,
+            "residual": random((n, c, inner), self.output_dtype) if self.residual else None,
             "weight": random((c,), parameters, 0.3, 1) if self.affine else None,
             "bias": random((c,), parameters, 0.3) if self.affine else None,
             "scale": random((n, c), parameters, 0.3) if self.modulated else None,
             "shift": random((n, c), parameters, 0.3) if self.modulated else None,
         }
-        self.grad_output = random((n, c, inner), self.dtype)
+        self.grad_output = random((n, c, inner), self.output_dtype)
 
     @property
     def channels_last(self) -> bool:
         return self.way.startswith("channels_last")
+
+    @property
+    def dtypes(self) -> str:
+        """The emulator's word for what data is in."""
+        return name_of(self.dtype) + " to float32" * self.wide_output
 
     @property
     def facts(self) -> tuple[str, int, int, tuple[int, ...]]:
@@ -104,20 +113,20 @@ class Problem:
             if t is not None
         }
         memory = arrays({**inputs, **outputs.tensors})
-        result = function(name_of(self.dtype), self.shape, self.channels_last, memory, *arguments)
+        result = function(self.dtypes, self.shape, self.channels_last, memory, *arguments)
         outputs.check()
         for name, t in outputs.tensors.items():
             outputs.tensors[name] = None if t is None else self.turned(t)
         return result
 
-    def add_data(self, outputs: Outputs, name: str, *, when: bool = True) -> None:
+    def add_data(self, outputs: Outputs, name: str, dtype: torch.dtype, *, when: bool = True) -> None:
         n, c, inner, _ = self.shape
-        outputs.add(name, *((n, inner, c) if self.channels_last else (n, c, inner)), when=when)
+        outputs.add(name, *((n, inner, c) if self.channels_last else (n, c, inner)), when=when, dtype=dtype)
 
     def forward(self, emulator: ModuleType) -> tuple[dict[str, Tensor], str]:
         n, _, _, groups = self.shape
         out = Outputs(self.dtype, self.shift)
-        self.add_data(out, "output")
+        self.add_data(out, "output", self.output_dtype)
         for name in ("mean", "invstd"):
             out.add(name, n, groups, dtype=self.wide)
         used = self.run(emulator.group_norm_act.forward, out, {}, EPS, *ACTIVATIONS[self.activation], *self.facts)
@@ -136,8 +145,9 @@ class Problem:
         """expected: the method that is used."""
         n, c, _, _ = self.shape
         out = Outputs(self.dtype, self.shift)
-        self.add_data(out, "grad_input", when=need_input)
-        self.add_data(out, "grad_residual", when=self.residual if need_residual is None else need_residual)
+        self.add_data(out, "grad_input", self.dtype, when=need_input)
+        wanted = self.residual if need_residual is None else need_residual
+        self.add_data(out, "grad_residual", self.output_dtype, when=wanted)
         for name in ("grad_weight", "grad_bias"):
             out.add(name, c, dtype=self.wide, when=need_parameters)
         for name in ("grad_scale", "grad_shift"):
@@ -168,11 +178,12 @@ class Problem:
         wide = x.detach().to(torch.float64 if exact else self.wide)
         _, mean, invstd = torch.native_group_norm(wide, None, None, n, c, inner, groups, EPS)
         gain = 1 + leaves["scale"]
-        y = torch.nn.functional.group_norm(x, groups, eps=EPS) * (leaves["weight"] * gain)[:, :, None]
+        data = x if exact else x.to(self.output_dtype)
+        y = torch.nn.functional.group_norm(data, groups, eps=EPS) * (leaves["weight"] * gain)[:, :, None]
         y = y + (leaves["bias"] * gain + leaves["shift"])[:, :, None]
         if "residual" in leaves:
             y = y + leaves["residual"]
-        y = activate(y, self.activation).to(x.dtype)
+        y = activate(y, self.activation).to(data.dtype)
         grads = torch.autograd.grad(y, list(leaves.values()), self.grad_output.to(y.dtype))
         named = {f"grad_{name}": g for name, g in zip(leaves, grads, strict=True)}
         return {"output": y.detach(), "mean": mean, "invstd": invstd, **named}
@@ -204,20 +215,24 @@ def check(emulator: ModuleType, problem: Problem) -> str:
 # results.
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), KINDS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_shapes(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
-    used = check(emulator, Problem(shape, dtype, way))
-    cut = way.startswith("channels_last") and (shape, dtype) in CUT
+def test_shapes(emulator: ModuleType, shape: Shape, dtype: torch.dtype, wide_output: bool, way: str) -> None:
+    problem = Problem(shape, dtype, way, wide_output=wide_output)
+    used = check(emulator, problem)
+    cut = way.startswith("channels_last") and (shape, problem.output_dtype) in CUT
     assert used == ("split" if cut else way.split()[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", [(2, 40, 24, 4), (5, 6, 35, 3), (2, 96, 16, 32)], ids=str)
+@pytest.mark.parametrize("wide_output", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_16_bits_throughout(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
-    check(emulator, Problem(shape, dtype, way, own=True))
+def test_16_bit_parameters(
+    emulator: ModuleType, shape: Shape, dtype: torch.dtype, wide_output: bool, way: str
+) -> None:
+    check(emulator, Problem(shape, dtype, way, own=True, wide_output=wide_output))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -236,20 +251,23 @@ def test_options(
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), KINDS[2:], ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_16_bits_without_residual(emulator: ModuleType, way: str, dtype: torch.dtype, activation: str) -> None:
+def test_16_bits_without_residual(
+    emulator: ModuleType, way: str, dtype: torch.dtype, wide_output: bool, activation: str
+) -> None:
     """The kernels of the usual call; in channels_last, accesses of eight channels."""
-    check(emulator, Problem((2, 48, 120, 6), dtype, way, activation, residual=False))
+    options = {"residual": False, "wide_output": wide_output}
+    check(emulator, Problem((2, 48, 120, 6), dtype, way, activation, **options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), KINDS, ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_misaligned_addresses(emulator: ModuleType, dtype: torch.dtype, way: str) -> None:
-    check(emulator, Problem((2, 40, 24, 4), dtype, way, shift=1))
+def test_misaligned_addresses(emulator: ModuleType, dtype: torch.dtype, wide_output: bool, way: str) -> None:
+    check(emulator, Problem((2, 40, 24, 4), dtype, way, shift=1, wide_output=wide_output))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), KINDS, ids=str)
 @pytest.mark.parametrize(
     ("shape", "way"),
     [
@@ -261,15 +279,17 @@ def test_misaligned_addresses(emulator: ModuleType, dtype: torch.dtype, way: str
     ],
     ids=str,
 )
-def test_more_data_than_registers_hold(emulator: ModuleType, shape: Shape, way: str, dtype: torch.dtype) -> None:
-    assert check(emulator, Problem(shape, dtype, way)) == "on_chip"
+def test_more_data_than_registers_hold(
+    emulator: ModuleType, shape: Shape, way: str, dtype: torch.dtype, wide_output: bool
+) -> None:
+    assert check(emulator, Problem(shape, dtype, way, wide_output=wide_output)) == "on_chip"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), KINDS, ids=str)
 @pytest.mark.parametrize("shape", [(1, 2, 20000, 1), (1, 3, 5001, 3), (2, 24, 900, 8), (1, 520, 130, 2)], ids=str)
 @pytest.mark.parametrize("way", ["split", "channels_last split"])
-def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype, way: str) -> None:
-    check(emulator, Problem(shape, dtype, way, multiprocessors=132))
+def test_many_slices(emulator: ModuleType, shape: Shape, dtype: torch.dtype, wide_output: bool, way: str) -> None:
+    check(emulator, Problem(shape, dtype, way, multiprocessors=132, wide_output=wide_output))
 
 
 def test_sums_on_the_way_cost_no_digits(emulator: ModuleType) -> None:
@@ -393,7 +413,7 @@ def check_clusters(emulator: ModuleType, problem: Problem) -> None:
 
 def planned(emulator: ModuleType, problem: Problem) -> tuple[int, int, int, int]:
     """Clusters, their blocks, and pieces and slots of each, of backward."""
-    arguments = name_of(problem.dtype), problem.shape, problem.channels_last, 2, *problem.facts[1:]
+    arguments = problem.dtypes, problem.shape, problem.channels_last, 2, *problem.facts[1:]
     return emulator.group_norm_act.clusters(*arguments)
 
 
@@ -403,9 +423,9 @@ def of_blocks(blocks: int, clusters: int = 2) -> tuple[int, ...]:
 
 @pytest.mark.parametrize(("way", "shape", "blocks"), CLUSTER_CASES, ids=str)
 def test_clusters(emulator: ModuleType, way: str, shape: Shape, blocks: int) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype, wide_output in (KINDS[0], *KINDS[2:]):
         emulator.seed(blocks)
-        problem = Problem(shape, dtype, way, clusters=of_blocks(blocks))
+        problem = Problem(shape, dtype, way, clusters=of_blocks(blocks), wide_output=wide_output)
         check_clusters(emulator, problem)
         for problem.shared_bytes in range(20 << 10, 228 << 10, 1 << 10):  # for one group, and no more
             if planned(emulator, problem)[0]:
@@ -418,18 +438,20 @@ def test_clusters(emulator: ModuleType, way: str, shape: Shape, blocks: int) -> 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("spare", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("way", "shape"),
+    ("way", "shape", "wide_output"),
     [
-        ("cluster", (2, 2, 8 * 2491, 2)),
-        ("cluster", (1, 6, 8192, 2)),
-        ("channels_last cluster", (1, 64, 1777, 32)),
+        *itertools.product(["cluster"], [(2, 2, 8 * 2491, 2), (1, 6, 8192, 2)], [False, True]),
+        ("channels_last cluster", (1, 64, 1777, 32), False),
+        ("channels_last cluster", (1, 64, 1001, 32), True),
     ],
     ids=str,
 )
-def test_rings_of_several_pieces(emulator: ModuleType, way: str, shape: Shape, spare: int, seed: int) -> None:
+def test_rings_of_several_pieces(
+    emulator: ModuleType, way: str, shape: Shape, wide_output: bool, spare: int, seed: int
+) -> None:
     """With room for so many more."""
     emulator.seed(seed)
-    problem = Problem(shape, torch.bfloat16, way, clusters=of_blocks(2, 1))
+    problem = Problem(shape, torch.bfloat16, way, clusters=of_blocks(2, 1), wide_output=wide_output)
     for problem.shared_bytes in range(30 << 10, 228 << 10, 1 << 10):
         _, _, pieces, slots = planned(emulator, problem)
         if pieces and slots == pieces + spare:
@@ -448,8 +470,11 @@ def test_options_in_clusters(
     emulator: ModuleType, activation: str, residual: bool, affine: bool, modulated: bool
 ) -> None:
     options = {"residual": residual, "affine": affine, "modulated": modulated}
+    options["clusters"] = of_blocks(2)
     for way, shape in (*CLUSTER_WAYS, ("cluster", (2, 2, 136, 2))):
-        check_clusters(emulator, Problem(shape, torch.float32, way, activation, **options, clusters=of_blocks(2)))
+        for dtype, wide_output in (KINDS[0], KINDS[4]):
+            problem = Problem(shape, dtype, way, activation, **options, wide_output=wide_output)
+            check_clusters(emulator, problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -505,16 +530,23 @@ def test_mean_far_from_zero_in_clusters(emulator: ModuleType, way: str, shape: S
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "wide_output"), [KINDS[0], KINDS[2], KINDS[4]], ids=str)
 @pytest.mark.parametrize(("way", "shape"), [("cluster", (2, 4, 2048, 2)), CLUSTER_WAYS[1]], ids=str)
 @pytest.mark.parametrize(
     "methods", list(itertools.product(["cluster", "split", "on_chip"], ["cluster", "split"])), ids="-".join
 )
 def test_every_backward_sees_the_signs_that_every_forward_saw(
-    emulator: ModuleType, methods: tuple[str, str], way: str, shape: Shape, dtype: torch.dtype, residual: bool
+    emulator: ModuleType,
+    methods: tuple[str, str],
+    way: str,
+    shape: Shape,
+    dtype: torch.dtype,
+    wide_output: bool,
+    residual: bool,
 ) -> None:
     ways = [way.replace("cluster", method) for method in methods]
-    problem = Problem(shape, dtype, ways[0], "relu", residual=residual, clusters=of_blocks(2))
+    options = {"residual": residual, "wide_output": wide_output, "clusters": of_blocks(2)}
+    problem = Problem(shape, dtype, ways[0], "relu", **options)
     forward, used = problem.forward(emulator)
     problem.grad_output.fill_(1)
     problem.way = ways[1]
@@ -536,15 +568,18 @@ def test_every_backward_sees_the_signs_that_every_forward_saw(
     ],
     ids=str,
 )
-def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way: str) -> None:
+@pytest.mark.parametrize(("dtype", "wide_output"), [KINDS[0], KINDS[4]], ids=str)
+def test_same_bits_under_every_schedule(
+    emulator: ModuleType, shape: Shape, way: str, dtype: torch.dtype, wide_output: bool
+) -> None:
     def run(seed: int, resident: int) -> list[bytes]:
         emulator.seed(seed)
         emulator.resident_blocks(resident)
-        problem = Problem(shape, torch.float32, way, clusters=of_blocks(4))
+        problem = Problem(shape, dtype, way, clusters=of_blocks(4), wide_output=wide_output)
         forward, _ = problem.forward(emulator)
         expected = "cluster" if "cluster" in way else "split"
         results = [*forward.values(), *problem.backward(emulator, forward, expected=expected).values()]
-        return [t.numpy().tobytes() for t in results if t is not None]
+        return [array(t).tobytes() for t in results if t is not None]
 
     expected = run(0, 4)
     for seed in range(1, 5):
@@ -576,6 +611,9 @@ def test_same_bits_under_every_schedule(emulator: ModuleType, shape: Shape, way:
         (H200, (8, 128, 128 * 128, 32), "float32", True, "cluster", "cluster"),  # rows of 64 bytes: 1 MB
         (H200, (16, 128, 128 * 128, 32), "bfloat16", True, "cluster", "cluster"),
         (H200, (4, 256, 256 * 256, 32), "float32", True, "split", "split"),  # 4 MB
+        (H200, (8, 128, 64 * 64, 32), "bfloat16 to float32", False, "on_chip", "cluster"),
+        (H200, (4, 256, 256 * 256, 32), "bfloat16 to float32", False, "cluster", "cluster"),
+        (H200, (16, 128, 128 * 128, 32), "bfloat16 to float32", True, "cluster", "cluster"),
         (A100, (8, 320, 64 * 64, 32), "bfloat16", False, "on_chip", "split"),
         (A100, (1, 320, 64 * 64, 32), "float32", False, "split", "split"),
         (A100, (4, 64, 256 * 256, 64), "float32", False, "split", "split"),
@@ -657,16 +695,17 @@ shapes += [(1, 2, 30000, 1), (3, 6, 4096, 2)] if large else []
 for seed, shape, dtype, way in itertools.product(
     (0, 1),
     shapes,
-    ("float32", "bfloat16"),
+    ("float32", "bfloat16", "bfloat16 to float32"),
     [last + method for last in ("", "channels_last ") for method in ("split", "on_chip", "cluster")],
 ):
     emulator.seed(seed)
     n, c, inner, groups = shape
-    element = {"float32": np.float32, "bfloat16": np.uint16}[dtype]
+    element = np.float32 if dtype == "float32" else np.uint16
+    result = np.uint16 if dtype == "bfloat16" else np.float32
     own = element if seed else np.float32
-    data = lambda: (np.arange(n * c * inner) % 97).astype(element)
-    arrays = {name: data() for name in ("input", "residual", "output")}
-    arrays |= {name: data() for name in ("grad_output", "grad_input", "grad_residual")}
+    data = lambda element: (np.arange(n * c * inner) % 97).astype(element)
+    arrays = {name: data(element) for name in ("input", "grad_input")}
+    arrays |= {name: data(result) for name in ("residual", "output", "grad_output", "grad_residual")}
     arrays |= {name: np.ones((n, groups), np.float32) for name in ("mean", "invstd")}
     arrays |= {name: np.ones(c, own) for name in ("weight", "bias")}
     arrays |= {name: np.ones((n, c), own) for name in ("scale", "shift")}

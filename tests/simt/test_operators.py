@@ -29,6 +29,10 @@ def test_operators_take_every_layout(family, library):
     check(library, family)
 
 
+def test_python_has_float32_results_under_autocast(library):
+    check(library, "autocast", {"GENIMG_FAST_BACKEND": "native"})
+
+
 def test_refused_clusters_are_done_without(library):
     norms = ("BATCH_NORM", "GROUP_NORM")
     check(

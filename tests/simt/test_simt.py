@@ -360,7 +360,7 @@ def test_error_in_a_kernel(emulator: ModuleType, kernel: str, message: str, seed
         ("bytes_missing", True, r"256 at mbarriers \(one lacks 0 arrivals and 16 bytes\)"),
         ("bytes_unexpected", True, r"256 at mbarriers \(one lacks 0 arrivals and -16 bytes\)"),
         ("misaligned", True, "bulk copy: addresses and size must be multiples of 16"),
-        ("misaligned", False, "asynchronous copy: addresses must be multiples of 16"),
+        ("misaligned", False, "asynchronous copy: addresses must be multiples of its size"),
         ("no_init", True, "uses an mbarrier that is not initialised"),
     ],
 )

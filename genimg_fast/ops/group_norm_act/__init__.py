@@ -43,8 +43,8 @@ def group_norm_act(
     residual and two values per group.
 
     Parameters are of the input's dtype or, beside 16-bit input, of float32. The arithmetic is in float32 (float64
-    for float64) either way. Autocast does with 16-bit input what it does in PyTorch: on a GPU, PyTorch's operators
-    run it in float32; on a CPU the dtype stays what it is.
+    for float64) either way. Autocast does with 16-bit input what it does in PyTorch: on a GPU the result is in
+    float32, without PyTorch's copy of the input in float32; on a CPU the dtype stays what it is.
 
     Group norm: Wu and He 2018, arXiv:1803.08494. SiLU: Elfwing et al. 2017, arXiv:1702.03118. Scale and shift from
     another network: Huang and Belongie 2017, arXiv:1703.06868.
@@ -62,7 +62,7 @@ def group_norm_act(
         shift: (N, C), what is then added; None stands for zeros.
 
     Returns:
-        Shape, dtype and memory format of ``input``.
+        Shape and memory format of ``input``, and its dtype; of 16-bit input under autocast on a GPU, float32.
 
     Raises:
         ValueError: The activation is unknown, scale or shift do not fit, or there is one value in all.

@@ -26,24 +26,25 @@ def check_modulation(input: Tensor, tensor: Tensor | None, name: str) -> None:
         raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
 
 
-def check_operands(operands: Operands, num_groups: int) -> None:
+def check_operands(operands: Operands, num_groups: int, output: torch.dtype) -> None:
     """The checks of csrc/group_norm_act.h, so that tracing refuses what the kernels would refuse."""
     input, residual, weight, bias, scale, shift = operands
-    _check(input, num_groups, (residual,), (weight, bias), (scale, shift))
+    _check(input, num_groups, output, (residual,), (weight, bias), (scale, shift))
 
 
 def check_backward(call: Backward) -> None:
     """Likewise, of backward."""
     _check(
-        call.input, call.num_groups, (call.grad_output, call.residual), (call.weight, call.bias),
-        (call.scale, call.shift), (call.mean, call.invstd),
+        call.input, call.num_groups, call.grad_output.dtype, (call.grad_output, call.residual),
+        (call.weight, call.bias), (call.scale, call.shift), (call.mean, call.invstd),
     )  # fmt: skip
 
 
 def _check(
     input: Tensor,
     num_groups: int,
-    like_input: tuple[Tensor | None, ...],
+    output: torch.dtype,
+    like_output: tuple[Tensor | None, ...],
     per_channel: tuple[Tensor | None, ...],
     per_sample: tuple[Tensor | None, ...],
     statistics: tuple[Tensor, ...] = (),
@@ -57,8 +58,9 @@ def _check(
     )
     wide = WIDE_DTYPE[input.dtype]
     own = (input.dtype, wide)
+    torch._check(output in own, lambda: f"group_norm_act: grad_output must be {own}, got {output}")
     for tensors, shape, dtypes, words in (
-        (like_input, input.shape, (input.dtype,), "residual and grad_output must have the input's shape, dtype"),
+        (like_output, input.shape, (output,), "residual and grad_output must have the output's shape, dtype"),
         (per_channel, (channels,), own, "weight and bias must have shape (C,), the input's dtype or float32"),
         (
             per_sample,

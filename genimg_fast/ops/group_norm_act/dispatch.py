@@ -17,8 +17,15 @@ SMALLEST_NATIVE_NUMEL, SMALLEST_NATIVE_PLANE, SMALLEST_NATIVE_FLOAT32_PLANE = 12
 # this many channels, and without gradients where a plane has this many pixels.
 SMALLEST_NATIVE_ALONE, SMALLEST_NATIVE_ALONE_LAST, MANY_CHANNELS, LARGE_PLANE = 2 << 20, 1 << 20, 16, 1024
 
+_16_BITS = (torch.bfloat16, torch.float16)
+
 _PARAMETERS = "parameters of the input's dtype or, beside 16-bit input, float32"
-_RESIDUAL = "a residual of the input's shape, dtype and device"
+_RESIDUAL = "a residual of the input's shape and device, and the result's dtype"
+
+
+def has_wide_output(input: Tensor) -> bool:
+    """Whether the result of 16-bit input is in float32, as autocast has it on a GPU; for CPUs it has no rule."""
+    return not input.is_cpu and input.dtype in _16_BITS and torch.is_autocast_enabled(input.device.type)
 
 
 def _unlike(operands: Operands, options: Options) -> str | None:
@@ -42,9 +49,6 @@ def _unlike(operands: Operands, options: Options) -> str | None:
         return INVALID
     if shape[1] % num_groups or numel == num_groups:
         return INVALID
-    # For CPUs torch's autocast has no rule for group norm, nor for what follows it here.
-    if dtype is not wide and not input.is_cpu and torch.is_autocast_enabled(input.device.type):
-        return AUTOCAST
     if weight is not None and bias is not None and weight.dtype is not bias.dtype:
         return INVALID
     for tensor, expected in (
@@ -60,7 +64,9 @@ def _unlike(operands: Operands, options: Options) -> str | None:
                 return AUTOCAST
             return refusal(_PARAMETERS, f"{kind} beside {dtype} input")
     if residual is not None and (
-        residual.shape != shape or residual.dtype is not dtype or residual.device != input.device
+        residual.shape != shape
+        or residual.dtype is not (wide if has_wide_output(input) else dtype)
+        or residual.device != input.device
     ):
         if torch.is_autocast_enabled(input.device.type):
             return AUTOCAST

@@ -46,7 +46,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
             before = before + call.residual.to(wide).view(grouped)
         grad = through_activation(grad, before, call.activation, call.negative_slope)
     nothing = input.new_empty(0)
-    grad_input = grad_residual = nothing
+    grad_input, grad_residual = nothing, call.grad_output.new_empty(0)
     if call.need_input:
         inner = grad * (gain * weight)
         inner_mean = inner.mean([2, *planes], keepdim=True)
@@ -55,7 +55,7 @@ def gradients_reference(*arguments: Any) -> tuple[Tensor, ...]:
             ((inner - inner_mean - normalised * product_mean) * invstd).reshape(input.shape).to(input.dtype)
         )
     if call.need_residual:
-        grad_residual = grad.reshape(input.shape).to(input.dtype)
+        grad_residual = grad.reshape(input.shape).to(call.grad_output.dtype)
     if not call.need_parameters:
         return grad_input, grad_residual, *(nothing.to(wide) for _ in range(4))
     sums, products = grad, grad * normalised

@@ -12,19 +12,20 @@ from genimg_fast.ops._autograd import call_backward, double_backward, keep_input
 from genimg_fast.ops._checks import WIDE_DTYPE
 from genimg_fast.ops._layout import dense_like
 from genimg_fast.ops.group_norm_act.checks import check_backward, check_operands
-from genimg_fast.ops.group_norm_act.dispatch import KERNELS
+from genimg_fast.ops.group_norm_act.dispatch import KERNELS, has_wide_output
 from genimg_fast.ops.group_norm_act.gradients import gradients_reference
 from genimg_fast.ops.group_norm_act.operands import Backward, Operands, Options
 
 
 def run_native(operands: Operands, options: Options) -> Tensor:
     """Run the compiled operator."""
+    arguments = operands + options + (has_wide_output(operands.input),)
     if torch.compiler.is_compiling():
-        return torch.ops.genimg_fast.group_norm_act.default(*operands, *options)[0]
+        return torch.ops.genimg_fast.group_norm_act.default(*arguments)[0]
     if torch.is_grad_enabled() and _require_grad(operands):
-        return _GroupNormAct.apply(*(operands + options))  # one tuple: faster than two stars
+        return _GroupNormAct.apply(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.genimg_fast.group_norm_act.default(*(operands + options))[0]
+        return torch.ops.genimg_fast.group_norm_act.default(*arguments)[0]
 
 
 def _require_grad(operands: Operands) -> bool:
@@ -71,7 +72,7 @@ def _keep(ctx: Any, arguments: tuple[Any, ...], mean: Tensor, invstd: Tensor, bi
         invstd: Its result.
         bias: The values that it added.
     """
-    input, residual, weight, _, scale, shift, num_groups, _, activation, negative_slope = arguments
+    input, residual, weight, _, scale, shift, num_groups, _, activation, negative_slope, _ = arguments
     if activation == ACTIVATIONS["identity"]:
         residual = shift = None
     ctx.save_for_backward(input, residual, weight, bias, scale, shift, mean, invstd)
@@ -101,7 +102,7 @@ def _backward(ctx: Any, grad_output: Tensor, *_: Tensor | None) -> tuple[Tensor 
         grad_input if need_input else None,
         (grad_output if linear else grad_residual) if need_residual else None,
         *(g if n else None for g, n in zip(gradients, need, strict=True)),
-        None, None, None, None,
+        None, None, None, None, None,
     )  # fmt: skip
 
 
@@ -130,10 +131,11 @@ if KERNELS.in_library:
     @torch.library.register_fake("genimg_fast::group_norm_act")
     def _(*arguments: Any) -> tuple[Tensor, ...]:
         operands, num_groups = Operands(*arguments[:6]), arguments[6]
-        check_operands(operands, num_groups)
         input = operands.input
+        output = WIDE_DTYPE.get(input.dtype, input.dtype) if arguments[10] else input.dtype
+        check_operands(operands, num_groups, output)
         mean = input.new_empty((input.shape[0], num_groups), dtype=WIDE_DTYPE[input.dtype])
-        return dense_like(input), mean, torch.empty_like(mean)
+        return dense_like(input, output), mean, torch.empty_like(mean)
 
     @torch.library.register_fake("genimg_fast::group_norm_act_backward")
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -143,8 +145,8 @@ if KERNELS.in_library:
         shapes = ((channels,), (channels,), (samples, channels), (samples, channels))
         return (
             *(
-                dense_like(call.input) if n else call.input.new_empty(0)
-                for n in (call.need_input, call.need_residual)
+                dense_like(call.input, t.dtype) if n else t.new_empty(0)
+                for n, t in ((call.need_input, call.input), (call.need_residual, call.grad_output))
             ),
             *(call.mean.new_empty(shape if call.need_parameters else 0) for shape in shapes),
         )

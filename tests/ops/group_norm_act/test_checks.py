@@ -10,7 +10,7 @@ from genimg_fast.ops import group_norm_act, group_norm_act_reference
 @pytest.mark.parametrize("shape", [(0, 4, 4, 4), (1, 4, 1, 1), (2, 4, 0, 3)], ids=str)
 def test_raw_operators_survive_tiny_input(shape, device):
     x = torch.randn(shape, device=device)
-    output, mean, invstd = OPERATORS.group_norm_act(x, None, None, None, None, None, 2, 1e-5, 3, 0.2)
+    output, mean, invstd = OPERATORS.group_norm_act(x, None, None, None, None, None, 2, 1e-5, 3, 0.2, False)
     assert output.shape == x.shape
     assert mean.shape == invstd.shape == (shape[0], 2)
     gradients = OPERATORS.group_norm_act_backward(
@@ -99,6 +99,7 @@ RAW_BAD_INPUT = {
     "num_groups must divide": {"num_groups": 4},
     "num_groups must divide the input's 6 channels, got 0": {"num_groups": 0},
     "activation must be 0": {"activation": 4},
+    "wide_output is for CUDA": {"wide_output": True},
 }
 
 
@@ -106,7 +107,7 @@ RAW_BAD_INPUT = {
 def test_raw_operators_refuse_bad_input(message):
     arguments = dict.fromkeys(["residual", "weight", "bias", "scale", "shift"])
     arguments |= {"input": torch.randn(4, 6), "num_groups": 2, "eps": 1e-5}
-    arguments |= {"activation": 2, "negative_slope": 0.2}
+    arguments |= {"activation": 2, "negative_slope": 0.2, "wide_output": False}
     with pytest.raises(RuntimeError, match=message):
         OPERATORS.group_norm_act(**(arguments | RAW_BAD_INPUT[message]))
 

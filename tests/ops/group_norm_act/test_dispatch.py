@@ -1,9 +1,12 @@
 import pytest
 import torch
-from ops.group_norm_act.calls import make
+from ops.group_norm_act.calls import OPERATORS, make
 
 import genimg_fast as gf
 from genimg_fast.ops import group_norm_act, group_norm_act_reference
+from genimg_fast.ops._dispatch import AUTOCAST
+from genimg_fast.ops.group_norm_act.dispatch import KERNELS
+from genimg_fast.ops.group_norm_act.operands import Operands, Options
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 3, 3), (64, 16, 8, 8)], ids=["small", "large"])
@@ -41,13 +44,46 @@ def test_auto_leaves_to_torch_what_is_faster_there(device):
         assert ("NativeGroupNorm" in type(alone.grad_fn).__name__) == (device == "cpu")
 
 
-def test_autocast_leaves_16_bits_to_torch_on_a_gpu(device):
+def test_autocast_runs_on_the_kernels(device):
     x = torch.randn(8, 4, 5, 5, device=device, dtype=torch.bfloat16, requires_grad=True)
     with torch.autocast(device, torch.bfloat16):
-        name = type(group_norm_act(x, 2).grad_fn).__name__
-        assert ("Silu" in name) if device == "cuda" else (name == "_GroupNormActBackward")
-        assert "Silu" in type(group_norm_act(x, 2, residual=x.float()).grad_fn).__name__
-        assert type(group_norm_act(x.float(), 2).grad_fn).__name__ == "_GroupNormActBackward"
+        for data, residual in ((x, None), (x.float(), None), (x, x.float()), (x, x)):
+            y = group_norm_act(data, 2, residual=residual)
+            assert y.dtype == group_norm_act_reference(data, 2, residual=residual).dtype
+            fits = residual is None or (residual.dtype is torch.float32) == (device == "cuda")
+            assert ("GroupNormAct" if fits else "Silu") in type(y.grad_fn).__name__
+
+
+@pytest.fixture
+def autocast_of_a_gpu(monkeypatch):
+    """On the meta device, which has no autocast."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: device_type == "meta")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_of_a_gpu_wants_what_is_added_in_float32(dtype, autocast_of_a_gpu):
+    x, c = torch.empty(8, 4, 5, 5, dtype=dtype, device="meta"), torch.ones(4, device="meta")
+    options = Options(2, 1e-5, 3, 0.0)
+
+    def why_not(residual, parameter):
+        return KERNELS.unlike(Operands(x, residual, parameter, parameter, None, None), options)
+
+    for parameter in (None, c, c.to(dtype)):
+        assert why_not(None, parameter) is why_not(x.float(), parameter) is None
+        assert why_not(x, parameter) == AUTOCAST
+    assert why_not(None, c.double()) == AUTOCAST
+
+
+def test_traced_operators_know_the_dtypes_of_autocast_on_a_gpu():
+    x = torch.empty(8, 4, 5, 5, dtype=torch.bfloat16, device="meta").to(memory_format=torch.channels_last)
+    added = x.float()
+    y, mean, invstd = OPERATORS.group_norm_act(x, added, None, None, None, None, 2, 1e-5, 3, 0.0, True)
+    assert (y.dtype, y.stride(), mean.dtype) == (torch.float32, x.stride(), torch.float32)
+    call = (y, x, added, None, None, None, None, mean, invstd, 2, 3, 0.0, True, True, True)
+    grad_input, grad_residual, *_ = OPERATORS.group_norm_act_backward(*call)
+    assert (grad_input.dtype, grad_residual.dtype) == (torch.bfloat16, torch.float32)
+    with pytest.raises(RuntimeError, match="residual and grad_output must have the output's shape, dtype"):
+        OPERATORS.group_norm_act(x, x, None, None, None, None, 2, 1e-5, 3, 0.0, True)
 
 
 def test_transforms_run_on_torch():

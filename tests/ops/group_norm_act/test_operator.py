@@ -57,7 +57,7 @@ def test_opcheck(layout, dtype, own, device):
     mean = torch.zeros(4, 3, dtype=statistics_dtype(dtype), device=device)
     invstd = torch.ones_like(mean)
     for others in [(residual, weight, bias, scale, shift), (None,) * 5]:
-        forward = (x.detach().requires_grad_(), *others, 3, 1e-5, 3, 0.2)
+        forward = (x.detach().requires_grad_(), *others, 3, 1e-5, 3, 0.2, False)
         torch.library.opcheck(OPERATORS.group_norm_act.default, forward)
         for needed in [(True, True, True), (True, False, False), (False, True, False), (False, False, True)]:
             backward = (
