@@ -96,7 +96,7 @@ constexpr int pair_of(int i) {
 constexpr int L = lanes<float>;
 constexpr int panel = 2 * L;  // channels of an output whose products share one reading of the left factor
 constexpr int max_rows = SIMD_BYTES == 64 ? 14 : 6;  // sums that the registers hold, over two
-constexpr int64_t block_depth = 256;                 // a block of rows of the left factor stays in the L1 cache
+constexpr int64_t block_depth = 64;                  // products summed up at a time; longer sums err more
 
 // Inputs of row `row` of tiles to the rows of `factors`.  Out of the picture they are zero.
 inline void transform_input(const Shape& shape, const Group& group, int64_t row, int out_y, int out_x,
