@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
+  const uint4* const held = gpu::opaque_shared(slots);
   // Of channel k of the tile: the thread that finishes its statistics.
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           constexpr int N = count.value;
           uint4 raw[N];
 #pragma unroll
-          for (int u = 0; u < N; ++u) raw[u] = slots[place + 32 * u];
+          for (int u = 0; u < N; ++u) raw[u] = held[place + 32 * u];
           moments.template add<N>(raw, Whole<N>{});
         },
         [](const Cursor&) {});
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             [[maybe_unused]] const Addresses<A, const T> residuals(tiling, args.residual, origin, word);
 #pragma unroll
             for (int u = 0; u < N; ++u) {
-              raw[u] = slots[place + 32 * u];
+              raw[u] = held[place + 32 * u];
               if constexpr (kResidual) added[u] = load<T, V>(residuals(u));
             }
 #pragma unroll
@@ -162,7 +163,8 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
     return produce<T, A, U>(tiling, tensors, rank, tile, clusters, slots, ring);
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
-  uint4* const grads = slots + tiling.consumers * U;
+  uint4* const inputs = gpu::opaque_shared(slots);
+  uint4* const grads = inputs + tiling.consumers * U;
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
   const auto prepare = [&](int tile, int turn) {
@@ -201,7 +203,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             read.has_residual = kMore;
 #pragma unroll
             for (int u = 0; u < N; ++u) {
-              read.input[u] = slots[place + 32 * u];
+              read.input[u] = inputs[place + 32 * u];
               read.grad[u] = grads[place + 32 * u];
               if constexpr (kMore) read.residual[u] = load<T, V>(residuals(u));
             }
@@ -255,7 +257,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           uint4 input[N], grad[N];
 #pragma unroll
           for (int u = 0; u < N; ++u) {
-            input[u] = slots[place + 32 * u];
+            input[u] = inputs[place + 32 * u];
             grad[u] = grads[place + 32 * u];
           }
 #pragma unroll
