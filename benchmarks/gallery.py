@@ -12,6 +12,7 @@ import functools
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -141,9 +142,11 @@ def show_upscaling() -> None:
 
 
 def train(options: str, folder: str) -> None:
-    """Train what a command takes, unless that was done before."""
+    """Train what a command takes, unless that was done before; a training that was cut short does not count."""
     if not Path(folder).exists():
-        run(f"genimg-fast train {options} --out {folder}")
+        with tempfile.TemporaryDirectory(dir=".") as begun:
+            run(f"genimg-fast train {options} --out {begun}/{folder}")
+            Path(begun, folder).rename(folder)
 
 
 def train_classifier() -> None:
@@ -177,7 +180,7 @@ def show_difference() -> None:
 
 
 def digits() -> None:
-    """Write a zero and an eight, and folders of thin and bold digits; train a VAE on all digits."""
+    """Write a zero, a three and an eight, and folders of thin and bold digits; train a VAE on all digits."""
     images = sklearn.datasets.load_digits().images / 16
     pictures = [Image.fromarray((255 * image).astype("uint8")).resize((32, 32), 3) for image in images]
     ink = images.mean((1, 2)).argsort()
@@ -185,7 +188,7 @@ def digits() -> None:
         Path(folder).mkdir(exist_ok=True)
         for number in chosen:
             pictures[number].save(f"{folder}/{number:04}.png")
-    for name, number in (("zero", 0), ("eight", 8)):
+    for name, number in (("zero", 0), ("three", 3), ("eight", 8)):
         pictures[number].save(f"{name}.png")
     train("vae --data digits", "runs")
 
@@ -340,6 +343,13 @@ ENTRIES = [
         "Latents: more eights",
         "The same VAE, from places near the eight's latents.",
         "genimg-fast edit vary eight.png runs/00000-vae-digits --n 4 --strength 0.4 --scale 4",
+        digits,
+    ),
+    Entry(
+        "mix",
+        "Latents: a three that is half an eight",
+        "The same VAE: two digits, and what it makes of the mean of their latents.",
+        "genimg-fast edit mix runs/00000-vae-digits --images three.png eight.png --scale 4",
         digits,
     ),
 ]

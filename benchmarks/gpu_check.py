@@ -34,11 +34,41 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+STAGES = (
+    "facts", "tests", "methods", "sanitizers", "stress", "bn", "gn", "reparam", "rnn", "steps", "ncu", "report",
+)  # fmt: skip
+
+
+def read(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--out", type=Path, help="file of rows (default: benchmarks/results/<gpu>-<date>.jsonl)")
+    parser.add_argument(
+        "--deadline", type=float, default=540, help="seconds for each stage (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="everything, small and once, on the CPU in its place"
+    )
+    parser.add_argument("--contender", help=argparse.SUPPRESS)  # this is the process of one
+    parser.add_argument("--profiled", action="store_true", help=argparse.SUPPRESS)  # this is what ncu looks at
+    options = parser.parse_args(arguments)
+    if options.out is not None and (options.out.suffix != ".jsonl" or options.out.is_dir()):
+        parser.error(f"argument --out: {options.out} is no .jsonl file; tables of it are .txt and .json beside it")
+    return options
+
+
+if __name__ == "__main__":  # what needs no torch is answered without
+    read()
+    if find_spec("torch") is None:
+        sys.exit(f"gpu-check: there is no torch in {sys.executable}: run it by a python3 that has it")
 
 import torch  # noqa: E402
 from gpu import cases, commands, device, facts, report, steps, stress  # noqa: E402
@@ -46,9 +76,6 @@ from gpu.rows import Row, Rows  # noqa: E402
 
 import genimg_fast as gf  # noqa: E402
 
-STAGES = (
-    "facts", "tests", "methods", "sanitizers", "stress", "bn", "gn", "reparam", "rnn", "steps", "ncu", "report",
-)  # fmt: skip
 NO_GPU, UNFINISHED, FAILED = 1, 3, 10
 GRACE = 30  # seconds after a stage's deadline for the row that is being measured
 LONGEST_ROW = 150  # seconds without a word from a process before it counts as hung
@@ -179,7 +206,9 @@ def run_measured(stage: str, rows: Rows, seconds: float) -> None:
 
 def run_commands(stage: str, rows: Rows, seconds: float) -> None:
     until = time.monotonic() + seconds
-    environment = {**os.environ, "GENIMG_FAST_BACKEND": "native", "PYTHONPATH": str(ROOT)}
+    # Packages that were brought along stay on the path.
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "GENIMG_FAST_BACKEND": "native", "PYTHONPATH": path}
     done = rows.done(stage, "")
     for command in commands.COMMANDS[stage]():
         if command.row in done:
@@ -204,17 +233,20 @@ def check(stages: list[str], rows: Rows, seconds: float) -> int:
     """Run stages; return the exit status."""
     if not rows.of("facts") and any(stage in cases.STAGES for stage in stages):
         stages = ["facts", *(stage for stage in stages if stage != "facts")]  # what a time is a share of
-    unfinished = []
+    unfinished, left = [], seconds
     for stage in stages:
+        started = time.monotonic()
         print(f"\n=== {stage}", flush=True)
         try:
             if stage in commands.COMMANDS:
-                run_commands(stage, rows, seconds)
+                run_commands(stage, rows, left)
             elif stage in MEASURED:
-                run_measured(stage, rows, seconds)
+                run_measured(stage, rows, left)
         except Unfinished:
             unfinished.append(stage)
             print(f"{stage}: the deadline left rows out; the same command goes on from here", flush=True)
+        # The next stage gives the time that the facts took: a call for one stage takes no longer than it was told.
+        left = seconds - (time.monotonic() - started) if stage == "facts" else seconds
     for line in report.write(rows):
         print(line)
     failed = [stage for stage in stages if any(row["status"] == "failed" for row in rows.of(stage))]
@@ -228,18 +260,7 @@ def check(stages: list[str], rows: Rows, seconds: float) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--out", type=Path, help="file of rows (default: benchmarks/results/<gpu>-<date>.jsonl)")
-    parser.add_argument(
-        "--deadline", type=float, default=540, help="seconds for each stage (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="everything, small and once, on the CPU in its place"
-    )
-    parser.add_argument("--contender", help=argparse.SUPPRESS)  # this is the process of one
-    parser.add_argument("--profiled", action="store_true", help=argparse.SUPPRESS)  # this is what ncu looks at
-    options = parser.parse_args(arguments)
+    options = read(arguments)
     with ExitStack() as stack:
         if options.dry_run:
             stack.enter_context(device.stand_in())

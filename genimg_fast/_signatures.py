@@ -8,11 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import docstring_parser
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from genimg_fast.options import Reader
+
+if TYPE_CHECKING:
+    from docstring_parser import Docstring
 
 REQUIRED = inspect.Parameter.empty
 
@@ -26,16 +27,23 @@ class Option:
         type: Its annotation, without ``None``.
         optional: Whether it may be None.
         default: Its default, ``REQUIRED`` if there is none.
-        help: What the docstring says, in a line.
+        documented: What has the parameter, and a docstring: a function, or a class.
         positional: Whether it has no flag.
+        note: What a user has to know beside what the docstring says.
     """
 
     name: str
     type: Any
     optional: bool
     default: Any
-    help: str
+    documented: Callable[..., Any]
     positional: bool = False
+    note: str = ""
+
+    @property
+    def help(self) -> str:
+        """What the docstring says, in a line."""
+        return in_a_line(_said_of_parameters(self.documented).get(self.name, "")) + self.note
 
     @property
     def flag(self) -> str:
@@ -119,8 +127,6 @@ def _options_of(function: Callable[..., Any], kinds: tuple[tuple[str, Any], ...]
     made: Any = function
     hints = get_type_hints(made.__init__ if isinstance(function, type) else function, include_extras=True)
     hints |= dict(kinds)
-    documented = reversed(function.__mro__) if isinstance(function, type) else [function]
-    texts = {text.arg_name: text.description or "" for each in documented for text in document(each).params}
     options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if name.startswith("_"):
@@ -133,7 +139,7 @@ def _options_of(function: Callable[..., Any], kinds: tuple[tuple[str, Any], ...]
         elif get_origin(kind) is Literal and None in inner:
             optional, kind = True, Literal[tuple(k for k in inner if k is not None)]
         positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not isinstance(function, type)
-        option = Option(name, kind, optional, parameter.default, in_a_line(texts.get(name, "")), positional)
+        option = Option(name, kind, optional, parameter.default, function, positional)
         with suppress(TypeError):
             if kind is not bool:
                 option.takes()
@@ -148,9 +154,18 @@ def groups_of(function: Callable[..., Any]) -> dict[str, type]:
 
 
 @cache
-def document(function: Callable[..., Any]) -> docstring_parser.Docstring:
+def _said_of_parameters(function: Callable[..., Any]) -> dict[str, str]:
+    documented = reversed(function.__mro__) if isinstance(function, type) else [function]
+    return {text.arg_name: text.description or "" for each in documented for text in document(each).params}
+
+
+@cache
+def document(function: Callable[..., Any]) -> "Docstring":
     """Parse the docstring of a function or a class."""
-    return docstring_parser.parse(inspect.getdoc(function) or "", docstring_parser.DocstringStyle.GOOGLE)
+    # Not above: training and benchmarks/gpu_check.py run where there is torch and this package's tree alone.
+    from docstring_parser import DocstringStyle, parse
+
+    return parse(inspect.getdoc(function) or "", DocstringStyle.GOOGLE)
 
 
 def in_a_line(text: str) -> str:

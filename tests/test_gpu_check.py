@@ -28,6 +28,37 @@ def test_says_clearly_that_there_is_no_gpu(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def without(packages, *options):
+    """What the check does in a Python that lacks packages."""
+    hide = f"import runpy, sys; sys.modules |= dict.fromkeys({packages!r}); sys.argv = {['gpu_check', *options]!r}"
+    find = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n: sys.modules.get(n, n) and f(n)"
+    run = f"runpy.run_path({str(gpu_check.SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", "\n".join((hide, find, run))]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_what_needs_no_torch_is_answered_without_it():
+    assert "--deadline" in without(["torch"], "--help").stdout
+    assert "invalid choice" in without(["torch"], "--stage", "bm").stderr
+    run = without(["torch"], "--stage", "bn")
+    assert run.returncode == gpu_check.NO_GPU
+    assert run.stderr.startswith("gpu-check: there is no torch in ")
+
+
+def test_times_need_no_package_but_torch_and_numpy(tmp_path):
+    packages = "docstring_parser yaml PIL tqdm sklearn skimage scipy matplotlib torchvision"
+    run = without(packages.split(), "--dry-run", "--stage", "steps", "--out", str(tmp_path / "rows.jsonl"))
+    assert run.returncode == 0, run.stderr
+    assert len(read(tmp_path / "rows.jsonl")) == 6
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.txt", ""])
+def test_the_report_cannot_take_the_place_of_the_rows(name, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        dry_run(tmp_path / name)
+    assert "is no .jsonl file" in capsys.readouterr().err
+
+
 def dry_run(out, *options):
     return gpu_check.main(["--dry-run", "--out", str(out), *options])
 
@@ -61,6 +92,32 @@ def test_a_whole_run_goes_on_where_it_was_cut(tmp_path, capsys):
 def test_a_deadline_leaves_rows_out_and_says_so(tmp_path, capsys):
     assert dry_run(tmp_path / "rows.jsonl", "--stage", "rnn", "--deadline", "-1") == gpu_check.UNFINISHED
     assert "unfinished: facts, rnn" in capsys.readouterr().out
+
+
+def test_the_facts_take_their_time_from_the_stage_that_needs_them(tmp_path, monkeypatch):
+    given = {}
+
+    def run(stage, rows, seconds):
+        given[stage] = seconds
+        time.sleep(0.2)
+
+    monkeypatch.setattr(gpu_check, "run_measured", run)
+    assert dry_run(tmp_path / "rows.jsonl", "--stage", "rnn", "--deadline", "10") == 0
+    assert given["facts"] == 10
+    assert given["rnn"] <= 9.8
+
+
+def test_tests_find_packages_that_were_brought_along(rows, monkeypatch):
+    found = []
+    monkeypatch.setenv("PYTHONPATH", "brought")
+
+    def run(stage, command, environment, seconds):
+        found.append(environment)
+        return {"stage": stage, "row": command.row, "contender": "", "status": "ok"}
+
+    monkeypatch.setattr(commands, "run", run)
+    gpu_check.run_commands("tests", rows, 10)
+    assert found[0]["PYTHONPATH"].split(":") == [str(gpu_check.ROOT), "brought"]
 
 
 def test_wrong_results_are_found_and_the_stage_is_in_the_exit_status(tmp_path, monkeypatch, capsys):

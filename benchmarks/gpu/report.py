@@ -88,8 +88,13 @@ def verdict(words: str, goal: float, ratios: dict[str, float | None]) -> Verdict
 
 
 def verdicts(rows: Rows) -> Iterator[Verdict]:
-    """Those of DESIGN, section 8, in which a row counts at 64 MB and more."""
-    for stage, eager, words in (("bn", 2, "batch_norm_act"), ("reparam", 5, "reparameterize_kl")):
+    """The targets; a row of a norm or of reparameterization counts at 64 MB and more."""
+    for stage, peers in (
+        ("bn", {"eager": 2, "compile": 1.2}),
+        ("gn", {}),
+        ("reparam", {"eager": 5, "compile": 1.2}),
+    ):
+        words = STAGES[stage].operator
         table = Table.of(rows, stage)
         large = {
             case: ways[AUTOMATIC]
@@ -98,7 +103,7 @@ def verdicts(rows: Rows) -> Iterator[Verdict]:
         }
         shares = {case: table.share_of_copy(row) for case, row in large.items()}
         yield verdict(f"{words}: 0.85 of the speed of copying", 0.85, shares)
-        for peer, goal in (("eager", eager), ("compile", 1.2)):
+        for peer, goal in peers.items():
             yield verdict(f"{words}: {goal} x {peer}", goal, {case: table.times(case, peer) for case in large})
     table = Table.of(rows, "rnn")
     for peer in ("cudnn", "cudnn_tf32"):

@@ -330,6 +330,14 @@ __device__ __forceinline__ int64_t opaque(int64_t value) {
   return value;
 }
 
+// The same address, which is in shared memory: in a register, where the compiler would compute it in each iteration.
+template <class T>
+__device__ __forceinline__ T* opaque_shared(T* address) {
+  asm volatile("" : "+l"(address));
+  __builtin_assume(__isShared(address));
+  return address;
+}
+
 // a * b + c in one instruction; written out, the compiler also multiplies the upper halves, which are zero.
 __device__ __forceinline__ int64_t multiply_add_wide(uint32_t a, uint32_t b, int64_t c) {
   int64_t d;

@@ -26,7 +26,7 @@ _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28
 
 def is_shard(file: Path) -> bool:
     """Tell whether a file has the name of a tar file, packed or not."""
-    return file.suffix in (".tar", ".tgz", ".tbz2", ".txz") or file.with_suffix("").suffix == ".tar"
+    return file.suffix in (".tar", ".tgz", ".tbz2", ".txz") or file.suffixes[-2:-1] == [".tar"]
 
 
 def index_shards(shards: list[Path]) -> tuple[numpy.ndarray, Tensor]:

@@ -405,6 +405,8 @@ def load_features(
             numbers = {str(number): key for number, key in enumerate(dict(network.named_children()))}
             for key in list(state):
                 number, _, rest = key.partition(".")
+                if number not in numbers:
+                    raise ValueError(f"it has a layer {key}")
                 state[f"{numbers[number]}.{rest}"] = state.pop(key)
             network.load_state_dict(state)
         except Exception as error:  # torch.load documents none; a file of something else raises half a dozen

@@ -196,7 +196,7 @@ class Trainable:
         if option.name == "batch_size":
             default = Follows(f"{default}, or all if there are fewer")
         if isinstance(default, Follows):
-            return replace(option, default=None, optional=True, help=f"{option.help}; default: {default.words}")
+            return replace(option, default=None, optional=True, note=f"; default: {default.words}")
         return replace(option, default=default)
 
     def resolve(self, recorded: Mapping[str, Any] | None = None, /, **given: Any) -> dict[str, Any]:

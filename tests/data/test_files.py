@@ -24,6 +24,12 @@ def greys(folder: Path) -> list[tuple[str, int]]:
     return [(data.class_names[label], grey) for label, grey in zip(data.labels.tolist(), values, strict=True)]
 
 
+def test_the_folder_that_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "1.png", 7)
+    monkeypatch.chdir(tmp_path)
+    assert gf.data.load_dataset(".", image_size=8).images[0, 0, 0, 0] == 7
+
+
 def test_the_same_files_as_torchvision(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     root = tmp_path / "data"

@@ -200,6 +200,9 @@ def test_weights_of_a_file(name: str, tmp_path: Path) -> None:
     for file in ("other.pth", "text.pth"):
         with pytest.raises(ValueError, match=rf"weights must be a file of {name} of torchvision, .*{file} is not"):
             load_features(name, tmp_path / file)
+    torch.save(state | {"features.99.weight": torch.zeros(1)}, tmp_path / "deeper.pth")
+    with pytest.raises(ValueError, match=r"is not: it has a layer 99\.weight"):
+        load_features(name, tmp_path / "deeper.pth")
 
 
 def test_half_precision_neither_overflows_nor_underflows(network: nn.Sequential) -> None:

@@ -434,6 +434,10 @@ inline void wait_for_previous_kernel() { simt::wait_for_previous_kernel(); }
 inline void forget_memory() {}
 inline int opaque(int value) { return value; }
 inline int64_t opaque(int64_t value) { return value; }
+template <class T>
+T* opaque_shared(T* address) {
+  return address;
+}
 inline int64_t multiply_add_wide(uint32_t a, uint32_t b, int64_t c) {
   return static_cast<int64_t>(uint64_t{a} * b) + c;
 }
