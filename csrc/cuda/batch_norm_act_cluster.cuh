@@ -157,13 +157,12 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
   const int rank = static_cast<int>(gpu::cluster_rank()), clusters = static_cast<int>(gridDim.x) / tiling.blocks;
   int tile = static_cast<int>(blockIdx.x) / tiling.blocks;
   start_cluster<A>(tiling, ring, exchange);
+  uint4* const grads = at_byte(slots, tiling.first_slots);
   if (static_cast<int>(threadIdx.x) >= tiling.consumers) {
     return produce<A, U>(tiling, rank, tile, clusters, ring, Held<T, V>{args.input, slots},
-                         Held<T, V>{args.grad_output, at_byte(slots, tiling.first_slots)});
+                         Held<T, V>{args.grad_output, grads});
   }
   const Words words = tiling.words<A, U>(rank, threadIdx.x);
-  uint4* const inputs = gpu::opaque_shared(slots);
-  uint4* const grads = at_byte(inputs, tiling.first_slots);
   const int k = static_cast<int>(threadIdx.x) / tiling.blocks;
   const bool finishes = k < tiling.group && static_cast<int>(threadIdx.x) % tiling.blocks == 0;
   const auto prepare = [&](int tile, int turn) {
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
             read.has_residual = kMore;
 #pragma unroll
             for (int u = 0; u < N; ++u) {
-              read.input[u] = inputs[place + 32 * u];
+              read.input[u] = slots[place + 32 * u];
               read.grad[u] = grads[place + 32 * u];
               if constexpr (kMore) read.residual[u] = load<T, V>(residuals(u));
             }
@@ -256,7 +255,7 @@ __global__ void __launch_bounds__(kMaxConsumers + kProducers, 1)
           uint4 input[N], grad[N];
 #pragma unroll
           for (int u = 0; u < N; ++u) {
-            input[u] = inputs[place + 32 * u];
+            input[u] = slots[place + 32 * u];
             grad[u] = grads[place + 32 * u];
           }
 #pragma unroll
