@@ -11,6 +11,7 @@ from genimg_fast.bench.graphed import Graphed
 
 Pass = Literal["forward", "both", "step"]
 REFERENCE = "eager"
+COMPILED = ("compile", "compile-float32")
 
 
 @dataclass(frozen=True)

@@ -409,6 +409,11 @@ def _weight_gradient(shape: tuple[int, ...], channels: int, kernel: int, layout:
     )  # fmt: skip
 
 
+def _listed(dtype: torch.dtype, layout: str) -> bool:
+    """Whether the short list has it: 16-bit images in channels_last alone, as the trainers lay them out."""
+    return dtype == torch.float32 or layout == "channels_last"
+
+
 def entries() -> Iterator[Entry]:
     """List the operators' cases, the long list, by name."""
     for shape, activation, short in _BATCH_NORMS:
@@ -416,7 +421,7 @@ def entries() -> Iterator[Entry]:
             for layout in _layouts(shape):
                 name = f"batch_norm_act {_by_x(shape)} {activation} {_named(dtype)} {layout}"
                 build = partial(batch_norm_case, shape, dtype, layout, activation)
-                yield Entry(name, "ops", _named(dtype), short and (layout == "NCHW" or len(shape) == 4), build)
+                yield Entry(name, "ops", _named(dtype), short and _listed(dtype, layout), build)
     for shape, groups, activation, norm, short in _GROUP_NORMS:
         # 16-bit data has float32 parameters; under autocast, for CPUs, it stays 16-bit data: one shape shows it.
         for kind in ("float32", "bfloat16", *(("autocast",) if norm == "" and short else ())):
@@ -425,7 +430,8 @@ def entries() -> Iterator[Entry]:
                 name = f"group_norm_act {_by_x(shape)}/{groups}{suffix} {activation} {kind} {layout}"
                 build = partial(group_norm_case, shape, groups, activation, norm, kind, layout)
                 words = "float32" if kind == "float32" else "bfloat16"
-                yield Entry(name, "ops", words, short and kind != "autocast", build)
+                listed = short and kind != "autocast" and _listed(getattr(torch, words), layout)
+                yield Entry(name, "ops", words, listed, build)
     for direction, shape, channels, side, stride, activation, short in _IMAGE_CONVS:
         for dtype in DTYPES:
             for layout in _layouts(shape):
@@ -435,7 +441,7 @@ def entries() -> Iterator[Entry]:
                 build = partial(
                     _image_conv, direction, shape, channels, side, stride, activation, dtype, layout
                 )  # fmt: skip
-                yield Entry(name, "ops", _named(dtype), short, build)
+                yield Entry(name, "ops", _named(dtype), short and _listed(dtype, layout), build)
     for shape, packing, short in _LATENTS:
         for dtype in DTYPES:
             suffix = f" {packing}" if packing else ""

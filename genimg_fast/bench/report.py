@@ -108,10 +108,11 @@ def notes_of(result: Result) -> list[str]:
             f"of one process, whatever the others: {', '.join(once)}; such intervals leave out what differs "
             "between processes"
         )
-    cached = [row for row in rows if "compile" in row.peers() and "compile" not in row.first_call]
+    cached = {row.name for row in rows if "compile" in row.peers()}
+    cached -= {row.name for row in rows if "compile" in row.first_call}
     if cached:
         notes.append(
-            f"compile found its work on disk in {len(cached)} rows, whose first calls say nothing of it; "
+            f"compile found on disk what it needs in {len(cached)} cases, whose first calls say nothing of it; "
             "TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 compiles anew"
         )
     waits = [row for row in rows if "compile" in row.first_call]

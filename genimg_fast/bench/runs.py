@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from genimg_fast.bench import machine
-from genimg_fast.bench.case import Pass
+from genimg_fast.bench.case import COMPILED, Pass
 from genimg_fast.bench.catalog import all_entries
 from genimg_fast.bench.entries import Entry, choose, own_entries
 from genimg_fast.bench.results import INTERRUPTED, NOT_REACHED, Result, Row, change_in_turns, join
@@ -32,10 +32,9 @@ FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
-HURRY = 0.55  # of the time limit, after which the first process leaves out what a compiler needs
+HURRY = 0.4  # of the time limit, after which the first process leaves out what a compiler needs
 STARTING = 5.0  # seconds of a process before it measures
 LEAST_HURRIED = 120.0  # seconds of a limit below which to start another process costs more than it saves
-COMPILED = ("compile", "compile-float32")
 NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
 PACKAGE = Path(__file__).parents[1]
 

@@ -185,7 +185,9 @@ def test_what_the_compiler_had_on_disk_is_no_first_call() -> None:
     result = result_of(1e-3)
     row = result.rows[0]
     row.seconds["warm"]["compile"] = row.seconds["warm"]["eager"]
-    assert any(note.startswith("compile found its work on disk in 1 rows") for note in report.notes_of(result))
+    assert any(
+        note.startswith("compile found on disk what it needs in 1 cases") for note in report.notes_of(result)
+    )
     row.first_call["compile"] = [20.0]
     notes = report.notes_of(result)
     assert not any("on disk" in note for note in notes)
