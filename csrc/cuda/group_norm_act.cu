@@ -336,14 +336,12 @@ struct Variant {
   static constexpr bool Plain = Plain_;
 };
 
-// Calls launch with the Variant: Plain ones, without a residual, for accesses of 16 bytes only, and with a wide output
-// for SiLU alone; else the one that takes any call.
+// Calls launch with the Variant: Plain ones, without a residual, for accesses of 16 bytes and an output of the input's
+// width only, which keeps the library small; else the one that takes any call.
 template <class T, class Y, int V, class Launch>
 int with_variant(int activation, bool plain, Launch launch) {
-  if constexpr (V > 1) {
-    if (plain && activation == kSilu) return launch(Variant<kSilu, true>{});
-  }
   if constexpr (V > 1 && std::is_same<T, Y>::value) {
+    if (plain && activation == kSilu) return launch(Variant<kSilu, true>{});
     if (plain && activation == kRelu) return launch(Variant<kRelu, true>{});
     if (plain) return launch(Variant<kLeakyRelu, true>{});
   }
