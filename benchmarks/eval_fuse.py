@@ -83,23 +83,35 @@ ROUNDING = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, 
 
 
 class Calls(TorchDispatchMode):
-    """Notes every operator with the tensors that it takes and gives."""
+    """Notes every operator with the tensors that it takes and gives.
+
+    It has numbers for them and keeps none of them, for what others have is not added to in an operator.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, list[int], list[int]]] = []
-        self.kept: list[Tensor] = []  # so that an id is one tensor's
+        self.numbers: dict[int, int] = {}  # by the id, which the next tensor may have when one is gone
+        self.last = 0
+
+    def number(self, tensor: Tensor, is_new: bool) -> int:
+        if is_new or id(tensor) not in self.numbers:
+            self.last += 1
+            self.numbers[id(tensor)] = self.last
+        return self.numbers[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        taken = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        takes = [self.number(t, False) for t in taken]
         result = func(*args, **(kwargs or {}))
-        taken, given = ([t for t in tree_leaves(values) if isinstance(t, Tensor)] for values in (args, result))
-        self.kept += taken + given
-        name, takes, gives = func.overloadpacket.__name__, [id(t) for t in taken], [id(t) for t in given]
+        given = [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        gives = [self.number(t, all(t is not other for other in taken)) for t in given]
+        name = func.overloadpacket.__name__
         if name in OURS and args[OURS[name].activation] == 0:  # none: what is behind it still runs by itself
-            normalised = gives if args[1] is None else [-len(self.calls)]  # no tensor's id
+            normalised = gives if args[1] is None else [-len(self.calls)]  # no tensor's number
             self.calls.append((OURS[name].torchs, takes, normalised))
             if args[1] is not None:
-                self.calls.append(("add", [normalised[0], id(args[1])], gives))
+                self.calls.append(("add", [normalised[0], self.number(args[1], False)], gives))
         else:
             self.calls.append((name, takes, gives))
         return result

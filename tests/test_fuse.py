@@ -207,6 +207,13 @@ class End(nn.Module):
         return self.bn(self.conv(x))
 
 
+class EndsInSum(End):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y += self.bn(self.conv(x))
+        return y
+
+
 class Helpers(Attributes):
     expected = ("relu", "leaky_relu", "leaky_relu")
 
@@ -305,9 +312,58 @@ class SiluInPlace(Net):
         return y * 2 + x
 
 
+class InPlaceSum(Net):
+    """As ResNets with squeeze-and-excitation: the tensor that is added to is no norm's, and has one name."""
+
+    expected = ("add + leaky_relu", "add + relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(x)
+        shortcut = self.bn1(self.conv1(x))
+        y += shortcut
+        x = self.act(y)
+        z = self.conv2(x) * 2
+        z += self.bn2(self.conv1(x))
+        return torch.relu(z)
+
+
+class ThreeNorms(Net):
+    """As RepVGG: the first norm waits while other blocks are given its input."""
+
+    expected = ("", "add", "add + relu", "add", "add + leaky_relu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.one, self.two = End(self.conv1, self.bn1), nn.Sequential(self.conv2, self.bn2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        z = self.one(x) + self.two(x)
+        z = self.nothing(z)
+        z += y
+        z = torch.relu(z)
+        z = z + self.norm(self.conv1(x)) + self.bn1(self.conv2(x))
+        return self.act(z)
+
+
+class NextBlocks(Net):
+    """A sum ends a block, the activation begins the next one."""
+
+    expected = ("add + relu",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = EndsInSum(self.conv1, self.bn1), nn.Sequential(nn.ReLU(inplace=True), self.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(x)
+
+
 FORMS = [
     Attributes, Inplace, Functions, InPlaceMethod, Between, Residual, Sums, BothSides, UsedTwice, Looks, Loops,
-    Ends, Helpers, Function, Cubes, Groups, Silus, SiluResidual, SiluInPlace,
+    Ends, Helpers, Function, Cubes, Groups, Silus, SiluResidual, SiluInPlace, InPlaceSum, ThreeNorms, NextBlocks,
 ]  # fmt: skip
 
 
@@ -528,6 +584,470 @@ def test_changes_in_place() -> None:
     model = gf.fuse(Changes())
     with pytest.raises(RuntimeError, match=r"modified by an inplace|changed in place"):  # torch's would raise, too
         model(X).sum().backward()
+
+
+class Alias(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        other = r
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + other
+
+
+class AliasInAList(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        others = [r]
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + others[0]
+
+
+class AliasInAFunction(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        double = functools.partial(torch.mul, r, 2)
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + double()
+
+
+class ViewOfATensor(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        part = r[:, :2]
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        return r[:, :2] + part
+
+
+class IsAView(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.conv2(x)
+        r = whole[:]
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + whole
+
+
+class ViewOfASum(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.bn2(self.conv2(x)) + x
+        part = r[:, :2]
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        return r[:, :2] + part
+
+
+class Detached(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        other = r.detach()
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + other
+
+
+class StorageOnly(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        storage = r.untyped_storage()
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        return r + torch.tensor([], dtype=r.dtype).set_(storage, 0, r.shape)
+
+
+class Weakly(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        other = weakref.ref(r)
+        r += self.bn1(self.conv1(x))
+        return self.act(r) + other()
+
+
+class WithAnAttribute(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        r.factor = 3
+        r += self.bn1(self.conv1(x))
+        y = self.act(r)
+        return y * r.factor
+
+
+class NormOfItself(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv1(x) * 1
+        r += self.bn1(r)
+        return self.act(r)
+
+
+class OfAnotherType(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x).to(torch.bfloat16)
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        s = self.conv2(x).double()
+        s += self.bn2(self.conv1(x))
+        return self.act(s) + r
+
+
+class Broadcast(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        r += self.bn1(self.conv1(x)[:1])
+        return self.act(r)
+
+
+class OfAnotherLayout(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x).to(memory_format=torch.channels_last)
+        r += self.bn1(self.conv1(x))
+        return r.relu()
+
+
+class WithoutGradient(Net):
+    """The sum changes values, and leaves the graph as it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        with torch.no_grad():
+            r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        s = self.conv1(r)
+        mode = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        s += self.bn2(self.conv2(r))
+        s = self.nothing(s)
+        torch.set_grad_enabled(mode)
+        return s
+
+
+class Argument(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.bn1(self.conv1(x))
+        return self.act(x)
+
+
+class ArgumentOfABlock(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Argument()
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        return self.block(r) + r
+
+
+class InPlaceOfAWaitingInput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv1(x) * 1
+        y = self.bn1(r)
+        z = self.conv2(x)
+        r += z
+        s = self.conv2(x) * 1
+        w = self.bn2(s)
+        s = torch.relu_(s)
+        return F.relu(y) + F.relu(w) + r + s
+
+
+class InPlaceOfASummand(Net):
+    """What is added to another norm has run; then it is changed, before the sum is looked at."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, act = self.bn1(self.conv1(x)), nn.ReLU(inplace=True)
+        b = self.bn2(self.conv2(x))
+        a = a * 1
+        a = self.bn1(a)
+        s = a + b
+        return act(b) + F.relu(s)
+
+
+SOLE = [
+    Alias, AliasInAList, AliasInAFunction, ViewOfATensor, IsAView, ViewOfASum, Detached, StorageOnly, Weakly,
+    WithAnAttribute, NormOfItself, OfAnotherType, Broadcast, OfAnotherLayout, WithoutGradient, Argument,
+    ArgumentOfABlock, InPlaceOfAWaitingInput, InPlaceOfASummand,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", SOLE)
+def test_sums_in_place_where_somebody_else_could_tell(form: type[nn.Module], training: bool) -> None:
+    plain = form().train(training)
+    fused = gf.fuse(copy.deepcopy(plain))
+    for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            results = []
+            for model in (plain, fused):
+                x = X * 1
+                output = model(x)
+                results.append((output, x, model.state_dict()))
+            torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+            assert results[1][0].stride() == results[0][0].stride()
+            assert results[1][0].requires_grad == results[0][0].requires_grad
+    gradients = []
+    for model in (plain.double(), fused.double()):
+        x = X.double().requires_grad_()
+        try:
+            model(x * 1).square().sum().backward()
+            gradients.append([x.grad, *(p.grad for p in model.parameters())])
+        except RuntimeError as error:
+            gradients.append([str(error).split(":")[0]])
+    if all(isinstance(g, Tensor) or g is None for g in gradients[0]):
+        torch.testing.assert_close(gradients[1], gradients[0])
+    else:  # what is needed for backward was changed
+        assert isinstance(gradients[1][0], str)
+
+
+class Leaf(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = torch.zeros_like(x, requires_grad=True)
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+class SavedInput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        s = r.sin()
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        return r + s
+
+
+class SavedOutput(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x).sigmoid()
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+class OfInference(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            r = x * 2
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+class Smaller(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)[:1]
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+class Expanded(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = x[:1].detach().expand(4, 4, 5, 5)
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+@pytest.mark.parametrize("form", [Leaf, SavedInput, SavedOutput, OfInference, Smaller, Expanded])
+def test_sums_in_place_raise_what_torch_does(form: type[nn.Module]) -> None:
+    plain, messages = form(), []
+    for model in (plain, gf.fuse(copy.deepcopy(plain))):
+        with pytest.raises(RuntimeError) as raised:
+            model(X).sum().backward()
+        messages.append(str(raised.value).split("[")[0])
+    assert messages[1] == messages[0]
+
+
+class Watched(Net):
+    """What watches the gradient of what is added to in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        r = self.conv2(x)
+        r.register_hook(self.seen.append)
+        r += self.bn1(self.conv1(x))
+        r = self.act(r)
+        s = self.conv1(r)
+        s.retain_grad()
+        s += self.bn2(self.conv2(r))
+        r = self.act(s)
+        self.kept = s
+        return r
+
+
+def test_sums_in_place_of_what_is_watched() -> None:
+    plain, results = Watched(), []
+    for model in (plain, gf.fuse(copy.deepcopy(plain))):
+        model.seen = []
+        model(X).square().sum().backward()
+        results.append((model.seen, model.kept.grad))
+    torch.testing.assert_close(results[1], results[0])
+    assert len(results[0][0]) == 1
+    assert results[0][1] is not None
+
+
+class OfAnArray(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        r = torch.from_numpy(self.array)
+        r += self.bn1(self.conv1(x))
+        return self.act(r)
+
+
+def test_sums_in_place_in_the_memory_of_an_array() -> None:
+    plain, arrays = OfAnArray().requires_grad_(False), []
+    for model in (plain, gf.fuse(copy.deepcopy(plain))):
+        model.array = X.numpy().copy()
+        model(X)
+        arrays.append(model.array)
+    torch.testing.assert_close(torch.from_numpy(arrays[1]), torch.from_numpy(arrays[0]))
+    assert (arrays[0] != X.numpy()).any()
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_sums_in_place_under_autocast(group: bool, ran: list[str]) -> None:
+    plain = InPlaceSum()
+    if group:
+        plain.bn1, plain.bn2 = nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
+    fused = gf.fuse(copy.deepcopy(plain))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, output = plain(X), fused(X)
+    torch.testing.assert_close(output, expected, rtol=5e-2, atol=5e-2)
+    assert ("add + relu" in ran) != group
+
+
+class Blocks(Net):
+    """A norm waits, and a block is given its input."""
+
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.block = block(self.bn1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(x)
+        z = self.block(x)
+        return F.relu(y) + z
+
+
+class Block(nn.Module):
+    def __init__(self, outside: nn.Module) -> None:
+        super().__init__()
+        self.outside = (outside,)  # not its own
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class MultipliesItsInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2)
+        return super().forward(x)
+
+
+class AddsToItsInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        x += y
+        return x
+
+
+class AddsATensorToItsInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        x += y
+        return self.bn(x).relu()
+
+
+class SetsAnItem(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        x[:, 0] = 1
+        return self.act(y) + x
+
+
+class ActivatesItsInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(x)
+        return self.bn(self.conv(x))
+
+
+class ActivatesAView(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(x[:, 1:], inplace=True)
+        return self.bn(self.conv(x)) + y.mean()
+
+
+class ActivatesByAFunction(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu_(x)
+        return self.bn(self.conv(y))
+
+
+class SequenceInPlace(Block):
+    def __init__(self, outside: nn.Module) -> None:
+        super().__init__(outside)
+        self.all = nn.Sequential(nn.Identity(), nn.Sequential(self.act, self.conv), self.bn)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.all(x)
+
+
+class WithAHook(Block):
+    def __init__(self, outside: nn.Module) -> None:
+        super().__init__(outside)
+        self.conv.register_forward_pre_hook(lambda layer, inputs: (inputs[0].mul_(2),))
+
+
+class Deeper(Block):
+    def __init__(self, outside: nn.Module) -> None:
+        super().__init__(outside)
+        self.below = MultipliesItsInput(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(x)
+        return self.below(x) + F.relu(y)
+
+
+class CallsTheNorm(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.outside[0](x * 2)
+        return self.act(y) + super().forward(x)
+
+
+class ReadsTheNorm(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.outside[0].running_mean.view(1, -1, 1, 1) * 1
+        return super().forward(x) + mean
+
+
+class ReturnsItsInput(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        return x if self.conv is not None else self.act(y)
+
+
+class Fails(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        if y.dim() == 4:
+            raise OverflowError
+        return y
+
+
+BLOCKS = [
+    Block, MultipliesItsInput, AddsToItsInput, AddsATensorToItsInput, SetsAnItem, ActivatesItsInput,
+    ActivatesAView, ActivatesByAFunction, SequenceInPlace, WithAHook, Deeper, CallsTheNorm, ReadsTheNorm,
+    ReturnsItsInput, Fails,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_that_are_given_the_input_of_what_waits(
+    block: type[nn.Module], training: bool, ran: list[str]
+) -> None:
+    plain = Blocks(block).requires_grad_(False).train(training)
+    fused = gf.fuse(copy.deepcopy(plain))
+    results: list[Any] = []
+    for model in (plain, fused):
+        x = X.clone()
+        try:
+            results.append((model(x), x))
+        except OverflowError:
+            results.append(x)
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
+    assert (ran == ["relu", "relu"]) == (block is Block)
 
 
 class UsesBoth(Net):

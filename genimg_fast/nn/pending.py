@@ -9,14 +9,18 @@ Invariants:
     * Every norm that was called has run when the method that called it is left (:func:`leave`), and those of
       one layer run in the order of their calls: running statistics are what they would have been.
     * What a norm waits with does not change meanwhile: before it, or what shares its memory, is handed to what may
-      change it, the norm runs. A change that nobody here sees raises an error, as a tensor counts its changes.
+      change it, the norm runs. Methods that are written anew are handed the norm as well, and see to that by
+      themselves. A change that nobody here sees raises an error, as a tensor counts its changes.
+    * ``x += norm`` waits where nobody but the name ``x`` has the tensor: then it may become another one.
 """
 
 from __future__ import annotations
 
 import functools
+import sys
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -45,19 +49,22 @@ from genimg_fast.nn.roles import (
     SYNC_BATCH_NORM,
     WAITS,
     Role,
+    is_batch_norm,
     is_frozen,
     is_leaf,
     is_observed,
     role_of,
 )
 from genimg_fast.ops._activations import activate
-from genimg_fast.ops._dispatch import Kernels
+from genimg_fast.ops._dispatch import Kernels, is_transformed
 from genimg_fast.ops.batch_norm_act import batch_norm_act
 from genimg_fast.ops.batch_norm_act.dispatch import KERNELS as BATCH_NORM_KERNELS
 from genimg_fast.ops.group_norm_act import group_norm_act
 from genimg_fast.ops.group_norm_act.dispatch import KERNELS as GROUP_NORM_KERNELS
 
 Waiting = list["Pending"]
+AROUND = "_gf_around"
+"""The argument of a method that is written anew for what waits, in those that call it, with what it is handed."""
 
 
 class Norm:
@@ -200,11 +207,11 @@ def settle(waiting: Waiting) -> None:
     waiting.clear()
 
 
-def leave(waiting: Waiting, result: Any = None) -> Any:
-    """Run what waits at the end of a method, but for its result."""
+def leave(waiting: Waiting, result: Any = None, around: Iterable[Pending] = ()) -> Any:
+    """Run what waits at the end of a method, but for its result, and for what waits in the methods around it."""
     if waiting:
         for value in waiting:
-            if value.waits and not (type(result) is Pending and value.norm is result.norm):
+            if value.waits and value not in around and not (type(result) is Pending and value.norm is result.norm):
                 value.value("nothing uses it")
         waiting.clear()
     return result
@@ -222,8 +229,9 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
     Returns:
         The result, which may be pending.
     """
-    if waiting:  # what has run would keep its input in memory
-        waiting[:] = [value for value in waiting if value.waits]
+    if waiting:
+        waiting[:] = [value for value in waiting if value.waits]  # what has run would keep its input in memory
+        args = tuple(done(a) if type(a) is Pending and not a.waits else a for a in args)  # as any other tensor
     if isinstance(function, nn.Module):
         role = role_of(type(function))
         only = args[0] if len(args) == 1 and not kwargs else None
@@ -234,14 +242,12 @@ def call(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any:
                     return function(only)
             elif not waiting and only is not None and _is_left_to_torch(role, function, only):
                 return function(only)  # another one, as what is so short is soon longer
-            elif waiting:
-                _keep_safe(waiting, None, args, kwargs)
         return _call_layer(waiting, function, role, only, args, kwargs)
     if waiting:
         if not _only_computes(function):
             settle(waiting)
-        elif type(function) is types.FunctionType or "out" in kwargs:
-            _keep_safe(waiting, getattr(function, "__self__", None), args, kwargs)
+        elif type(function) is types.FunctionType or "out" in kwargs or function in _IN_PLACE:
+            _keep_safe(waiting, (getattr(function, "__self__", None), *args, *kwargs.values()))
     if type(function) is types.MethodType:
         waits = getattr(type(function.__self__), "_gf_above", _NOTHING).get(function.__func__)
         if waits is not None:
@@ -277,6 +283,8 @@ def change(waiting: Waiting, function: Any, /, *args: Any, **kwargs: Any) -> Any
 def method(waiting: Waiting, value: Any, name: str, /, *args: Any, **kwargs: Any) -> Any:
     """Call a method of a value that may be pending."""
     run = change if name.endswith("_") and not name.endswith("__") else call
+    if type(value) is Pending and not value.waits:
+        value = value.value()
     if type(value) is not Pending:
         return run(waiting, getattr(value, name), *args, **kwargs)
     if name in ("relu", "relu_") and not args and not kwargs:
@@ -293,15 +301,66 @@ def add(waiting: Waiting, one: Any, other: Any) -> Any:
 
 
 def add_in_place(waiting: Waiting, one: Any, other: Any) -> Any:
-    """Add to a value in place."""
+    """Add to a value in place; the caller gives the result the only name that ``one`` has there."""
     if type(one) is Pending:
-        total = _sum(waiting, one, other)
+        total = _sum(waiting, one, other) if one.waits else None
         if total is not None:
             one.become(total)
             return total
+    elif type(other) is Pending and not torch.compiler.is_compiling() and sys.getrefcount(one) <= _REFERENCES:
+        total = _sum(waiting, other, one) if _may_give_way(one, other) else None
+        if total is not None:
+            return total
     one, other = done(one, _OTHER_KIND), done(other, "is added to a tensor in place")
+    _keep_safe(waiting, (one,))
     one += other
     return one
+
+
+def _count_references(waiting: Waiting, one: Any, other: Any) -> int:
+    return sys.getrefcount(one)
+
+
+def _references_of_a_name() -> int:
+    """Count what :func:`add_in_place` counts of a value that nothing but a name has, with this Python."""
+    value: Any = object()
+    value = _count_references([], value, None)
+    return int(value)
+
+
+def _users(tensor: Tensor) -> tuple[int, int, int]:
+    """Count the users of a tensor that are none of Python's names, autograd for one, and those of its memory."""
+    storage = tensor.untyped_storage()
+    uses: int = torch._C._storage_Use_Count(storage._cdata)
+    return tensor._use_count(), sys.getrefcount(storage), uses  # type: ignore[attr-defined]
+
+
+_REFERENCES = _references_of_a_name()
+_NO_OTHER_USERS = _users(torch.empty(1))
+
+
+def _may_give_way(tensor: Any, summand: Pending) -> bool:
+    """Whether a sum may be another tensor than the one that it is added to in place, which a single name has.
+
+    Not so where torch raises an error, where the result would not be what the tensor is, and where something would
+    keep what the tensor was: a view, a saved tensor, an array, a hook, a weak reference.
+    """
+    if type(tensor) is not Tensor or not summand.waits or is_transformed(tensor):
+        return False
+    input, layer = summand.norm.input, summand.norm.layer
+    if tensor.layout != torch.strided or tensor.stride() != input.stride():
+        return False
+    if tensor.requires_grad and (tensor.is_leaf or tensor.retains_grad or not torch.is_grad_enabled()):
+        return False
+    if tensor.is_inference() != torch.is_inference_mode_enabled():
+        return False
+    is_batch = is_batch_norm(layer) if isinstance(layer, nn.Module) else layer is not None
+    if not is_batch and tensor.element_size() == 2 and torch.is_autocast_enabled(tensor.device.type):
+        return False  # group norms may have a result in float32 there
+    if tensor.__dict__ or tensor._backward_hooks or weakref.getweakrefcount(tensor):
+        return False
+    # An array's memory, and shared memory, cannot be made larger; others may have it.
+    return tensor.untyped_storage().resizable() and _users(tensor) == _NO_OTHER_USERS
 
 
 _OTHER_KIND = "is added to something of another shape or kind"
@@ -325,11 +384,18 @@ def _call_layer(
 ) -> Any:
     """Call a layer, with ``only`` if that is its single argument."""
     kind, what = role
-    for value in waiting:
-        if value.waits and any(known is layer for known in value.layers):
-            value.value("its layer is called again")
+    observed = is_observed(layer)
+    if waiting:
+        at_risk = [] if type(only) is Pending else _at_risk(waiting, (*args, *kwargs.values()))
+        if at_risk and kind == WAITS and not observed:
+            kwargs = {**kwargs, AROUND: at_risk}
+        else:
+            _run_all(at_risk)
+        for value in waiting:
+            if value.waits and any(known is layer for known in value.layers):
+                value.value("its layer is called again")
     if type(only) is Pending:
-        if kind != OTHER and not is_observed(layer):
+        if kind != OTHER and not observed:
             if kind == ACTIVATION:
                 slope = layer.negative_slope if what == "leaky_relu" else 0.0
                 return only.activate(what, slope, layer.inplace)
@@ -342,12 +408,12 @@ def _call_layer(
     elif any(type(a) is Pending for a in args):
         args = tuple(done(a, f"goes to {type(layer).__name__}") for a in args)
     if kind in NORMS:
-        if isinstance(only, Tensor) and not is_observed(layer):
+        if isinstance(only, Tensor) and not observed:
             pending = _of_group_norm(what, layer, only) if what else _of_batch_norm(kind, layer, only)
             if pending is not None:
                 waiting.append(pending)
                 return pending
-    elif kind == WAITS and not is_observed(layer):
+    elif kind == WAITS and not observed:
         return _entered(waiting, what(layer, *args, **kwargs), layer)
     return layer(*args, **kwargs)
 
@@ -497,21 +563,27 @@ def _functional_group_norm(
     return Pending(Norm(input, None, alone, fused, fused))
 
 
-def _keep_safe(waiting: Waiting, bound: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Run what waits with a tensor that is handed to something else, which might change it.
-
-    Args:
-        waiting: What waits.
-        bound: What the function that is called is a method of.
-        args: What it is called with.
-        kwargs: Likewise.
-    """
-    handed = [a for a in (bound, *args, *kwargs.values()) if isinstance(a, Tensor)]
-    for value in reversed(waiting):
+def _at_risk(waiting: Waiting, handed: Iterable[Any]) -> Waiting:
+    """Find what waits with a tensor that is handed to something else, which might change it."""
+    tensors = [a for a in handed if isinstance(a, Tensor)]
+    found = []
+    for value in waiting:
         if value.waits:
             held = [value.norm.input] if value.residual is None else [value.norm.input, value.residual]
-            if any(_share_memory(a, h) for a in handed for h in held):
-                value.value("its input is used meanwhile")
+            if any(_share_memory(a, h) for a in tensors for h in held):
+                found.append(value)
+    return found
+
+
+def _run_all(at_risk: Waiting) -> None:
+    for value in reversed(at_risk):  # a sum before what it is a sum of
+        if value.waits:
+            value.value("its input is used meanwhile")
+
+
+def _keep_safe(waiting: Waiting, handed: Iterable[Any]) -> None:
+    """Run what waits with a tensor that is handed to something else."""
+    _run_all(_at_risk(waiting, handed))
 
 
 _is_alias_of: Callable[[Tensor, Tensor], bool] = torch._C._is_alias_of  # type: ignore[attr-defined]
@@ -564,6 +636,7 @@ _ACTIVATIONS: dict[Any, Callable[..., tuple[str, float, bool] | None]] = {
     F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, True),
 }
 _FUNCTIONS = tuple({type(function) for function in _ACTIVATIONS})
+_IN_PLACE = (torch.relu_, F.leaky_relu_)  # the others are called by change()
 Told = Callable[[Pending, str, str], None]
 LISTENERS: list[Told] = []
 

@@ -95,7 +95,7 @@ def rewrite(function: Any, owner: type) -> Callable[..., Any]:
         tuple(cells[name] for name in code.co_freevars),
     )  # fmt: skip
     rewritten.__qualname__ = function.__qualname__
-    rewritten.__kwdefaults__ = function.__kwdefaults__
+    rewritten.__kwdefaults__ = {**(function.__kwdefaults__ or {}), pending.AROUND: ()}
     return functools.wraps(function)(rewritten)
 
 
@@ -190,12 +190,16 @@ def _rewritten(
     documented = ast.get_docstring(tree, clean=False) is not None
     written = writer.block(tree.body[documented:], None)
     # Whatever leaves the method, an error too, all norms that were called have run.
+    around: list[ast.expr] = [] if nested else [ast.Starred(_around(), ast.Load())]
     body: list[ast.stmt] = [
         *tree.body[:documented],
-        ast.Assign([ast.Name(_WAITING, ast.Store())], ast.List([], ast.Load())),
+        ast.Assign([ast.Name(_WAITING, ast.Store())], ast.List(around, ast.Load())),
         ast.Try([*written, ast.Pass()], [], [], [writer.settle()]),
     ]
     arguments = _without_annotations(tree.args)
+    if not nested:
+        arguments.kwonlyargs.append(ast.arg(pending.AROUND))
+        arguments.kw_defaults = [*arguments.kw_defaults, None]
     copied = ast.FunctionDef(tree.name, arguments, body, tree.decorator_list, **_NO_TYPES)
     return ast.copy_location(copied, tree)
 
@@ -251,6 +255,10 @@ def _helper(name: str, *arguments: ast.expr) -> ast.Call:
 
 def _waiting() -> ast.Name:
     return ast.Name(_WAITING, ast.Load())
+
+
+def _around() -> ast.Name:
+    return ast.Name(pending.AROUND, ast.Load())
 
 
 def _may_read_statistics(node: ast.AST) -> bool:
@@ -312,7 +320,8 @@ class _Writer:
             case ast.Return():
                 value = ast.Constant(None) if node.value is None else node.value
                 result = self.expression(value, not (self.guarded or self.nested))
-                return [ast.Return(_helper("_gf_leave", _waiting(), result))]
+                around = [] if self.nested else [_around()]
+                return [ast.Return(_helper("_gf_leave", _waiting(), result, *around))]
             case ast.If():
                 return [
                     ast.If(

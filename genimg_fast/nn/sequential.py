@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from genimg_fast.nn.roles import waits_with
 from genimg_fast.nn.stands_for import StandIn
 
 
-def run_in_order(self: nn.Sequential, input: Any, ends: bool = False) -> Any:
+def run_in_order(
+    self: nn.Sequential, input: Any, ends: bool = False, *, _gf_around: Iterable[Pending] = ()
+) -> Any:
     """Run the modules in order; the result may be pending, unless all ends with the last one."""
-    waiting: Waiting = []  # empty, or what waits is `input`
+    waiting: Waiting = [*_gf_around]  # and `input`, if it is pending
     modules = list(self._modules.values())
     index, last = 0, len(modules) - 1
     while index <= last:
@@ -26,7 +29,7 @@ def run_in_order(self: nn.Sequential, input: Any, ends: bool = False) -> Any:
             return module(input)
         else:
             input = call(waiting, module, input)
-    return leave(waiting, input)
+    return leave(waiting, input, _gf_around)
 
 
 class Sequential(nn.Sequential, StandIn):
