@@ -20,6 +20,7 @@ _STRUCTURE_REDUCTIONS = (2, 4)
 _COLOURS = 3.0  # weight of the distribution of colours, or there are some that the style has not
 _FLAT = 3e-3  # variance of a style in which there is nothing to see at this scale
 _LITTLE = 0.03  # what noise deviates by in an image of nothing, which is not to be enlarged
+_PROJECTIONS = 2**23  # that are sorted at a time
 _DIRECTIONS, _QUANTILES = 256, 4096  # that are kept of a style, for each size and scale
 
 
@@ -132,8 +133,10 @@ class PatchStyle:
                     filters = filters - filters.mean((2, 3), keepdim=True)
                 known = images[0].new_zeros(_DIRECTIONS, _QUANTILES)
                 for image, weight in zip(reduced, weights, strict=True):
+                    at_a_time = max(1, min(32, _PROJECTIONS // image[0, 0].numel()))
                     found = [
-                        quantiles(sort(conv2d(image, some).flatten(2)), _QUANTILES) for some in filters.split(32)
+                        quantiles(sort(conv2d(image, some).flatten(2)), _QUANTILES)
+                        for some in filters.split(at_a_time)
                     ]
                     known += weight / sum(weights) * torch.cat(found, 1)[0]
                 self._terms.append((by, filters, known, known.var(1).mean() + _FLAT))
