@@ -6,6 +6,7 @@
     genimg-fast train style-net --style painting.png
     python benchmarks/eval_style.py --styles painting --model runs/00000-style-net-photos
     python benchmarks/eval_style.py --large 1920 1080 --model runs/00000-style-net-photos
+    python benchmarks/eval_style.py --tiled 2048 1536
 
 For each content, scaled to --size pixels on its longer side, and each style:
 
@@ -16,11 +17,15 @@ structure  correlation of brightness with the content's: of the result, and in b
 
 With --out, the pictures are written. --painting writes a picture of brush strokes, the style called painting,
 and does nothing else. --large paints one photograph, of so many pixels, and prints seconds and the most memory
-that the process had. Exit status 1 if a result is not nearer to the style than the content with its colours, or
-does not correlate with the content by 0.3.
+that the process had. --tiled paints it by optimisation with and without tiles, in a process each, and prints also
+how they differ and, of patch transport, how large steps of brightness are across the borders of tiles, relative to
+the mean elsewhere, in brackets without tiles. Exit status 1 if a result is not nearer to the style than the
+content with its colours, or does not correlate with the content by 0.3.
 """
 
 import argparse
+import math
+import multiprocessing
 import resource
 import sys
 import time
@@ -34,7 +39,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from genimg_fast.editing import save_picture, stylise
+from genimg_fast.editing import colours, patches, save_picture, style_features, stylise
 from genimg_fast.editing.colours import moved
 from genimg_fast.editing.pictures import to_grey
 from genimg_fast.losses import SlicedWassersteinLoss
@@ -117,13 +122,64 @@ def paint(content: Tensor, style: Tensor, args: argparse.Namespace) -> Tensor:
     return stylise(content, style=[style], method=args.method, generator=torch.Generator().manual_seed(0))
 
 
-def large(width: int, height: int, args: argparse.Namespace) -> int:
+def memory() -> float:
+    """The most that this process has had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def paint_large(width: int, height: int, args: argparse.Namespace) -> tuple[Tensor, float]:
+    """Paint a photograph of a size; return it, and the seconds."""
     content = picture(sklearn.datasets.load_sample_image("china.jpg"), max(width, height))
     content = interpolate(content[None], (height, width), mode="bicubic")[0].clamp(0, 1)
     start = time.perf_counter()
-    made = paint(content, picture(painting(), 512), args)
-    seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{width}x{height} pixels, {torch.get_num_threads()} threads: {seconds:.1f} s, {memory:.1f} GiB")
+    return paint(content, picture(painting(), 512), args), time.perf_counter() - start
+
+
+def paint_tiled(tiles: bool, args: argparse.Namespace) -> tuple[numpy.ndarray, float, float, float]:
+    """Paint a large photograph in tiles or as a whole; return it, seconds, and memory before and at most."""
+    if not tiles:  # what nobody needs, and so is no option
+        patches._TILE = style_features._WHOLE = colours._PIECE = sys.maxsize
+    before = memory()
+    made, seconds = paint_large(*args.tiled, args)
+    return made.numpy(), seconds, before, memory()
+
+
+def across_borders(made: Tensor) -> float:
+    """Mean step of brightness where a tile's patches end and the next one's go on, relative to that elsewhere."""
+    grey, found, size = to_grey(made)[0], [], patches.SIZES[-1]
+    for picture in (grey, grey.T):
+        steps = picture.diff(dim=0).abs().mean(1)
+        borders = torch.zeros(len(steps), dtype=torch.bool)
+        for start in range(patches._TILE, len(picture) - size, patches._TILE):
+            borders[start - 1 : start + size - 1] = True  # patches begin at each pixel in the last pass
+        if borders.any():
+            found.append(float(steps[borders].mean() / steps[~borders].mean()))
+    return max(found, default=math.nan)
+
+
+def tiled(args: argparse.Namespace) -> int:
+    print("{}x{} pixels, {} threads".format(*args.tiled, torch.get_num_threads()))
+    made = {}
+    for tiles in (True, False):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pixels, seconds, before, most = pool.apply(paint_tiled, (tiles, args))
+        made[tiles] = torch.tensor(pixels)
+        name = "in tiles" if tiles else "whole"
+        print(f"{name:9} {seconds:7.1f} s, {most:5.2f} GiB at most, {before:.2f} before", flush=True)
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+            save_picture(made[tiles], args.out / f"{args.method}-{name.replace(' ', '-')}.png")
+    difference = (made[True] - made[False]).abs()
+    print(f"difference {float(difference.max()):.2g} at most, {float(difference.mean()):.2g} in the mean")
+    if args.method == "transport":
+        seams = {tiles: across_borders(picture) for tiles, picture in made.items()}
+        print(f"steps across borders of tiles {seams[True]:.3f} ({seams[False]:.3f})")
+    return 0
+
+
+def large(width: int, height: int, args: argparse.Namespace) -> int:
+    made, seconds = paint_large(width, height, args)
+    print(f"{width}x{height} pixels, {torch.get_num_threads()} threads: {seconds:.1f} s, {memory():.1f} GiB")
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
         save_picture(made, args.out / "large.png")
@@ -141,6 +197,7 @@ def main() -> int:
     parser.add_argument("--model", type=Path, help="run of style-net, which is compared with the styles")
     parser.add_argument("--painting", type=Path, help="where to write it")
     parser.add_argument("--large", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--tiled", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.painting is not None:
@@ -148,6 +205,8 @@ def main() -> int:
         return 0
     if args.large is not None:
         return large(*args.large, args)
+    if args.tiled is not None:
+        return tiled(args)
     print(f"{args.size} pixels, {torch.get_num_threads()} threads")
     print(f"{'content':10} {'style':8} {'seconds':>8} {'style':>24} {'structure':>14}")
     good = True

@@ -7,6 +7,8 @@ which moves colours least of all linear maps that get there. Pitie, Kokaram 2007
 import torch
 from torch import Tensor
 
+_PIECE = 2**20  # pixels whose colours are in memory in float64 at a time
+
 
 def recoloured(
     content: Tensor, styles: list[Tensor], shares: list[float], regions: Tensor | None = None
@@ -41,15 +43,22 @@ def recoloured(
 
 def moved(colours: Tensor, others: Tensor, weights: Tensor) -> Tensor:
     """Move colours, (channels, n), by the linear optimal transport of Gaussians to the others'."""
-    ours, theirs = colours.double(), others.double()
-    mean, wanted = ours.mean(1, keepdim=True), (theirs * weights).sum(1, keepdim=True) / weights.sum()
-    little = 1e-5 * torch.eye(len(ours), dtype=ours.dtype, device=ours.device)
-    covariance = (ours - mean) @ (ours - mean).T / ours.shape[1] + little
-    goal = ((theirs - wanted) * weights) @ (theirs - wanted).T / weights.sum() + little
+    (mean, covariance), (wanted, goal) = _moments(colours, None), _moments(others, weights)
     root = _root(covariance)
     inverse = torch.linalg.inv(root)
     move = inverse @ _root(root @ goal @ root) @ inverse
-    return (wanted + move @ (ours - mean)).clamp(0, 1).to(colours)
+    pieces = colours.split(_PIECE, 1)
+    return torch.cat([(wanted + move @ (piece.double() - mean)).clamp(0, 1).to(colours) for piece in pieces], 1)
+
+
+def _moments(colours: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute the mean and the covariance, in float64, of which a few pixels at a time are in memory."""
+    total = colours.shape[1] if weights is None else weights.sum()
+    shares = [1] * -(-colours.shape[1] // _PIECE) if weights is None else weights.split(_PIECE)
+    pieces = list(zip(colours.split(_PIECE, 1), shares, strict=True))
+    mean = sum((piece.double() * share).sum(1, keepdim=True) for piece, share in pieces) / total
+    squares = sum(((piece - mean) * share) @ (piece - mean).T for piece, share in pieces)
+    return mean, squares / total + 1e-5 * torch.eye(len(colours), dtype=mean.dtype, device=mean.device)
 
 
 def _root(matrix: Tensor) -> Tensor:

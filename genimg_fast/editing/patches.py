@@ -8,8 +8,14 @@
    where every patch of the exemplars has to be used. Each patch of the picture takes the cheapest.
 3. The patches overlap: a pixel is their mean, with more weight for those that lie closest to what was there
    (Kwatra et al. 2005, https://doi.org/10.1145/1073204.1073263), and for the middles of patches.
+
+Of a large picture, patches are compared in tiles: first all of them for the distance that each of the exemplars'
+has from its closest, then again for their choice. So all tiles share one price list, and choose as the whole
+picture would; nothing is matched within a tile, and a border between two cannot show.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from genimg_fast.editing.tiles import spans
 from genimg_fast.losses import SlicedWassersteinLoss
 
 SIZES = (32, 16, 8)  # of patches, in turn; every quarter of one is one taken
 COARSEST = 64  # pixels of the shorter side to begin with, about
 _COMPONENTS = 32
+_TILE = 512  # patches a side that are compared at a time
 _ROBUSTNESS = 0.6  # of the mean: the exponent that weights have of squared distances
 
 
@@ -111,22 +119,10 @@ def transport(
     )
     around = _pad_around(picture, size - 1) if wrap else picture
     windows = around.unfold(1, size, 1).unfold(2, size, 1)
-    queries = torch.cat(
-        [
-            (_pixels(windows, band, columns) - patches.mean) @ patches.basis
-            for band in _bands(rows, columns, patches.values.shape[1])
-        ]
-    )
-    chosen, distances = queries.new_zeros(len(queries), dtype=torch.long), queries.new_zeros(len(queries))
-    if regions is None:
-        chosen, distances = _assign(queries, patches.keys, evenness)
-    else:
-        middle = size // 2
-        where = regions[(rows + middle)[:, None] % height, (columns + middle) % width].flatten()
-        for source in where.unique():
-            here, keys = where == source, (patches.sources == source).nonzero()[:, 0]
-            found, distances[here] = _assign(queries[here], patches.keys[keys], evenness)
-            chosen[here] = keys[found]
+    where = None
+    if regions is not None:
+        where = regions[(rows + size // 2)[:, None] % height, (columns + size // 2) % width]
+    chosen, distances = _assign(windows, rows, columns, patches, evenness, where)
     weights = (distances + 0.05 * distances.mean() + 1e-8).pow(-_ROBUSTNESS)
     window = _window(size, stride).to(picture)
     total, weight = torch.zeros_like(picture), torch.zeros_like(picture[0])
@@ -206,24 +202,75 @@ def _pixels(windows: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return windows[:, rows[:, None], columns].permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
 
 
-def _assign(queries: Tensor, keys: Tensor, evenness: float | None) -> tuple[Tensor, Tensor]:
-    """Find the cheapest key of each query; return their numbers and the squared distances."""
-    half = keys.square().sum(1) / 2
-    chunks = queries.split(max(64, (2**23 if queries.is_cpu else 2**27) // len(keys)))
+def _assign(
+    windows: Tensor, rows: Tensor, columns: Tensor, patches: Patches, evenness: float | None, where: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Find each place's cheapest patch, of the exemplar in ``where``; return numbers and squared distances."""
+    if where is None:
+        where = torch.zeros((), dtype=torch.long, device=rows.device).expand(len(rows), len(columns))
+        known = {0: torch.arange(len(patches.keys), device=rows.device)}
+    else:
+        known = {source: (patches.sources == source).nonzero()[:, 0] for source in where.unique().tolist()}
+    choices = {source: _Choice(patches.keys[numbers], evenness) for source, numbers in known.items()}
+    tiles = [
+        (slice(*down), slice(*across))
+        for down, across in itertools.product(spans(len(rows), _TILE), spans(len(columns), _TILE))
+    ]
 
-    def halves(chunk: Tensor) -> Tensor:
-        """Half of the squared distances."""
-        return torch.addmm(half, chunk, keys.T, alpha=-1).add_(chunk.square().sum(1, keepdim=True) / 2)
+    @functools.lru_cache(1)  # the only tile of a small picture is needed twice
+    def project(number: int) -> Tensor:
+        down, across = (side[part] for side, part in zip((rows, columns), tiles[number], strict=True))
+        bands = _bands(down, across, patches.values.shape[1])
+        return torch.cat([(_pixels(windows, band, across) - patches.mean) @ patches.basis for band in bands])
 
     if evenness is not None:
-        closest = torch.full_like(half, torch.inf)
-        for chunk in chunks:
-            closest = torch.minimum(closest, halves(chunk).amin(0))
-        price = 1 / (closest.clamp_(min=0) + evenness * keys.var(0, unbiased=False).sum() + 1e-12)
-        found = torch.cat([_argmin(halves(chunk).clamp_(min=0).mul_(price)) for chunk in chunks])
-    else:
-        found = torch.cat([_argmin(halves(chunk)) for chunk in chunks])
-    return found, (queries - keys[found]).square().sum(1)
+        for number, tile in enumerate(tiles):
+            sources = where[tile].flatten()
+            for source in sources.unique().tolist():
+                choices[source].price(project(number)[sources == source])
+    chosen = torch.empty(len(rows), len(columns), dtype=torch.long, device=rows.device)
+    distances = windows.new_empty(len(rows), len(columns))
+    for number, tile in enumerate(tiles):
+        sources = where[tile].flatten()
+        found, far = chosen.new_empty(len(sources)), distances.new_empty(len(sources))
+        for source in sources.unique().tolist():
+            here = sources == source
+            best, far[here] = choices[source].choose(project(number)[here])
+            found[here] = known[source][best]
+        chosen[tile], distances[tile] = found.view_as(chosen[tile]), far.view_as(distances[tile])
+    return chosen.flatten(), distances.flatten()
+
+
+class _Choice:
+    """The cheapest key for each of many queries, which come in parts: all of them to be priced, then to choose."""
+
+    def __init__(self, keys: Tensor, evenness: float | None) -> None:
+        self._keys, self._evenness = keys, evenness
+        self._half = keys.square().sum(1) / 2
+        self._closest = torch.full_like(self._half, torch.inf)
+
+    def price(self, queries: Tensor) -> None:
+        """See how close queries are to each key."""
+        for chunk in self._chunks(queries):
+            self._closest = torch.minimum(self._closest, self._halves(chunk).amin(0))
+
+    def choose(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the cheapest key of each query; return their numbers and the squared distances."""
+        chunks = self._chunks(queries)
+        if self._evenness is not None:
+            spread = self._evenness * self._keys.var(0, unbiased=False).sum()
+            price = 1 / (self._closest.clamp(min=0) + spread + 1e-12)
+            found = torch.cat([_argmin(self._halves(chunk).clamp_(min=0).mul_(price)) for chunk in chunks])
+        else:
+            found = torch.cat([_argmin(self._halves(chunk)) for chunk in chunks])
+        return found, (queries - self._keys[found]).square().sum(1)
+
+    def _chunks(self, queries: Tensor) -> tuple[Tensor, ...]:
+        return queries.split(max(64, (2**23 if queries.is_cpu else 2**27) // len(self._keys)))
+
+    def _halves(self, chunk: Tensor) -> Tensor:
+        """Half of the squared distances."""
+        return torch.addmm(self._half, chunk, self._keys.T, alpha=-1).add_(chunk.square().sum(1, keepdim=True) / 2)
 
 
 def _argmin(costs: Tensor) -> Tensor:

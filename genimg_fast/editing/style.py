@@ -55,7 +55,7 @@ def stylise(
     By patch transport from coarse to fine, after Elad, Milanfar 2017, https://doi.org/10.1109/TIP.2017.2678168; by
     optimisation, after Gatys et al. 2016, https://doi.org/10.1109/CVPR.2016.265, with the distribution of patches
     as style unless a network is given; or by a network that was trained for one style, Johnson et al. 2016,
-    https://arxiv.org/abs/1603.08155. No weights are needed.
+    https://arxiv.org/abs/1603.08155. No weights are needed. Large pictures are worked on in parts, by themselves.
 
     Args:
         content: The picture.

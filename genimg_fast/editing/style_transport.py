@@ -6,7 +6,8 @@
    are used (:mod:`genimg_fast.editing.patches`); then mix in the content, most where it has edges.
 4. Enlarge the picture twofold, and go on at 3. At last, do 1 again: means of patches have less contrast.
 
-No network is needed. Offsets of patches are random but the same for the whole picture: large ones have no seams.
+No network is needed. Offsets of patches are random but the same for the whole picture. A large one is compared
+with the styles in tiles that share one price list: the result is that of the whole, without seams or drift.
 Elad, Milanfar 2017, https://doi.org/10.1109/TIP.2017.2678168.
 """
 

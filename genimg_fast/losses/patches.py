@@ -6,7 +6,7 @@ n-th smallest goes to the n-th smallest. Projecting all patches is a convolution
 https://arxiv.org/abs/2203.11862; Rabin et al. 2011, https://doi.org/10.1007/978-3-642-24785-9_37.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ _STRUCTURE_REDUCTIONS = (2, 4)
 _COLOURS = 3.0  # weight of the distribution of colours, or there are some that the style has not
 _FLAT = 3e-3  # variance of a style in which there is nothing to see at this scale
 _LITTLE = 0.03  # what noise deviates by in an image of nothing, which is not to be enlarged
+_PROJECTIONS = 2**23  # that are sorted at a time
 _DIRECTIONS, _QUANTILES = 256, 4096  # that are kept of a style, for each size and scale
 
 
@@ -132,8 +133,10 @@ class PatchStyle:
                     filters = filters - filters.mean((2, 3), keepdim=True)
                 known = images[0].new_zeros(_DIRECTIONS, _QUANTILES)
                 for image, weight in zip(reduced, weights, strict=True):
+                    at_a_time = max(1, min(32, _PROJECTIONS // image[0, 0].numel()))
                     found = [
-                        quantiles(sort(conv2d(image, some).flatten(2)), _QUANTILES) for some in filters.split(32)
+                        quantiles(sort(conv2d(image, some).flatten(2)), _QUANTILES)
+                        for some in filters.split(at_a_time)
                     ]
                     known += weight / sum(weights) * torch.cat(found, 1)[0]
                 self._terms.append((by, filters, known, known.var(1).mean() + _FLAT))
@@ -151,11 +154,17 @@ class PatchStyle:
             The mean over sizes, scales, directions and patches: a scalar. Patches larger than the images are left
             out.
         """
-        total, terms = images.new_zeros(()), 0.0
-        for by, filters, known, variance in self._terms:
+        terms = self.terms(images, stride=stride, generator=generator)
+        return sum(terms, images.new_zeros(())) / self.weight(images)
+
+    def weight(self, images: Tensor) -> float:
+        """Sum the weights of the terms that such images have."""
+        return max(1.0, sum(self._weight(filters) for _, filters, _, _ in self._seen(images)))
+
+    def terms(self, images: Tensor, *, stride: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """Compute the loss, times :meth:`weight`, in parts: what is differentiated at once leaves the memory."""
+        for by, filters, known, variance in self._seen(images):
             reduced = shrunk(images, by)
-            if filters.shape[-1] > min(reduced.shape[2:]):
-                continue
             step = max(1, stride // by)
             if step > 1:
                 room = [min(step, side - filters.shape[-1] + 1) for side in reduced.shape[2:]]
@@ -166,10 +175,14 @@ class PatchStyle:
             drawn = drawn.to(images.device)
             ours = sort(conv2d(reduced, filters[drawn], stride=step).transpose(0, 1).flatten(1))
             theirs = quantiles(known[drawn][None], ours.shape[1])[0]
-            weight = _COLOURS if filters.shape[-1] == 1 else 1.0
-            total = total + weight * (ours - theirs).square().mean() / variance
-            terms += weight
-        return total / max(1.0, terms)
+            yield self._weight(filters) * (ours - theirs).square().mean() / variance
+
+    def _seen(self, images: Tensor) -> list[tuple[int, Tensor, Tensor, Tensor]]:
+        return [term for term in self._terms if term[1].shape[-1] <= max(1, min(images.shape[2:]) // term[0])]
+
+    @staticmethod
+    def _weight(filters: Tensor) -> float:
+        return _COLOURS if filters.shape[-1] == 1 else 1.0
 
 
 def brightness_distance(output: Tensor, target: Tensor) -> Tensor:

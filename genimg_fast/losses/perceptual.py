@@ -296,17 +296,19 @@ class StyleLoss(PerceptualLoss):
         return (ours - theirs).square().sum((1, 2)).mean()
 
 
-def weigh_alike(style: StyleLoss, grams: Sequence[Tensor], content: ContentLoss, kept: Sequence[Tensor]) -> None:
+def weigh_alike(
+    style: StyleLoss, grams: Sequence[Tensor], content: ContentLoss, variances: Sequence[float]
+) -> None:
     """Weight the layers of two losses by what they are compared with, so that layers and networks count alike.
 
     Args:
         style: The one loss.
         grams: What :meth:`StyleLoss.describe` made.
         content: The other.
-        kept: What :meth:`ContentLoss.describe` made.
+        variances: Of what :meth:`ContentLoss.describe` made.
     """
     style.weights = [1 / (len(grams) * float(gram.square().sum()) + 1e-12) for gram in grams]
-    content.weights = [1 / (float(features.var()) + 1e-12) for features in kept]
+    content.weights = [1 / (variance + 1e-12) for variance in variances]
 
 
 def gram_matrix(features: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class StyleTrainer(OneLossTrainer):
             compared = StyleLoss(features, value_range=(-1, 1)).to(self.device)
             content = ContentLoss(features, value_range=(-1, 1)).to(self.device)
             wanted = compared.describe(picture)
-            weigh_alike(compared, wanted, content, content.describe(picture))
+            variances = [float(features.var()) for features in content.describe(picture)]
+            weigh_alike(compared, wanted, content, variances)
             self._features = compared, wanted, content
 
     def step(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from genimg_fast.editing import patches as patches_file
 from genimg_fast.editing.patches import Patches, match, resized, take_patches, transport
 
 
@@ -61,6 +62,28 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = transport(picture, patches, generator=seeded())
     monkeypatch.setattr("genimg_fast.editing.patches._bands", lambda rows, columns, values: rows.split(3))
     torch.testing.assert_close(transport(picture, patches, generator=seeded()), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"evenness": 0.01}, {"evenness": 0.01, "wrap": True}, {"stride": 1}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_tiles_choose_as_the_whole_picture(options: dict, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The left half looks like one exemplar, the right half like the other: prices of a tile would be others.
+    one, two = noise(3, 20, 20).double(), 0.5 * noise(3, 24, 20, seed=1).double()
+    picture = torch.cat([noise(3, 44, 30, seed=2).double(), 0.5 * noise(3, 44, 30, seed=3).double()], 2)
+    regions = (torch.arange(60) > 25).long().expand(44, 60) if masked else None
+    patches = taken(one, two)
+    whole = transport(picture, patches, regions=regions, generator=seeded(), **options)
+    sizes, choose = [], patches_file._Choice.choose
+
+    def counted(self: object, queries: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(queries))
+        return choose(self, queries)
+
+    monkeypatch.setattr(patches_file._Choice, "choose", counted)
+    monkeypatch.setattr(patches_file, "_TILE", 7)
+    tiled = transport(picture, patches, regions=regions, generator=seeded(), **options)
+    assert max(sizes) == 7 * 7
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-9)
 
 
 def test_matching_brings_the_distribution_nearer_under_no_grad() -> None:

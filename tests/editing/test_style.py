@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,9 @@ from torch import Tensor
 
 from genimg_fast import models
 from genimg_fast.cli import main
-from genimg_fast.editing import load_picture, save_picture, style_features, style_network, stylise
+from genimg_fast.editing import colours, load_picture, save_picture, style_features, style_network, stylise
 from genimg_fast.editing.colours import moved, recoloured
+from genimg_fast.editing.patches import resized
 from genimg_fast.editing.pictures import to_grey
 
 
@@ -89,13 +91,18 @@ def test_grey_and_colour(content: Tensor) -> None:
     )
 
 
-def test_moved_colours_have_the_mean_and_covariance() -> None:
+def test_moved_colours_have_the_mean_and_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = torch.rand(2, 3, 5000, generator=seeded(), dtype=torch.float64) * 0.2 + 0.3
     theirs[1] = 0.5 * theirs[0] + 0.2 * theirs[1] + 0.1
     result = moved(ours, theirs, torch.ones(5000))
     torch.testing.assert_close(result.mean(1), theirs.mean(1), rtol=0, atol=1e-3)
     torch.testing.assert_close(result.cov(), theirs.cov(), rtol=0.02, atol=1e-4)
     torch.testing.assert_close(moved(ours, ours, torch.ones(5000)), ours)
+    monkeypatch.setattr(colours, "_PIECE", 1200)
+    weights = torch.rand(5000, generator=seeded())
+    in_pieces = moved(ours, theirs, weights)
+    monkeypatch.undo()
+    torch.testing.assert_close(in_pieces, moved(ours, theirs, weights))
 
 
 def test_features_paint_from_coarse_to_fine(content: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,14 +126,51 @@ def test_features_of_large_pictures_are_compared_in_part(content: Tensor, monkey
     assert steps(part) > 1.5 * steps(content)
 
 
-def test_features_of_a_network_in_windows(
-    content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def gradient(descend: Callable[[Tensor], None], picture: Tensor) -> Tensor:
+    picture = picture.clone().requires_grad_()
+    descend(picture)
+    assert picture.grad is not None
+    return picture.grad
+
+
+def test_a_loss_in_parts_has_the_gradient_of_the_whole(content: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = torch.rand(3, 40, 48, generator=seeded())
+
+    def found() -> Tensor:
+        generator = seeded()
+        descend = style_features._patch_loss(content, [stripes(*RED), stripes(*GREEN)], [1, 2], 0.5, generator)
+        return gradient(descend, picture)
+
+    whole = found()
+    monkeypatch.setattr(style_features, "_WHOLE", 40 * 48 - 1)
+    torch.testing.assert_close(found(), whole, rtol=1e-4, atol=1e-7)
+
+
+def test_tiles_have_the_gradient_of_the_whole_picture_style(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Gram matrices are those of the picture: tiles that lack the style's colours do not get all of them."""
+    torch.manual_seed(0)
+    # It sees single pixels, so that borders of tiles are nothing to it.
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 1)).double()
+    network.requires_grad_(False)
+    monkeypatch.setattr(style_features, "_SMOOTHNESS", 0.0)
+    picture, target, style = torch.rand(3, 3, 40, 48, generator=seeded(), dtype=torch.float64)
+    picture[:, :20] *= 0.3
+
+    def found() -> Tensor:
+        return gradient(style_features._feature_loss(network, target, [style], [1], 0.7, seeded()), picture)
+
+    whole = found()
+    monkeypatch.setattr(style_features, "_TILE", 10)
+    torch.testing.assert_close(found(), whole, rtol=0, atol=3e-4 * float(whole.abs().max()))
+
+
+def test_features_of_a_network_in_tiles(content: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torchvision = pytest.importorskip("torchvision")
     torch.manual_seed(0)
     torch.save(torchvision.models.squeezenet1_1().state_dict(), tmp_path / "squeezenet.pth")
-    monkeypatch.setattr(style_features, "_WINDOW", 34)
+    monkeypatch.setattr(style_features, "_TILE", 96)
     monkeypatch.setattr(style_features, "_STEPS", 4)
+    content = resized(content, (100, 160)).clamp(0, 1)
     style = [stripes(*RED), stripes(*GREEN)]
     made = stylise(
         content, style=style, method="features", style_weights=[1.0, 2.0], network=tmp_path / "squeezenet.pth",
@@ -134,7 +178,7 @@ def test_features_of_a_network_in_windows(
     )  # fmt: skip
     start = recoloured(content, style, [1.0, 2.0]).clamp(0, 1)
     changed = (made - start).abs().amax(0) > 0
-    assert changed.float().mean() > 0.9  # windows have been everywhere, borders too
+    assert changed.float().mean() > 0.9  # every step moves all pixels
     save_picture(content, tmp_path / "cat.png")
     with pytest.raises(ValueError, match="network must be a file of vgg16"):
         stylise(content, style=style, method="features", network=tmp_path / "cat.png")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import genimg_fast as gf
-from genimg_fast.editing.tiles import in_tiles
+from genimg_fast.editing.tiles import in_tiles, random_tiles
 
 
 @pytest.mark.parametrize("size", [(40, 50), (33, 97), (16, 16), (7, 64)])
@@ -44,3 +44,21 @@ def test_seams_are_where_the_network_begins_anew_without_multiples() -> None:
 
     assert not torch.allclose(in_tiles(function, image, margin=1, size=9), function(image))
     assert torch.allclose(in_tiles(function, image, margin=1, size=9, multiple=2), function(image))
+
+
+@pytest.mark.parametrize("size", [(40, 50), (33, 97), (16, 25), (200, 7)])
+def test_random_tiles_are_the_picture_and_lie_elsewhere_each_time(size: tuple[int, int]) -> None:
+    generator, borders = torch.Generator().manual_seed(0), set()
+    for _ in range(100):
+        times = torch.zeros(size)
+        for rows, columns in random_tiles(*size, 16, generator):
+            times[rows, columns] += 1
+            for place, side in ((rows, size[0]), (columns, size[1])):
+                assert min(side, 4) <= place.stop - place.start <= 24
+            borders |= {("row", rows.start), ("column", columns.start)}
+        assert torch.equal(times, torch.ones(size))
+    expected = [
+        (what, start) for what, side in zip(("row", "column"), size, strict=True)
+        for start in (0, *(range(4, side - 3) if side > 24 else ()))
+    ]  # fmt: skip
+    assert sorted(borders) == sorted(expected)
