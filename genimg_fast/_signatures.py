@@ -27,7 +27,7 @@ class Option:
         type: Its annotation, without ``None``.
         optional: Whether it may be None.
         default: Its default, ``REQUIRED`` if there is none.
-        documented: What has the parameter, and a docstring: a function, or a class.
+        documented: What has the docstring, a function or a class, and what the parameter is called there.
         positional: Whether it has no flag.
         note: What a user has to know beside what the docstring says.
     """
@@ -36,14 +36,15 @@ class Option:
     type: Any
     optional: bool
     default: Any
-    documented: Callable[..., Any]
+    documented: tuple[Callable[..., Any], str]
     positional: bool = False
     note: str = ""
 
     @property
     def help(self) -> str:
         """What the docstring says, in a line."""
-        return in_a_line(_said_of_parameters(self.documented).get(self.name, "")) + self.note
+        function, parameter = self.documented
+        return in_a_line(_said_of_parameters(function).get(parameter, "")) + self.note
 
     @property
     def flag(self) -> str:
@@ -139,7 +140,7 @@ def _options_of(function: Callable[..., Any], kinds: tuple[tuple[str, Any], ...]
         elif get_origin(kind) is Literal and None in inner:
             optional, kind = True, Literal[tuple(k for k in inner if k is not None)]
         positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not isinstance(function, type)
-        option = Option(name, kind, optional, parameter.default, function, positional)
+        option = Option(name, kind, optional, parameter.default, (function, name), positional)
         with suppress(TypeError):
             if kind is not bool:
                 option.takes()
