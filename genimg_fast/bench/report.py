@@ -99,8 +99,8 @@ def notes_of(result: Result) -> list[str]:
     hurried = list(dict.fromkeys(row.name for row in rows if row.hurried))
     if hurried:
         notes.append(
-            f"without compile, and in the first process warm alone, for want of time: {', '.join(hurried)}; a "
-            "longer --time-limit has all"
+            f"without compile, or without cold and fresh memory, for want of time: {', '.join(hurried)}; a longer "
+            "--time-limit has all"
         )
     once = list(dict.fromkeys(what for row in rows if row.counts()[0] > 1 for what in row.of_one_process()))
     if once:

@@ -43,7 +43,7 @@ class Row:
         seconds: By state, then contender, of each process, of each round; nothing of a process without the
             contender.
         kinds: Of a step, seconds under a profiler by contender, then kind of operator.
-        hurried: Whether compiled contenders, and memory that is cold or fresh, were left out for want of time.
+        hurried: Whether compiled contenders, or memory that is cold or fresh, were left out for want of time.
         yardsticks: Seconds, of each process and each warm round, of what no version of the package changes.
 
     Example:
@@ -260,6 +260,7 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
     found: dict[tuple[str, str], Row] = {}
     processes: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     hurried: set[str] = set()
+    made_up: set[tuple[str, str]] = set()
     for part in rows:
         if "left_out" in part:
             hurried.add(part["name"])
@@ -287,13 +288,19 @@ def join(rows: Iterable[Mapping[str, Any]], dtypes: Mapping[str, str]) -> list[R
         row.memory |= part["memory"]
         for contender, seconds in part["first_call"].items():
             row.first_call.setdefault(contender, []).append(seconds)
+        if "made_up" in part:
+            made_up.add((name, direction))
+            if (
+                len(processes[name, direction]) == 1
+            ):  # it has all of that one, and an interval over two is of no use
+                processes[name, direction].clear()
         processes[name, direction].append(part)
     for key, row in found.items():
         parts = processes[key]
         for state in dict.fromkeys(state for part in parts for state in part["seconds"]):
             row.seconds[state] = _side_by_side([part["seconds"].get(state, {}) for part in parts])
         row.yardsticks = _side_by_side([part["yardsticks"] for part in parts])
-        row.hurried = row.name in hurried
+        row.hurried = row.name in hurried and key not in made_up
         _drop_wrong(row)
     return list(found.values())
 

@@ -32,7 +32,7 @@ FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
-HURRY = 0.4  # of the time limit, after which the first process leaves out what a compiler needs
+HURRY = 0.55  # of the time limit, after which the first process leaves out what a compiler needs
 STARTING = 5.0  # seconds of a process before it measures
 LEAST_HURRIED = 120.0  # seconds of a limit below which to start another process costs more than it saves
 NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
@@ -98,9 +98,10 @@ def run(
         states: Of inputs and memory.
         processes: How many, default 5; of pairs how many at most, default 12: a case whose intervals are narrow
             needs no more than 5. In pairs, the judged contender alone is timed, of warm inputs.
-        time_limit: Seconds, after which nothing begins; what runs is stopped. Where it does not suffice for two
-            more whole processes after the first, further ones leave out compiled contenders and cold and fresh
-            memory; where not for two of these, there is one process.
+        time_limit: Seconds, after which nothing begins; what runs is stopped. With two minutes and more, cold and
+            fresh memory wait: first comes a process with warm inputs, whose last cases are without compiled
+            contenders if they take too long; then two to four without any, if there is time for two; then, as
+            far as time goes, one with all that was left out.
         progress: Whether to show a progress bar.
         base: Folder with another version of the package, which is measured in turns with this one, round by round.
 
@@ -133,36 +134,36 @@ def run(
         else max(LEAST_BUDGET, 0.3 * time_limit / (processes * len(versions) * passes_of_all))
     )
     found: list[list[dict[str, Any]]] = [[] for _ in versions]
-    common = {"own": own, "device": device, "threads": threads}
+    common = {"own": own, "device": device, "threads": threads, "peers": peers, "passes": list(passes)}
     kinds: list[dict[str, Any]] = []
     # Where the time of steps goes, first: a pass of its own, in a process of its own.
     stepping = [entry.name for entry in entries if entry.step]
     without: list[dict[str, list[str]]] = [{} for _ in versions]  # what the first process found wrong
-    hurry = None
-    if base is None and time_limit is not None and time_limit >= LEAST_HURRIED:
-        hurry = started + HURRY * time_limit
+    hurry, wanted, last, light = None, [*states], 0, False
+    if base is None and ends is not None and ends - started >= LEAST_HURRIED:
+        hurry = started + HURRY * (ends - started)
+        if "warm" in wanted:
+            states, last = ["warm"], int(len(wanted) > 1 and len(stepping) < len(names))
     running: list[subprocess.Popen[str]] = []
     stopped: BaseException | None = None
     try:
         if stepping and base is None and (not passes or "step" in passes):
             until = None if ends is None else time.monotonic() + MOST_PROFILED * (ends - started)
             kinds += _rows_of({**common, "names": stepping}, PACKAGE.parent, until, module="shares")
-        with _bar(progress, processes * len(versions) * len(names), ends) as advance:
-            for number in range(processes):
-                begun = time.monotonic()
-                job = {
-                    **common, "names": open_names, "peers": peers, "passes": list(passes), "states": list(states),
-                    "budget": budget * len(versions), "seed": number, "whole": number == 0,
-                }  # fmt: skip
-                hurried = hurry if number == 0 else None
+        with _bar(progress, (processes * len(versions) + last) * len(names), ends) as advance:
+
+            def side_by_side(job: dict[str, Any], hurry: float | None = None, **also: bool) -> None:
+                """Run a process of each version; what else is given goes into each row."""
 
                 def measure(
                     version: Path, rows: list[dict[str, Any]], wrong: dict[str, list[str]],
-                    turns: list[int] | None, job: dict[str, Any] = job, hurried: float | None = hurried,
+                    turns: list[int] | None,
                 ) -> None:  # fmt: skip
-                    whole_job = {**job, "without": wrong, "turns": turns}
-                    for row in _in_time(whole_job, version, ends, hurried, running):
-                        rows.append(row)
+                    known = _without_compiled(names, wrong) if light else {**wrong}
+                    for row in _in_time(
+                        {**common, **job, "without": known, "turns": turns}, version, ends, hurry, running
+                    ):
+                        rows.append({**row, **also})
                         if "canary" in row:
                             canaries.append(row["canary"])
                             wrong.setdefault(f"{row['name']}, {row['pass']}", []).extend(row["wrong"])
@@ -176,6 +177,14 @@ def run(
                         for process in running:
                             process.kill()
                         raise
+
+            for number in range(processes):
+                begun = time.monotonic()
+                job = {
+                    "names": open_names, "states": list(states), "budget": budget * len(versions), "seed": number,
+                    "whole": number == 0,
+                }  # fmt: skip
+                side_by_side(job, hurry if number == 0 else None)
                 if base is not None and number + 1 >= FEWEST_PAIRS:
                     open_names = [
                         name for name in names if name in _unsettled(*(join(rows, dtypes) for rows in found))
@@ -183,23 +192,37 @@ def run(
                     passes_of_all = 2 * len(open_names)
                     if not open_names:
                         break
-                if ends is None or number + 1 == processes:
+                if number + 1 == processes:
+                    break
+                if ends is None:
                     continue
                 left, took = ends - time.monotonic(), time.monotonic() - begun
                 timed = budget * passes_of_all * len(versions)
                 overhead = max(0.0, took - timed) * (0.5 if number == 0 else 1.0)
-                if base is None and number == 0 and left < 2 * took:
-                    states, least = ["warm"], _cost_without_compiler(found[0])
-                    for name in names:
-                        _leave_out_compiled(name, without[0])
-                    processes = 1 + min(processes - 1, int(left / least))
-                    if processes < FEWEST_PROCESSES:
+                if base is None and number == 0 and left < (2 + 2 * last) * took:
+                    light, least = True, _cost_without_compiler(found[0])
+                    fitting = int(left / least)
+                    # Time beyond the fewest processes is better spent on what was left out.
+                    most = min(processes, FEWEST_PROCESSES) if _left_out(found[0]) or last else processes
+                    if 1 + fitting < FEWEST_PROCESSES:
+                        processes = 1
                         break
+                    processes = min(most, 1 + fitting)
                     overhead = max(0.0, least - LEAST_BUDGET * passes_of_all)
-                each = left / (processes - number - 1)
+                each = left / (processes - number - 1 + last)
                 budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
                 if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
                     break
+            light, hurried = False, _left_out(found[0])
+            others = [name for name in names if last and name not in hurried and name not in stepping]
+            if hurry is not None and hurried + others:
+                assert ends is not None
+                found[0] += ({"name": name, "left_out": True} for name in others)
+                budget = max(LEAST_BUDGET, min(1.5, 0.15 * (ends - time.monotonic()) / passes_of_all))
+                job = {
+                    "names": hurried + others, "states": wanted, "budget": budget, "seed": processes, "whole": True
+                }  # fmt: skip
+                side_by_side(job, made_up=True)
     except (KeyboardInterrupt, SystemExit) as error:
         stopped = error
     found[-1] += kinds
@@ -260,7 +283,7 @@ def _in_time(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield the rows of a process; if it is not through at a time, those of another one that measures less.
 
-    What is left then is measured without a compiler, and with warm inputs alone: every case is to have a figure.
+    What is left then is measured without a compiler: every case is to have a figure.
     """
     if hurry is None:
         yield from _rows_of(job, version, ends, running)
@@ -275,15 +298,19 @@ def _in_time(
         yield from case
         return
     rest = job["names"][job["names"].index(case[0]["name"]) if case else 0 :]
-    for name in rest:
-        yield {"name": name, "left_out": True}
-        _leave_out_compiled(name, job["without"])
-    yield from _rows_of({**job, "names": rest, "states": ["warm"]}, version, ends, running)
+    yield from ({"name": name, "left_out": True} for name in rest)
+    without = _without_compiled(rest, job["without"])
+    yield from _rows_of({**job, "names": rest, "without": without}, version, ends, running)
 
 
-def _leave_out_compiled(name: str, without: dict[str, list[str]]) -> None:
-    for direction in get_args(Pass):
-        without.setdefault(f"{name}, {direction}", []).extend(COMPILED)
+def _without_compiled(names: Sequence[str], without: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Add compiled contenders to those that are left out."""
+    keys = [f"{name}, {direction}" for name in names for direction in get_args(Pass)]
+    return {**without, **{key: [*without.get(key, ()), *COMPILED] for key in keys}}
+
+
+def _left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [row["name"] for row in rows if "left_out" in row]
 
 
 def _cost_without_compiler(rows: Sequence[Mapping[str, Any]]) -> float:

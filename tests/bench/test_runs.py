@@ -70,11 +70,12 @@ def measured(monkeypatch: pytest.MonkeyPatch, limit: float | None, **takes: Any)
 
 
 def test_a_limit_that_suffices_is_used_and_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    processes, result = measured(monkeypatch, 600, check=1, compiler=1)
+    processes, result = measured(monkeypatch, 600, check=0.5, compiler=0.2)
     assert 450 < processes.clock <= 600
-    assert all(row.counts() == (runs.PROCESSES, 2) for row in result.rows)
+    assert all(row.counts() >= (runs.PROCESSES, 2) for row in result.rows)
     assert not any(row.hurried for row in result.rows)
     assert all("compile" in row.peers() for row in result.rows)
+    assert all({"warm", "cold", "fresh"} == {*row.seconds} for row in result.rows if row.pass_ != "step")
 
 
 def test_where_compilers_take_too_long_every_case_has_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,12 +85,24 @@ def test_where_compilers_take_too_long_every_case_has_a_figure(monkeypatch: pyte
     assert 0 < len(hurried) < len(result.rows)
     assert all(row.counts()[0] >= runs.FEWEST_PROCESSES for row in result.rows)
     assert all(row.ratio("eager") is not None for row in result.rows)
-    assert all(("compile" in row.peers()) != row.hurried for row in result.rows)
-    assert all(job["states"] == ["warm"] and not job["whole"] for job in processes.jobs[2:])
+    assert all("compile" in row.peers() for row in result.rows if not row.hurried)
+    assert all(job["states"] == ["warm"] and not job["whole"] for job in processes.jobs[2:-1])
     assert all(row.ratio("compile") for row in result.rows if row.name.startswith("DCGAN-64"))  # those come first
     notes = report.notes_of(result)
     assert any(line.startswith("without compile") for line in notes)
-    assert any(line.startswith("of one process, whatever the others: compile, cold, fresh") for line in notes)
+    assert any(line.startswith("of one process, whatever the others: compile") for line in notes)
+
+
+def test_time_that_is_left_goes_to_what_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, result = measured(monkeypatch, 600, check=1, compiler=4)
+    *_, last = processes.jobs
+    left_out = processes.jobs[1]["names"]
+    assert last["whole"]
+    assert last["names"][: len(left_out)] == left_out
+    with_all = [row for row in result.rows if "cold" in row.seconds]
+    assert {row.name for row in with_all} & {*left_out}
+    assert all("compile" in row.peers() and not row.hurried for row in with_all)
+    assert processes.clock > 550
 
 
 def test_rows_stand_in_the_order_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
