@@ -32,7 +32,7 @@ FEWEST_PAIRS, PAIRS = 5, 12  # of processes in turns
 BUDGET = 1.5  # seconds of timing of a pass in a process, without a limit
 LEAST_BUDGET = 0.2
 MOST_PROFILED = 0.15  # of the time limit, for where the time of steps goes
-HURRY = 0.55  # of the time limit, after which the first process leaves out what a compiler needs
+HURRY = 0.45  # of the time limit, after which the first process leaves out what a compiler needs
 STARTING = 5.0  # seconds of a process before it measures
 LEAST_HURRIED = 120.0  # seconds of a limit below which to start another process costs more than it saves
 NARROW = 1.06  # ends of an interval, one over the other, that tell a change of 10% for sure
@@ -211,7 +211,9 @@ def run(
                     overhead = max(0.0, least - LEAST_BUDGET * passes_of_all)
                 each = left / (processes - number - 1 + last)
                 budget = max(LEAST_BUDGET, min(3.0, 0.9 * (each - overhead) / (passes_of_all * len(versions))))
-                if left < overhead + LEAST_BUDGET * passes_of_all * len(versions):
+                # The last one of the fewest may be cut short: without it, no case would have an interval.
+                fewest = light and number + 1 < FEWEST_PROCESSES
+                if left < overhead + LEAST_BUDGET * passes_of_all * len(versions) and not fewest:
                     break
             light, hurried = False, _left_out(found[0])
             others = [name for name in names if last and name not in hurried and name not in stepping]
@@ -320,7 +322,7 @@ def _cost_without_compiler(rows: Sequence[Mapping[str, Any]]) -> float:
     """
     timed = [{**row["seconds"].get("warm", {}), **row["yardsticks"]} for row in rows if "seconds" in row]
     calls = [sum(sum(times[name]) for name in times if name not in COMPILED) for times in timed]
-    return STARTING + sum(0.2 + max(LEAST_BUDGET, 2.5 * each) for each in calls)
+    return STARTING + sum(0.3 + max(LEAST_BUDGET, 2.8 * each) for each in calls)
 
 
 def _rows_of(
